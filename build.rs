@@ -1,0 +1,121 @@
+//! Compiles `kernels/*.cu` to PTX with NVRTC and hands the texts to the crate.
+//!
+//! Without an NVRTC (or on docs.rs) the crate still compiles: each kernel is then `None`, and
+//! loading kernels returns `Error::KernelsNotBuilt`.
+
+use std::env;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+#[allow(dead_code)] // `xtask` and the emulator's tests use the rest
+#[path = "build/nvrtc.rs"]
+mod nvrtc;
+
+use nvrtc::{Nvrtc, NvrtcError, Source};
+
+/// PTX for the oldest GPU with bf16 tensor cores and `cp.async`; drivers translate it for later
+/// ones.
+const ARCHITECTURE: &str = "--gpu-architecture=compute_80";
+const OPTIONS: [&str; 3] = [ARCHITECTURE, "--std=c++17", "--generate-line-info"];
+
+fn main() -> ExitCode {
+    match build() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn build() -> Result<(), Box<dyn std::error::Error>> {
+    let root = PathBuf::from(env::var("CARGO_MANIFEST_DIR")?);
+    let out = PathBuf::from(env::var("OUT_DIR")?);
+    for watched in ["build.rs", "build/nvrtc.rs", "kernels"] {
+        println!("cargo:rerun-if-changed={watched}");
+    }
+    for variable in [
+        nvrtc::ENV_LIBRARY,
+        "CUDA_PATH",
+        "CUDA_HOME",
+        "VIRTUAL_ENV",
+        "CONDA_PREFIX",
+    ] {
+        println!("cargo:rerun-if-env-changed={variable}");
+    }
+    let kernels = read_sources(&root.join("kernels"), "cu")?;
+    let headers = read_sources(&root.join("kernels/common"), "cuh")?
+        .into_iter()
+        .map(|(name, text)| (format!("common/{name}.cuh"), text))
+        .collect::<Vec<_>>();
+
+    let nvrtc = if env::var_os("DOCS_RS").is_some() {
+        None
+    } else {
+        match Nvrtc::find(nvrtc::fetched_folder(&out).as_deref()) {
+            Ok(nvrtc) => Some(nvrtc),
+            Err(error) => {
+                println!("cargo:warning=kernels not built: {error}");
+                // A copy fetched later must be noticed; Cargo reruns for a file that is missing.
+                if let Some(target) = out.ancestors().nth(4) {
+                    println!("cargo:rerun-if-changed={}", target.join("nvrtc").display());
+                }
+                None
+            }
+        }
+    };
+
+    let mut table = String::new();
+    for (stem, text) in &kernels {
+        let constant = stem.to_uppercase();
+        let value = match &nvrtc {
+            None => "None".to_owned(),
+            Some(nvrtc) => {
+                let name = format!("kernels/{stem}.cu");
+                let source = Source {
+                    name: &name,
+                    text,
+                    headers: &headers,
+                };
+                match nvrtc.compile(&source, &OPTIONS) {
+                    Ok(ptx) => {
+                        write_if_changed(&out.join(format!("{stem}.ptx")), &ptx)?;
+                        format!("Some(include_str!(concat!(env!(\"OUT_DIR\"), \"/{stem}.ptx\")))")
+                    }
+                    Err(NvrtcError::Compile(log)) => {
+                        return Err(format!("{name} does not compile:\n{log}").into());
+                    }
+                    Err(other) => return Err(other.into()),
+                }
+            }
+        };
+        table += &format!("pub(crate) const {constant}: Option<&str> = {value};\n");
+    }
+    write_if_changed(&out.join("kernels.rs"), &table)?;
+    Ok(())
+}
+
+/// The files of one extension in a folder as `(stem, text)`, in name order.
+fn read_sources(folder: &Path, extension: &str) -> io::Result<Vec<(String, String)>> {
+    let mut sources = Vec::new();
+    for entry in fs::read_dir(folder)? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|e| e == extension)
+            && let Some(stem) = path.file_stem().and_then(|stem| stem.to_str())
+        {
+            sources.push((stem.to_owned(), fs::read_to_string(&path)?));
+        }
+    }
+    sources.sort();
+    Ok(sources)
+}
+
+/// Leaves an unchanged file alone, so that nothing that includes it is rebuilt.
+fn write_if_changed(path: &Path, text: &str) -> io::Result<()> {
+    if fs::read_to_string(path).is_ok_and(|old| old == text) {
+        return Ok(());
+    }
+    fs::write(path, text)
+}

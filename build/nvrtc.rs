@@ -1,0 +1,315 @@
+//! NVRTC, NVIDIA's run-time CUDA compiler, bound through `libloading`.
+//!
+//! Shared by the build script, `xtask` and the emulator's tests, so that all of them look in the
+//! same places. Compiling needs neither a GPU, nor a driver, nor nvcc.
+
+use std::ffi::{CStr, CString, c_char, c_int};
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::ptr;
+
+use libloading::Library;
+
+/// The environment variable that names an NVRTC library, or the folder that holds one.
+pub const ENV_LIBRARY: &str = "FUSED_DORA_NVRTC";
+
+/// File names by which an NVRTC may go, newest first.
+const LIBRARY_NAMES: [&str; 4] = [
+    "libnvrtc.so.13",
+    "libnvrtc.so.12",
+    "libnvrtc.so",
+    "libnvrtc.dylib",
+];
+
+/// Where a CUDA toolkit keeps its libraries, below its root.
+const TOOLKIT_FOLDERS: [&str; 3] = ["lib64", "lib", "targets/x86_64-linux/lib"];
+
+/// Where NVIDIA's Python wheels keep NVRTC, below `site-packages`.
+pub const WHEEL_FOLDERS: [&str; 2] = ["nvidia/cu13/lib", "nvidia/cuda_nvrtc/lib"];
+
+/// Why NVRTC could not be used.
+#[derive(Debug)]
+pub enum NvrtcError {
+    /// No library was found; holds the places looked at, each with the loader's answer.
+    NotFound(Vec<String>),
+    /// The source did not compile; holds NVRTC's log, with its `file(line)` references.
+    Compile(String),
+    /// A call failed for a reason other than the source.
+    Call(&'static str, String),
+}
+
+impl fmt::Display for NvrtcError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotFound(tried) => write!(
+                f,
+                "no NVRTC found (run `cargo xtask nvrtc`, or set {ENV_LIBRARY}); tried: {}",
+                tried.join("; ")
+            ),
+            Self::Compile(log) => write!(f, "{log}"),
+            Self::Call(name, message) => write!(f, "{name} failed: {message}"),
+        }
+    }
+}
+
+impl std::error::Error for NvrtcError {}
+
+type Program = *mut std::ffi::c_void;
+type Status = c_int;
+
+/// A loaded NVRTC.
+pub struct Nvrtc {
+    library: Library,
+    /// What the loader was given.
+    pub path: PathBuf,
+}
+
+/// One translation unit: a source and the headers that it includes by name.
+pub struct Source<'a> {
+    /// Shown in diagnostics and line information.
+    pub name: &'a str,
+    /// CUDA C++ text.
+    pub text: &'a str,
+    /// `(name as included, text)`.
+    pub headers: &'a [(String, String)],
+}
+
+impl Nvrtc {
+    /// Opens the first usable NVRTC: the environment variable, a CUDA toolkit, the loader's path,
+    /// the active Python environment's wheels, then `fetched` (what `cargo xtask nvrtc` put there).
+    pub fn find(fetched: Option<&Path>) -> Result<Self, NvrtcError> {
+        let mut tried = Vec::new();
+        for candidate in candidates(fetched) {
+            match Self::open(&candidate) {
+                Ok(nvrtc) => return Ok(nvrtc),
+                Err(error) => tried.push(format!("{} ({error})", candidate.display())),
+            }
+        }
+        Err(NvrtcError::NotFound(tried))
+    }
+
+    /// Opens one library file, after the companion library that it will ask for by bare name.
+    pub fn open(path: &Path) -> Result<Self, libloading::Error> {
+        if let Some(folder) = path
+            .parent()
+            .filter(|folder| !folder.as_os_str().is_empty())
+        {
+            for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+                let name = entry.file_name().to_string_lossy().into_owned();
+                if name.starts_with("libnvrtc-builtins.so") {
+                    // SAFETY: NVIDIA's data library has no initialiser with preconditions; it is
+                    // leaked, so that NVRTC finds it loaded for the rest of the process.
+                    if let Ok(builtins) = unsafe { Library::new(entry.path()) } {
+                        std::mem::forget(builtins);
+                    }
+                }
+            }
+        }
+        // SAFETY: loading NVRTC runs its ordinary initialisers, which have no preconditions.
+        let library = unsafe { Library::new(path) }?;
+        Ok(Self {
+            library,
+            path: path.to_owned(),
+        })
+    }
+
+    /// The CUDA version of this NVRTC, such as `(12, 9)`.
+    pub fn version(&self) -> Result<(i32, i32), NvrtcError> {
+        let (mut major, mut minor) = (0, 0);
+        // SAFETY: the signature is that of nvrtc.h; both pointers are valid for the call.
+        unsafe {
+            let version: unsafe extern "C" fn(*mut c_int, *mut c_int) -> Status =
+                self.symbol("nvrtcVersion")?;
+            self.check("nvrtcVersion", version(&mut major, &mut minor))?;
+        }
+        Ok((major, minor))
+    }
+
+    /// Compiles `source` to PTX text. `options` are NVRTC's own, such as
+    /// `--gpu-architecture=compute_80`.
+    pub fn compile(&self, source: &Source<'_>, options: &[&str]) -> Result<String, NvrtcError> {
+        let c_string = |what: &str| {
+            CString::new(what).map_err(|_| NvrtcError::Call("input", "holds a NUL byte".into()))
+        };
+        let text = c_string(source.text)?;
+        let name = c_string(source.name)?;
+        let options = options
+            .iter()
+            .map(|o| c_string(o))
+            .collect::<Result<Vec<_>, _>>()?;
+        let option_pointers: Vec<_> = options.iter().map(|o| o.as_ptr()).collect();
+        let header_names = source
+            .headers
+            .iter()
+            .map(|h| c_string(&h.0))
+            .collect::<Result<Vec<_>, _>>()?;
+        let header_texts = source
+            .headers
+            .iter()
+            .map(|h| c_string(&h.1))
+            .collect::<Result<Vec<_>, _>>()?;
+        let name_pointers: Vec<_> = header_names.iter().map(|h| h.as_ptr()).collect();
+        let text_pointers: Vec<_> = header_texts.iter().map(|h| h.as_ptr()).collect();
+
+        type Create = unsafe extern "C" fn(
+            *mut Program,
+            *const c_char,
+            *const c_char,
+            c_int,
+            *const *const c_char,
+            *const *const c_char,
+        ) -> Status;
+        type Compile = unsafe extern "C" fn(Program, c_int, *const *const c_char) -> Status;
+        type Destroy = unsafe extern "C" fn(*mut Program) -> Status;
+
+        let mut program: Program = ptr::null_mut();
+        // SAFETY: the signatures are those of nvrtc.h; every string and array outlives the calls,
+        // and the program is destroyed exactly once.
+        unsafe {
+            let create: Create = self.symbol("nvrtcCreateProgram")?;
+            let compile: Compile = self.symbol("nvrtcCompileProgram")?;
+            let destroy: Destroy = self.symbol("nvrtcDestroyProgram")?;
+            let status = create(
+                &mut program,
+                text.as_ptr(),
+                name.as_ptr(),
+                source.headers.len() as c_int,
+                text_pointers.as_ptr(),
+                name_pointers.as_ptr(),
+            );
+            self.check("nvrtcCreateProgram", status)?;
+            let status = compile(program, options.len() as c_int, option_pointers.as_ptr());
+            let result = if status == 0 {
+                self.output(program, "nvrtcGetPTXSize", "nvrtcGetPTX")
+            } else {
+                match self.output(program, "nvrtcGetProgramLogSize", "nvrtcGetProgramLog") {
+                    Ok(log) if !log.trim().is_empty() => Err(NvrtcError::Compile(log)),
+                    _ => Err(self.check("nvrtcCompileProgram", status).unwrap_err()),
+                }
+            };
+            destroy(&mut program);
+            result
+        }
+    }
+
+    /// Reads one of a program's texts: its size first, then its bytes.
+    ///
+    /// # Safety
+    /// `program` must be live.
+    unsafe fn output(
+        &self,
+        program: Program,
+        size_name: &'static str,
+        text_name: &'static str,
+    ) -> Result<String, NvrtcError> {
+        type Size = unsafe extern "C" fn(Program, *mut usize) -> Status;
+        type Text = unsafe extern "C" fn(Program, *mut c_char) -> Status;
+        // SAFETY: the signatures are those of nvrtc.h, and the buffer has the size asked for.
+        unsafe {
+            let size_of: Size = self.symbol(size_name)?;
+            let text_of: Text = self.symbol(text_name)?;
+            let mut size = 0;
+            self.check(size_name, size_of(program, &mut size))?;
+            let mut bytes = vec![0_u8; size];
+            self.check(text_name, text_of(program, bytes.as_mut_ptr().cast()))?;
+            bytes.truncate(size.saturating_sub(1));
+            Ok(String::from_utf8_lossy(&bytes).into_owned())
+        }
+    }
+
+    /// # Safety
+    /// `T` must be the symbol's function type.
+    unsafe fn symbol<T: Copy>(&self, name: &'static str) -> Result<T, NvrtcError> {
+        // SAFETY: passed on to the caller.
+        unsafe { self.library.get::<T>(name.as_bytes()) }
+            .map(|symbol| *symbol)
+            .map_err(|error| NvrtcError::Call(name, error.to_string()))
+    }
+
+    fn check(&self, name: &'static str, status: Status) -> Result<(), NvrtcError> {
+        if status == 0 {
+            return Ok(());
+        }
+        type ErrorString = unsafe extern "C" fn(Status) -> *const c_char;
+        // SAFETY: the signature is that of nvrtc.h, which returns a static string.
+        let message = unsafe {
+            self.symbol::<ErrorString>("nvrtcGetErrorString")
+                .map(|error_string| {
+                    CStr::from_ptr(error_string(status))
+                        .to_string_lossy()
+                        .into_owned()
+                })
+        };
+        Err(NvrtcError::Call(
+            name,
+            message.unwrap_or_else(|_| format!("status {status}")),
+        ))
+    }
+}
+
+/// Every library file worth trying, in order.
+fn candidates(fetched: Option<&Path>) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let mut folder = |folder: PathBuf| {
+        for name in LIBRARY_NAMES {
+            let file = folder.join(name);
+            if file.is_file() {
+                found.push(file);
+            }
+        }
+    };
+    let variable = |name: &str| {
+        std::env::var_os(name)
+            .filter(|v| !v.is_empty())
+            .map(PathBuf::from)
+    };
+    if let Some(path) = variable(ENV_LIBRARY) {
+        if path.is_dir() {
+            folder(path);
+        } else {
+            // Named by hand: no other library is a fair substitute.
+            return vec![path];
+        }
+    }
+    for root in ["CUDA_PATH", "CUDA_HOME"].into_iter().filter_map(variable) {
+        TOOLKIT_FOLDERS
+            .iter()
+            .for_each(|below| folder(root.join(below)));
+    }
+    let environments = ["VIRTUAL_ENV", "CONDA_PREFIX"]
+        .into_iter()
+        .filter_map(variable);
+    let mut wheels = Vec::new();
+    for lib in environments.map(|root| root.join("lib")) {
+        for python in std::fs::read_dir(lib).into_iter().flatten().flatten() {
+            let packages = python.path().join("site-packages");
+            wheels.extend(WHEEL_FOLDERS.iter().map(|below| packages.join(below)));
+        }
+    }
+    let by_loader: Vec<_> = LIBRARY_NAMES.iter().map(PathBuf::from).collect();
+    wheels.into_iter().for_each(&mut folder);
+    if let Some(fetched) = fetched {
+        WHEEL_FOLDERS
+            .iter()
+            .for_each(|below| folder(fetched.join(below)));
+    }
+    // Explicit choices first, then the loader's own path, then wheels and the fetched copy.
+    let explicit = found.iter().take_while(|f| !is_wheel(f)).count();
+    found.splice(explicit..explicit, by_loader);
+    found
+}
+
+fn is_wheel(file: &Path) -> bool {
+    WHEEL_FOLDERS
+        .iter()
+        .any(|below| file.parent().is_some_and(|p| p.ends_with(below)))
+}
+
+/// The folder under a target directory where `cargo xtask nvrtc` unpacks NVIDIA's wheel, found
+/// from any folder below that target directory.
+pub fn fetched_folder(below_target: &Path) -> Option<PathBuf> {
+    below_target
+        .ancestors()
+        .map(|folder| folder.join("nvrtc"))
+        .find(|folder| folder.is_dir())
+}

@@ -1,0 +1,205 @@
+// backward_input: the gradients that need P, in two launches.
+//
+//   backward_input          D = G·W + P·A,   dX = D∘g (axis input) or D
+//                           axis input: dm = (Σ_t x∘D)/c
+//   backward_input_lora_a   dA = Pᵀx, ∘g over its columns (axis input)
+//
+// G is dY, or dY∘g rounded to T (axis output); P = dY·(sB) or dY·(g∘sB), from backward_adapter.
+// Shapes, row-major: G [T,O]; W [O,I]; P [T,R]; a [R,I]; x, dX [T,I] of T; dm [I], dA [r,I] f32;
+// R = rank padded to 16. All outputs are written with `=`. dm = 0 where c = 0.
+// Launch: backward_input: grid ⌈T/128⌉·⌈I/128⌉; backward_input_lora_a: grid (⌈I/64⌉, ⌈R/64⌉, chunks
+// of T); block 128. Sums over T are partial per CTA and added in order by the last one to arrive.
+// Formulas: chain rule on forward.cu with c constant: DoRA (arXiv:2402.09353) §4.3.
+
+#include "common/pipeline.cuh"
+#include "common/reduce.cuh"
+
+struct BackwardInputParams {
+    const void* grad;       // G
+    const void* weight;
+    const void* p;
+    const void* a;
+    const void* x;
+    const float* gain;      // axis input only, else null
+    const float* norm;      // likewise
+    void* grad_input;       // null: not wanted (axis input still needs dm)
+    float* grad_lora_a;
+    float* grad_magnitude;  // axis input only, else null
+    float* partial_m;       // [⌈T/128⌉, I]
+    float* partial_a;       // [chunks, R, I]
+    u32* tile_counters;     // backward_input: [⌈I/128⌉]
+    u32* lora_a_counters;   // backward_input_lora_a: [⌈I/64⌉ · ⌈R/64⌉]
+    int tokens, in_features, out_features, rank, padded_rank;
+    int chunk;              // tokens per CTA of backward_input_lora_a
+    int aligned;            // every row of every operand starts at a 16-byte boundary
+};
+
+// ---- dX and dm --------------------------------------------------------------------------------
+
+template <typename T>
+using Gemm = MainGemm<T, Major::MN>;
+
+// Σ over this CTA's tokens of x∘D, per column: into partial_m; the last CTA of a column of tiles
+// adds them up.
+template <typename T>
+__device__ __forceinline__ void magnitude_gradient(const BackwardInputParams& p,
+                                                   typename Gemm<T>::Mma& mma, TileIndex tile,
+                                                   unsigned char* shared) {
+    using Mma = typename Gemm<T>::Mma;
+    constexpr int kTileM = Gemm<T>::kTileM, kTileN = Gemm<T>::kTileN;
+    static_assert(kTileN == kThreads, "one thread per column");
+    const int m0 = tile.m * kTileM, n0 = tile.n * kTileN;
+    const int tiles_m = ceil_div(p.tokens, kTileM);
+    // This thread's rows lie 8 apart.
+    const T* x = static_cast<const T*>(p.x) + i64(m0 + Mma::row(0)) * p.in_features;
+    const i64 stride = 8 * i64(p.in_features);
+    const int rows = ceil_div(max(0, p.tokens - m0 - Mma::row(0)), 8);
+    float(*across)[kTileN] = reinterpret_cast<float(*)[kTileN]>(shared);
+#pragma unroll
+    for (int j = 0; j < Mma::kCols; ++j) {
+        const int col = n0 + Mma::col(j);
+        float sum = 0.0f;
+#pragma unroll
+        for (int i = 0; i < Mma::kRows; ++i) {
+            if (i < rows && col < p.in_features) {
+                sum = fmaf(to_float(x[i * stride + col]), mma.at(i, j), sum);
+            }
+        }
+        sum += shfl_xor(sum, 4);
+        sum += shfl_xor(sum, 8);
+        sum += shfl_xor(sum, 16);
+        if (Mma::lane() < 4) across[Mma::warp_m()][Mma::col(j)] = sum;
+    }
+    __syncthreads();
+    const int col = n0 + threadIdx.x;
+    if (col < p.in_features) {
+        p.partial_m[i64(tile.m) * p.in_features + col] =
+            across[0][threadIdx.x] + across[1][threadIdx.x];
+    }
+    __syncthreads();
+    u32* flag = reinterpret_cast<u32*>(shared);
+    if (!arrive_last(p.tile_counters + tile.n, tiles_m, flag)) return;
+    if (col < p.in_features) {
+        const float sum = ordered_sum(p.partial_m + col, tiles_m, p.in_features);
+        p.grad_magnitude[col] = p.norm[col] > 0.0f ? sum / p.norm[col] : 0.0f;
+    }
+}
+
+template <bool ALIGNED, typename T>
+__device__ __forceinline__ void backward_input(const BackwardInputParams& p,
+                                               unsigned char* shared) {
+    using Mma = typename Gemm<T>::Mma;
+    const TileIndex tile(blockIdx.x, ceil_div(p.tokens, Gemm<T>::kTileM),
+                         ceil_div(p.in_features, Gemm<T>::kTileN));
+    const int m0 = tile.m * Gemm<T>::kTileM, n0 = tile.n * Gemm<T>::kTileN;
+    Mma mma;
+    Gemm<T>::template run<ALIGNED>(
+        mma, shared, {static_cast<const T*>(p.grad), p.tokens, p.out_features},
+        {static_cast<const T*>(p.weight), p.out_features, p.in_features},
+        {static_cast<const T*>(p.p), p.tokens, p.padded_rank},
+        {static_cast<const T*>(p.a), p.padded_rank, p.in_features}, m0, n0);
+
+    if (p.grad_input) {
+#pragma unroll
+        for (int j = 0; j < Mma::kCols; j += 2) {
+            const int col = n0 + Mma::col(j);
+            const float g0 = p.gain && col < p.in_features ? p.gain[col] : 1.0f;
+            const float g1 = p.gain && col + 1 < p.in_features ? p.gain[col + 1] : 1.0f;
+#pragma unroll
+            for (int i = 0; i < Mma::kRows; ++i) {
+                store_pair<ALIGNED>(static_cast<T*>(p.grad_input), p.tokens, p.in_features,
+                                    m0 + Mma::row(i), col, g0 * mma.at(i, j),
+                                    g1 * mma.at(i, j + 1));
+            }
+        }
+    }
+    if (p.grad_magnitude) magnitude_gradient<T>(p, mma, tile, shared);
+}
+
+// ---- dA ---------------------------------------------------------------------------------------
+
+template <typename T>
+struct LoraA {
+    static constexpr int kTileM = 64, kTileN = 64, kTileK = kIsFloat<T> ? 16 : 32, kStages = 3;
+    using Mma = TileMma<T, kTileM, kTileN, kTileK, 1, 4, Major::MN, Major::MN>;
+    static constexpr int kStageBytes = Mma::TileA::kBytes + Mma::TileB::kBytes;
+    static constexpr int kSharedBytes = kStages * kStageBytes;
+};
+
+template <bool ALIGNED, typename T>
+__device__ __forceinline__ void lora_a_partials(const BackwardInputParams& p,
+                                                unsigned char* shared) {
+    using Shape = LoraA<T>;
+    using Mma = typename Shape::Mma;
+    const int n0 = blockIdx.x * Shape::kTileN, m0 = blockIdx.y * Shape::kTileM;
+    const int begin = blockIdx.z * p.chunk, end = min(p.tokens, begin + p.chunk);
+    const Matrix<T> left{static_cast<const T*>(p.p), end, p.padded_rank};
+    const Matrix<T> right{static_cast<const T*>(p.x), end, p.in_features};
+    const int ranks = p.padded_rank - m0;
+    Mma mma;
+    mma.clear();
+    pipeline<Shape::kStages>(
+        ceil_div(end - begin, Shape::kTileK),
+        [&](int step, int stage) {
+            unsigned char* memory = shared + stage * Shape::kStageBytes;
+            const int t0 = begin + step * Shape::kTileK;
+            copy_tile_async<ALIGNED>(typename Mma::TileA(memory), left, t0, m0);
+            copy_tile_async<ALIGNED>(typename Mma::TileB(memory + Mma::TileA::kBytes), right, t0,
+                                     n0);
+        },
+        [&](int step, int stage) {
+            unsigned char* memory = shared + stage * Shape::kStageBytes;
+            mma.multiply(typename Mma::TileA(memory),
+                         typename Mma::TileB(memory + Mma::TileA::kBytes), ranks,
+                         p.in_features - n0, end - begin - step * Shape::kTileK);
+        });
+    float* partial = p.partial_a + i64(blockIdx.z) * p.padded_rank * p.in_features;
+#pragma unroll
+    for (int i = 0; i < Mma::kRows; ++i) {
+#pragma unroll
+        for (int j = 0; j < Mma::kCols; j += 2) {
+            store_pair<ALIGNED>(partial, p.padded_rank, p.in_features, m0 + Mma::row(i),
+                                n0 + Mma::col(j), mma.at(i, j), mma.at(i, j + 1));
+        }
+    }
+}
+
+template <typename T>
+__device__ __forceinline__ void backward_lora_a(const BackwardInputParams& p,
+                                                unsigned char* shared) {
+    using Shape = LoraA<T>;
+    p.aligned ? lora_a_partials<true, T>(p, shared) : lora_a_partials<false, T>(p, shared);
+    u32* counter = p.lora_a_counters + blockIdx.y * gridDim.x + blockIdx.x;
+    if (!arrive_last(counter, gridDim.z, reinterpret_cast<u32*>(shared))) return;
+    const int n0 = blockIdx.x * Shape::kTileN, m0 = blockIdx.y * Shape::kTileM;
+    const int ranks = min(Shape::kTileM, p.rank - m0);
+    for (int i = threadIdx.x; i < ranks * Shape::kTileN; i += kThreads) {
+        const int col = n0 + i % Shape::kTileN;
+        if (col >= p.in_features) continue;
+        const i64 at = i64(m0 + i / Shape::kTileN) * p.in_features + col;
+        const float sum =
+            ordered_sum(p.partial_a + at, gridDim.z, i64(p.padded_rank) * p.in_features);
+        p.grad_lora_a[at] = p.gain ? p.gain[col] * sum : sum;
+    }
+}
+
+// Mirrored in src/backward_input.rs; a test compares them.
+extern "C" __constant__ int backward_input_geometry[] = {
+    Gemm<bf16>::kTileM, Gemm<bf16>::kTileN, LoraA<bf16>::kTileM, LoraA<bf16>::kTileN,
+    kThreads,           sizeof(BackwardInputParams)};
+
+#define FUSED_DORA_BACKWARD_INPUT(NAME, T)                                                      \
+    extern "C" __global__ void __launch_bounds__(kThreads)                                      \
+        backward_input_##NAME(const __grid_constant__ BackwardInputParams p) {                  \
+        __shared__ __align__(128) unsigned char shared[Gemm<T>::kSharedBytes];                  \
+        p.aligned ? backward_input<true, T>(p, shared) : backward_input<false, T>(p, shared);   \
+    }                                                                                           \
+    extern "C" __global__ void __launch_bounds__(kThreads)                                      \
+        backward_input_lora_a_##NAME(const __grid_constant__ BackwardInputParams p) {           \
+        __shared__ __align__(128) unsigned char shared[LoraA<T>::kSharedBytes];                 \
+        backward_lora_a<T>(p, shared);                                                          \
+    }
+
+FUSED_DORA_BACKWARD_INPUT(bf16, bf16)
+FUSED_DORA_BACKWARD_INPUT(f16, f16)
+FUSED_DORA_BACKWARD_INPUT(f32, float)

@@ -1,0 +1,31 @@
+// Reductions of a fixed order: partial sums first, then the last CTA to arrive adds them up in
+// index order, so that the same inputs give the same bits whatever the schedule.
+#pragma once
+
+#include "common/types.cuh"
+
+// True in every thread of the CTA that arrives last of `expected` at `counter`; that CTA sees all
+// that the others wrote before. `counter` must be 0 before the first arrival and is 0 again after
+// the last. `flag` is one word of shared memory that nothing else uses meanwhile.
+__device__ __forceinline__ bool arrive_last(u32* counter, u32 expected, u32* flag) {
+    __threadfence();
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        const u32 before = atomicAdd(counter, 1);
+        *flag = before;
+        if (before == expected - 1) *counter = 0;
+    }
+    __syncthreads();
+    const bool last = *flag == expected - 1;
+    __threadfence();
+    __syncthreads();
+    return last;
+}
+
+// Σ over p of partials[p·stride], in order of p. Bypasses the first-level cache, which may hold
+// what was there before the other CTAs wrote.
+__device__ __forceinline__ float ordered_sum(const float* partials, int count, i64 stride) {
+    float sum = 0.0f;
+    for (int p = 0; p < count; ++p) sum += __ldcg(partials + p * stride);
+    return sum;
+}

@@ -1,0 +1,110 @@
+// Tiles in shared memory: a swizzled layout, and copies of ragged global tiles into it.
+#pragma once
+
+#include "common/ptx.cuh"
+
+// A row-major matrix in global memory with contiguous rows.
+template <typename T>
+struct Matrix {
+    const T* data;
+    int rows, cols;
+
+    // Member by member, so that both stay in registers.
+    __device__ __forceinline__ static Matrix select(bool first, const Matrix& a, const Matrix& b) {
+        return {first ? a.data : b.data, first ? a.rows : b.rows, first ? a.cols : b.cols};
+    }
+    __device__ __forceinline__ const T* at(int row, int col) const {
+        return data + i64(row) * cols + col;
+    }
+};
+
+// ROWS×COLS elements of T in shared memory, rows of 16-byte chunks. The chunk index is XORed with
+// the row, so that the eight rows of one ldmatrix, or of one column access, fall into different
+// banks whatever the row's length.
+template <typename T, int ROWS, int COLS>
+struct SharedTile {
+    static constexpr int kRows = ROWS, kCols = COLS;
+    static constexpr int kChunks = COLS / kVector<T>;
+    static constexpr int kBytes = ROWS * COLS * sizeof(T);
+    static_assert(COLS % kVector<T> == 0, "a row is a whole number of 16-byte chunks");
+    static_assert((kChunks & (kChunks - 1)) == 0, "the XOR needs a power of two of chunks per row");
+    // Rows per 128-byte bank line, as a shift: short rows share a line and one XOR value.
+    static constexpr int kRowShift = kChunks >= 8 ? 0 : kChunks == 4 ? 1 : kChunks == 2 ? 2 : 3;
+    static constexpr int kMask = (kChunks < 8 ? kChunks : 8) - 1;
+
+    T* data;
+
+    __device__ __forceinline__ explicit SharedTile(void* memory) : data(static_cast<T*>(memory)) {}
+
+    __device__ __forceinline__ T* chunk(int row, int chunk) const {
+        return data + row * COLS + ((chunk ^ ((row >> kRowShift) & kMask)) * kVector<T>);
+    }
+    __device__ __forceinline__ T* at(int row, int col) const {
+        return chunk(row, col / kVector<T>) + col % kVector<T>;
+    }
+};
+
+// One chunk of `source` at (row, col), zero where it lies outside. ALIGNED: rows start at 16-byte
+// boundaries, so a chunk is wholly inside or wholly outside.
+template <bool ALIGNED, typename T>
+__device__ __forceinline__ Vector<T> load_chunk(const Matrix<T>& source, int row, int col) {
+    Vector<T> out = {};
+    if (row >= source.rows) return out;
+    if (ALIGNED) {
+        if (col < source.cols) out = *reinterpret_cast<const Vector<T>*>(source.at(row, col));
+    } else {
+#pragma unroll
+        for (int e = 0; e < kVector<T>; ++e) {
+            if (col + e < source.cols) out.values[e] = *source.at(row, col + e);
+        }
+    }
+    return out;
+}
+
+template <bool ALIGNED, typename T>
+__device__ __forceinline__ void store_chunk(T* destination, int rows, int cols, int row, int col,
+                                            const Vector<T>& chunk) {
+    if (row >= rows) return;
+    T* target = destination + i64(row) * cols + col;
+    if (ALIGNED) {
+        if (col < cols) *reinterpret_cast<Vector<T>*>(target) = chunk;
+    } else {
+#pragma unroll
+        for (int e = 0; e < kVector<T>; ++e) {
+            if (col + e < cols) target[e] = chunk.values[e];
+        }
+    }
+}
+
+// Calls visit(row, chunk) for this thread's share of a tile's chunks. Unrolled where ALIGNED; the
+// element-by-element path stays a loop, for the sake of its size.
+template <bool ALIGNED, typename TILE, typename F>
+__device__ __forceinline__ void for_each_chunk(F visit) {
+    constexpr int kTotal = TILE::kRows * TILE::kChunks;
+    constexpr int kUnroll = ALIGNED ? ceil_div(kTotal, kThreads) : 1;
+#pragma unroll kUnroll
+    for (int base = 0; base < kTotal; base += kThreads) {
+        const int index = base + threadIdx.x;
+        if (kTotal % kThreads == 0 || index < kTotal) {
+            visit(index / TILE::kChunks, index % TILE::kChunks);
+        }
+    }
+}
+
+// Starts the copy of source[row0.., col0..] into `tile`, zero outside the matrix. The data are
+// there after the caller's wait for the group and a barrier.
+template <bool ALIGNED, typename T, int ROWS, int COLS>
+__device__ __forceinline__ void copy_tile_async(SharedTile<T, ROWS, COLS> tile,
+                                                const Matrix<T>& source, int row0, int col0) {
+    for_each_chunk<ALIGNED, SharedTile<T, ROWS, COLS>>([&](int r, int c) {
+        const int row = row0 + r, col = col0 + c * kVector<T>;
+        if (ALIGNED) {
+            const bool inside = row < source.rows && col < source.cols;
+            cp_async_16(tile.chunk(r, c), inside ? source.at(row, col) : source.data,
+                        inside ? kVectorBytes : 0);
+        } else {
+            *reinterpret_cast<Vector<T>*>(tile.chunk(r, c)) =
+                load_chunk<ALIGNED>(source, row, col);
+        }
+    });
+}

@@ -1,0 +1,163 @@
+// forward: the adapted linear layer, in two launches.
+//
+//   forward_low_rank   xs = x∘g (norm axis input) or x;   H = xs·Aᵀ
+//   forward            z = xs·Wᵀ + H·(sB)ᵀ
+//                      y = z + b (axis input, and plain LoRA)   or   g∘z + b (axis output)
+//
+// Shapes, row-major: x [T,I], W [O,I], A [R,I] and sB [O,R] packed with R = rank padded to 16,
+// g [I] or [O] f32, b [O], xs [T,I], H [T,R], y [T,O]. All outputs are written with `=`.
+// dtypes: bf16 and f16 (tensor cores, f32 accumulation), f32 (FMA).
+// x∘g is rounded stochastically: round-to-nearest would return x for |g−1| below half an ulp, and
+// the magnitude would not train.
+// Launch: forward_low_rank: grid (⌈T/64⌉, ⌈R/64⌉); forward: grid ⌈T/128⌉·⌈O/128⌉; block 128.
+// Formulas: DoRA (arXiv:2402.09353) §4.1, factored so that W' is never formed.
+
+#include "common/pipeline.cuh"
+#include "common/round.cuh"
+
+struct ForwardParams {
+    const void* x;
+    const void* weight;
+    const void* a;
+    const void* sb;
+    const void* bias;   // null: no bias
+    const float* gain;  // null: g ≡ 1
+    void* xs;           // axis input only, else null
+    void* h;
+    void* y;
+    u64 seed;
+    int tokens, in_features, out_features, padded_rank;
+    int gain_on_input;  // the norm axis
+    int aligned;        // every row of every operand starts at a 16-byte boundary
+};
+
+// ---- H = xs·Aᵀ, and xs -------------------------------------------------------------------------
+
+template <typename T>
+struct LowRank {
+    static constexpr int kTileM = 64, kTileN = 64, kTileK = kIsFloat<T> ? 16 : 32, kStages = 3;
+    using Mma = TileMma<T, kTileM, kTileN, kTileK, 4, 1, Major::K, Major::K>;
+    static constexpr int kStageBytes = Mma::TileA::kBytes + Mma::TileB::kBytes;
+    static constexpr int kSharedBytes = kStages * kStageBytes;
+};
+
+// One tile of x, times g, rounded stochastically, into shared memory and (where `xs` is not null)
+// into xs.
+template <bool ALIGNED, typename T, typename TILE>
+__device__ __forceinline__ void scale_tile(TILE tile, const Matrix<T>& x, const float* gain,
+                                           u64 seed, T* xs, int row0, int col0) {
+    for_each_chunk<ALIGNED, TILE>([&](int r, int c) {
+        const int row = row0 + r, col = col0 + c * kVector<T>;
+        Vector<T> chunk = load_chunk<ALIGNED>(x, row, col);
+#pragma unroll
+        for (int e = 0; e < kVector<T>; ++e) {
+            const float g = col + e < x.cols ? gain[col + e] : 0.0f;
+            chunk.values[e] =
+                round_stochastic<T>(to_float(chunk.values[e]) * g, hash(seed, row, col + e));
+        }
+        *reinterpret_cast<Vector<T>*>(tile.chunk(r, c)) = chunk;
+        if (xs) store_chunk<ALIGNED>(xs, x.rows, x.cols, row, col, chunk);
+    });
+}
+
+template <bool ALIGNED, typename T>
+__device__ __forceinline__ void low_rank(const ForwardParams& p, unsigned char* shared) {
+    using Shape = LowRank<T>;
+    using Mma = typename Shape::Mma;
+    const Matrix<T> x{static_cast<const T*>(p.x), p.tokens, p.in_features};
+    const Matrix<T> a{static_cast<const T*>(p.a), p.padded_rank, p.in_features};
+    const int m0 = blockIdx.x * Shape::kTileM, n0 = blockIdx.y * Shape::kTileN;
+    // Every column of CTAs computes xs; the first one writes it.
+    T* const xs = blockIdx.y == 0 ? static_cast<T*>(p.xs) : nullptr;
+    Mma mma;
+    mma.clear();
+    pipeline<Shape::kStages>(
+        ceil_div(p.in_features, Shape::kTileK),
+        [&](int step, int stage) {
+            unsigned char* memory = shared + stage * Shape::kStageBytes;
+            const typename Mma::TileA tile_x(memory);
+            const typename Mma::TileB tile_a(memory + Mma::TileA::kBytes);
+            const int k0 = step * Shape::kTileK;
+            if (p.gain && p.gain_on_input) {
+                scale_tile<ALIGNED>(tile_x, x, p.gain, p.seed, xs, m0, k0);
+            } else {
+                copy_tile_async<ALIGNED>(tile_x, x, m0, k0);
+            }
+            copy_tile_async<ALIGNED>(tile_a, a, n0, k0);
+        },
+        [&](int, int stage) {
+            unsigned char* memory = shared + stage * Shape::kStageBytes;
+            mma.multiply(typename Mma::TileA(memory),
+                         typename Mma::TileB(memory + Mma::TileA::kBytes), p.tokens - m0,
+                         p.padded_rank - n0, Shape::kTileK);
+        });
+#pragma unroll
+    for (int i = 0; i < Mma::kRows; ++i) {
+#pragma unroll
+        for (int j = 0; j < Mma::kCols; j += 2) {
+            store_pair<true>(static_cast<T*>(p.h), p.tokens, p.padded_rank, m0 + Mma::row(i),
+                             n0 + Mma::col(j), mma.at(i, j), mma.at(i, j + 1));
+        }
+    }
+}
+
+// ---- y ----------------------------------------------------------------------------------------
+
+template <bool ALIGNED, typename T>
+__device__ __forceinline__ void forward(const ForwardParams& p, unsigned char* shared) {
+    using Gemm = MainGemm<T, Major::K>;
+    using Mma = typename Gemm::Mma;
+    const TileIndex tile(blockIdx.x, ceil_div(p.tokens, Gemm::kTileM),
+                         ceil_div(p.out_features, Gemm::kTileN));
+    const int m0 = tile.m * Gemm::kTileM, n0 = tile.n * Gemm::kTileN;
+    Mma mma;
+    Gemm::template run<ALIGNED>(
+        mma, shared,
+        {static_cast<const T*>(p.xs ? p.xs : p.x), p.tokens, p.in_features},
+        {static_cast<const T*>(p.weight), p.out_features, p.in_features},
+        {static_cast<const T*>(p.h), p.tokens, p.padded_rank},
+        {static_cast<const T*>(p.sb), p.out_features, p.padded_rank}, m0, n0);
+
+    const T* bias = static_cast<const T*>(p.bias);
+    const float* gain = p.gain_on_input ? nullptr : p.gain;
+#pragma unroll
+    for (int j = 0; j < Mma::kCols; j += 2) {
+        const int col = n0 + Mma::col(j);
+        float g[2] = {1.0f, 1.0f}, b[2] = {0.0f, 0.0f};
+#pragma unroll
+        for (int e = 0; e < 2; ++e) {
+            if (col + e >= p.out_features) break;
+            if (gain) g[e] = gain[col + e];
+            if (bias) b[e] = to_float(bias[col + e]);
+        }
+#pragma unroll
+        for (int i = 0; i < Mma::kRows; ++i) {
+            store_pair<ALIGNED>(static_cast<T*>(p.y), p.tokens, p.out_features, m0 + Mma::row(i),
+                                col, fmaf(g[0], mma.at(i, j), b[0]),
+                                fmaf(g[1], mma.at(i, j + 1), b[1]));
+        }
+    }
+}
+
+// ---- entry points -----------------------------------------------------------------------------
+
+// Mirrored in src/forward.rs; a test compares them.
+extern "C" __constant__ int forward_geometry[] = {
+    LowRank<bf16>::kTileM, LowRank<bf16>::kTileN, MainGemm<bf16, Major::K>::kTileM,
+    MainGemm<bf16, Major::K>::kTileN, kThreads, sizeof(ForwardParams)};
+
+#define FUSED_DORA_FORWARD(NAME, T)                                                             \
+    extern "C" __global__ void __launch_bounds__(kThreads)                                      \
+        forward_low_rank_##NAME(const __grid_constant__ ForwardParams p) {                      \
+        __shared__ __align__(128) unsigned char shared[LowRank<T>::kSharedBytes];               \
+        p.aligned ? low_rank<true, T>(p, shared) : low_rank<false, T>(p, shared);               \
+    }                                                                                           \
+    extern "C" __global__ void __launch_bounds__(kThreads)                                      \
+        forward_##NAME(const __grid_constant__ ForwardParams p) {                               \
+        __shared__ __align__(128) unsigned char shared[MainGemm<T, Major::K>::kSharedBytes];    \
+        p.aligned ? forward<true, T>(p, shared) : forward<false, T>(p, shared);                 \
+    }
+
+FUSED_DORA_FORWARD(bf16, bf16)
+FUSED_DORA_FORWARD(f16, f16)
+FUSED_DORA_FORWARD(f32, float)

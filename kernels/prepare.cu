@@ -1,0 +1,213 @@
+// prepare: what the other ops need of an adapter, once per change of A, B or m, in one launch.
+//
+//   V = W + s·B·A,   c = ‖V‖ over the norm axis,   g = m/c (0 where c = 0)
+//   a = A, sb = s·B, gsb = g∘(s·B) (axis output), rounded to T, rank zero-padded to R
+//
+// Shapes, row-major: W [O,I] of T; A [r,I], B [O,r], m f32; c, g f32 [I] (axis input) or [O] (axis
+// output); a [R,I], sb and gsb [O,R] of T. With `magnitude_out` instead of m, m = c is written: a
+// fresh adapter, for which g = 1 exactly. All outputs are written with `=`.
+// The norm is direct: a tile of B·A in tensor-core accumulators, W added, squared, summed in f32.
+// A and s·B enter it as sums of three bf16, which carry an f32's 24 bits, so that nothing is lost
+// where V nearly cancels.
+// Launch: grid (strips of 64 along the norm's feature, splits of the summed one), block 128. The
+// last split of a strip adds the partial sums in order. Without a norm (plain LoRA) it only packs.
+// Formulas: DoRA (arXiv:2402.09353) eq. 5.
+
+#include "common/pipeline.cuh"
+#include "common/reduce.cuh"
+
+struct PrepareParams {
+    const void* weight;
+    const float* lora_a;
+    const float* lora_b;
+    const float* magnitude;  // m, or null where magnitude_out is given
+    float* magnitude_out;
+    float* norm;             // c
+    float* gain;             // g
+    void* a;
+    void* sb;
+    void* gsb;               // axis output only, else null
+    float* partials;         // [splits, features of the norm]
+    u32* counters;           // one per strip
+    float scaling;
+    int in_features, out_features, rank, padded_rank;
+    int norm_on_input;       // the norm axis
+    int has_norm;            // 0: plain LoRA
+    int split_tiles;         // tiles of 64 per split
+};
+
+constexpr int kStrip = 64;     // features whose norm one CTA computes; also a tile's depth
+constexpr int kRankStep = 16;  // ranks staged at a time
+constexpr int kParts = 3;      // bf16 summands per f32
+
+using Mma = TileMma<bf16, kStrip, kStrip, kRankStep, 2, 2, Major::K, Major::MN>;
+
+// v = parts[0] + parts[1] + parts[2] up to 2⁻²⁴ of v.
+__device__ __forceinline__ void split(float v, bf16 (&parts)[kParts]) {
+#pragma unroll
+    for (int i = 0; i < kParts; ++i) {
+        parts[i] = from_float<bf16>(v);
+        v -= to_float(parts[i]);
+    }
+}
+
+// The tile (row0, col0) of s·B·A into `mma`: the products of parts whose orders add up to < kParts.
+__device__ __forceinline__ void low_rank_tile(const PrepareParams& p, Mma& mma,
+                                              unsigned char* shared, int row0, int col0) {
+    const auto tile_b = [&](int part) { return Mma::TileA(shared + part * Mma::TileA::kBytes); };
+    const auto tile_a = [&](int part) {
+        return Mma::TileB(shared + kParts * Mma::TileA::kBytes + part * Mma::TileB::kBytes);
+    };
+    mma.clear();
+    for (int k0 = 0; k0 < p.rank; k0 += kRankStep) {
+        __syncthreads();  // the previous step has been read
+        for (int index = threadIdx.x; index < kStrip * kRankStep; index += kThreads) {
+            bf16 parts[kParts];
+            {
+                const int r = index / kRankStep, k = index % kRankStep, row = row0 + r;
+                const bool inside = row < p.out_features && k0 + k < p.rank;
+                split(inside ? p.scaling * p.lora_b[i64(row) * p.rank + k0 + k] : 0.0f, parts);
+#pragma unroll
+                for (int i = 0; i < kParts; ++i) *tile_b(i).at(r, k) = parts[i];
+            }
+            {
+                const int k = index / kStrip, c = index % kStrip, col = col0 + c;
+                const bool inside = k0 + k < p.rank && col < p.in_features;
+                split(inside ? p.lora_a[i64(k0 + k) * p.in_features + col] : 0.0f, parts);
+#pragma unroll
+                for (int i = 0; i < kParts; ++i) *tile_a(i).at(k, c) = parts[i];
+            }
+        }
+        __syncthreads();
+        // Smallest products first.
+#pragma unroll
+        for (int order = kParts - 1; order >= 0; --order) {
+#pragma unroll
+            for (int i = 0; i <= order; ++i) {
+                mma.multiply(tile_b(i), tile_a(order - i), kStrip, kStrip, kRankStep);
+            }
+        }
+    }
+}
+
+// Writes a, sb and, where g is not waited for, nothing else: all CTAs share the elements.
+template <typename T>
+__device__ __forceinline__ void pack(const PrepareParams& p) {
+    const i64 cta = i64(blockIdx.y) * gridDim.x + blockIdx.x;
+    const i64 first = cta * kThreads + threadIdx.x;
+    const i64 stride = i64(gridDim.x) * gridDim.y * kThreads;
+    T* a = static_cast<T*>(p.a);
+    for (i64 i = first; i < i64(p.padded_rank) * p.in_features; i += stride) {
+        a[i] = from_float<T>(i < i64(p.rank) * p.in_features ? p.lora_a[i] : 0.0f);
+    }
+    T* sb = static_cast<T*>(p.sb);
+    for (i64 i = first; i < i64(p.out_features) * p.padded_rank; i += stride) {
+        const i64 row = i / p.padded_rank;
+        const int k = int(i % p.padded_rank);
+        sb[i] = from_float<T>(k < p.rank ? p.scaling * p.lora_b[row * p.rank + k] : 0.0f);
+    }
+}
+
+// Σ V² over this CTA's split, for the strip's features: into sums[kStrip].
+template <typename T>
+__device__ __forceinline__ void square_sums(const PrepareParams& p, unsigned char* shared,
+                                            float* sums) {
+    const T* weight = static_cast<const T*>(p.weight);
+    const int summed = p.norm_on_input ? p.out_features : p.in_features;
+    const int first = blockIdx.y * p.split_tiles * kStrip;
+    const int end = min(summed, first + p.split_tiles * kStrip);
+    float of_row[Mma::kRows] = {}, of_col[Mma::kCols] = {};
+    for (int along = first; along < end; along += kStrip) {
+        const int row0 = p.norm_on_input ? along : blockIdx.x * kStrip;
+        const int col0 = p.norm_on_input ? blockIdx.x * kStrip : along;
+        Mma mma;
+        low_rank_tile(p, mma, shared, row0, col0);
+#pragma unroll
+        for (int i = 0; i < Mma::kRows; ++i) {
+            const int row = row0 + Mma::row(i);
+            if (row >= p.out_features) continue;
+#pragma unroll
+            for (int j = 0; j < Mma::kCols; ++j) {
+                const int col = col0 + Mma::col(j);
+                if (col >= p.in_features) continue;
+                const float v = to_float(weight[i64(row) * p.in_features + col]) + mma.at(i, j);
+                of_row[i] = fmaf(v, v, of_row[i]);
+                of_col[j] = fmaf(v, v, of_col[j]);
+            }
+        }
+    }
+    // Lanes that hold the same features, then the warps that do, in order.
+    __syncthreads();
+    float(*across)[kStrip] = reinterpret_cast<float(*)[kStrip]>(shared);
+    if (p.norm_on_input) {
+#pragma unroll
+        for (int j = 0; j < Mma::kCols; ++j) {
+            float sum = of_col[j];
+            sum += shfl_xor(sum, 4);
+            sum += shfl_xor(sum, 8);
+            sum += shfl_xor(sum, 16);
+            if (Mma::lane() < 4) across[Mma::warp_m()][Mma::col(j)] = sum;
+        }
+    } else {
+#pragma unroll
+        for (int i = 0; i < Mma::kRows; ++i) {
+            float sum = of_row[i];
+            sum += shfl_xor(sum, 1);
+            sum += shfl_xor(sum, 2);
+            if (Mma::lane() % 4 == 0) across[Mma::warp_n()][Mma::row(i)] = sum;
+        }
+    }
+    __syncthreads();
+    if (threadIdx.x < kStrip) sums[threadIdx.x] = across[0][threadIdx.x] + across[1][threadIdx.x];
+    __syncthreads();
+}
+
+template <typename T>
+__device__ __forceinline__ void prepare(const PrepareParams& p, unsigned char* shared,
+                                        float* strip, u32* flag) {
+    pack<T>(p);
+    if (!p.has_norm) return;
+    const int features = p.norm_on_input ? p.in_features : p.out_features;
+    const int feature = blockIdx.x * kStrip + threadIdx.x;
+    const bool owns = threadIdx.x < kStrip && feature < features;
+    square_sums<T>(p, shared, strip);
+    if (owns) p.partials[i64(blockIdx.y) * features + feature] = strip[threadIdx.x];
+    if (!arrive_last(p.counters + blockIdx.x, gridDim.y, flag)) return;
+
+    if (owns) {
+        const float c = sqrtf(ordered_sum(p.partials + feature, gridDim.y, features));
+        const float m = p.magnitude ? p.magnitude[feature] : c;
+        const float g = c > 0.0f ? m / c : 0.0f;
+        p.norm[feature] = c;
+        p.gain[feature] = g;
+        if (p.magnitude_out) p.magnitude_out[feature] = c;
+        strip[threadIdx.x] = g;
+    }
+    if (!p.gsb) return;
+    __syncthreads();
+    T* gsb = static_cast<T*>(p.gsb);
+    const int rows = min(kStrip, p.out_features - int(blockIdx.x) * kStrip);
+    for (int i = threadIdx.x; i < rows * p.padded_rank; i += kThreads) {
+        const int r = i / p.padded_rank, k = i % p.padded_rank;
+        const i64 row = i64(blockIdx.x) * kStrip + r;
+        const float b = k < p.rank ? p.scaling * p.lora_b[row * p.rank + k] : 0.0f;
+        gsb[row * p.padded_rank + k] = from_float<T>(strip[r] * b);
+    }
+}
+
+// Mirrored in src/prepare.rs; a test compares them.
+extern "C" __constant__ int prepare_geometry[] = {kStrip, kThreads, sizeof(PrepareParams)};
+
+#define FUSED_DORA_PREPARE(NAME, T)                                                             \
+    extern "C" __global__ void __launch_bounds__(kThreads)                                      \
+        prepare_##NAME(const __grid_constant__ PrepareParams p) {                               \
+        __shared__ __align__(128) unsigned char                                                 \
+            shared[kParts * (Mma::TileA::kBytes + Mma::TileB::kBytes)];                         \
+        __shared__ float strip[kStrip];                                                         \
+        __shared__ u32 flag;                                                                    \
+        prepare<T>(p, shared, strip, &flag);                                                    \
+    }
+
+FUSED_DORA_PREPARE(bf16, bf16)
+FUSED_DORA_PREPARE(f16, f16)
+FUSED_DORA_PREPARE(f32, float)

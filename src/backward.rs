@@ -1,0 +1,122 @@
+//! The backward of one layer: its tensors, their checks, and both ops in one call.
+
+use std::sync::Arc;
+
+use cudarc::driver::{CudaStream, CudaView, CudaViewMut};
+
+use crate::error::{During, Error, Result};
+use crate::kernels::Kernels;
+use crate::prepare::{Prepared, check_magnitude_len};
+use crate::spec::{DoraSpec, Element, Norm, check_len};
+use crate::workspace::Workspace;
+
+/// Inputs and outputs of the backward, row-major and contiguous. Gradients are written (`=`).
+#[derive(Debug)]
+pub struct Backward<'a, E> {
+    /// T, the number of tokens, as in the forward; may be 0, which gives zero gradients.
+    pub tokens: usize,
+    /// x `[T, I]`, as given to the forward.
+    pub x: CudaView<'a, E>,
+    /// W `[O, I]`, as given to the forward.
+    pub weight: CudaView<'a, E>,
+    /// b `[O]`, as given to the forward.
+    pub bias: Option<CudaView<'a, E>>,
+    /// y `[T, O]`, as the forward wrote it; needed for norm axis output only.
+    pub output: Option<CudaView<'a, E>>,
+    /// dY `[T, O]`.
+    pub grad_output: CudaView<'a, E>,
+    /// H `[T, R]`, as the forward wrote it.
+    pub h: CudaView<'a, E>,
+    /// dX `[T, I]`, written; `None` for a first layer, whose input needs no gradient.
+    pub grad_input: Option<CudaViewMut<'a, E>>,
+    /// dA `[r, I]`, written.
+    pub grad_lora_a: CudaViewMut<'a, f32>,
+    /// dB `[O, r]`, written.
+    pub grad_lora_b: CudaViewMut<'a, f32>,
+    /// dm `[I]` or `[O]`, written; `None` for plain LoRA only.
+    pub grad_magnitude: Option<CudaViewMut<'a, f32>>,
+    /// db `[O]`, written; `None` where the bias is frozen.
+    pub grad_bias: Option<CudaViewMut<'a, f32>>,
+}
+
+impl<E: Element> Backward<'_, E> {
+    pub(crate) fn check(&self, spec: &DoraSpec) -> Result<()> {
+        spec.check_tokens(self.tokens)?;
+        let tokens = ("T", self.tokens);
+        let (inputs, outputs) = (("I", spec.in_features()), ("O", spec.out_features()));
+        let (rank, one) = (("r", spec.rank()), ("1", 1));
+        check_len("x", self.x.len(), tokens, inputs)?;
+        check_len("weight", self.weight.len(), outputs, inputs)?;
+        if let Some(bias) = &self.bias {
+            check_len("bias", bias.len(), one, outputs)?;
+        }
+        match (&self.output, spec.norm()) {
+            (Some(output), _) => check_len("output", output.len(), tokens, outputs)?,
+            (None, Norm::Output) => {
+                let reason = "with norm axis output the magnitude's gradient is taken from y";
+                return Err(Error::MissingTensor {
+                    tensor: "output",
+                    reason,
+                });
+            }
+            (None, _) => {}
+        }
+        check_len("grad_output", self.grad_output.len(), tokens, outputs)?;
+        check_len("h", self.h.len(), tokens, ("R", spec.padded_rank()))?;
+        if let Some(grad_input) = &self.grad_input {
+            check_len("grad_input", grad_input.len(), tokens, inputs)?;
+        }
+        check_len("grad_lora_A", self.grad_lora_a.len(), rank, inputs)?;
+        check_len("grad_lora_B", self.grad_lora_b.len(), outputs, rank)?;
+        match (&self.grad_magnitude, spec.norm()) {
+            (None, Norm::None) => {}
+            (Some(_), Norm::None) => {
+                let reason = "plain LoRA has no magnitude";
+                return Err(Error::UnexpectedTensor {
+                    tensor: "grad_magnitude",
+                    reason,
+                });
+            }
+            (Some(grad), _) => check_magnitude_len("grad_magnitude", spec, grad.len())?,
+            (None, _) => {
+                let reason = "DoRA trains the magnitude";
+                return Err(Error::MissingTensor {
+                    tensor: "grad_magnitude",
+                    reason,
+                });
+            }
+        }
+        if let Some(grad) = &self.grad_bias {
+            check_len("grad_bias", grad.len(), one, outputs)?;
+        }
+        Ok(())
+    }
+}
+
+/// Zero gradients of a batch without tokens.
+pub(crate) fn zero(stream: &Arc<CudaStream>, gradients: &mut CudaViewMut<'_, f32>) -> Result<()> {
+    stream.memset_zeros(gradients).during("zeroing gradients")
+}
+
+impl Kernels {
+    /// All gradients of one layer, the norm c held constant: [`Kernels::backward_adapter`], then
+    /// [`Kernels::backward_input`]. Three launches (two where dX is not wanted and m is not on the
+    /// input).
+    ///
+    /// Formulas: the chain rule on the forward; c constant as in DoRA (arXiv:2402.09353) §4.3.
+    ///
+    /// # Errors
+    /// Those of the two ops; all checks of both come before the first launch.
+    pub fn backward<E: Element>(
+        &self,
+        stream: &Arc<CudaStream>,
+        spec: &DoraSpec,
+        prepared: &Prepared<E>,
+        workspace: &mut Workspace,
+        io: &mut Backward<'_, E>,
+    ) -> Result<()> {
+        self.check_backward_input::<E>(spec, io.tokens)?;
+        self.backward_adapter(stream, spec, prepared, workspace, io)?;
+        self.backward_input(stream, spec, prepared, workspace, io)
+    }
+}

@@ -1,0 +1,181 @@
+//! Everything that can go wrong, with the numbers and the cure.
+
+use cudarc::driver::DriverError;
+
+use crate::spec::Dtype;
+
+/// The crate's result type.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What went wrong. All checks happen before anything is launched: after an error other than
+/// [`Error::Driver`] no buffer has been touched.
+#[non_exhaustive]
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A layer that cannot exist.
+    #[error("{parameter} is {value}: it must be {requirement}")]
+    InvalidSpec {
+        /// The parameter's name.
+        parameter: &'static str,
+        /// What was given.
+        value: String,
+        /// What is allowed.
+        requirement: &'static str,
+    },
+    /// A buffer of the wrong length.
+    #[error("{tensor} holds {found} elements, but {shape} needs {expected}")]
+    Shape {
+        /// The tensor's name.
+        tensor: &'static str,
+        /// The shape it must have, with its numbers.
+        shape: String,
+        /// Elements that shape needs.
+        expected: usize,
+        /// Elements the buffer holds.
+        found: usize,
+    },
+    /// Buffers of one type for a spec of another.
+    #[error("the spec computes in {spec}, but the buffers hold {buffers}: make a spec per dtype")]
+    Dtype {
+        /// The spec's compute type.
+        spec: Dtype,
+        /// The buffers' element type.
+        buffers: Dtype,
+    },
+    /// A tensor that this kind of layer needs was not given.
+    #[error("{tensor} is missing: {reason}")]
+    MissingTensor {
+        /// The tensor's name.
+        tensor: &'static str,
+        /// Why it is needed.
+        reason: &'static str,
+    },
+    /// A tensor that this kind of layer does not have was given.
+    #[error("{tensor} was given, but {reason}: leave it out")]
+    UnexpectedTensor {
+        /// The tensor's name.
+        tensor: &'static str,
+        /// Why it has no place here.
+        reason: &'static str,
+    },
+    /// The prepared operands were never computed, or belong to another spec.
+    #[error(
+        "the prepared operands {problem}: call prepare with this spec after each change of A, B or m"
+    )]
+    NotPrepared {
+        /// What is wrong with them.
+        problem: &'static str,
+    },
+    /// The workspace was made for less.
+    #[error(
+        "the workspace holds {available} bytes, but {tokens} tokens of this layer need {needed}: \
+         make it with this spec among its specs and max_tokens >= {tokens}"
+    )]
+    WorkspaceTooSmall {
+        /// Tokens of this call.
+        tokens: usize,
+        /// Bytes needed.
+        needed: usize,
+        /// Bytes there.
+        available: usize,
+    },
+    /// `backward_input` without its `backward_adapter`.
+    #[error(
+        "the workspace does not hold this layer's P for {tokens} tokens: call backward_adapter \
+         first, and nothing else on this workspace in between"
+    )]
+    BackwardOrder {
+        /// Tokens of this call.
+        tokens: usize,
+    },
+    /// A launch that the device cannot do.
+    #[error("{kernel} needs {what} of {needed}, but the device allows {limit}: {cure}")]
+    DeviceLimit {
+        /// The kernel.
+        kernel: &'static str,
+        /// Which quantity.
+        what: &'static str,
+        /// How much the launch needs.
+        needed: u64,
+        /// How much the device has.
+        limit: u64,
+        /// What to do.
+        cure: &'static str,
+    },
+    /// The GPU predates the instructions that the kernels use.
+    #[error(
+        "the device has compute capability {}.{}, the kernels need {}.{} (Ampere) or later",
+        found.0, found.1, needed.0, needed.1
+    )]
+    UnsupportedArchitecture {
+        /// The device's compute capability.
+        found: (i32, i32),
+        /// The lowest one that will do.
+        needed: (i32, i32),
+    },
+    /// The crate was compiled without NVRTC.
+    #[error(
+        "this build holds no CUDA kernels, because NVRTC was not found when it was compiled: run \
+         `cargo xtask nvrtc` in a checkout, or install CUDA or `pip install nvidia-cuda-nvrtc-cu12` \
+         in the active environment (or point FUSED_DORA_NVRTC at libnvrtc), and build again"
+    )]
+    KernelsNotBuilt,
+    /// No CUDA driver library could be opened.
+    #[error(
+        "no CUDA driver found (tried {}): install NVIDIA's driver, or use the emulated device",
+        tried.join("; ")
+    )]
+    DriverMissing {
+        /// Each name tried, with the loader's answer.
+        tried: Vec<String>,
+    },
+    /// The device asked for is not there.
+    #[error("CUDA device {ordinal} does not exist: the driver sees {count} device(s), from 0")]
+    NoDevice {
+        /// The ordinal asked for.
+        ordinal: usize,
+        /// How many the driver sees.
+        count: usize,
+    },
+    /// The kernels' PTX is newer than the driver understands (CUDA error 222).
+    #[error(
+        "{kernel} is PTX {ptx}, newer than the driver (CUDA {}.{}) can translate: update the \
+         driver, or build with an older NVRTC (FUSED_DORA_NVRTC)",
+        driver / 1000, driver % 1000 / 10
+    )]
+    PtxTooNew {
+        /// The kernel file.
+        kernel: &'static str,
+        /// Its `.version`.
+        ptx: String,
+        /// The driver's version, as CUDA counts (12040 is 12.4).
+        driver: i32,
+    },
+    /// A stream of one context, kernels loaded in another.
+    #[error(
+        "the stream and the kernels belong to different CUDA contexts: load kernels per context"
+    )]
+    ContextMismatch,
+    /// The driver reported an error.
+    #[error("{during}: CUDA driver error: {source}")]
+    Driver {
+        /// What the crate was doing.
+        during: &'static str,
+        /// The driver's answer.
+        source: DriverError,
+    },
+}
+
+/// Names what was being done when a driver call failed.
+pub(crate) trait During<T> {
+    fn during(self, what: &'static str) -> Result<T>;
+}
+
+impl<T> During<T> for std::result::Result<T, DriverError> {
+    fn during(self, what: &'static str) -> Result<T> {
+        self.map_err(|source| Error::Driver {
+            during: what,
+            source,
+        })
+    }
+}

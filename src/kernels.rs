@@ -1,0 +1,311 @@
+//! The compiled kernels, loaded into a context, and the checks around every launch.
+
+use std::sync::Arc;
+
+use cudarc::driver::sys::CUdevice_attribute_enum as Attribute;
+use cudarc::driver::{
+    CudaContext, CudaFunction, CudaModule, CudaStream, DeviceRepr, DriverError, LaunchConfig,
+    PushKernelArg, sys,
+};
+use cudarc::nvrtc::Ptx;
+
+use crate::error::{During, Error, Result};
+use crate::spec::Dtype;
+
+mod embedded {
+    include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
+}
+
+/// Threads of every kernel's block (kThreads in the kernels).
+pub(crate) const THREADS: u32 = 128;
+
+/// bf16 tensor cores and cp.async came with Ampere.
+const NEEDED_CAPABILITY: (i32, i32) = (8, 0);
+
+/// The kernel files, in the order of [`Entry`].
+const FILES: [(&str, Option<&str>); 4] = [
+    ("prepare.cu", embedded::PREPARE),
+    ("forward.cu", embedded::FORWARD),
+    ("backward_adapter.cu", embedded::BACKWARD_ADAPTER),
+    ("backward_input.cu", embedded::BACKWARD_INPUT),
+];
+
+/// One kernel, whatever its dtype.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Entry {
+    Prepare,
+    ForwardLowRank,
+    Forward,
+    BackwardAdapter,
+    BackwardInput,
+    BackwardInputLoraA,
+}
+
+impl Entry {
+    const ALL: [Self; 6] = [
+        Self::Prepare,
+        Self::ForwardLowRank,
+        Self::Forward,
+        Self::BackwardAdapter,
+        Self::BackwardInput,
+        Self::BackwardInputLoraA,
+    ];
+
+    /// The entry point's name up to the dtype, and the index of its file.
+    const fn name(self) -> (&'static str, usize) {
+        match self {
+            Self::Prepare => ("prepare", 0),
+            Self::ForwardLowRank => ("forward_low_rank", 1),
+            Self::Forward => ("forward", 1),
+            Self::BackwardAdapter => ("backward_adapter", 2),
+            Self::BackwardInput => ("backward_input", 3),
+            Self::BackwardInputLoraA => ("backward_input_lora_a", 3),
+        }
+    }
+}
+
+/// A kernel and what the device must give a block of it.
+#[derive(Debug)]
+struct Function {
+    function: CudaFunction,
+    shared_bytes: u64,
+    max_threads: u64,
+}
+
+/// What a launch may ask of the device.
+#[derive(Debug, Clone, Copy)]
+struct Limits {
+    grid: [u64; 3],
+    threads: u64,
+    shared_bytes: u64,
+}
+
+/// All kernels, loaded into one context. Load once and share; launching needs only `&self`.
+#[derive(Debug)]
+pub struct Kernels {
+    context: Arc<CudaContext>,
+    modules: Vec<Arc<CudaModule>>,
+    functions: Vec<Function>,
+    limits: Limits,
+    sm_count: usize,
+}
+
+impl Kernels {
+    /// Whether the kernels were compiled into this build.
+    pub fn are_built() -> bool {
+        FILES.iter().all(|(_, ptx)| ptx.is_some())
+    }
+
+    /// Loads the kernels into `context`.
+    ///
+    /// # Errors
+    /// [`Error::KernelsNotBuilt`] if the crate was compiled without NVRTC,
+    /// [`Error::UnsupportedArchitecture`] before Ampere, [`Error::PtxTooNew`] if the driver is
+    /// older than the NVRTC that compiled the kernels, or the driver's error.
+    pub fn load(context: &Arc<CudaContext>) -> Result<Self> {
+        let images = FILES
+            .iter()
+            .map(|(name, ptx)| ptx.map(|ptx| (*name, ptx)).ok_or(Error::KernelsNotBuilt))
+            .collect::<Result<Vec<_>>>()?;
+        let found = context
+            .compute_capability()
+            .during("reading the compute capability")?;
+        if found < NEEDED_CAPABILITY {
+            return Err(Error::UnsupportedArchitecture {
+                found,
+                needed: NEEDED_CAPABILITY,
+            });
+        }
+        let modules = images
+            .into_iter()
+            .map(|(name, ptx)| load_image(context, name, ptx))
+            .collect::<Result<Vec<_>>>()?;
+        let mut functions = Vec::new();
+        for entry in Entry::ALL {
+            let (name, file) = entry.name();
+            for dtype in Dtype::ALL {
+                functions.push(Function::load(&modules[file], &format!("{name}_{dtype}"))?);
+            }
+        }
+        let attribute = |which| {
+            let value = context
+                .attribute(which)
+                .during("reading the device's limits")?;
+            Ok::<_, Error>(u64::try_from(value).unwrap_or(0))
+        };
+        let limits = Limits {
+            grid: [
+                attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_GRID_DIM_X)?,
+                attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_GRID_DIM_Y)?,
+                attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_GRID_DIM_Z)?,
+            ],
+            threads: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_THREADS_PER_BLOCK)?,
+            shared_bytes: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK)?,
+        };
+        let sm_count = attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)? as usize;
+        Ok(Self {
+            context: context.clone(),
+            modules,
+            functions,
+            limits,
+            sm_count,
+        })
+    }
+
+    /// The context that the kernels were loaded into.
+    pub fn context(&self) -> &Arc<CudaContext> {
+        &self.context
+    }
+
+    /// Multiprocessors of the device, which the splits of small problems aim to fill.
+    pub(crate) fn sm_count(&self) -> usize {
+        self.sm_count
+    }
+
+    pub(crate) fn check_stream(&self, stream: &CudaStream) -> Result<()> {
+        if stream.context().cu_ctx() == self.context.cu_ctx() {
+            return Ok(());
+        }
+        Err(Error::ContextMismatch)
+    }
+
+    /// The `<file>_geometry` constants of a kernel file, for the test that compares them.
+    #[doc(hidden)]
+    pub fn geometry(&self, stream: &Arc<CudaStream>, symbol: &str) -> Result<Vec<i32>> {
+        let module = FILES
+            .iter()
+            .position(|(name, _)| symbol.strip_suffix("_geometry") == name.strip_suffix(".cu"))
+            .and_then(|index| self.modules.get(index))
+            .ok_or(Error::MissingTensor {
+                tensor: "geometry",
+                reason: "no such kernel file",
+            })?;
+        let view = module
+            .get_global(symbol, stream)
+            .during("finding a kernel constant")?;
+        // SAFETY: the symbol is an array of 32-bit integers, valid for any bit pattern.
+        let ints = unsafe { view.transmute::<i32>(view.len() / size_of::<i32>()) };
+        let ints = ints.ok_or(Error::MissingTensor {
+            tensor: "geometry",
+            reason: "empty",
+        })?;
+        stream.clone_dtoh(&ints).during("reading a kernel constant")
+    }
+
+    /// Launches `entry` with one parameter struct, after checking it against the device's limits.
+    ///
+    /// # Safety
+    /// `params` must be the struct that the kernel declares, and every pointer in it valid on
+    /// `stream` for what the kernel does with it.
+    pub(crate) unsafe fn launch<P: DeviceRepr>(
+        &self,
+        stream: &CudaStream,
+        entry: Entry,
+        dtype: Dtype,
+        grid: [usize; 3],
+        params: &P,
+    ) -> Result<()> {
+        self.check_grid(entry, dtype, grid)?;
+        let function = self.function(entry, dtype);
+        let config = LaunchConfig {
+            grid_dim: (grid[0] as u32, grid[1] as u32, grid[2] as u32),
+            block_dim: (THREADS, 1, 1),
+            shared_mem_bytes: 0,
+        };
+        // SAFETY: the caller vouches for the parameters; the configuration was checked.
+        unsafe {
+            stream
+                .launch_builder(&function.function)
+                .arg(params)
+                .launch(config)
+        }
+        .during(entry.name().0)?;
+        Ok(())
+    }
+
+    fn function(&self, entry: Entry, dtype: Dtype) -> &Function {
+        &self.functions[entry as usize * Dtype::ALL.len() + dtype as usize]
+    }
+
+    /// Checks a launch against the device's limits, so that an op of several launches fails
+    /// before its first.
+    pub(crate) fn check_grid(&self, entry: Entry, dtype: Dtype, grid: [usize; 3]) -> Result<()> {
+        let (kernel, _) = entry.name();
+        let function = self.function(entry, dtype);
+        const GRID: [&str; 3] = ["a grid width", "a grid height", "a grid depth"];
+        let fewer = "use fewer tokens or a smaller rank per call";
+        let none = "this GPU cannot run this kernel";
+        let threads = self.limits.threads.min(function.max_threads);
+        let checks = [
+            (GRID[0], grid[0] as u64, self.limits.grid[0], fewer),
+            (GRID[1], grid[1] as u64, self.limits.grid[1], fewer),
+            (GRID[2], grid[2] as u64, self.limits.grid[2], fewer),
+            ("a block", THREADS.into(), threads, none),
+            (
+                "shared memory per block",
+                function.shared_bytes,
+                self.limits.shared_bytes,
+                none,
+            ),
+        ];
+        for (what, needed, limit, cure) in checks {
+            if needed > limit {
+                return Err(Error::DeviceLimit {
+                    kernel,
+                    what,
+                    needed,
+                    limit,
+                    cure,
+                });
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Function {
+    fn load(module: &Arc<CudaModule>, name: &str) -> Result<Self> {
+        let during = "finding a kernel";
+        let function = module.load_function(name).during(during)?;
+        let shared_bytes = function.shared_size_bytes().during(during)?.max(0) as u64;
+        let max_threads = function.max_threads_per_block().during(during)?.max(0) as u64;
+        Ok(Self {
+            function,
+            shared_bytes,
+            max_threads,
+        })
+    }
+}
+
+fn load_image(
+    context: &Arc<CudaContext>,
+    kernel: &'static str,
+    ptx: &str,
+) -> Result<Arc<CudaModule>> {
+    match context.load_module(Ptx::from_src(ptx)) {
+        Ok(module) => Ok(module),
+        Err(DriverError(sys::CUresult::CUDA_ERROR_UNSUPPORTED_PTX_VERSION)) => {
+            let ptx = ptx
+                .lines()
+                .find_map(|line| line.trim().strip_prefix(".version"))
+                .map_or_else(|| "of unknown version".to_owned(), |v| v.trim().to_owned());
+            Err(Error::PtxTooNew {
+                kernel,
+                ptx,
+                driver: driver_version(),
+            })
+        }
+        Err(source) => Err(Error::Driver {
+            during: "loading kernels",
+            source,
+        }),
+    }
+}
+
+fn driver_version() -> i32 {
+    let mut version = 0;
+    // SAFETY: the pointer is valid for the call; on failure the version stays 0.
+    unsafe { sys::cuDriverGetVersion(&mut version) }
+        .result()
+        .map_or(0, |()| version)
+}

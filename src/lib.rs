@@ -1,0 +1,37 @@
+//! Fused CUDA kernels for DoRA, weight-decomposed low-rank adaptation (arXiv:2402.09353).
+//!
+//! A DoRA layer computes y = x·W'ᵀ + b with `W' = m·(W + s·B·A)/‖W + s·B·A‖`: W frozen, the
+//! low-rank A and B and the magnitude m trained. This crate computes its forward and its
+//! hand-derived backward in a few launches, never forming W', from any Rust trainer that holds its
+//! tensors in cudarc buffers.
+//!
+//! One step of one layer:
+//! 1. [`Kernels::prepare`], after each change of A, B or m: norms, gains, packed operands;
+//! 2. [`Kernels::forward`]: y, and H for the backward;
+//! 3. [`Kernels::backward`]: the gradients of x, A, B, m and b.
+//!
+//! Shapes, throughout: x `[T, I]` tokens × input features, W `[O, I]`, A `[r, I]`, B `[O, r]`, all
+//! row-major and contiguous; R is r rounded up to a multiple of 16. x, W, b, y and their gradients
+//! are of one [`Dtype`]; adapter parameters and their gradients are f32.
+
+mod backward;
+pub mod backward_adapter;
+pub mod backward_input;
+mod device;
+mod error;
+pub mod forward;
+mod kernels;
+pub mod prepare;
+pub mod reference;
+mod spec;
+mod workspace;
+
+pub use backward::Backward;
+pub use cudarc;
+pub use device::open_device;
+pub use error::{Error, Result};
+pub use forward::Forward;
+pub use kernels::Kernels;
+pub use prepare::{Magnitude, Prepare, Prepared};
+pub use spec::{DoraSpec, Dtype, Element, Norm, Scaling};
+pub use workspace::Workspace;

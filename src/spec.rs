@@ -1,0 +1,281 @@
+//! What one adapted layer is: its features, rank, scaling, norm axis and compute type.
+
+use std::fmt;
+
+use cudarc::driver::{DeviceRepr, ValidAsZeroBits};
+use half::{bf16, f16};
+
+use crate::error::{Error, Result};
+
+/// The type that x, W, b, y and their gradients are stored in, and that products are computed in
+/// (always accumulated in f32).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Dtype {
+    /// bfloat16, on tensor cores.
+    Bf16,
+    /// IEEE half precision, on tensor cores.
+    F16,
+    /// True single precision, on the FMA units.
+    F32,
+}
+
+impl Dtype {
+    /// All types, in the order of the kernels' entry points.
+    pub const ALL: [Self; 3] = [Self::Bf16, Self::F16, Self::F32];
+
+    /// The suffix of the kernels' entry points, and the name used in messages.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Bf16 => "bf16",
+            Self::F16 => "f16",
+            Self::F32 => "f32",
+        }
+    }
+
+    /// Bytes per element.
+    pub const fn bytes(self) -> usize {
+        match self {
+            Self::Bf16 | Self::F16 => 2,
+            Self::F32 => 4,
+        }
+    }
+}
+
+impl fmt::Display for Dtype {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+mod sealed {
+    pub trait Sealed {}
+    impl Sealed for half::bf16 {}
+    impl Sealed for half::f16 {}
+    impl Sealed for f32 {}
+}
+
+/// A Rust type that a [`Dtype`] stands for.
+pub trait Element: DeviceRepr + ValidAsZeroBits + Copy + sealed::Sealed + 'static {
+    /// The matching compute type.
+    const DTYPE: Dtype;
+    /// Rounds to nearest.
+    fn from_f32(value: f32) -> Self;
+    /// Widens exactly.
+    fn to_f32(self) -> f32;
+}
+
+impl Element for bf16 {
+    const DTYPE: Dtype = Dtype::Bf16;
+    fn from_f32(value: f32) -> Self {
+        Self::from_f32(value)
+    }
+    fn to_f32(self) -> f32 {
+        Self::to_f32(self)
+    }
+}
+
+impl Element for f16 {
+    const DTYPE: Dtype = Dtype::F16;
+    fn from_f32(value: f32) -> Self {
+        Self::from_f32(value)
+    }
+    fn to_f32(self) -> f32 {
+        Self::to_f32(self)
+    }
+}
+
+impl Element for f32 {
+    const DTYPE: Dtype = Dtype::F32;
+    fn from_f32(value: f32) -> Self {
+        value
+    }
+    fn to_f32(self) -> f32 {
+        self
+    }
+}
+
+/// Along which axis of V = W + s·B·A the norm c is taken, and so what the magnitude m scales.
+///
+/// There is no default: checkpoints of one kind mean something else under the other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Norm {
+    /// No norm, g ≡ 1: plain LoRA (arXiv:2106.09685).
+    None,
+    /// One norm per input feature, c_j = ‖V\[:,j\]‖, m `[I]`: the DoRA paper's ‖·‖_c
+    /// (arXiv:2402.09353); LyCORIS and OneTrainer.
+    Input,
+    /// One norm per output feature, c_i = ‖V\[i,:\]‖, m `[O]`: PEFT, torchtune, axolotl, MLX.
+    Output,
+}
+
+/// The factor s in V = W + s·B·A.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Scaling {
+    /// s = α/r (LoRA).
+    Standard {
+        /// α.
+        alpha: f32,
+    },
+    /// s = α/√r (rsLoRA, arXiv:2312.03732).
+    RankStabilized {
+        /// α.
+        alpha: f32,
+    },
+    /// s itself.
+    Value(f32),
+}
+
+/// One adapted linear layer, checked when it is made.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct DoraSpec {
+    in_features: usize,
+    out_features: usize,
+    rank: usize,
+    scaling: f32,
+    norm: Norm,
+    dtype: Dtype,
+}
+
+/// The rank is zero-padded to the depth of one tensor-core product.
+const RANK_MULTIPLE: usize = 16;
+
+/// Kernels index rows and columns with 32 bits, with room for a tile beyond the end.
+const MAX_DIMENSION: usize = i32::MAX as usize - 1024;
+
+impl DoraSpec {
+    /// A layer of `in_features` I → `out_features` O with an adapter of rank r.
+    ///
+    /// # Errors
+    /// [`Error::InvalidSpec`] if a dimension is 0 or beyond 2³¹ − 1025, or the scaling is not
+    /// finite.
+    pub fn new(
+        in_features: usize,
+        out_features: usize,
+        rank: usize,
+        scaling: Scaling,
+        norm: Norm,
+        dtype: Dtype,
+    ) -> Result<Self> {
+        for (parameter, value) in [
+            ("in_features", in_features),
+            ("out_features", out_features),
+            ("rank", rank),
+        ] {
+            check_dimension(parameter, value, 1)?;
+        }
+        let (given, scaling) = match scaling {
+            Scaling::Standard { alpha } => (alpha, alpha / rank as f32),
+            Scaling::RankStabilized { alpha } => (alpha, alpha / (rank as f32).sqrt()),
+            Scaling::Value(value) => (value, value),
+        };
+        if !scaling.is_finite() {
+            return Err(Error::InvalidSpec {
+                parameter: "scaling",
+                value: given.to_string(),
+                requirement: "a finite number",
+            });
+        }
+        Ok(Self {
+            in_features,
+            out_features,
+            rank,
+            scaling,
+            norm,
+            dtype,
+        })
+    }
+
+    /// I, the length of a row of x and W.
+    pub const fn in_features(&self) -> usize {
+        self.in_features
+    }
+
+    /// O, the length of a row of y.
+    pub const fn out_features(&self) -> usize {
+        self.out_features
+    }
+
+    /// r, the adapter's rank.
+    pub const fn rank(&self) -> usize {
+        self.rank
+    }
+
+    /// R: r rounded up to a multiple of 16, the row length of the packed operands and of H.
+    pub const fn padded_rank(&self) -> usize {
+        self.rank.next_multiple_of(RANK_MULTIPLE)
+    }
+
+    /// s, the factor of B·A.
+    pub const fn scaling(&self) -> f32 {
+        self.scaling
+    }
+
+    /// The norm axis.
+    pub const fn norm(&self) -> Norm {
+        self.norm
+    }
+
+    /// The compute type.
+    pub const fn dtype(&self) -> Dtype {
+        self.dtype
+    }
+
+    /// The length of m, c and g: I, O, or 0 for plain LoRA.
+    pub const fn magnitude_len(&self) -> usize {
+        match self.norm {
+            Norm::None => 0,
+            Norm::Input => self.in_features,
+            Norm::Output => self.out_features,
+        }
+    }
+
+    pub(crate) fn check_dtype<E: Element>(&self) -> Result<()> {
+        if self.dtype == E::DTYPE {
+            return Ok(());
+        }
+        Err(Error::Dtype {
+            spec: self.dtype,
+            buffers: E::DTYPE,
+        })
+    }
+
+    pub(crate) fn check_tokens(&self, tokens: usize) -> Result<()> {
+        check_dimension("tokens", tokens, 0)
+    }
+}
+
+fn check_dimension(parameter: &'static str, value: usize, least: usize) -> Result<()> {
+    if (least..=MAX_DIMENSION).contains(&value) {
+        return Ok(());
+    }
+    let requirement = if least == 0 {
+        "at most 2^31 - 1025"
+    } else {
+        "at least 1 and at most 2^31 - 1025"
+    };
+    Err(Error::InvalidSpec {
+        parameter,
+        value: value.to_string(),
+        requirement,
+    })
+}
+
+/// Checks that a buffer holds exactly `rows`·`cols` elements.
+pub(crate) fn check_len(
+    tensor: &'static str,
+    found: usize,
+    rows: (&str, usize),
+    cols: (&str, usize),
+) -> Result<()> {
+    let expected = rows.1.saturating_mul(cols.1);
+    if found == expected {
+        return Ok(());
+    }
+    let shape = format!("[{}={}, {}={}]", rows.0, rows.1, cols.0, cols.1);
+    Err(Error::Shape {
+        tensor,
+        shape,
+        expected,
+        found,
+    })
+}

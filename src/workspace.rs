@@ -1,0 +1,182 @@
+//! Scratch memory of the ops, asked for once and shared by all layers of a stream.
+
+use std::sync::Arc;
+
+use cudarc::driver::{CudaSlice, CudaStream, DevicePtrMut, DeviceSlice, SyncOnDrop};
+
+use crate::error::{During, Error, Result};
+use crate::kernels::Kernels;
+use crate::spec::DoraSpec;
+use crate::{backward_adapter, backward_input, forward, prepare};
+
+/// Regions start at multiples of this many bytes, like allocations.
+const ALIGNMENT: usize = 256;
+
+/// Hands out consecutive aligned regions.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Regions {
+    end: usize,
+}
+
+impl Regions {
+    /// The offset of a new region of `count` elements of `size` bytes.
+    pub(crate) fn take(&mut self, count: usize, size: usize) -> usize {
+        let offset = self.end;
+        let bytes = count
+            .saturating_mul(size)
+            .checked_next_multiple_of(ALIGNMENT);
+        self.end = offset.saturating_add(bytes.unwrap_or(usize::MAX));
+        offset
+    }
+
+    /// Bytes handed out so far.
+    pub(crate) fn bytes(&self) -> usize {
+        self.end
+    }
+}
+
+/// How one contraction is cut for the device: `count` chunks of `len` (the last may be shorter).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Split {
+    pub(crate) len: usize,
+    pub(crate) count: usize,
+}
+
+impl Split {
+    /// Cuts `total` into multiples of `unit`, so that with `others` CTAs per chunk about two waves
+    /// of CTAs fill the device.
+    pub(crate) fn new(total: usize, unit: usize, others: usize, sm_count: usize) -> Self {
+        let wanted = (2 * sm_count).div_ceil(others.max(1));
+        let chunks = wanted.clamp(1, total.div_ceil(unit).max(1));
+        let len = total.div_ceil(chunks).next_multiple_of(unit).max(unit);
+        Self {
+            len,
+            count: total.div_ceil(len).max(1),
+        }
+    }
+}
+
+/// What one op keeps in the workspace: counters first (zero between launches), then its regions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Needs {
+    pub(crate) counters: usize,
+    pub(crate) bytes: usize,
+}
+
+/// Scratch memory for calls of up to `max_tokens` tokens, for any of the specs it was made for.
+///
+/// Its contents carry P from [`Kernels::backward_adapter`] to [`Kernels::backward_input`];
+/// otherwise they mean nothing between calls, so layers can share one. Calls that share one must
+/// be on one stream, or be ordered by events.
+#[derive(Debug)]
+pub struct Workspace {
+    buffer: CudaSlice<u8>,
+    counters_end: usize,
+    backward: Option<(DoraSpec, usize)>,
+}
+
+impl Workspace {
+    /// Allocates a workspace on `stream` that fits calls of up to `max_tokens` tokens for each of
+    /// `specs`.
+    ///
+    /// # Errors
+    /// The driver's, e.g. out of memory; [`Workspace::bytes`] tells the size beforehand.
+    pub fn new(
+        kernels: &Kernels,
+        stream: &Arc<CudaStream>,
+        specs: &[DoraSpec],
+        max_tokens: usize,
+    ) -> Result<Self> {
+        kernels.check_stream(stream)?;
+        let (counters_end, total) = Self::layout(kernels, specs, max_tokens)?;
+        let during = "allocating the workspace";
+        // SAFETY: only the counters are read before they are written, and they are zeroed below.
+        let mut buffer = unsafe { stream.alloc::<u8>(total) }.during(during)?;
+        stream
+            .memset_zeros(&mut buffer.slice_mut(..counters_end))
+            .during(during)?;
+        Ok(Self {
+            buffer,
+            counters_end,
+            backward: None,
+        })
+    }
+
+    /// Bytes of device memory that [`Workspace::new`] would allocate.
+    ///
+    /// # Errors
+    /// [`Error::InvalidSpec`] if `max_tokens` is beyond what kernels can index.
+    pub fn bytes(kernels: &Kernels, specs: &[DoraSpec], max_tokens: usize) -> Result<usize> {
+        Ok(Self::layout(kernels, specs, max_tokens)?.1)
+    }
+
+    fn layout(kernels: &Kernels, specs: &[DoraSpec], tokens: usize) -> Result<(usize, usize)> {
+        let sm_count = kernels.sm_count();
+        let mut needs = Needs {
+            counters: 1,
+            bytes: 0,
+        };
+        for spec in specs {
+            spec.check_tokens(tokens)?;
+            let of_ops = [
+                prepare::needs(spec, sm_count),
+                forward::needs(spec, tokens),
+                backward_adapter::needs(spec, tokens, sm_count),
+                backward_input::needs(spec, tokens, sm_count),
+            ];
+            for op in of_ops {
+                needs.counters = needs.counters.max(op.counters);
+                needs.bytes = needs.bytes.max(op.bytes);
+            }
+        }
+        let counters_end = needs.counters.saturating_mul(size_of::<u32>());
+        let counters_end = counters_end
+            .checked_next_multiple_of(ALIGNMENT)
+            .unwrap_or(usize::MAX);
+        Ok((counters_end, counters_end.saturating_add(needs.bytes)))
+    }
+
+    /// Device addresses of the counters and of the regions, if `needs` fits. What the workspace
+    /// holds afterwards for a `backward_input` is `backward`.
+    pub(crate) fn reserve<'a>(
+        &'a mut self,
+        stream: &'a CudaStream,
+        needs: Needs,
+        tokens: usize,
+        backward: Option<(DoraSpec, usize)>,
+    ) -> Result<Reserved<'a>> {
+        let counters = needs.counters.saturating_mul(size_of::<u32>());
+        let needed = self.counters_end.max(counters).saturating_add(needs.bytes);
+        let available = self.buffer.len();
+        if counters > self.counters_end || needed > available {
+            return Err(Error::WorkspaceTooSmall {
+                tokens,
+                needed,
+                available,
+            });
+        }
+        self.backward = backward;
+        let (counters, guard) = self.buffer.device_ptr_mut(stream);
+        Ok(Reserved {
+            counters,
+            regions: counters + self.counters_end as u64,
+            _guard: guard,
+        })
+    }
+
+    /// Whether the last call on this workspace was this layer's `backward_adapter`.
+    pub(crate) fn check_backward(&self, spec: &DoraSpec, tokens: usize) -> Result<()> {
+        if self.backward == Some((*spec, tokens)) {
+            return Ok(());
+        }
+        Err(Error::BackwardOrder { tokens })
+    }
+}
+
+/// Where the parts of a reserved workspace start.
+pub(crate) struct Reserved<'a> {
+    pub(crate) counters: u64,
+    pub(crate) regions: u64,
+    /// Orders the launches that use these addresses on the stream.
+    _guard: SyncOnDrop<'a>,
+}
