@@ -36,13 +36,7 @@ fn build() -> Result<(), Box<dyn std::error::Error>> {
     for watched in ["build.rs", "build/nvrtc.rs", "kernels"] {
         println!("cargo:rerun-if-changed={watched}");
     }
-    for variable in [
-        nvrtc::ENV_LIBRARY,
-        "CUDA_PATH",
-        "CUDA_HOME",
-        "VIRTUAL_ENV",
-        "CONDA_PREFIX",
-    ] {
+    for variable in [nvrtc::ENV_LIBRARY, "CUDA_PATH", "CUDA_HOME", "VIRTUAL_ENV", "CONDA_PREFIX"] {
         println!("cargo:rerun-if-env-changed={variable}");
     }
     let kernels = read_sources(&root.join("kernels"), "cu")?;
@@ -74,11 +68,7 @@ fn build() -> Result<(), Box<dyn std::error::Error>> {
             None => "None".to_owned(),
             Some(nvrtc) => {
                 let name = format!("kernels/{stem}.cu");
-                let source = Source {
-                    name: &name,
-                    text,
-                    headers: &headers,
-                };
+                let source = Source { name: &name, text, headers: &headers };
                 match nvrtc.compile(&source, &OPTIONS) {
                     Ok(ptx) => {
                         write_if_changed(&out.join(format!("{stem}.ptx")), &ptx)?;

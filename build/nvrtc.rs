@@ -14,12 +14,8 @@ use libloading::Library;
 pub const ENV_LIBRARY: &str = "FUSED_DORA_NVRTC";
 
 /// File names by which an NVRTC may go, newest first.
-const LIBRARY_NAMES: [&str; 4] = [
-    "libnvrtc.so.13",
-    "libnvrtc.so.12",
-    "libnvrtc.so",
-    "libnvrtc.dylib",
-];
+const LIBRARY_NAMES: [&str; 4] =
+    ["libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so", "libnvrtc.dylib"];
 
 /// Where a CUDA toolkit keeps its libraries, below its root.
 const TOOLKIT_FOLDERS: [&str; 3] = ["lib64", "lib", "targets/x86_64-linux/lib"];
@@ -90,10 +86,7 @@ impl Nvrtc {
 
     /// Opens one library file, after the companion library that it will ask for by bare name.
     pub fn open(path: &Path) -> Result<Self, libloading::Error> {
-        if let Some(folder) = path
-            .parent()
-            .filter(|folder| !folder.as_os_str().is_empty())
-        {
+        if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
             for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
                 let name = entry.file_name().to_string_lossy().into_owned();
                 if name.starts_with("libnvrtc-builtins.so") {
@@ -107,10 +100,7 @@ impl Nvrtc {
         }
         // SAFETY: loading NVRTC runs its ordinary initialisers, which have no preconditions.
         let library = unsafe { Library::new(path) }?;
-        Ok(Self {
-            library,
-            path: path.to_owned(),
-        })
+        Ok(Self { library, path: path.to_owned() })
     }
 
     /// The CUDA version of this NVRTC, such as `(12, 9)`.
@@ -133,21 +123,12 @@ impl Nvrtc {
         };
         let text = c_string(source.text)?;
         let name = c_string(source.name)?;
-        let options = options
-            .iter()
-            .map(|o| c_string(o))
-            .collect::<Result<Vec<_>, _>>()?;
+        let options = options.iter().map(|o| c_string(o)).collect::<Result<Vec<_>, _>>()?;
         let option_pointers: Vec<_> = options.iter().map(|o| o.as_ptr()).collect();
-        let header_names = source
-            .headers
-            .iter()
-            .map(|h| c_string(&h.0))
-            .collect::<Result<Vec<_>, _>>()?;
-        let header_texts = source
-            .headers
-            .iter()
-            .map(|h| c_string(&h.1))
-            .collect::<Result<Vec<_>, _>>()?;
+        let header_names =
+            source.headers.iter().map(|h| c_string(&h.0)).collect::<Result<Vec<_>, _>>()?;
+        let header_texts =
+            source.headers.iter().map(|h| c_string(&h.1)).collect::<Result<Vec<_>, _>>()?;
         let name_pointers: Vec<_> = header_names.iter().map(|h| h.as_ptr()).collect();
         let text_pointers: Vec<_> = header_texts.iter().map(|h| h.as_ptr()).collect();
 
@@ -233,17 +214,11 @@ impl Nvrtc {
         type ErrorString = unsafe extern "C" fn(Status) -> *const c_char;
         // SAFETY: the signature is that of nvrtc.h, which returns a static string.
         let message = unsafe {
-            self.symbol::<ErrorString>("nvrtcGetErrorString")
-                .map(|error_string| {
-                    CStr::from_ptr(error_string(status))
-                        .to_string_lossy()
-                        .into_owned()
-                })
+            self.symbol::<ErrorString>("nvrtcGetErrorString").map(|error_string| {
+                CStr::from_ptr(error_string(status)).to_string_lossy().into_owned()
+            })
         };
-        Err(NvrtcError::Call(
-            name,
-            message.unwrap_or_else(|_| format!("status {status}")),
-        ))
+        Err(NvrtcError::Call(name, message.unwrap_or_else(|_| format!("status {status}"))))
     }
 }
 
@@ -258,11 +233,7 @@ fn candidates(fetched: Option<&Path>) -> Vec<PathBuf> {
             }
         }
     };
-    let variable = |name: &str| {
-        std::env::var_os(name)
-            .filter(|v| !v.is_empty())
-            .map(PathBuf::from)
-    };
+    let variable = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
     if let Some(path) = variable(ENV_LIBRARY) {
         if path.is_dir() {
             folder(path);
@@ -272,13 +243,9 @@ fn candidates(fetched: Option<&Path>) -> Vec<PathBuf> {
         }
     }
     for root in ["CUDA_PATH", "CUDA_HOME"].into_iter().filter_map(variable) {
-        TOOLKIT_FOLDERS
-            .iter()
-            .for_each(|below| folder(root.join(below)));
+        TOOLKIT_FOLDERS.iter().for_each(|below| folder(root.join(below)));
     }
-    let environments = ["VIRTUAL_ENV", "CONDA_PREFIX"]
-        .into_iter()
-        .filter_map(variable);
+    let environments = ["VIRTUAL_ENV", "CONDA_PREFIX"].into_iter().filter_map(variable);
     let mut wheels = Vec::new();
     for lib in environments.map(|root| root.join("lib")) {
         for python in std::fs::read_dir(lib).into_iter().flatten().flatten() {
@@ -289,9 +256,7 @@ fn candidates(fetched: Option<&Path>) -> Vec<PathBuf> {
     let by_loader: Vec<_> = LIBRARY_NAMES.iter().map(PathBuf::from).collect();
     wheels.into_iter().for_each(&mut folder);
     if let Some(fetched) = fetched {
-        WHEEL_FOLDERS
-            .iter()
-            .for_each(|below| folder(fetched.join(below)));
+        WHEEL_FOLDERS.iter().for_each(|below| folder(fetched.join(below)));
     }
     // Explicit choices first, then the loader's own path, then wheels and the fetched copy.
     let explicit = found.iter().take_while(|f| !is_wheel(f)).count();
@@ -300,16 +265,11 @@ fn candidates(fetched: Option<&Path>) -> Vec<PathBuf> {
 }
 
 fn is_wheel(file: &Path) -> bool {
-    WHEEL_FOLDERS
-        .iter()
-        .any(|below| file.parent().is_some_and(|p| p.ends_with(below)))
+    WHEEL_FOLDERS.iter().any(|below| file.parent().is_some_and(|p| p.ends_with(below)))
 }
 
 /// The folder under a target directory where `cargo xtask nvrtc` unpacks NVIDIA's wheel, found
 /// from any folder below that target directory.
 pub fn fetched_folder(below_target: &Path) -> Option<PathBuf> {
-    below_target
-        .ancestors()
-        .map(|folder| folder.join("nvrtc"))
-        .find(|folder| folder.is_dir())
+    below_target.ancestors().map(|folder| folder.join("nvrtc")).find(|folder| folder.is_dir())
 }

@@ -54,10 +54,7 @@ impl<E: Element> Backward<'_, E> {
             (Some(output), _) => check_len("output", output.len(), tokens, outputs)?,
             (None, Norm::Output) => {
                 let reason = "with norm axis output the magnitude's gradient is taken from y";
-                return Err(Error::MissingTensor {
-                    tensor: "output",
-                    reason,
-                });
+                return Err(Error::MissingTensor { tensor: "output", reason });
             }
             (None, _) => {}
         }
@@ -72,18 +69,12 @@ impl<E: Element> Backward<'_, E> {
             (None, Norm::None) => {}
             (Some(_), Norm::None) => {
                 let reason = "plain LoRA has no magnitude";
-                return Err(Error::UnexpectedTensor {
-                    tensor: "grad_magnitude",
-                    reason,
-                });
+                return Err(Error::UnexpectedTensor { tensor: "grad_magnitude", reason });
             }
             (Some(grad), _) => check_magnitude_len("grad_magnitude", spec, grad.len())?,
             (None, _) => {
                 let reason = "DoRA trains the magnitude";
-                return Err(Error::MissingTensor {
-                    tensor: "grad_magnitude",
-                    reason,
-                });
+                return Err(Error::MissingTensor { tensor: "grad_magnitude", reason });
             }
         }
         if let Some(grad) = &self.grad_bias {

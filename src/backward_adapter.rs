@@ -124,23 +124,16 @@ impl Kernels {
         let (x, _guard) = io.x.device_ptr(stream);
         let (weight, _guard) = io.weight.device_ptr(stream);
         let (h, _guard) = io.h.device_ptr(stream);
-        let (output, _output) = io
-            .output
-            .as_ref()
-            .map_or((0, None), |y| optional(y.device_ptr(stream)));
-        let (bias, _bias) = io
-            .bias
-            .as_ref()
-            .map_or((0, None), |b| optional(b.device_ptr(stream)));
+        let (output, _output) =
+            io.output.as_ref().map_or((0, None), |y| optional(y.device_ptr(stream)));
+        let (bias, _bias) = io.bias.as_ref().map_or((0, None), |b| optional(b.device_ptr(stream)));
         let (sb, _guard) = prepared.sb.device_ptr(stream);
         let (gsb, _guard) = prepared.gsb().device_ptr(stream);
         let (gain, _guard) = prepared.gain.device_ptr(stream);
         let (norm, _guard) = prepared.norm.device_ptr(stream);
         let (grad_lora_b, _guard) = io.grad_lora_b.device_ptr_mut(stream);
-        let (grad_bias, _grad_bias) = io
-            .grad_bias
-            .as_mut()
-            .map_or((0, None), |grad| optional(grad.device_ptr_mut(stream)));
+        let (grad_bias, _grad_bias) =
+            io.grad_bias.as_mut().map_or((0, None), |grad| optional(grad.device_ptr_mut(stream)));
         let (grad_magnitude, _grad_magnitude) = match &mut io.grad_magnitude {
             Some(grad) if on_output => optional(grad.device_ptr_mut(stream)),
             _ => (0, None),
@@ -199,15 +192,8 @@ impl Carried {
     pub(crate) fn new(regions: &mut Regions, spec: &DoraSpec, tokens: usize) -> Self {
         let bytes = spec.dtype().bytes();
         let p = regions.take(tokens.saturating_mul(spec.padded_rank()), bytes);
-        let width = if spec.norm() == Norm::Output {
-            spec.out_features()
-        } else {
-            0
-        };
-        Self {
-            p,
-            scaled_grad: regions.take(tokens.saturating_mul(width), bytes),
-        }
+        let width = if spec.norm() == Norm::Output { spec.out_features() } else { 0 };
+        Self { p, scaled_grad: regions.take(tokens.saturating_mul(width), bytes) }
     }
 }
 
@@ -226,11 +212,7 @@ struct Plan {
 
 impl Plan {
     fn new(spec: &DoraSpec, tokens: usize, sm_count: usize) -> Self {
-        let [strip, tile] = if spec.dtype() == Dtype::F32 {
-            TILE_F32
-        } else {
-            TILE_16_BIT
-        };
+        let [strip, tile] = if spec.dtype() == Dtype::F32 { TILE_F32 } else { TILE_16_BIT };
         let (features, rank) = (spec.out_features(), spec.padded_rank());
         let strips = features.div_ceil(strip);
         let rank_tiles = rank.div_ceil(RANK_TILE);
@@ -263,10 +245,7 @@ impl Plan {
 
     fn needs(&self) -> Needs {
         let counters = self.chunk_counters() + self.strips * self.rank_tiles;
-        Needs {
-            counters,
-            bytes: self.bytes,
-        }
+        Needs { counters, bytes: self.bytes }
     }
 }
 

@@ -111,10 +111,8 @@ impl Kernels {
         let (gain, _guard) = prepared.gain.device_ptr(stream);
         let (norm, _guard) = prepared.norm.device_ptr(stream);
         let (grad_lora_a, _guard) = io.grad_lora_a.device_ptr_mut(stream);
-        let (grad_input, _grad_input) = io
-            .grad_input
-            .as_mut()
-            .map_or((0, None), |dx| optional(dx.device_ptr_mut(stream)));
+        let (grad_input, _grad_input) =
+            io.grad_input.as_mut().map_or((0, None), |dx| optional(dx.device_ptr_mut(stream)));
         let (grad_magnitude, _grad_magnitude) = match &mut io.grad_magnitude {
             Some(grad) if on_input => optional(grad.device_ptr_mut(stream)),
             _ => (0, None),
@@ -152,13 +150,7 @@ impl Kernels {
             if grad_input != 0 || on_input {
                 self.launch(stream, Entry::BackwardInput, E::DTYPE, plan.grid(), &params)?;
             }
-            self.launch(
-                stream,
-                Entry::BackwardInputLoraA,
-                E::DTYPE,
-                plan.lora_a_grid(),
-                &params,
-            )
+            self.launch(stream, Entry::BackwardInputLoraA, E::DTYPE, plan.lora_a_grid(), &params)
         }
     }
 
@@ -188,14 +180,8 @@ struct Plan {
 impl Plan {
     fn new(spec: &DoraSpec, tokens: usize, sm_count: usize) -> Self {
         let (features, rank) = (spec.in_features(), spec.padded_rank());
-        let tiles = [
-            tokens.div_ceil(MAIN_TILE[0]),
-            features.div_ceil(MAIN_TILE[1]),
-        ];
-        let lora_a_tiles = [
-            rank.div_ceil(LORA_A_TILE[0]),
-            features.div_ceil(LORA_A_TILE[1]),
-        ];
+        let tiles = [tokens.div_ceil(MAIN_TILE[0]), features.div_ceil(MAIN_TILE[1])];
+        let lora_a_tiles = [rank.div_ceil(LORA_A_TILE[0]), features.div_ceil(LORA_A_TILE[1])];
         let ctas = lora_a_tiles[0].saturating_mul(lora_a_tiles[1]);
         let split = Split::new(tokens, LORA_A_CHUNK, ctas, sm_count);
         let mut regions = Regions::default();
@@ -203,20 +189,10 @@ impl Plan {
         let on_input = spec.norm() == Norm::Input;
         let rows_of_m = if on_input { tiles[0] } else { 0 };
         let partial_m = regions.take(rows_of_m.saturating_mul(features), size_of::<f32>());
-        let partial_a = regions.take(
-            (split.count * rank).saturating_mul(features),
-            size_of::<f32>(),
-        );
+        let partial_a =
+            regions.take((split.count * rank).saturating_mul(features), size_of::<f32>());
         let bytes = regions.bytes();
-        Self {
-            tiles,
-            lora_a_tiles,
-            split,
-            carried,
-            partial_m,
-            partial_a,
-            bytes,
-        }
+        Self { tiles, lora_a_tiles, split, carried, partial_m, partial_a, bytes }
     }
 
     fn grid(&self) -> [usize; 3] {
@@ -229,10 +205,7 @@ impl Plan {
 
     fn needs(&self) -> Needs {
         let counters = self.tiles[1] + self.lora_a_tiles[0] * self.lora_a_tiles[1];
-        Needs {
-            counters,
-            bytes: self.bytes,
-        }
+        Needs { counters, bytes: self.bytes }
     }
 }
 

@@ -7,11 +7,8 @@ use libloading::Library;
 
 use crate::error::{During, Error, Result};
 
-const DRIVER_NAMES: [&str; 2] = if cfg!(windows) {
-    ["nvcuda.dll", "cuda.dll"]
-} else {
-    ["libcuda.so", "libcuda.so.1"]
-};
+const DRIVER_NAMES: [&str; 2] =
+    if cfg!(windows) { ["nvcuda.dll", "cuda.dll"] } else { ["libcuda.so", "libcuda.so.1"] };
 
 /// Opens CUDA device `ordinal` and retains its primary context.
 ///
@@ -29,10 +26,7 @@ pub fn open_device(ordinal: usize) -> Result<Arc<CudaContext>> {
         }
         Ok(count) => Err(no_device(count.max(0) as usize)),
         Err(DriverError(sys::CUresult::CUDA_ERROR_NO_DEVICE)) => Err(no_device(0)),
-        Err(source) => Err(Error::Driver {
-            during: "initialising the driver",
-            source,
-        }),
+        Err(source) => Err(Error::Driver { during: "initialising the driver", source }),
     }
 }
 

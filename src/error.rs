@@ -173,9 +173,6 @@ pub(crate) trait During<T> {
 
 impl<T> During<T> for std::result::Result<T, DriverError> {
     fn during(self, what: &'static str) -> Result<T> {
-        self.map_err(|source| Error::Driver {
-            during: what,
-            source,
-        })
+        self.map_err(|source| Error::Driver { during: what, source })
     }
 }

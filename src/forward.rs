@@ -106,11 +106,8 @@ impl Kernels {
         spec.check_tokens(io.tokens)?;
         check(spec, &io)?;
         let tokens = io.tokens;
-        let low_rank_grid = [
-            tokens.div_ceil(LOW_RANK_TILE[0]),
-            spec.padded_rank().div_ceil(LOW_RANK_TILE[1]),
-            1,
-        ];
+        let low_rank_grid =
+            [tokens.div_ceil(LOW_RANK_TILE[0]), spec.padded_rank().div_ceil(LOW_RANK_TILE[1]), 1];
         let main_tiles = tokens
             .div_ceil(MAIN_TILE[0])
             .saturating_mul(spec.out_features().div_ceil(MAIN_TILE[1]));
@@ -123,20 +120,14 @@ impl Kernels {
 
         let (x, _guard) = io.x.device_ptr(stream);
         let (weight, _guard) = io.weight.device_ptr(stream);
-        let (bias, _bias) = io
-            .bias
-            .as_ref()
-            .map_or((0, None), |bias| optional(bias.device_ptr(stream)));
+        let (bias, _bias) =
+            io.bias.as_ref().map_or((0, None), |bias| optional(bias.device_ptr(stream)));
         let (a, _guard) = prepared.a.device_ptr(stream);
         let (sb, _guard) = prepared.sb.device_ptr(stream);
         let (gain, _guard) = prepared.gain.device_ptr(stream);
         let (h, _guard) = io.h.device_ptr_mut(stream);
         let (y, _guard) = io.y.device_ptr_mut(stream);
-        let xs = if spec.norm() == Norm::Input {
-            scratch.regions
-        } else {
-            0
-        };
+        let xs = if spec.norm() == Norm::Input { scratch.regions } else { 0 };
         let rows = [spec.in_features(), spec.padded_rank(), spec.out_features()];
         let params = ForwardParams {
             x,
@@ -159,20 +150,8 @@ impl Kernels {
         // SAFETY: the struct is the kernels'; each buffer was checked against the shape that they
         // access, and its guard orders these launches on the stream.
         unsafe {
-            self.launch(
-                stream,
-                Entry::ForwardLowRank,
-                E::DTYPE,
-                low_rank_grid,
-                &params,
-            )?;
-            self.launch(
-                stream,
-                Entry::Forward,
-                E::DTYPE,
-                [main_tiles, 1, 1],
-                &params,
-            )
+            self.launch(stream, Entry::ForwardLowRank, E::DTYPE, low_rank_grid, &params)?;
+            self.launch(stream, Entry::Forward, E::DTYPE, [main_tiles, 1, 1], &params)
         }
     }
 }
@@ -181,12 +160,8 @@ impl Kernels {
 /// move 16 bytes at a time.
 pub(crate) fn are_aligned<E: Element>(row_lengths: &[usize], pointers: &[u64]) -> bool {
     const VECTOR_BYTES: usize = 16;
-    row_lengths
-        .iter()
-        .all(|len| len * size_of::<E>() % VECTOR_BYTES == 0)
-        && pointers
-            .iter()
-            .all(|pointer| pointer % VECTOR_BYTES as u64 == 0)
+    row_lengths.iter().all(|len| len * size_of::<E>() % VECTOR_BYTES == 0)
+        && pointers.iter().all(|pointer| pointer % VECTOR_BYTES as u64 == 0)
 }
 
 fn check<E>(spec: &DoraSpec, io: &Forward<'_, E>) -> Result<()> {
@@ -205,13 +180,7 @@ fn check<E>(spec: &DoraSpec, io: &Forward<'_, E>) -> Result<()> {
 pub(crate) fn needs(spec: &DoraSpec, tokens: usize) -> Needs {
     let mut regions = Regions::default();
     if spec.norm() == Norm::Input {
-        regions.take(
-            tokens.saturating_mul(spec.in_features()),
-            spec.dtype().bytes(),
-        );
+        regions.take(tokens.saturating_mul(spec.in_features()), spec.dtype().bytes());
     }
-    Needs {
-        counters: 0,
-        bytes: regions.bytes(),
-    }
+    Needs { counters: 0, bytes: regions.bytes() }
 }

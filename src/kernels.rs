@@ -107,14 +107,9 @@ impl Kernels {
             .iter()
             .map(|(name, ptx)| ptx.map(|ptx| (*name, ptx)).ok_or(Error::KernelsNotBuilt))
             .collect::<Result<Vec<_>>>()?;
-        let found = context
-            .compute_capability()
-            .during("reading the compute capability")?;
+        let found = context.compute_capability().during("reading the compute capability")?;
         if found < NEEDED_CAPABILITY {
-            return Err(Error::UnsupportedArchitecture {
-                found,
-                needed: NEEDED_CAPABILITY,
-            });
+            return Err(Error::UnsupportedArchitecture { found, needed: NEEDED_CAPABILITY });
         }
         let modules = images
             .into_iter()
@@ -128,9 +123,7 @@ impl Kernels {
             }
         }
         let attribute = |which| {
-            let value = context
-                .attribute(which)
-                .during("reading the device's limits")?;
+            let value = context.attribute(which).during("reading the device's limits")?;
             Ok::<_, Error>(u64::try_from(value).unwrap_or(0))
         };
         let limits = Limits {
@@ -143,13 +136,7 @@ impl Kernels {
             shared_bytes: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK)?,
         };
         let sm_count = attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)? as usize;
-        Ok(Self {
-            context: context.clone(),
-            modules,
-            functions,
-            limits,
-            sm_count,
-        })
+        Ok(Self { context: context.clone(), modules, functions, limits, sm_count })
     }
 
     /// The context that the kernels were loaded into.
@@ -176,19 +163,11 @@ impl Kernels {
             .iter()
             .position(|(name, _)| symbol.strip_suffix("_geometry") == name.strip_suffix(".cu"))
             .and_then(|index| self.modules.get(index))
-            .ok_or(Error::MissingTensor {
-                tensor: "geometry",
-                reason: "no such kernel file",
-            })?;
-        let view = module
-            .get_global(symbol, stream)
-            .during("finding a kernel constant")?;
+            .ok_or(Error::MissingTensor { tensor: "geometry", reason: "no such kernel file" })?;
+        let view = module.get_global(symbol, stream).during("finding a kernel constant")?;
         // SAFETY: the symbol is an array of 32-bit integers, valid for any bit pattern.
         let ints = unsafe { view.transmute::<i32>(view.len() / size_of::<i32>()) };
-        let ints = ints.ok_or(Error::MissingTensor {
-            tensor: "geometry",
-            reason: "empty",
-        })?;
+        let ints = ints.ok_or(Error::MissingTensor { tensor: "geometry", reason: "empty" })?;
         stream.clone_dtoh(&ints).during("reading a kernel constant")
     }
 
@@ -213,13 +192,8 @@ impl Kernels {
             shared_mem_bytes: 0,
         };
         // SAFETY: the caller vouches for the parameters; the configuration was checked.
-        unsafe {
-            stream
-                .launch_builder(&function.function)
-                .arg(params)
-                .launch(config)
-        }
-        .during(entry.name().0)?;
+        unsafe { stream.launch_builder(&function.function).arg(params).launch(config) }
+            .during(entry.name().0)?;
         Ok(())
     }
 
@@ -241,22 +215,11 @@ impl Kernels {
             (GRID[1], grid[1] as u64, self.limits.grid[1], fewer),
             (GRID[2], grid[2] as u64, self.limits.grid[2], fewer),
             ("a block", THREADS.into(), threads, none),
-            (
-                "shared memory per block",
-                function.shared_bytes,
-                self.limits.shared_bytes,
-                none,
-            ),
+            ("shared memory per block", function.shared_bytes, self.limits.shared_bytes, none),
         ];
         for (what, needed, limit, cure) in checks {
             if needed > limit {
-                return Err(Error::DeviceLimit {
-                    kernel,
-                    what,
-                    needed,
-                    limit,
-                    cure,
-                });
+                return Err(Error::DeviceLimit { kernel, what, needed, limit, cure });
             }
         }
         Ok(())
@@ -269,15 +232,13 @@ impl Function {
         let function = module.load_function(name).during(during)?;
         let shared_bytes = function.shared_size_bytes().during(during)?.max(0) as u64;
         let max_threads = function.max_threads_per_block().during(during)?.max(0) as u64;
-        Ok(Self {
-            function,
-            shared_bytes,
-            max_threads,
-        })
+        Ok(Self { function, shared_bytes, max_threads })
     }
 }
 
-fn load_image(
+/// Loads one PTX image; for the test of an image newer than the driver.
+#[doc(hidden)]
+pub fn load_image(
     context: &Arc<CudaContext>,
     kernel: &'static str,
     ptx: &str,
@@ -289,23 +250,14 @@ fn load_image(
                 .lines()
                 .find_map(|line| line.trim().strip_prefix(".version"))
                 .map_or_else(|| "of unknown version".to_owned(), |v| v.trim().to_owned());
-            Err(Error::PtxTooNew {
-                kernel,
-                ptx,
-                driver: driver_version(),
-            })
+            Err(Error::PtxTooNew { kernel, ptx, driver: driver_version() })
         }
-        Err(source) => Err(Error::Driver {
-            during: "loading kernels",
-            source,
-        }),
+        Err(source) => Err(Error::Driver { during: "loading kernels", source }),
     }
 }
 
 fn driver_version() -> i32 {
     let mut version = 0;
     // SAFETY: the pointer is valid for the call; on failure the version stays 0.
-    unsafe { sys::cuDriverGetVersion(&mut version) }
-        .result()
-        .map_or(0, |()| version)
+    unsafe { sys::cuDriverGetVersion(&mut version) }.result().map_or(0, |()| version)
 }

@@ -32,6 +32,8 @@ pub use device::open_device;
 pub use error::{Error, Result};
 pub use forward::Forward;
 pub use kernels::Kernels;
+#[doc(hidden)]
+pub use kernels::load_image;
 pub use prepare::{Magnitude, Prepare, Prepared};
 pub use spec::{DoraSpec, Dtype, Element, Norm, Scaling};
 pub use workspace::Workspace;

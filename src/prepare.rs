@@ -113,14 +113,10 @@ impl<E: Element> Prepared<E> {
     pub(crate) fn check(&self, spec: &DoraSpec) -> Result<()> {
         spec.check_dtype::<E>()?;
         if self.spec != *spec {
-            return Err(Error::NotPrepared {
-                problem: "were made for another spec",
-            });
+            return Err(Error::NotPrepared { problem: "were made for another spec" });
         }
         if !self.ready {
-            return Err(Error::NotPrepared {
-                problem: "have not been computed yet",
-            });
+            return Err(Error::NotPrepared { problem: "have not been computed yet" });
         }
         Ok(())
     }
@@ -171,9 +167,7 @@ impl Kernels {
         self.check_stream(stream)?;
         spec.check_dtype::<E>()?;
         if prepared.spec != *spec {
-            return Err(Error::NotPrepared {
-                problem: "were made for another spec",
-            });
+            return Err(Error::NotPrepared { problem: "were made for another spec" });
         }
         check(spec, &inputs)?;
         let plan = Plan::new(spec, self.sm_count());
@@ -244,17 +238,11 @@ fn check<E>(spec: &DoraSpec, inputs: &Prepare<'_, E>) -> Result<()> {
         (Magnitude::None, Norm::None) => return Ok(()),
         (Magnitude::None, _) => {
             let reason = "DoRA scales each feature by m/c; use Magnitude::Init for a new adapter";
-            return Err(Error::MissingTensor {
-                tensor: "magnitude",
-                reason,
-            });
+            return Err(Error::MissingTensor { tensor: "magnitude", reason });
         }
         (_, Norm::None) => {
             let reason = "plain LoRA has no magnitude";
-            return Err(Error::UnexpectedTensor {
-                tensor: "magnitude",
-                reason,
-            });
+            return Err(Error::UnexpectedTensor { tensor: "magnitude", reason });
         }
         (Magnitude::Given(m), _) => m.len(),
         (Magnitude::Init(m), _) => m.len(),
@@ -285,34 +273,18 @@ impl Plan {
             Norm::Output => (spec.out_features(), spec.in_features()),
             Norm::None => {
                 let elements = (spec.in_features() + spec.out_features()) * spec.padded_rank();
-                let strips = elements
-                    .div_ceil(PACK_PER_CTA)
-                    .clamp(1, 2 * sm_count.max(1));
-                return Self {
-                    features: 0,
-                    strips,
-                    split: Split { len: 0, count: 1 },
-                };
+                let strips = elements.div_ceil(PACK_PER_CTA).clamp(1, 2 * sm_count.max(1));
+                return Self { features: 0, strips, split: Split { len: 0, count: 1 } };
             }
         };
         let strips = features.div_ceil(STRIP);
-        Self {
-            features,
-            strips,
-            split: Split::new(summed, STRIP, strips, sm_count),
-        }
+        Self { features, strips, split: Split::new(summed, STRIP, strips, sm_count) }
     }
 
     fn needs(&self) -> Needs {
         let mut regions = Regions::default();
-        regions.take(
-            self.split.count.saturating_mul(self.features),
-            size_of::<f32>(),
-        );
-        Needs {
-            counters: self.strips,
-            bytes: regions.bytes(),
-        }
+        regions.take(self.split.count.saturating_mul(self.features), size_of::<f32>());
+        Needs { counters: self.strips, bytes: regions.bytes() }
     }
 }
 

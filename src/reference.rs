@@ -64,53 +64,19 @@ pub struct Results {
 
 impl Results {
     /// The tensors' names in files and reports, in the order of [`tensors`](Self::tensors).
-    pub const NAMES: [&str; 6] = [
-        "output",
-        "grad_input",
-        "grad_lora_A",
-        "grad_lora_B",
-        "grad_magnitude",
-        "grad_bias",
-    ];
+    pub const NAMES: [&str; 6] =
+        ["output", "grad_input", "grad_lora_A", "grad_lora_B", "grad_magnitude", "grad_bias"];
 
     /// All tensors, in the order of [`NAMES`](Self::NAMES).
     pub fn tensors(&self) -> [&Vec<f64>; 6] {
-        let Self {
-            output,
-            grad_input,
-            grad_lora_a,
-            grad_lora_b,
-            grad_magnitude,
-            grad_bias,
-        } = self;
-        [
-            output,
-            grad_input,
-            grad_lora_a,
-            grad_lora_b,
-            grad_magnitude,
-            grad_bias,
-        ]
+        let Self { output, grad_input, grad_lora_a, grad_lora_b, grad_magnitude, grad_bias } = self;
+        [output, grad_input, grad_lora_a, grad_lora_b, grad_magnitude, grad_bias]
     }
 
     /// All tensors, in the order of [`NAMES`](Self::NAMES).
     pub fn tensors_mut(&mut self) -> [&mut Vec<f64>; 6] {
-        let Self {
-            output,
-            grad_input,
-            grad_lora_a,
-            grad_lora_b,
-            grad_magnitude,
-            grad_bias,
-        } = self;
-        [
-            output,
-            grad_input,
-            grad_lora_a,
-            grad_lora_b,
-            grad_magnitude,
-            grad_bias,
-        ]
+        let Self { output, grad_input, grad_lora_a, grad_lora_b, grad_magnitude, grad_bias } = self;
+        [output, grad_input, grad_lora_a, grad_lora_b, grad_magnitude, grad_bias]
     }
 }
 
@@ -159,13 +125,7 @@ impl Case {
 
     /// The shapes of the results, in the order of [`Results::NAMES`].
     pub fn result_shapes(&self) -> [Vec<usize>; 6] {
-        let &Self {
-            tokens,
-            in_features,
-            out_features,
-            rank,
-            ..
-        } = self;
+        let &Self { tokens, in_features, out_features, rank, .. } = self;
         [
             vec![tokens, out_features],
             vec![tokens, in_features],
@@ -176,43 +136,60 @@ impl Case {
         ]
     }
 
-    /// c, the Euclidean norms of V = W + s·B·A along the case's axis; empty for plain LoRA.
+    /// c, the Euclidean norms of V = W + s·B·A along the case's axis; empty for plain LoRA. Needs
+    /// W, A and B only, so that a magnitude can be made from it.
     ///
     /// # Errors
-    /// A tensor whose length contradicts the shape.
+    /// One of those tensors has a length that contradicts the shape.
     pub fn norms(&self) -> Result<Vec<f64>, CaseError> {
-        Ok(Parts::new(self)?.c)
+        self.check_adapter()?;
+        let (_, _, _, v) = self.weights();
+        Ok(self.norms_of(&v))
+    }
+
+    /// W, A, s·B and V.
+    fn weights(&self) -> (Matrix, Matrix, Matrix, Matrix) {
+        let w = Matrix::new(self.out_features, self.in_features, self.weight.clone());
+        let a = Matrix::new(self.rank, self.in_features, self.lora_a.clone());
+        let b = Matrix::new(self.out_features, self.rank, self.lora_b.clone());
+        let sb = b.scaled(self.scaling);
+        let v = w.plus(&sb.times(&a));
+        (w, a, sb, v)
+    }
+
+    fn norms_of(&self, v: &Matrix) -> Vec<f64> {
+        let squares = v.map(|value| value * value);
+        let sums = match self.norm {
+            Norm::None => Vec::new(),
+            Norm::Input => squares.column_sums(),
+            Norm::Output => squares.transposed().column_sums(),
+        };
+        sums.into_iter().map(f64::sqrt).collect()
+    }
+
+    fn check_adapter(&self) -> Result<(), CaseError> {
+        let &Self { in_features, out_features, rank, .. } = self;
+        check("weight", self.weight.len(), out_features, in_features)?;
+        check("lora_A", self.lora_a.len(), rank, in_features)?;
+        check("lora_B", self.lora_b.len(), out_features, rank)
     }
 
     fn check(&self) -> Result<(), CaseError> {
-        let check = |tensor, found, rows: usize, cols: usize| {
-            if rows.checked_mul(cols) == Some(found) {
-                return Ok(());
-            }
-            Err(CaseError {
-                tensor,
-                found,
-                rows,
-                cols,
-            })
-        };
-        let &Self {
-            tokens,
-            in_features,
-            out_features,
-            rank,
-            ..
-        } = self;
-        check("input", self.input.len(), tokens, in_features)?;
-        check("weight", self.weight.len(), out_features, in_features)?;
+        self.check_adapter()?;
+        check("input", self.input.len(), self.tokens, self.in_features)?;
         if let Some(bias) = &self.bias {
-            check("bias", bias.len(), out_features, 1)?;
+            check("bias", bias.len(), self.out_features, 1)?;
         }
-        check("lora_A", self.lora_a.len(), rank, in_features)?;
-        check("lora_B", self.lora_b.len(), out_features, rank)?;
         check("magnitude", self.magnitude.len(), self.magnitudes(), 1)?;
-        check("grad_output", self.grad_output.len(), tokens, out_features)
+        check("grad_output", self.grad_output.len(), self.tokens, self.out_features)
     }
+}
+
+fn check(tensor: &'static str, found: usize, rows: usize, cols: usize) -> Result<(), CaseError> {
+    if rows.checked_mul(cols) == Some(found) {
+        return Ok(());
+    }
+    Err(CaseError { tensor, found, rows, cols })
 }
 
 /// What the evaluation and its bounds share. The factor g = m/c acts on the input features or on
@@ -237,30 +214,10 @@ struct Parts {
 impl Parts {
     fn new(case: &Case) -> Result<Self, CaseError> {
         case.check()?;
-        let &Case {
-            tokens,
-            in_features,
-            out_features,
-            rank,
-            ..
-        } = case;
-        let w = Matrix::new(out_features, in_features, case.weight.clone());
-        let a = Matrix::new(rank, in_features, case.lora_a.clone());
-        let sb = Matrix::new(out_features, rank, case.lora_b.clone()).scaled(case.scaling);
-        let v = w.plus(&sb.times(&a));
-        let squares = v.map(|value| value * value);
-        let c: Vec<f64> = match case.norm {
-            Norm::None => Vec::new(),
-            Norm::Input => squares.column_sums(),
-            Norm::Output => squares.transposed().column_sums(),
-        };
-        let c: Vec<f64> = c.into_iter().map(f64::sqrt).collect();
-        let g = case
-            .magnitude
-            .iter()
-            .zip(&c)
-            .map(|(&m, &c)| over_norm(m, c))
-            .collect();
+        let &Case { tokens, in_features, out_features, .. } = case;
+        let (w, a, sb, v) = case.weights();
+        let c = case.norms_of(&v);
+        let g = case.magnitude.iter().zip(&c).map(|(&m, &c)| over_norm(m, c)).collect();
         let (mut g_in, mut g_out) = (vec![1.0; in_features], vec![1.0; out_features]);
         match case.norm {
             Norm::None => {}
@@ -327,16 +284,7 @@ fn output(case: &Case, parts: &Parts, z: &Matrix) -> Matrix {
 }
 
 fn evaluate_parts(case: &Case, parts: &Parts, z: &Matrix, d: &Matrix) -> Results {
-    let Parts {
-        x,
-        a,
-        sb,
-        dy,
-        c,
-        g_in,
-        g_out,
-        ..
-    } = parts;
+    let Parts { x, a, sb, dy, c, g_in, g_out, .. } = parts;
     let p = dy.scale_columns(g_out).times(sb);
     let h = x.scale_columns(g_in).times(&a.transposed());
     let sums = match case.norm {
@@ -348,17 +296,8 @@ fn evaluate_parts(case: &Case, parts: &Parts, z: &Matrix, d: &Matrix) -> Results
         output: output(case, parts, z).into_data(),
         grad_input: d.scale_columns(g_in).into_data(),
         grad_lora_a: p.transposed().times(x).scale_columns(g_in).into_data(),
-        grad_lora_b: dy
-            .transposed()
-            .times(&h)
-            .scale_rows(g_out)
-            .scaled(case.scaling)
-            .into_data(),
-        grad_magnitude: sums
-            .iter()
-            .zip(c)
-            .map(|(&sum, &c)| over_norm(sum, c))
-            .collect(),
+        grad_lora_b: dy.transposed().times(&h).scale_rows(g_out).scaled(case.scaling).into_data(),
+        grad_magnitude: sums.iter().zip(c).map(|(&sum, &c)| over_norm(sum, c)).collect(),
         grad_bias: dy.column_sums(),
     }
 }

@@ -156,11 +156,9 @@ impl DoraSpec {
         norm: Norm,
         dtype: Dtype,
     ) -> Result<Self> {
-        for (parameter, value) in [
-            ("in_features", in_features),
-            ("out_features", out_features),
-            ("rank", rank),
-        ] {
+        for (parameter, value) in
+            [("in_features", in_features), ("out_features", out_features), ("rank", rank)]
+        {
             check_dimension(parameter, value, 1)?;
         }
         let (given, scaling) = match scaling {
@@ -175,14 +173,7 @@ impl DoraSpec {
                 requirement: "a finite number",
             });
         }
-        Ok(Self {
-            in_features,
-            out_features,
-            rank,
-            scaling,
-            norm,
-            dtype,
-        })
+        Ok(Self { in_features, out_features, rank, scaling, norm, dtype })
     }
 
     /// I, the length of a row of x and W.
@@ -233,10 +224,7 @@ impl DoraSpec {
         if self.dtype == E::DTYPE {
             return Ok(());
         }
-        Err(Error::Dtype {
-            spec: self.dtype,
-            buffers: E::DTYPE,
-        })
+        Err(Error::Dtype { spec: self.dtype, buffers: E::DTYPE })
     }
 
     pub(crate) fn check_tokens(&self, tokens: usize) -> Result<()> {
@@ -248,16 +236,9 @@ fn check_dimension(parameter: &'static str, value: usize, least: usize) -> Resul
     if (least..=MAX_DIMENSION).contains(&value) {
         return Ok(());
     }
-    let requirement = if least == 0 {
-        "at most 2^31 - 1025"
-    } else {
-        "at least 1 and at most 2^31 - 1025"
-    };
-    Err(Error::InvalidSpec {
-        parameter,
-        value: value.to_string(),
-        requirement,
-    })
+    let requirement =
+        if least == 0 { "at most 2^31 - 1025" } else { "at least 1 and at most 2^31 - 1025" };
+    Err(Error::InvalidSpec { parameter, value: value.to_string(), requirement })
 }
 
 /// Checks that a buffer holds exactly `rows`·`cols` elements.
@@ -272,10 +253,5 @@ pub(crate) fn check_len(
         return Ok(());
     }
     let shape = format!("[{}={}, {}={}]", rows.0, rows.1, cols.0, cols.1);
-    Err(Error::Shape {
-        tensor,
-        shape,
-        expected,
-        found,
-    })
+    Err(Error::Shape { tensor, shape, expected, found })
 }

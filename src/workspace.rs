@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use cudarc::driver::{CudaSlice, CudaStream, DevicePtrMut, DeviceSlice, SyncOnDrop};
+use cudarc::driver::{CudaSlice, CudaStream, DevicePtrMut, SyncOnDrop};
 
 use crate::error::{During, Error, Result};
 use crate::kernels::Kernels;
@@ -22,9 +22,7 @@ impl Regions {
     /// The offset of a new region of `count` elements of `size` bytes.
     pub(crate) fn take(&mut self, count: usize, size: usize) -> usize {
         let offset = self.end;
-        let bytes = count
-            .saturating_mul(size)
-            .checked_next_multiple_of(ALIGNMENT);
+        let bytes = count.saturating_mul(size).checked_next_multiple_of(ALIGNMENT);
         self.end = offset.saturating_add(bytes.unwrap_or(usize::MAX));
         offset
     }
@@ -49,10 +47,7 @@ impl Split {
         let wanted = (2 * sm_count).div_ceil(others.max(1));
         let chunks = wanted.clamp(1, total.div_ceil(unit).max(1));
         let len = total.div_ceil(chunks).next_multiple_of(unit).max(unit);
-        Self {
-            len,
-            count: total.div_ceil(len).max(1),
-        }
+        Self { len, count: total.div_ceil(len).max(1) }
     }
 }
 
@@ -92,14 +87,8 @@ impl Workspace {
         let during = "allocating the workspace";
         // SAFETY: only the counters are read before they are written, and they are zeroed below.
         let mut buffer = unsafe { stream.alloc::<u8>(total) }.during(during)?;
-        stream
-            .memset_zeros(&mut buffer.slice_mut(..counters_end))
-            .during(during)?;
-        Ok(Self {
-            buffer,
-            counters_end,
-            backward: None,
-        })
+        stream.memset_zeros(&mut buffer.slice_mut(..counters_end)).during(during)?;
+        Ok(Self { buffer, counters_end, backward: None })
     }
 
     /// Bytes of device memory that [`Workspace::new`] would allocate.
@@ -112,10 +101,7 @@ impl Workspace {
 
     fn layout(kernels: &Kernels, specs: &[DoraSpec], tokens: usize) -> Result<(usize, usize)> {
         let sm_count = kernels.sm_count();
-        let mut needs = Needs {
-            counters: 1,
-            bytes: 0,
-        };
+        let mut needs = Needs { counters: 1, bytes: 0 };
         for spec in specs {
             spec.check_tokens(tokens)?;
             let of_ops = [
@@ -130,9 +116,7 @@ impl Workspace {
             }
         }
         let counters_end = needs.counters.saturating_mul(size_of::<u32>());
-        let counters_end = counters_end
-            .checked_next_multiple_of(ALIGNMENT)
-            .unwrap_or(usize::MAX);
+        let counters_end = counters_end.checked_next_multiple_of(ALIGNMENT).unwrap_or(usize::MAX);
         Ok((counters_end, counters_end.saturating_add(needs.bytes)))
     }
 
@@ -149,19 +133,11 @@ impl Workspace {
         let needed = self.counters_end.max(counters).saturating_add(needs.bytes);
         let available = self.buffer.len();
         if counters > self.counters_end || needed > available {
-            return Err(Error::WorkspaceTooSmall {
-                tokens,
-                needed,
-                available,
-            });
+            return Err(Error::WorkspaceTooSmall { tokens, needed, available });
         }
         self.backward = backward;
         let (counters, guard) = self.buffer.device_ptr_mut(stream);
-        Ok(Reserved {
-            counters,
-            regions: counters + self.counters_end as u64,
-            _guard: guard,
-        })
+        Ok(Reserved { counters, regions: counters + self.counters_end as u64, _guard: guard })
     }
 
     /// Whether the last call on this workspace was this layer's `backward_adapter`.

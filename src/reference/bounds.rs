@@ -1,6 +1,6 @@
 //! How far a kernel's results may be from the float64 reference.
 
-use super::{Case, CaseError, Matrix, Parts, Results, evaluate_parts, rounded};
+use super::{Case, CaseError, Matrix, Parts, Results, evaluate_parts, over_norm, rounded};
 use crate::{Dtype, Norm};
 
 /// u, the unit roundoff of f32.
@@ -14,34 +14,36 @@ const RECOVER_BIAS: f64 = 64.0;
 const RECOVER_SLACK: f64 = 1e-3;
 
 /// A bound on the error of every element of what a kernel computes from `case` in `dtype`,
-/// relative to [`evaluate`](super::evaluate) on the same inputs.
+/// relative to [`evaluate`](super::evaluate) on the same inputs, which the dtype must represent
+/// ([`Case::rounded`]).
 ///
-/// Notation: |M| is the matrix of absolute values; acc(n) = 64u(1 + n/4096) bounds an f32
-/// accumulation over n terms, relative to the sum of their absolute values; r(v) = ε|v| + η
-/// bounds one rounding to the dtype (ε = 2⁻⁸ bf16, 2⁻¹¹ f16, 2⁻²⁴ f32; η is half a step of the
-/// subnormals); δ bounds the relative error of g; δA = |A − round(A)| and δB = |sB − round(sB)|
-/// are the packed operands' actual errors. H̄ = |xs|·|A|ᵀ, P̄ = |G|·|sB|, with xs = x∘g (input
-/// axis) or x, and G = dY∘g (output axis) or dY. The terms:
+/// Notation: |M| is the matrix of absolute values and Δ(M) the bound on the error of M.
+/// acc(n) = 64u(1 + n/4096) bounds an f32 accumulation over n terms, relative to the sum of their
+/// absolute values. r(v) = ε|v| + η bounds one rounding to the dtype (ε = 2⁻⁸ bf16, 2⁻¹¹ f16,
+/// 2⁻²⁴ f32; η is half a step of the subnormals). A stored result errs by Δ = e + r(|M| + e), where
+/// e is its error before it is rounded. δ bounds the relative error of g. An operand M packed in
+/// the dtype errs by E(M) = round(M) − M, which is known exactly, up to F(M) where g is part of it
+/// and its error may change the rounding. xs = x∘g (axis input) or x, G = dY∘g (axis output) or
+/// dY, H = xs·Aᵀ, P = G·(sB). The terms:
 ///
-/// - xs: 2r(xs) + δ|xs|, for x∘g rounded stochastically to either neighbour (input axis only).
-/// - z: acc(I)(|xs||W|ᵀ + H̄|sB|ᵀ) for the sums, r(H̄)|sB|ᵀ for H's rounding,
-///   |xs|δAᵀ|sB|ᵀ + H̄δBᵀ for the packed operands, and xs's error times |V|ᵀ.
-/// - y: r(y) for its own rounding, and |g|(z's + δ|z|) on the output axis, z's elsewhere.
-/// - G: r(G) + δ|G| (output axis only).
-/// - P: r(P̄) for its rounding, acc(O)P̄, and |dY| times the packed operand's error: δB, or
-///   r(g·sB) + δ|g·sB| for the output axis's g∘sB.
-/// - D: acc(O)(|G||W| + P̄|A|), P's error times |A|, P̄δA, and G's error times |W|.
-/// - dX: r(dX) + |g|(D's + δ|D|) on the input axis, r(dX) + D's elsewhere.
-/// - dA: |g|(acc(T)P̄ᵀ|x| + P's errorᵀ|x| + δ|Pᵀx|), g on the input axis.
-/// - dB: s|G|ᵀ(acc(T)H̄ + H's error) + δ|dB|, where H's error is acc(I)H̄ + r(H̄) + |xs|δAᵀ and
-///   xs's error times |A|ᵀ.
-/// - dm, input axis: Σ_t |x|(D's error)/c + acc(T)Σ_t |x||D|/c + δ|dm|.
-/// - dm, output axis: Σ_t |dY|(z's error)/c + acc(T)Σ_t |dY||z|/c + δ|dm|, with z's error
-///   grown by (r(y) + u(|y| + |b|))/|g| + 4u|z| for the features whose z is taken back from y.
-/// - db: acc(T)Σ_t |dY|.
-/// - δ: Σ|V|(σ·s|B||A| + 64u(|W| + s|B||A|))/c² + acc(n), summed along the norm's axis of n
-///   elements; σ = 2⁻¹⁵ where the norm's A and sB are split into two 16-bit parts, 0 in f32.
-/// - everything: u|value|, for being stored as f32.
+/// - δ: Σ|V|·64u(|W| + s|B||A|)/c² + acc(n), summed along the norm's axis of n elements; the norm
+///   takes A and sB with all 24 bits of an f32, whatever the dtype.
+/// - Δ(xs) = 2r(xs) + δ|xs|, x∘g being rounded stochastically to either neighbour (axis input).
+/// - H before rounding: acc(I)|xs||A|ᵀ + |xs·E(A)ᵀ|, and Δ(xs)|A|ᵀ.
+/// - Δ(z) = acc(I)(|xs||W|ᵀ + |H||sB|ᵀ) + Δ(H)|sB|ᵀ + |H·E(sB)ᵀ| + Δ(H)|E(sB)|ᵀ + Δ(xs)|V|ᵀ; the
+///   last term has xs's error on both of its ways, so Δ(H) here leaves it out.
+/// - y before rounding: |g|(Δ(z) + δ|z|) on the output axis, Δ(z) elsewhere.
+/// - P before rounding: acc(O)|G||sB| + |dY·E(g·sB)| + |dY|F(g·sB), without g on the other axes.
+/// - Δ(D) = acc(O)(|G||W| + |P||A|) + Δ(P)|A| + |P·E(A)| + Δ(P)|E(A)|, and |E(G)·W| + F(G)|W| on
+///   the output axis.
+/// - dX before rounding: |g|(Δ(D) + δ|D|) on the input axis, Δ(D) elsewhere.
+/// - Δ(dA) = |g|(acc(T)|P| + Δ(P))ᵀ|x| + δ|dA|, with g and δ on the input axis.
+/// - Δ(dB) = s|G|ᵀ(acc(T)|H| + Δ(H)) + δ|dB|, with δ on the output axis.
+/// - Δ(dm), input axis: Σ_t |x|(acc(T)|D| + Δ(D))/c + δ|dm|.
+/// - Δ(dm), output axis: Σ_t |dY|(acc(T)|z| + Δ(z))/c + δ|dm|, with Δ(z) grown by
+///   (r(y) + u(|y| + |b|))/|g| + 4u|z| for the features whose z is taken back from y.
+/// - Δ(db) = acc(T)Σ_t |dY|.
+/// - To everything, u|value| is added, for being stored as f32.
 ///
 /// # Errors
 /// A tensor whose length contradicts the case's shape.
@@ -49,13 +51,9 @@ pub fn bounds(case: &Case, dtype: Dtype) -> Result<Results, CaseError> {
     let parts = Parts::new(case)?;
     let (z, d) = (parts.z(), parts.d());
     let values = evaluate_parts(case, &parts, &z, &d);
-    let delta = gain_error(case, &parts, dtype);
-    let mut bounds = Terms::new(case, &parts, dtype, delta).bounds(&z, &d, &values);
+    let mut bounds = Terms::new(case, &parts, dtype).bounds(&z, &d, &values);
     for (bound, value) in bounds.tensors_mut().into_iter().zip(values.tensors()) {
-        bound
-            .iter_mut()
-            .zip(value)
-            .for_each(|(bound, value)| *bound += U * value.abs());
+        bound.iter_mut().zip(value).for_each(|(bound, value)| *bound += U * value.abs());
     }
     Ok(bounds)
 }
@@ -76,28 +74,45 @@ fn rounding(v: f64, dtype: Dtype) -> f64 {
 }
 
 /// δ, the relative error of c and with it of g, per feature of the norm's axis.
-fn gain_error(case: &Case, parts: &Parts, dtype: Dtype) -> Vec<f64> {
-    let split = if dtype == Dtype::F32 {
-        0.0
-    } else {
-        2f64.powi(-15)
-    };
+fn gain_error(case: &Case, parts: &Parts) -> Vec<f64> {
     let low_rank = parts.sb.abs().times(&parts.a.abs());
     let error = low_rank
-        .zip(&parts.w, |low_rank, w| {
-            split * low_rank + 64.0 * U * (w.abs() + low_rank)
-        })
+        .zip(&parts.w, |low_rank, w| 64.0 * U * (w.abs() + low_rank))
         .zip(&parts.v, |error, v| error * v.abs());
     let (sums, terms) = match case.norm {
         Norm::None => (Vec::new(), 0),
         Norm::Input => (error.column_sums(), case.out_features),
         Norm::Output => (error.transposed().column_sums(), case.in_features),
     };
-    let relative = |(sum, &c): (f64, &f64)| super::over_norm(sum, c * c) + accumulation(terms);
+    let relative = |(sum, &c): (f64, &f64)| over_norm(sum, c * c) + accumulation(terms);
     sums.into_iter().zip(&parts.c).map(relative).collect()
 }
 
-/// The quantities of [`bounds`]' table that more than one result needs.
+/// E and F of an operand packed in the dtype.
+struct Packed {
+    error: Matrix,
+    doubt: Matrix,
+}
+
+impl Packed {
+    /// What rounding does to `values`, if the kernel has exactly those.
+    fn exactly(values: &Matrix, dtype: Dtype) -> Self {
+        let error = values.map(|v| rounded(v, dtype) - v);
+        Self { doubt: error.scaled(0.0), error }
+    }
+
+    /// What rounding does to `values`, if the kernel's are anywhere from `low` to `high`: rounding
+    /// is monotonic.
+    fn between(values: &Matrix, low: &Matrix, high: &Matrix, dtype: Dtype) -> Self {
+        let round = |v| rounded(v, dtype);
+        let below = values.zip(low, |v, low| (round(v) - round(low)).abs());
+        let above = values.zip(high, |v, high| (round(v) - round(high)).abs());
+        Self { doubt: below.zip(&above, f64::max), ..Self::exactly(values, dtype) }
+    }
+}
+
+/// The quantities of [`bounds`]' table that more than one result needs; `x`, `w`, `a`, `sb` and
+/// `dy` are absolute values.
 struct Terms<'a> {
     case: &'a Case,
     parts: &'a Parts,
@@ -113,25 +128,12 @@ struct Terms<'a> {
     a: Matrix,
     sb: Matrix,
     dy: Matrix,
-    /// δA and δB.
-    packed_a: Matrix,
-    packed_sb: Matrix,
-    /// |xs| and its error.
-    xs: Matrix,
-    xs_error: Matrix,
-    /// |G|.
-    g: Matrix,
-    /// H̄.
-    h: Matrix,
-    /// P̄ and the error of P.
-    p: Matrix,
-    p_error: Matrix,
+    packed_a: Packed,
 }
 
 impl<'a> Terms<'a> {
-    fn new(case: &'a Case, parts: &'a Parts, dtype: Dtype, delta: Vec<f64>) -> Self {
-        let round = |v| rounding(v, dtype);
-        let packing = |v: f64| (v - rounded(v, dtype)).abs();
+    fn new(case: &'a Case, parts: &'a Parts, dtype: Dtype) -> Self {
+        let delta = gain_error(case, parts);
         let (mut delta_in, mut delta_out) =
             (vec![0.0; case.in_features], vec![0.0; case.out_features]);
         match case.norm {
@@ -141,48 +143,21 @@ impl<'a> Terms<'a> {
         }
         let [x, w, a, sb, dy] =
             [&parts.x, &parts.w, &parts.a, &parts.sb, &parts.dy].map(Matrix::abs);
-        let abs = |g: &[f64]| g.iter().map(|g| g.abs()).collect::<Vec<_>>();
-        let (g_in, g_out) = (abs(&parts.g_in), abs(&parts.g_out));
-        let (packed_a, packed_sb) = (parts.a.map(packing), parts.sb.map(packing));
-        let xs = x.scale_columns(&g_in);
-        let xs_error = match case.norm {
-            Norm::Input => xs.with_columns(&delta_in, |xs, delta| 2.0 * round(xs) + delta * xs),
-            Norm::None | Norm::Output => xs.scaled(0.0),
-        };
-        let g = dy.scale_columns(&g_out);
-        let operand_error = match case.norm {
-            Norm::Output => {
-                let gsb = sb.scale_rows(&g_out);
-                gsb.map(round).plus(&gsb.scale_rows(&delta_out))
-            }
-            Norm::None | Norm::Input => packed_sb.clone(),
-        };
-        let p = g.times(&sb);
-        let p_error = p
-            .map(|p| round(p) + accumulation(case.out_features) * p)
-            .plus(&dy.times(&operand_error));
-        let h = xs.times(&a.transposed());
+        let abs = |g: &[f64]| g.iter().map(|g| g.abs()).collect();
         Self {
             case,
             parts,
             dtype,
-            g_in,
+            g_in: abs(&parts.g_in),
             delta_in,
-            g_out,
+            g_out: abs(&parts.g_out),
             delta_out,
             x,
             w,
             a,
             sb,
             dy,
-            packed_a,
-            packed_sb,
-            xs,
-            xs_error,
-            g,
-            h,
-            p,
-            p_error,
+            packed_a: Packed::exactly(&parts.a, dtype),
         }
     }
 
@@ -190,68 +165,145 @@ impl<'a> Terms<'a> {
         rounding(v, self.dtype)
     }
 
-    fn bounds(&self, z: &Matrix, d: &Matrix, values: &Results) -> Results {
-        let (case, parts) = (self.case, self.parts);
-        let over_tokens = accumulation(case.tokens);
-        let (z_error, d_error) = (self.z_error(), self.d_error());
-        let y_error = z_error
-            .plus(&z.abs().scale_columns(&self.delta_out))
+    /// Δ of a stored value with error `e` before it is rounded.
+    fn stored(&self, value: &Matrix, error: &Matrix) -> Matrix {
+        value.zip(error, |v, e| e + self.round(v.abs() + e))
+    }
+
+    /// δ of the output features on top of what computing g times something else adds.
+    fn gain_doubt(&self) -> Vec<f64> {
+        self.delta_out.iter().map(|delta| delta + 4.0 * U).collect()
+    }
+
+    /// xs and Δ(xs).
+    fn xs(&self) -> (Matrix, Matrix) {
+        let xs = self.parts.x.scale_columns(&self.parts.g_in);
+        let error = match self.case.norm {
+            Norm::Input => {
+                let error = |xs: f64, delta| 2.0 * self.round(xs) + delta * xs.abs();
+                xs.with_columns(&self.delta_in, error)
+            }
+            Norm::None | Norm::Output => xs.scaled(0.0),
+        };
+        (xs, error)
+    }
+
+    /// Δ(z), and |H| and Δ(H) for dB.
+    fn forward(&self) -> (Matrix, Matrix, Matrix) {
+        let sums = accumulation(self.case.in_features);
+        let (xs, xs_error) = self.xs();
+        let (a, sb) = (self.a.transposed(), self.sb.transposed());
+        let h = xs.times(&self.parts.a.transposed());
+        let own = xs.abs().times(&a).scaled(sums);
+        let own = own.plus(&xs.times(&self.packed_a.error.transposed()).abs());
+        let from_xs = xs_error.times(&a);
+        let rounded = h.zip(&own.plus(&from_xs), |h, e| self.round(h.abs() + e));
+        let h_error = own.plus(&rounded);
+
+        let packed_sb = Packed::exactly(&self.parts.sb, self.dtype).error.transposed();
+        let z_error = xs
+            .abs()
+            .times(&self.w.transposed())
+            .plus(&h.abs().times(&sb))
+            .scaled(sums)
+            .plus(&h_error.times(&sb))
+            .plus(&h.times(&packed_sb).abs())
+            .plus(&h_error.times(&packed_sb.abs()))
+            .plus(&xs_error.times(&self.parts.v.abs().transposed()));
+        (z_error, h.abs(), h_error.plus(&from_xs))
+    }
+
+    /// |P| and Δ(P).
+    fn low_rank_gradient(&self) -> (Matrix, Matrix) {
+        let operand = match self.case.norm {
+            Norm::Output => {
+                let gsb = self.parts.sb.scale_rows(&self.parts.g_out);
+                let [low, high] = [-1.0, 1.0].map(|sign: f64| {
+                    let doubt = self.gain_doubt();
+                    gsb.scale_rows(&doubt.iter().map(|d| 1.0 + sign * d).collect::<Vec<_>>())
+                });
+                Packed::between(&gsb, &low, &high, self.dtype)
+            }
+            Norm::None | Norm::Input => Packed::exactly(&self.parts.sb, self.dtype),
+        };
+        let p = self.parts.dy.scale_columns(&self.parts.g_out).times(&self.parts.sb);
+        let error = self
+            .dy
             .scale_columns(&self.g_out)
-            .zip(
-                &Matrix::new(case.tokens, case.out_features, values.output.clone()),
-                |error, y| error + self.round(y),
-            );
-        let dx_error = d_error
-            .plus(&d.abs().scale_columns(&self.delta_in))
-            .scale_columns(&self.g_in)
-            .zip(
-                &Matrix::new(case.tokens, case.in_features, values.grad_input.clone()),
-                |e, dx| e + self.round(dx),
-            );
-        let da_value = Matrix::new(case.rank, case.in_features, values.grad_lora_a.clone());
-        let da_error = self
-            .p
-            .zip(&self.p_error, |p, error| over_tokens * p + error)
+            .times(&self.sb)
+            .scaled(accumulation(self.case.out_features))
+            .plus(&self.parts.dy.times(&operand.error).abs())
+            .plus(&self.dy.times(&operand.doubt));
+        (p.abs(), self.stored(&p, &error))
+    }
+
+    /// Δ(D).
+    fn d_error(&self, p: &Matrix, p_error: &Matrix) -> Matrix {
+        let g = self.parts.dy.scale_columns(&self.parts.g_out);
+        let signed_p = g.times(&self.parts.sb);
+        let error = g
+            .abs()
+            .times(&self.w)
+            .plus(&p.times(&self.a))
+            .scaled(accumulation(self.case.out_features))
+            .plus(&p_error.times(&self.a))
+            .plus(&signed_p.times(&self.packed_a.error).abs())
+            .plus(&p_error.times(&self.packed_a.error.abs()));
+        if self.case.norm != Norm::Output {
+            return error;
+        }
+        let doubt = self.gain_doubt();
+        let low = g.with_columns(&doubt, |g, doubt| g * (1.0 - doubt));
+        let high = g.with_columns(&doubt, |g, doubt| g * (1.0 + doubt));
+        let packed = Packed::between(&g, &low, &high, self.dtype);
+        error.plus(&packed.error.times(&self.parts.w).abs()).plus(&packed.doubt.times(&self.w))
+    }
+
+    fn bounds(&self, z: &Matrix, d: &Matrix, values: &Results) -> Results {
+        let &Case { tokens, in_features, out_features, rank, norm, .. } = self.case;
+        let over_tokens = accumulation(tokens);
+        let (z_error, h, h_error) = self.forward();
+        let (p, p_error) = self.low_rank_gradient();
+        let d_error = self.d_error(&p, &p_error);
+
+        let y = Matrix::new(tokens, out_features, values.output.clone());
+        let y_error =
+            z_error.plus(&z.abs().scale_columns(&self.delta_out)).scale_columns(&self.g_out);
+        let y_error = self.stored(&y, &y_error);
+        let dx = Matrix::new(tokens, in_features, values.grad_input.clone());
+        let dx_error =
+            d_error.plus(&d.abs().scale_columns(&self.delta_in)).scale_columns(&self.g_in);
+        let da = Matrix::new(rank, in_features, values.grad_lora_a.clone()).abs();
+        let da_error = p
+            .zip(&p_error, |p, error| over_tokens * (p + error) + error)
             .transposed()
             .times(&self.x)
             .scale_columns(&self.g_in)
-            .plus(&da_value.abs().scale_columns(&self.delta_in));
-        let db_value = Matrix::new(case.out_features, case.rank, values.grad_lora_b.clone());
+            .plus(&da.scale_columns(&self.delta_in));
+        let db = Matrix::new(out_features, rank, values.grad_lora_b.clone()).abs();
         let db_error = self
-            .g
+            .dy
+            .scale_columns(&self.g_out)
             .transposed()
-            .times(
-                &self
-                    .h
-                    .zip(&self.h_error(), |h, error| over_tokens * h + error),
-            )
-            .scaled(case.scaling.abs())
-            .plus(&db_value.abs().scale_rows(&self.delta_out));
-        let (sums, delta) = match case.norm {
+            .times(&h.zip(&h_error, |h, error| over_tokens * (h + error) + error))
+            .scaled(self.case.scaling.abs())
+            .plus(&db.scale_rows(&self.delta_out));
+        let (sums, delta) = match norm {
             Norm::None => (Vec::new(), &self.delta_in),
             Norm::Input => {
                 let error = d.zip(&d_error, |d, error| over_tokens * d.abs() + error);
-                (
-                    self.x.zip(&error, |x, error| x * error).column_sums(),
-                    &self.delta_in,
-                )
+                (self.x.zip(&error, |x, error| x * error).column_sums(), &self.delta_in)
             }
             Norm::Output => {
-                let error = z_error.plus(&self.recovery_error(z, values));
+                let error = z_error.plus(&self.recovery_error(z, &y, &y_error));
                 let error = z.zip(&error, |z, error| over_tokens * z.abs() + error);
-                (
-                    self.dy.zip(&error, |dy, error| dy * error).column_sums(),
-                    &self.delta_out,
-                )
+                (self.dy.zip(&error, |dy, error| dy * error).column_sums(), &self.delta_out)
             }
         };
-        let dm_error = sums
-            .iter()
-            .zip(&parts.c)
-            .map(|(&sum, &c)| super::over_norm(sum, c));
+        let dm_error = sums.iter().zip(&self.parts.c).map(|(&sum, &c)| over_norm(sum, c));
         Results {
             output: y_error.into_data(),
-            grad_input: dx_error.into_data(),
+            grad_input: self.stored(&dx, &dx_error).into_data(),
             grad_lora_a: da_error.into_data(),
             grad_lora_b: db_error.into_data(),
             grad_magnitude: dm_error
@@ -259,84 +311,23 @@ impl<'a> Terms<'a> {
                 .zip(&values.grad_magnitude)
                 .map(|((error, delta), dm)| error + delta * dm.abs())
                 .collect(),
-            grad_bias: self
-                .dy
-                .column_sums()
-                .iter()
-                .map(|sum| over_tokens * sum)
-                .collect(),
-        }
-    }
-
-    fn z_error(&self) -> Matrix {
-        let sb = self.sb.transposed();
-        let low_rank = self.h.times(&sb);
-        let sums = self
-            .xs
-            .times(&self.w.transposed())
-            .plus(&low_rank)
-            .scaled(accumulation(self.case.in_features));
-        let h = self
-            .h
-            .map(|h| self.round(h))
-            .plus(&self.xs.times(&self.packed_a.transposed()))
-            .times(&sb);
-        sums.plus(&h)
-            .plus(&self.h.times(&self.packed_sb.transposed()))
-            .plus(&self.xs_error.times(&self.parts.v.abs().transposed()))
-    }
-
-    fn h_error(&self) -> Matrix {
-        let own = self
-            .h
-            .map(|h| accumulation(self.case.in_features) * h + self.round(h));
-        own.plus(&self.xs.times(&self.packed_a.transposed()))
-            .plus(&self.xs_error.times(&self.a.transposed()))
-    }
-
-    fn d_error(&self) -> Matrix {
-        let sums = self.g.times(&self.w).plus(&self.p.times(&self.a));
-        let error = sums
-            .scaled(accumulation(self.case.out_features))
-            .plus(&self.p_error.times(&self.a))
-            .plus(&self.p.times(&self.packed_a));
-        match self.case.norm {
-            Norm::Output => {
-                let g = self
-                    .g
-                    .with_columns(&self.delta_out, |g, delta| self.round(g) + delta * g);
-                error.plus(&g.times(&self.w))
-            }
-            Norm::None | Norm::Input => error,
+            grad_bias: self.dy.column_sums().iter().map(|sum| over_tokens * sum).collect(),
         }
     }
 
     /// What taking z back from the stored output adds to its error.
-    fn recovery_error(&self, z: &Matrix, values: &Results) -> Matrix {
+    fn recovery_error(&self, z: &Matrix, y: &Matrix, y_error: &Matrix) -> Matrix {
         let zeros = vec![0.0; self.case.out_features];
-        let bias: Vec<f64> = self
-            .case
-            .bias
-            .as_ref()
-            .unwrap_or(&zeros)
-            .iter()
-            .map(|b| b.abs())
-            .collect();
+        let bias = self.case.bias.as_ref().unwrap_or(&zeros);
+        let bias: Vec<f64> = bias.iter().map(|b| b.abs()).collect();
         let recovers = |g: f64, b: f64| {
             g >= RECOVER_G * (1.0 - RECOVER_SLACK) && b <= RECOVER_BIAS * (1.0 + RECOVER_SLACK) * g
         };
-        let inverse: Vec<f64> = self
-            .g_out
-            .iter()
-            .zip(&bias)
-            .map(|(&g, &b)| if recovers(g, b) { 1.0 / g } else { 0.0 })
-            .collect();
-        let y = Matrix::new(
-            self.case.tokens,
-            self.case.out_features,
-            values.output.clone(),
-        );
-        y.with_columns(&bias, |y, b| self.round(y) + U * (y.abs() + b))
+        let inverse = self.g_out.iter().zip(&bias);
+        let inverse: Vec<f64> =
+            inverse.map(|(&g, &b)| if recovers(g, b) { 1.0 / g } else { 0.0 }).collect();
+        y.zip(y_error, |y, error| y.abs() + error)
+            .with_columns(&bias, |y, b| self.round(y) + U * (y + b))
             .scale_columns(&inverse)
             .zip(z, |error, z| error + 4.0 * U * z.abs())
     }

@@ -28,10 +28,7 @@ impl Matrix {
     }
 
     pub(super) fn map(&self, f: impl Fn(f64) -> f64) -> Self {
-        Self {
-            data: self.data.iter().map(|&v| f(v)).collect(),
-            ..*self
-        }
+        Self { data: self.data.iter().map(|&v| f(v)).collect(), ..*self }
     }
 
     pub(super) fn abs(&self) -> Self {
@@ -44,12 +41,7 @@ impl Matrix {
 
     /// The element-wise combination of two matrices of one shape.
     pub(super) fn zip(&self, other: &Self, f: impl Fn(f64, f64) -> f64) -> Self {
-        let data = self
-            .data
-            .iter()
-            .zip(&other.data)
-            .map(|(&a, &b)| f(a, b))
-            .collect();
+        let data = self.data.iter().zip(&other.data).map(|(&a, &b)| f(a, b)).collect();
         Self { data, ..*self }
     }
 
@@ -65,9 +57,7 @@ impl Matrix {
     /// Element `(i, j)` times `factors[i]`.
     pub(super) fn scale_rows(&self, factors: &[f64]) -> Self {
         let rows = self.data.chunks(self.cols.max(1)).zip(factors);
-        let data = rows
-            .flat_map(|(row, factor)| row.iter().map(move |v| v * factor))
-            .collect();
+        let data = rows.flat_map(|(row, factor)| row.iter().map(move |v| v * factor)).collect();
         Self { data, ..*self }
     }
 
@@ -75,9 +65,7 @@ impl Matrix {
     pub(super) fn with_columns(&self, values: &[f64], f: impl Fn(f64, f64) -> f64) -> Self {
         let mut data = self.data.clone();
         for row in data.chunks_mut(self.cols.max(1)) {
-            row.iter_mut()
-                .zip(values)
-                .for_each(|(v, &value)| *v = f(*v, value));
+            row.iter_mut().zip(values).for_each(|(v, &value)| *v = f(*v, value));
         }
         Self { data, ..*self }
     }
@@ -85,9 +73,7 @@ impl Matrix {
     pub(super) fn column_sums(&self) -> Vec<f64> {
         let mut sums = vec![0.0; self.cols];
         for row in 0..self.rows {
-            sums.iter_mut()
-                .zip(self.row(row))
-                .for_each(|(sum, v)| *sum += v);
+            sums.iter_mut().zip(self.row(row)).for_each(|(sum, v)| *sum += v);
         }
         sums
     }
@@ -97,11 +83,7 @@ impl Matrix {
         for col in 0..self.cols {
             data.extend((0..self.rows).map(|row| self.data[row * self.cols + col]));
         }
-        Self {
-            rows: self.cols,
-            cols: self.rows,
-            data,
-        }
+        Self { rows: self.cols, cols: self.rows, data }
     }
 
     /// The product `self [m,k] · other [k,n]`, each element summed in the order of `k`.
@@ -114,9 +96,7 @@ impl Matrix {
                 let sums = &mut product.data[i * other.cols..][..other.cols];
                 for k in start..end {
                     let factor = self.data[i * self.cols + k];
-                    sums.iter_mut()
-                        .zip(other.row(k))
-                        .for_each(|(sum, v)| *sum += factor * v);
+                    sums.iter_mut().zip(other.row(k)).for_each(|(sum, v)| *sum += factor * v);
                 }
             }
         }

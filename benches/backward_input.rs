@@ -1,0 +1,7 @@
+//! Bench of `backward_input`: see `common` for what it prints where.
+
+mod common;
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    common::run("backward_input", common::Layer::backward_input)
+}

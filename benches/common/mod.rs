@@ -1,0 +1,228 @@
+//! What the benches share: one layer's buffers on the device, and how an op is measured.
+//!
+//! On a GPU criterion times each op between two CUDA events. On the emulated device, whose time
+//! says nothing about a GPU's, each case runs once and its counts are printed instead.
+
+use std::error::Error;
+use std::sync::Arc;
+use std::time::Duration;
+
+use criterion::{Criterion, Throughput};
+use cuda_emulator::client::{Choice, Emulator, Selected, select};
+use fused_dora::cudarc::driver::{CudaSlice, CudaStream, sys::CUevent_flags};
+use fused_dora::{
+    Backward, DoraSpec, Dtype, Forward, Kernels, Magnitude, Norm, Prepare, Prepared, Scaling,
+    Workspace, open_device,
+};
+use half::bf16;
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+
+/// (T, I, O, r) on a GPU.
+const SHAPES: [[usize; 4]; 3] =
+    [[8192, 4096, 4096, 16], [8192, 4096, 14336, 16], [2048, 4096, 4096, 64]];
+
+/// (T, I, O, r) where every instruction is interpreted.
+const EMULATED_SHAPES: [[usize; 4]; 2] = [[128, 256, 256, 16], [64, 256, 512, 64]];
+
+/// One bf16 layer, its batch and its gradients.
+pub struct Layer {
+    kernels: Kernels,
+    stream: Arc<CudaStream>,
+    spec: DoraSpec,
+    tokens: usize,
+    workspace: Workspace,
+    prepared: Prepared<bf16>,
+    x: CudaSlice<bf16>,
+    weight: CudaSlice<bf16>,
+    y: CudaSlice<bf16>,
+    h: CudaSlice<bf16>,
+    grad_output: CudaSlice<bf16>,
+    grad_input: CudaSlice<bf16>,
+    lora_a: CudaSlice<f32>,
+    lora_b: CudaSlice<f32>,
+    magnitude: CudaSlice<f32>,
+    grad_lora_a: CudaSlice<f32>,
+    grad_lora_b: CudaSlice<f32>,
+    grad_magnitude: CudaSlice<f32>,
+}
+
+type Outcome<T = ()> = Result<T, Box<dyn Error>>;
+
+impl Layer {
+    fn new([tokens, inputs, outputs, rank]: [usize; 4], norm: Norm) -> Outcome<Self> {
+        let scaling = Scaling::Standard { alpha: 2.0 * rank as f32 };
+        let spec = DoraSpec::new(inputs, outputs, rank, scaling, norm, Dtype::Bf16)?;
+        let context = open_device(0)?;
+        let kernels = Kernels::load(&context)?;
+        let stream = context.new_stream()?;
+        let mut random = StdRng::seed_from_u64(7);
+        let mut uniform =
+            |n: usize| -> Vec<f32> { (0..n).map(|_| random.random_range(-0.05..0.05)).collect() };
+        let half =
+            |values: Vec<f32>| -> Vec<bf16> { values.into_iter().map(bf16::from_f32).collect() };
+        let mut layer = Self {
+            workspace: Workspace::new(&kernels, &stream, &[spec], tokens)?,
+            prepared: Prepared::new(&stream, &spec)?,
+            x: stream.clone_htod(&half(uniform(tokens * inputs)))?,
+            weight: stream.clone_htod(&half(uniform(outputs * inputs)))?,
+            y: stream.alloc_zeros(tokens * outputs)?,
+            h: stream.alloc_zeros(tokens * spec.padded_rank())?,
+            grad_output: stream.clone_htod(&half(uniform(tokens * outputs)))?,
+            grad_input: stream.alloc_zeros(tokens * inputs)?,
+            lora_a: stream.clone_htod(&uniform(rank * inputs))?,
+            lora_b: stream.clone_htod(&uniform(outputs * rank))?,
+            magnitude: stream.alloc_zeros(spec.magnitude_len().max(1))?,
+            grad_lora_a: stream.alloc_zeros(rank * inputs)?,
+            grad_lora_b: stream.alloc_zeros(outputs * rank)?,
+            grad_magnitude: stream.alloc_zeros(spec.magnitude_len().max(1))?,
+            kernels,
+            stream,
+            spec,
+            tokens,
+        };
+        layer.prepare()?;
+        layer.forward()?;
+        layer.backward_adapter()?;
+        Ok(layer)
+    }
+
+    /// W once (and the packed operands) against one launch.
+    pub fn prepare(&mut self) -> Outcome {
+        let magnitude = match self.spec.norm() {
+            Norm::None => Magnitude::None,
+            Norm::Input | Norm::Output => Magnitude::Init(self.magnitude.as_view_mut()),
+        };
+        let inputs = Prepare {
+            weight: self.weight.as_view(),
+            lora_a: self.lora_a.as_view(),
+            lora_b: self.lora_b.as_view(),
+            magnitude,
+        };
+        let Self { kernels, stream, spec, workspace, prepared, .. } = self;
+        Ok(kernels.prepare(stream, spec, workspace, prepared, inputs)?)
+    }
+
+    /// H and y.
+    pub fn forward(&mut self) -> Outcome {
+        let io = Forward {
+            tokens: self.tokens,
+            x: self.x.as_view(),
+            weight: self.weight.as_view(),
+            bias: None,
+            seed: 1,
+            y: self.y.as_view_mut(),
+            h: self.h.as_view_mut(),
+        };
+        let Self { kernels, stream, spec, workspace, prepared, .. } = self;
+        Ok(kernels.forward(stream, spec, prepared, workspace, io)?)
+    }
+
+    /// P, dB and dm (axis output).
+    pub fn backward_adapter(&mut self) -> Outcome {
+        self.backward(Kernels::backward_adapter)
+    }
+
+    /// dX, dm (axis input) and dA; with the `backward_adapter` that must precede it.
+    pub fn backward_input(&mut self) -> Outcome {
+        self.backward(Kernels::backward)
+    }
+
+    fn backward(&mut self, op: BackwardOp) -> Outcome {
+        let has_magnitude = self.spec.norm() != Norm::None;
+        let mut io = Backward {
+            tokens: self.tokens,
+            x: self.x.as_view(),
+            weight: self.weight.as_view(),
+            bias: None,
+            output: Some(self.y.as_view()),
+            grad_output: self.grad_output.as_view(),
+            h: self.h.as_view(),
+            grad_input: Some(self.grad_input.as_view_mut()),
+            grad_lora_a: self.grad_lora_a.as_view_mut(),
+            grad_lora_b: self.grad_lora_b.as_view_mut(),
+            grad_magnitude: has_magnitude.then(|| self.grad_magnitude.as_view_mut()),
+            grad_bias: None,
+        };
+        let Self { kernels, stream, spec, workspace, prepared, .. } = self;
+        Ok(op(kernels, stream, spec, prepared, workspace, &mut io)?)
+    }
+
+    /// GPU time of `iterations` runs.
+    fn time(&mut self, iterations: u64, op: Op) -> Outcome<Duration> {
+        let timed = Some(CUevent_flags::CU_EVENT_DEFAULT);
+        let start = self.stream.record_event(timed)?;
+        for _ in 0..iterations {
+            op(self)?;
+        }
+        let end = self.stream.record_event(timed)?;
+        Ok(Duration::from_secs_f64(f64::from(start.elapsed_ms(&end)?) / 1e3))
+    }
+}
+
+/// One op on a layer.
+pub type Op = fn(&mut Layer) -> Outcome;
+
+type BackwardOp = fn(
+    &Kernels,
+    &Arc<CudaStream>,
+    &DoraSpec,
+    &Prepared<bf16>,
+    &mut Workspace,
+    &mut Backward<'_, bf16>,
+) -> fused_dora::Result<()>;
+
+/// Runs the bench of one op, on what `CUDA_EMULATOR_DEVICE` asks for (a GPU where there is one).
+pub fn run(name: &str, op: Op) -> Outcome {
+    match select(Choice::from_env()?)? {
+        Selected::Emulated(emulator) => count(name, op, &emulator),
+        _ => measure(name, op),
+    }
+}
+
+fn cases(shapes: &[[usize; 4]]) -> impl Iterator<Item = ([usize; 4], Norm)> {
+    let norms = [Norm::None, Norm::Output, Norm::Input];
+    shapes.iter().flat_map(move |&shape| norms.map(|norm| (shape, norm)))
+}
+
+fn label([tokens, inputs, outputs, rank]: [usize; 4], norm: Norm) -> String {
+    format!("T={tokens} I={inputs} O={outputs} r={rank} norm={norm:?}")
+}
+
+fn measure(name: &str, op: Op) -> Outcome {
+    let mut criterion = Criterion::default().configure_from_args();
+    let mut group = criterion.benchmark_group(name);
+    for (shape, norm) in cases(&SHAPES) {
+        let mut layer = Layer::new(shape, norm)?;
+        let [tokens, inputs, outputs, _] = shape;
+        group.throughput(Throughput::Elements((tokens * inputs * outputs) as u64));
+        group.bench_function(label(shape, norm), |bencher| {
+            bencher.iter_custom(|iterations| {
+                layer.time(iterations, op).expect("the op succeeded when the layer was made")
+            });
+        });
+    }
+    group.finish();
+    criterion.final_summary();
+    Ok(())
+}
+
+fn count(name: &str, op: Op, emulator: &Emulator) -> Outcome {
+    println!("{name}: counts on the emulated device (it has no GPU time to report)");
+    for (shape, norm) in cases(&EMULATED_SHAPES) {
+        let mut layer = Layer::new(shape, norm)?;
+        layer.stream.synchronize()?;
+        emulator.reset_counters();
+        op(&mut layer)?;
+        layer.stream.synchronize()?;
+        let counters = emulator.counters();
+        println!(
+            "  {}: {} launches, {} tensor-core products, {} warp instructions",
+            label(shape, norm),
+            counters.launches,
+            counters.mma,
+            counters.instructions,
+        );
+    }
+    Ok(())
+}

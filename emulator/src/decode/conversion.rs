@@ -1,0 +1,301 @@
+//! Moves, conversions between types, and conversions between address spaces.
+
+use super::decoder::{Decoder, Result, SINK};
+use super::modifiers::Modifiers;
+use crate::exec::op::*;
+use crate::exec::{
+    Convert, Integer, LOCAL_WINDOW, PARAM_WINDOW, Relation, Rounding, SHARED_WINDOW, Scalar,
+    WINDOW_BYTES,
+};
+use crate::exec::{Comparison, Special};
+use crate::ptx::{Instruction, Operand, Type};
+
+const NONE: Source = Source::P(Test { predicate: FALSE, negated: false });
+
+impl Decoder<'_> {
+    /// Decodes a move or a conversion; `false` if it is none.
+    pub(super) fn conversion(
+        &mut self,
+        instruction: &Instruction,
+        modifiers: &mut Modifiers,
+    ) -> Result<bool> {
+        match instruction.opcode.as_str() {
+            "mov" => self.mov(instruction, modifiers)?,
+            "cvt" => self.cvt(instruction, modifiers)?,
+            "cvta" => self.cvta(instruction, modifiers)?,
+            "isspacep" => self.is_space(instruction, modifiers)?,
+            _ => return Ok(false),
+        }
+        Ok(true)
+    }
+
+    fn mov(&mut self, instruction: &Instruction, modifiers: &mut Modifiers) -> Result<()> {
+        self.count(instruction, &[2])?;
+        let ty = self.required_type(modifiers)?;
+        let [d, a] = &instruction.operands[..] else { return Ok(()) };
+        match (d, a) {
+            (Operand::Vector(parts), whole) => self.unpack(parts, whole, ty),
+            (whole, Operand::Vector(parts)) => self.pack(whole, parts, ty),
+            _ if ty == Type::Pred => {
+                let a = self.test(a)?;
+                let never = Test { predicate: FALSE, negated: false };
+                if let Target::P(d) = self.target(d, ty)? {
+                    self.emit(Op::Logic(Logic::Or, d, a, never));
+                }
+                Ok(())
+            }
+            (d, Operand::Name(name)) if clock(name).is_some() => {
+                let target = self.target(d, ty)?;
+                let (clock, bits) = clock(name).unwrap_or((Clock::Cycles, 32));
+                if bits != ty.bits() {
+                    return self.fail(format!("`{name}` has {bits} bits"));
+                }
+                self.emit(Op::Clock(clock, target));
+                Ok(())
+            }
+            (d, a) => {
+                if let Operand::Name(name) = a
+                    && name.starts_with('%')
+                    && Special::by_name(name).is_none()
+                    && self.symbol(name).is_err()
+                {
+                    return self.fail(format!("unknown register `{name}`"));
+                }
+                let a = self.source(a, ty)?;
+                let d = self.target(d, ty)?;
+                let scalar = Scalar::Integer(Integer::Copy, ty);
+                self.emit_scalar(scalar, d, Target::Nowhere, [a, NONE, NONE, NONE]);
+                Ok(())
+            }
+        }
+    }
+
+    /// `mov.b64 d, {low, high}` and its kin.
+    fn pack(&mut self, whole: &Operand, parts: &[Operand], ty: Type) -> Result<()> {
+        let part = part_type(ty, parts.len());
+        let Some(part) = part else {
+            return self.fail(format!("{} parts do not make up {} bits", parts.len(), ty.bits()));
+        };
+        let mut sources = Vec::new();
+        for operand in parts {
+            let Source::R(r) = self.source(operand, part)? else {
+                return self.fail("a part has the wrong width");
+            };
+            sources.push(r);
+        }
+        let target = self.target(whole, ty)?;
+        match (part.bits(), &sources[..], target) {
+            (32, &[low, high], Target::Q(d)) => self.emit(Op::Pack64 { d, low, high }),
+            (16, &[low, high], Target::R(d, 32)) => {
+                self.emit(Op::Bin32(Bin32::PackHalves, d, low, high));
+            }
+            (16, &[a, b, c, d], Target::Q(whole)) => {
+                let (low, high) = (self.new_r(), self.new_r());
+                self.emit(Op::Bin32(Bin32::PackHalves, low, a, b));
+                self.emit(Op::Bin32(Bin32::PackHalves, high, c, d));
+                self.emit(Op::Pack64 { d: whole, low, high });
+            }
+            (8, bytes, Target::R(d, _)) => self.pack_bytes(d, bytes),
+            _ => return self.fail("this packing is not supported"),
+        }
+        Ok(())
+    }
+
+    fn pack_bytes(&mut self, d: R, bytes: &[R]) {
+        let sum = self.new_r();
+        for (index, &byte) in bytes.iter().enumerate() {
+            let shift = self.constant32(8 * index as u32);
+            if index == 0 {
+                let mask = self.constant32(0xff);
+                self.emit(Op::Bin32(Bin32::And, sum, byte, mask));
+            } else {
+                let shifted = self.new_r();
+                let mask = self.constant32(0xff << (8 * index));
+                self.emit(Op::Bin32(Bin32::Shl, shifted, byte, shift));
+                self.emit(Op::Bin32(Bin32::And, shifted, shifted, mask));
+                self.emit(Op::Bin32(Bin32::Or, sum, sum, shifted));
+            }
+        }
+        self.emit(Op::Un32(Un32::Copy, d, sum));
+    }
+
+    /// `mov.b64 {low, high}, a` and its kin.
+    fn unpack(&mut self, parts: &[Operand], whole: &Operand, ty: Type) -> Result<()> {
+        let part = part_type(ty, parts.len());
+        let Some(part) = part else {
+            return self.fail(format!("{} parts do not make up {} bits", parts.len(), ty.bits()));
+        };
+        let source = self.source(whole, ty)?;
+        let mut targets = Vec::new();
+        for operand in parts {
+            targets.push(self.target(operand, part)?);
+        }
+        match (part.bits(), &targets[..], source) {
+            (32, &[low, high], Source::Q(a)) => self.emit(Op::Unpack64 { low, high, a }),
+            (16, &[low, high], Source::R(a)) => self.unpack_halves(low, high, a),
+            (16, &[first, second, third, fourth], Source::Q(a)) => {
+                let (low, high) = (self.new_r(), self.new_r());
+                let (to_low, to_high) = (Target::R(low, 32), Target::R(high, 32));
+                self.emit(Op::Unpack64 { low: to_low, high: to_high, a });
+                self.unpack_halves(first, second, low);
+                self.unpack_halves(third, fourth, high);
+            }
+            (8, targets, Source::R(a)) => {
+                // The whole may be one of the parts.
+                let copy = self.new_r();
+                self.emit(Op::Un32(Un32::Copy, copy, a));
+                let length = self.constant32(8);
+                for (index, target) in targets.iter().enumerate() {
+                    if let Target::R(d, _) = *target {
+                        let position = self.constant32(8 * index as u32);
+                        self.emit(Op::Tri32(Tri32::BfeU, d, copy, position, length));
+                    }
+                }
+            }
+            _ => return self.fail("this unpacking is not supported"),
+        }
+        Ok(())
+    }
+
+    fn unpack_halves(&mut self, low: Target, high: Target, a: R) {
+        let copy = self.new_r();
+        self.emit(Op::Un32(Un32::Copy, copy, a));
+        if let Target::R(d, _) = low {
+            self.emit(Op::Un32(Un32::Low16, d, copy));
+        }
+        if let Target::R(d, _) = high {
+            self.emit(Op::Un32(Un32::High16, d, copy));
+        }
+    }
+
+    fn cvt(&mut self, instruction: &Instruction, modifiers: &mut Modifiers) -> Result<()> {
+        let to_integer = modifiers.pick(&[
+            ("rni", Rounding::Nearest),
+            ("rzi", Rounding::Zero),
+            ("rmi", Rounding::Down),
+            ("rpi", Rounding::Up),
+        ]);
+        let away = modifiers.take("rna").then_some(Rounding::NearestAway);
+        let rounding = to_integer.or(away).or_else(|| modifiers.rounding());
+        let (flush, saturate) = (modifiers.take("ftz"), modifiers.take("sat"));
+        let (relu, finite) = (modifiers.take("relu"), modifiers.take("satfinite"));
+        let (to, from) = (self.required_type(modifiers)?, self.required_type(modifiers)?);
+        let packed = matches!(to, Type::F16x2 | Type::Bf16x2);
+        if from.is_float() && !to.is_float() && to_integer.is_none() {
+            return self.fail("a conversion to an integer needs its rounding");
+        }
+        let unsupported = [from, to].iter().any(|ty| matches!(ty, Type::Pred | Type::U16x2))
+            || matches!(from, Type::F16x2 | Type::Bf16x2 | Type::Tf32)
+            || (packed && from != Type::F32);
+        if unsupported {
+            return self.fail(format!("the conversion of {from:?} to {to:?} is not supported"));
+        }
+        self.count(instruction, if packed { &[3] } else { &[2] })?;
+        let mut sources = [NONE; 4];
+        for (source, operand) in sources.iter_mut().zip(&instruction.operands[1..]) {
+            *source = self.any_source(operand, from)?;
+        }
+        let target = self.any_target(&instruction.operands[0])?;
+        let convert = Convert {
+            to,
+            from,
+            rounding: rounding.unwrap_or(Rounding::Nearest),
+            integral: to_integer.is_some() && to.is_float(),
+            flush,
+            saturate,
+            relu,
+            finite,
+        };
+        let convert = Convert {
+            // Where nothing is rounded, the mode says nothing.
+            rounding: if from.is_integer() && to.is_integer() {
+                Rounding::Nearest
+            } else {
+                convert.rounding
+            },
+            ..convert
+        };
+        self.emit_scalar(Scalar::Convert(convert), target, Target::Nowhere, sources);
+        Ok(())
+    }
+
+    /// Conversions between a state space's addresses and generic ones.
+    fn cvta(&mut self, instruction: &Instruction, modifiers: &mut Modifiers) -> Result<()> {
+        self.count(instruction, &[2])?;
+        let to_space = modifiers.take("to");
+        let start = modifiers.pick(&SPACES);
+        let ty = self.required_type(modifiers)?;
+        let (Some(start), 64) = (start, ty.bits()) else {
+            return self.fail("`cvta` needs a state space and 64-bit addresses");
+        };
+        let a = self.source(&instruction.operands[1], ty)?;
+        let target = self.target(&instruction.operands[0], ty)?;
+        let start = Source::Q(self.constant64(start));
+        let op = if to_space { Integer::Sub } else { Integer::Add };
+        let scalar = Scalar::Integer(op, Type::U64);
+        self.emit_scalar(scalar, target, Target::Nowhere, [a, start, NONE, NONE]);
+        Ok(())
+    }
+
+    fn is_space(&mut self, instruction: &Instruction, modifiers: &mut Modifiers) -> Result<()> {
+        self.count(instruction, &[2])?;
+        let Some(start) = modifiers.pick(&SPACES) else {
+            return self.fail("`isspacep` needs a state space");
+        };
+        let a = self.source(&instruction.operands[1], Type::U64)?;
+        let target = self.target(&instruction.operands[0], Type::Pred)?;
+        let length = if start == 0 { PARAM_WINDOW } else { WINDOW_BYTES };
+        let offset = self.new_q();
+        let start = Source::Q(self.constant64(start));
+        let subtract = Scalar::Integer(Integer::Sub, Type::U64);
+        self.emit_scalar(subtract, Target::Q(offset), Target::Nowhere, [a, start, NONE, NONE]);
+        let comparison =
+            Comparison { relation: Relation::Lt, ty: Type::U64, flush: false, combine: None };
+        let length = Source::Q(self.constant64(length));
+        let sources = [Source::Q(offset), length, NONE, NONE];
+        self.emit_scalar(Scalar::SetPredicate(comparison), target, Target::Nowhere, sources);
+        Ok(())
+    }
+
+    fn new_r(&mut self) -> R {
+        // Named after nothing, so that no other instruction can reach it.
+        let r = self.new_temporary();
+        debug_assert_ne!(r, SINK);
+        r
+    }
+}
+
+/// Where the generic addresses of each space start.
+const SPACES: [(&str, u64); 8] = [
+    ("global", 0),
+    ("const", 0),
+    ("shared", SHARED_WINDOW),
+    ("shared::cta", SHARED_WINDOW),
+    ("local", LOCAL_WINDOW),
+    ("param", PARAM_WINDOW),
+    ("param::entry", PARAM_WINDOW),
+    ("param::func", LOCAL_WINDOW),
+];
+
+/// The type of each of the equal parts of a type.
+fn part_type(ty: Type, parts: usize) -> Option<Type> {
+    match (ty.bits(), parts) {
+        (64, 2) => Some(Type::B32),
+        (64, 4) | (32, 2) => Some(Type::B16),
+        (32, 4) | (16, 2) => Some(Type::B8),
+        _ => None,
+    }
+}
+
+/// Special registers that change while a thread runs.
+fn clock(name: &str) -> Option<(Clock, u32)> {
+    Some(match name {
+        "%clock" => (Clock::Cycles, 32),
+        "%clock_hi" => (Clock::CyclesHigh, 32),
+        "%clock64" => (Clock::Cycles, 64),
+        "%globaltimer" => (Clock::Nanoseconds, 64),
+        "%globaltimer_lo" => (Clock::Nanoseconds, 32),
+        "%globaltimer_hi" => (Clock::CyclesHigh, 32),
+        _ => return None,
+    })
+}

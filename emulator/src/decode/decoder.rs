@@ -1,0 +1,633 @@
+//! Names, registers, constants and addresses while a kernel is decoded.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use super::modifiers::Modifiers;
+use super::{Kernel, Place, Source as Text, liveness};
+use crate::exec::op::{FALSE, Instruction as Executed, Op, P, Q, R, Source, TRUE, Target, Test};
+use crate::exec::{PARAM_BASE, SHARED_BASE, Special};
+use crate::module::Param;
+use crate::ptx::{
+    FunctionTree, Instruction, Operand, Problem, Statement, Tree, Type, Variable, VariableSpace,
+};
+
+pub(super) type Result<T> = std::result::Result<T, Problem>;
+
+/// The carry flag's predicate.
+pub(super) const CARRY: P = 2;
+/// Registers that nobody reads.
+pub(super) const SINK: u16 = 0;
+
+/// A label, before its place is known.
+pub(super) type Label = usize;
+
+/// A register.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Register {
+    pub(super) ty: Type,
+    slot: Option<u16>,
+}
+
+/// What a name stands for.
+#[derive(Clone, Debug)]
+pub(super) enum Symbol {
+    Register(Register),
+    Global(u64),
+    /// Offset in the shared memory of the block.
+    Shared(u64),
+    DynamicShared,
+    /// Offset in the local memory of the thread.
+    Local(u32),
+    /// Offset in the parameter image of the kernel.
+    Param(u64),
+}
+
+#[derive(Default)]
+pub(super) struct Scope {
+    symbols: HashMap<String, Symbol>,
+    labels: HashMap<String, Label>,
+    targets: HashMap<String, Vec<String>>,
+}
+
+/// The kernel, or a device function that is expanded in it.
+pub(super) struct Frame {
+    /// The outermost scope that belongs to it.
+    first_scope: usize,
+    /// Where `ret` goes; `None` ends the thread.
+    pub(super) after: Option<Label>,
+    pub(super) name: String,
+}
+
+pub(super) struct Decoder<'a> {
+    pub(super) tree: &'a Tree,
+    variables: &'a BTreeMap<String, (u64, u64)>,
+    pub(super) scopes: Vec<Scope>,
+    pub(super) frames: Vec<Frame>,
+    code: Vec<Executed>,
+    places: Vec<Place>,
+    labels: Vec<Option<u32>>,
+    pub(super) guard: Test,
+    place: Place,
+    r_count: usize,
+    q_count: usize,
+    p_count: usize,
+    constants32: HashMap<u32, R>,
+    constants64: HashMap<u64, Q>,
+    /// Constants that hold the address of dynamic shared memory plus an offset.
+    dynamic32: Vec<(R, u64)>,
+    dynamic64: Vec<(Q, u64)>,
+    dynamic_align: u64,
+    specials: Vec<(Special, R)>,
+    shared: HashMap<String, u64>,
+    shared_bytes: u64,
+    local_bytes: u32,
+    pub(super) flow: liveness::Flow,
+}
+
+impl<'a> Decoder<'a> {
+    /// Decodes a kernel.
+    pub(super) fn kernel(
+        tree: &'a Tree,
+        variables: &'a BTreeMap<String, (u64, u64)>,
+        source: Arc<Text>,
+        function: &'a FunctionTree,
+    ) -> Result<Kernel> {
+        let mut decoder = Self {
+            tree,
+            variables,
+            scopes: Vec::new(),
+            frames: vec![Frame { first_scope: 0, after: None, name: function.name.clone() }],
+            code: Vec::new(),
+            places: Vec::new(),
+            labels: Vec::new(),
+            guard: Test { predicate: TRUE, negated: false },
+            place: Place { line: function.line, location: None, text: 0..0 },
+            r_count: 1,
+            q_count: 1,
+            p_count: usize::from(CARRY) + 1,
+            constants32: HashMap::new(),
+            constants64: HashMap::new(),
+            dynamic32: Vec::new(),
+            dynamic64: Vec::new(),
+            dynamic_align: 0,
+            specials: Vec::new(),
+            shared: HashMap::new(),
+            shared_bytes: 0,
+            local_bytes: 0,
+            flow: liveness::Flow::default(),
+        };
+        let (params, param_bytes, symbols) = lay_out(&function.params)?;
+        decoder.scopes.push(Scope { symbols, ..Scope::default() });
+        decoder.body(function.body.as_deref().unwrap_or_default())?;
+        decoder.always();
+        decoder.emit(Op::Exit);
+        decoder.finish(source, function, params, param_bytes)
+    }
+
+    fn finish(
+        mut self,
+        source: Arc<Text>,
+        function: &FunctionTree,
+        params: Vec<Param>,
+        param_bytes: usize,
+    ) -> Result<Kernel> {
+        for instruction in &mut self.code {
+            let place = |label: u32| self.labels[label as usize].unwrap_or(u32::MAX);
+            match &mut instruction.op {
+                Op::Branch(target) => *target = place(*target),
+                Op::BranchIndexed(branch) => {
+                    branch.targets.iter_mut().for_each(|target| *target = place(*target));
+                }
+                _ => {}
+            }
+        }
+        let limit = usize::from(u16::MAX);
+        if self.r_count > limit || self.q_count > limit || self.p_count > limit {
+            return Err(Problem::new(function.line, "the kernel has too many registers"));
+        }
+        if self.dynamic_align > 0 {
+            self.shared_bytes = self.shared_bytes.next_multiple_of(self.dynamic_align);
+        }
+        let start = SHARED_BASE + self.shared_bytes;
+        let mut constants32: Vec<_> = self.constants32.into_iter().collect();
+        let mut constants64: Vec<_> = self.constants64.into_iter().collect();
+        let dynamic32 = self.dynamic32.iter();
+        constants32.extend(dynamic32.map(|&(r, offset)| (start.wrapping_add(offset) as u32, r)));
+        let dynamic64 = self.dynamic64.iter();
+        constants64.extend(dynamic64.map(|&(q, offset)| (start.wrapping_add(offset), q)));
+        let constants = self.tree.variables.iter().filter(|v| v.space == VariableSpace::Const);
+        let (major, minor) = self.tree.version;
+        Ok(Kernel {
+            name: function.name.clone(),
+            params,
+            param_bytes,
+            static_shared: self.shared_bytes as u32,
+            local_bytes: self.local_bytes,
+            const_bytes: constants.filter_map(|v| v.bytes).sum::<u64>() as u32,
+            max_threads: function
+                .required_threads
+                .or(function.max_threads)
+                .map(|[x, y, z]| x.saturating_mul(y).saturating_mul(z)),
+            required_block: function.required_threads,
+            registers: self.flow.most_live(&self.code),
+            ptx_version: (10 * major + minor) as i32,
+            code: self.code,
+            places: self.places,
+            source,
+            r_count: self.r_count,
+            q_count: self.q_count,
+            p_count: self.p_count,
+            constants32,
+            constants64,
+            specials: self.specials,
+        })
+    }
+
+    pub(super) fn fail<T>(&self, message: impl Into<String>) -> Result<T> {
+        let (line, location, message) = (self.place.line, self.place.location, message.into());
+        Err(Problem { line, location, message })
+    }
+
+    /// Appends an instruction under the current guard.
+    pub(super) fn emit(&mut self, op: Op) {
+        self.flow.close(self.guard != Test { predicate: TRUE, negated: false });
+        self.code.push(Executed { guard: self.guard, op });
+        self.places.push(self.place.clone());
+    }
+
+    /// Removes the guard from what follows.
+    pub(super) fn always(&mut self) {
+        self.guard = Test { predicate: TRUE, negated: false };
+    }
+
+    pub(super) fn new_label(&mut self) -> Label {
+        self.labels.push(None);
+        self.labels.len() - 1
+    }
+
+    pub(super) fn place_label(&mut self, label: Label) {
+        self.labels[label] = Some(self.code.len() as u32);
+    }
+
+    /// Enters a device function's own scope, with the given parameters.
+    pub(super) fn enter(&mut self, name: &str, symbols: HashMap<String, Symbol>, after: Label) {
+        let first_scope = self.scopes.len();
+        self.frames.push(Frame { first_scope, after: Some(after), name: name.to_owned() });
+        self.scopes.push(Scope { symbols, ..Scope::default() });
+    }
+
+    pub(super) fn leave(&mut self) {
+        if let Some(frame) = self.frames.pop() {
+            self.scopes.truncate(frame.first_scope);
+        }
+    }
+
+    /// Decodes the statements of a scope.
+    pub(super) fn body(&mut self, statements: &'a [Statement]) -> Result<()> {
+        let mut scope = Scope::default();
+        for statement in statements {
+            match statement {
+                Statement::Label(name, line) => {
+                    let label = self.new_label();
+                    if scope.labels.insert(name.clone(), label).is_some() {
+                        return Err(Problem::new(*line, format!("the label `{name}` is taken")));
+                    }
+                }
+                Statement::Targets(name, targets) => {
+                    scope.targets.insert(name.clone(), targets.clone());
+                }
+                _ => {}
+            }
+        }
+        self.scopes.push(scope);
+        for statement in statements {
+            match statement {
+                Statement::Registers(ty, names, line) => self.declare(*ty, names, *line)?,
+                Statement::Variable(variable) => self.variable(variable)?,
+                Statement::Label(name, _) => {
+                    if let Some(label) = self.find_label(name) {
+                        self.place_label(label);
+                    }
+                }
+                Statement::Targets(..) => {}
+                Statement::Scope(inner) => self.body(inner)?,
+                Statement::Instruction(instruction) => self.statement(instruction)?,
+            }
+        }
+        self.scopes.pop();
+        Ok(())
+    }
+
+    fn statement(&mut self, instruction: &'a Instruction) -> Result<()> {
+        let Instruction { line, location, ref text, .. } = *instruction;
+        self.place = Place { line, location, text: text.clone() };
+        self.always();
+        if let Some((name, negated)) = &instruction.guard {
+            let Source::P(test) = self.source(&Operand::Name(name.clone()), Type::Pred)? else {
+                return self.fail(format!("`{name}` is not a predicate"));
+            };
+            self.guard = Test { negated: *negated, ..test };
+        }
+        let mut modifiers = Modifiers::new(&instruction.modifiers);
+        self.instruction(instruction, &mut modifiers)?;
+        if let Some(left) = modifiers.rest() {
+            let opcode = &instruction.opcode;
+            return self.fail(format!("unknown modifier `.{left}` of the instruction `{opcode}`"));
+        }
+        Ok(())
+    }
+
+    fn declare(&mut self, ty: Type, names: &[(String, Option<u32>)], line: u32) -> Result<()> {
+        let Some(scope) = self.scopes.last_mut() else { return Ok(()) };
+        let symbol = Symbol::Register(Register { ty, slot: None });
+        for (name, count) in names {
+            let names: Vec<String> = match count {
+                Some(count) => (0..*count).map(|index| format!("{name}{index}")).collect(),
+                None => vec![name.clone()],
+            };
+            for name in names {
+                if scope.symbols.insert(name.clone(), symbol.clone()).is_some() {
+                    return Err(Problem::new(line, format!("the name `{name}` is taken")));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives a variable of the body its place. Parameters of calls live in local memory.
+    fn variable(&mut self, variable: &Variable) -> Result<()> {
+        let fail = |message| Err(Problem::new(variable.line, message));
+        let Some(bytes) = variable.bytes.and_then(|bytes| u32::try_from(bytes).ok()) else {
+            return fail(format!("the variable `{}` has no usable size", variable.name));
+        };
+        let symbol = match variable.space {
+            VariableSpace::Shared => Symbol::Shared(self.allot_shared(variable)),
+            VariableSpace::Local | VariableSpace::Param => {
+                let offset = self.local_bytes.next_multiple_of(variable.align);
+                self.local_bytes = match offset.checked_add(bytes) {
+                    Some(end) => end,
+                    None => return fail("the kernel's local memory is too large".to_owned()),
+                };
+                Symbol::Local(offset)
+            }
+            _ => return fail("device variables are declared outside of functions".to_owned()),
+        };
+        if let Some(scope) = self.scopes.last_mut() {
+            scope.symbols.insert(variable.name.clone(), symbol);
+        }
+        Ok(())
+    }
+
+    fn allot_shared(&mut self, variable: &Variable) -> u64 {
+        if let Some(&offset) = self.shared.get(&variable.name) {
+            return offset;
+        }
+        let offset = self.shared_bytes.next_multiple_of(u64::from(variable.align));
+        self.shared_bytes = offset + variable.bytes.unwrap_or(0);
+        self.shared.insert(variable.name.clone(), offset);
+        offset
+    }
+
+    fn own_scopes(&self) -> &[Scope] {
+        let first = self.frames.last().map_or(0, |frame| frame.first_scope);
+        &self.scopes[first..]
+    }
+
+    pub(super) fn find_label(&self, name: &str) -> Option<Label> {
+        self.own_scopes().iter().rev().find_map(|scope| scope.labels.get(name).copied())
+    }
+
+    pub(super) fn find_targets(&self, name: &str) -> Option<Vec<String>> {
+        self.own_scopes().iter().rev().find_map(|scope| scope.targets.get(name).cloned())
+    }
+
+    /// What a name stands for.
+    pub(super) fn symbol(&mut self, name: &str) -> Result<Symbol> {
+        let first = self.frames.last().map_or(0, |frame| frame.first_scope);
+        for at in (first..self.scopes.len()).rev() {
+            if let Some(symbol) = self.scopes[at].symbols.get(name) {
+                let mut symbol = symbol.clone();
+                if let Symbol::Register(register) = &mut symbol
+                    && register.slot.is_none()
+                {
+                    register.slot = Some(self.new_slot(register.ty));
+                    self.scopes[at].symbols.insert(name.to_owned(), symbol.clone());
+                }
+                return Ok(symbol);
+            }
+        }
+        if let Some(&(address, _)) = self.variables.get(name) {
+            return Ok(Symbol::Global(address));
+        }
+        let tree = self.tree;
+        let shared = |v: &&Variable| v.name == name && v.space == VariableSpace::Shared;
+        match tree.variables.iter().find(shared) {
+            Some(variable) if variable.bytes.is_none() => {
+                self.dynamic_align = self.dynamic_align.max(u64::from(variable.align).max(16));
+                Ok(Symbol::DynamicShared)
+            }
+            Some(variable) => Ok(Symbol::Shared(self.allot_shared(variable))),
+            None => self.fail(format!("unknown name `{name}`")),
+        }
+    }
+
+    pub(super) fn new_slot(&mut self, ty: Type) -> u16 {
+        let count = match ty.bits() {
+            1 => &mut self.p_count,
+            64 => &mut self.q_count,
+            _ => &mut self.r_count,
+        };
+        *count += 1;
+        // Too many registers are refused when the kernel is complete.
+        (*count - 1) as u16
+    }
+
+    /// A 64-bit register for an intermediate value.
+    pub(super) fn new_q(&mut self) -> Q {
+        self.new_slot(Type::B64)
+    }
+
+    /// A 32-bit register that holds a constant.
+    pub(super) fn constant32(&mut self, value: u32) -> R {
+        if let Some(&slot) = self.constants32.get(&value) {
+            return slot;
+        }
+        let slot = self.new_slot(Type::B32);
+        self.constants32.insert(value, slot);
+        slot
+    }
+
+    /// A 64-bit register that holds a constant.
+    pub(super) fn constant64(&mut self, value: u64) -> Q {
+        if let Some(&slot) = self.constants64.get(&value) {
+            return slot;
+        }
+        let slot = self.new_slot(Type::B64);
+        self.constants64.insert(value, slot);
+        slot
+    }
+
+    fn constant(&mut self, value: u64, ty: Type) -> Source {
+        match ty.bits() {
+            1 => {
+                let predicate = if value != 0 { TRUE } else { FALSE };
+                Source::P(Test { predicate, negated: false })
+            }
+            64 => Source::Q(self.constant64(value)),
+            bits => Source::R(self.constant32(value as u32 & (u32::MAX >> (32 - bits)))),
+        }
+    }
+
+    fn special(&mut self, special: Special) -> R {
+        if let Some((_, slot)) = self.specials.iter().find(|(known, _)| *known == special) {
+            return *slot;
+        }
+        let slot = self.new_slot(Type::B32);
+        self.specials.push((special, slot));
+        slot
+    }
+
+    /// The address of a symbol plus an offset, in its own state space.
+    pub(super) fn address_of(&mut self, symbol: &Symbol, offset: i64, ty: Type) -> Result<Source> {
+        let offset = offset as u64;
+        let value = match symbol {
+            Symbol::Global(address) => *address,
+            Symbol::Shared(at) => SHARED_BASE + at,
+            Symbol::Local(at) => crate::exec::LOCAL_BASE + u64::from(*at),
+            Symbol::Param(at) => PARAM_BASE + at,
+            Symbol::DynamicShared if ty.bits() == 64 => {
+                let slot = self.new_q();
+                self.dynamic64.push((slot, offset));
+                return Ok(Source::Q(slot));
+            }
+            Symbol::DynamicShared => {
+                let slot = self.new_slot(Type::B32);
+                self.dynamic32.push((slot, offset));
+                return Ok(Source::R(slot));
+            }
+            Symbol::Register(_) => return self.fail("a register has no address"),
+        };
+        let value = value.wrapping_add(offset);
+        if ty.bits() < 64 && value > u64::from(u32::MAX) {
+            return self.fail("the address does not fit into 32 bits");
+        }
+        Ok(self.constant(value, ty))
+    }
+
+    /// A source operand of exactly the type's width.
+    pub(super) fn source(&mut self, operand: &Operand, ty: Type) -> Result<Source> {
+        let source = self.any_source(operand, ty)?;
+        let bits = match (source, operand) {
+            (Source::P(_), _) => 1,
+            (Source::Q(_), _) => 64,
+            (Source::R(_), Operand::Name(name)) if !name.contains('.') => {
+                let fits = self.register_bits(name).is_none_or(|bits| bits == ty.bits())
+                    || ty.bits() == 8;
+                if fits { ty.bits() } else { 0 }
+            }
+            (Source::R(_), _) => ty.bits().min(32),
+        };
+        if bits == ty.bits() {
+            return Ok(source);
+        }
+        self.fail(format!("an operand does not have the {} bits of its type", ty.bits()))
+    }
+
+    fn register_bits(&self, name: &str) -> Option<u32> {
+        self.own_scopes().iter().rev().find_map(|scope| match scope.symbols.get(name) {
+            Some(Symbol::Register(register)) => Some(register.ty.bits()),
+            _ => None,
+        })
+    }
+
+    /// A source operand whose register may be wider than the type.
+    pub(super) fn any_source(&mut self, operand: &Operand, ty: Type) -> Result<Source> {
+        match operand {
+            Operand::Name(name) => {
+                if let Some(special) = Special::by_name(name) {
+                    let slot = self.special(special);
+                    if ty.bits() == 64 {
+                        let wide = self.new_q();
+                        self.emit_always(Op::Extend { signed: false, d: wide, a: slot });
+                        return Ok(Source::Q(wide));
+                    }
+                    return Ok(Source::R(slot));
+                }
+                match self.symbol(name)? {
+                    Symbol::Register(register) => Ok(self.read(register)),
+                    symbol => self.address_of(&symbol, 0, ty),
+                }
+            }
+            Operand::SymbolPlus(name, offset) => {
+                let symbol = self.symbol(name)?;
+                self.address_of(&symbol, *offset, ty)
+            }
+            Operand::Integer(value) if ty == Type::F64 || ty == Type::F32 => {
+                // Bits of a float are written as 0f or 0d; a plain integer is its value.
+                let value = *value as i64 as f64;
+                let bits =
+                    if ty == Type::F64 { value.to_bits() } else { (value as f32).to_bits().into() };
+                Ok(self.constant(bits, ty))
+            }
+            Operand::Integer(value) => Ok(self.constant(*value, ty)),
+            Operand::Single(bits) if ty.bits() == 64 => {
+                Ok(self.constant(f64::from(f32::from_bits(*bits)).to_bits(), ty))
+            }
+            Operand::Single(bits) => Ok(self.constant(u64::from(*bits), ty)),
+            Operand::Double(bits) if ty.bits() == 64 => Ok(self.constant(*bits, ty)),
+            Operand::Double(bits) => {
+                let value = f64::from_bits(*bits) as f32;
+                Ok(self.constant(u64::from(value.to_bits()), ty))
+            }
+            Operand::Not(name) => match self.any_source(&Operand::Name(name.clone()), ty)? {
+                Source::P(test) => Ok(Source::P(Test { negated: !test.negated, ..test })),
+                _ => self.fail(format!("`{name}` is not a predicate")),
+            },
+            _ => self.fail("a register or a constant is expected here"),
+        }
+    }
+
+    fn emit_always(&mut self, op: Op) {
+        let guard = self.guard;
+        self.always();
+        self.emit(op);
+        self.guard = guard;
+    }
+
+    fn read(&mut self, register: Register) -> Source {
+        let slot = register.slot.unwrap_or(SINK);
+        self.flow.read(register.ty, slot);
+        match register.ty.bits() {
+            1 => Source::P(Test { predicate: slot, negated: false }),
+            64 => Source::Q(slot),
+            _ => Source::R(slot),
+        }
+    }
+
+    /// A destination of any width.
+    pub(super) fn any_target(&mut self, operand: &Operand) -> Result<Target> {
+        let name = match operand {
+            Operand::Sink => return Ok(Target::Nowhere),
+            Operand::Name(name) => name,
+            _ => return self.fail("a register is expected as the destination"),
+        };
+        let Symbol::Register(register) = self.symbol(name)? else {
+            return self.fail(format!("`{name}` is not a register"));
+        };
+        let slot = register.slot.unwrap_or(SINK);
+        self.flow.write(register.ty, slot);
+        Ok(match register.ty.bits() {
+            1 => Target::P(slot),
+            64 => Target::Q(slot),
+            bits => Target::R(slot, bits as u8),
+        })
+    }
+
+    /// A destination of exactly the type's width.
+    pub(super) fn target(&mut self, operand: &Operand, ty: Type) -> Result<Target> {
+        let target = self.any_target(operand)?;
+        let bits = match target {
+            Target::R(_, bits) => u32::from(bits),
+            Target::Q(_) => 64,
+            Target::P(_) => 1,
+            Target::Nowhere => return Ok(Target::Nowhere),
+        };
+        if bits == ty.bits() {
+            return Ok(target);
+        }
+        self.fail(format!("the destination has {bits} bits where its type has {}", ty.bits()))
+    }
+
+    /// A 32-bit source register.
+    pub(super) fn r(&mut self, operand: &Operand) -> Result<R> {
+        match self.source(operand, Type::B32)? {
+            Source::R(r) => Ok(r),
+            _ => self.fail("a 32-bit operand is expected"),
+        }
+    }
+
+    /// A 32-bit destination register.
+    pub(super) fn r_target(&mut self, operand: &Operand) -> Result<R> {
+        match self.target(operand, Type::B32)? {
+            Target::R(r, _) => Ok(r),
+            _ => Ok(SINK),
+        }
+    }
+
+    /// A predicate operand.
+    pub(super) fn test(&mut self, operand: &Operand) -> Result<Test> {
+        match self.source(operand, Type::Pred)? {
+            Source::P(test) => Ok(test),
+            _ => self.fail("a predicate is expected"),
+        }
+    }
+
+    /// Checks the number of operands.
+    pub(super) fn count(&self, instruction: &Instruction, counts: &[usize]) -> Result<()> {
+        let found = instruction.operands.len();
+        if counts.contains(&found) {
+            return Ok(());
+        }
+        self.fail(format!("`{}` does not take {found} operands", instruction.opcode))
+    }
+}
+
+/// Places parameters one after the other, each at its alignment.
+type Layout = (Vec<Param>, usize, HashMap<String, Symbol>);
+
+fn lay_out(variables: &[Variable]) -> Result<Layout> {
+    let (mut params, mut symbols, mut end) = (Vec::new(), HashMap::new(), 0_usize);
+    for variable in variables {
+        let Some(size) = variable.bytes.and_then(|bytes| usize::try_from(bytes).ok()) else {
+            let message = format!("the parameter `{}` has no size", variable.name);
+            return Err(Problem::new(variable.line, message));
+        };
+        let align = variable.align as usize;
+        let offset = end.next_multiple_of(align);
+        end = offset + size;
+        params.push(Param { offset, size, align });
+        symbols.insert(variable.name.clone(), Symbol::Param(offset as u64));
+    }
+    Ok((params, end, symbols))
+}

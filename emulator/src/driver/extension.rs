@@ -1,0 +1,201 @@
+//! What the emulator offers beside the driver API: counters, fault reports, settings.
+//!
+//! These functions are exported with C names, so that any program can find them in the library.
+//! Rust programs reach them through [`crate::client::Emulator`].
+
+use std::ffi::c_char;
+
+use crate::{Accumulator, Config, Counters};
+
+use super::entry::{Out, entry, last_failure, peek, read, write_text};
+use super::init::config_from_environment;
+use super::state::{Context, Driver};
+use super::status::{Result, Status};
+
+/// What a program and the library must agree on before they exchange structures: the version of
+/// this crate and the size of [`Counters`].
+pub(crate) const INTERFACE: u64 = {
+    let version = env!("CARGO_PKG_VERSION").as_bytes();
+    let mut hash: u64 = 0xcbf2_9ce4_8422_2325;
+    let mut index = 0;
+    while index < version.len() {
+        hash = (hash ^ version[index] as u64).wrapping_mul(0x0100_0000_01b3);
+        index += 1;
+    }
+    hash ^ size_of::<Counters>() as u64
+};
+
+/// Settings for the contexts to come; a zero leaves what is set.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Settings {
+    /// Threads of the host that run blocks.
+    pub(crate) threads: u64,
+    /// Seed of the warp order; `has_seed` says whether it counts.
+    pub(crate) seed: u64,
+    pub(crate) has_seed: u32,
+    /// 1, 2 or 3: sequential, exact, truncate.
+    pub(crate) accumulator: u32,
+    /// Warp instructions after which a block is taken for stuck.
+    pub(crate) watchdog: u64,
+}
+
+/// The numbers of the accumulators in [`Settings`].
+pub(crate) const ACCUMULATORS: [(u32, Accumulator); 3] =
+    [(1, Accumulator::Sequential), (2, Accumulator::ExactF64), (3, Accumulator::AlignedTruncate)];
+
+impl Driver {
+    /// Notes that the host waited for the device.
+    pub(super) fn count_synchronisation(&mut self) {
+        self.counted.synchronizations += 1;
+    }
+
+    /// Keeps what a context counted beyond its end.
+    pub(super) fn retire(&mut self, context: &Context) {
+        self.counted += context.device.counters();
+    }
+
+    fn counters(&mut self) -> Counters {
+        self.drain_all();
+        let mut total = self.counted;
+        for (_, context) in self.contexts.iter() {
+            total += context.device.counters();
+        }
+        total
+    }
+
+    fn configure(&mut self, settings: Settings) -> Result {
+        if self.contexts.iter().next().is_some() {
+            let reason = "settings hold for contexts to come, and there is one already";
+            return Err(Status::ILLEGAL_STATE.because(reason));
+        }
+        let mut config: Config = match self.config {
+            Some(config) => config,
+            None => config_from_environment()?,
+        };
+        if let Ok(threads @ 1..) = usize::try_from(settings.threads) {
+            config.threads = threads;
+        }
+        if settings.has_seed != 0 {
+            config.seed = settings.seed;
+        }
+        if settings.watchdog != 0 {
+            config.watchdog = settings.watchdog;
+        }
+        if settings.accumulator != 0 {
+            let known = ACCUMULATORS.iter().find(|entry| entry.0 == settings.accumulator);
+            config.accumulator = known.map(|entry| entry.1).ok_or_else(|| {
+                let reason = format!("{} is not an accumulator", settings.accumulator);
+                Status::INVALID_VALUE.because(reason)
+            })?;
+        }
+        self.config = Some(config);
+        Ok(())
+    }
+
+    /// Ends every context and frees all memory.
+    fn reset(&mut self) {
+        let contexts: Vec<u64> = self.contexts.iter().map(|(&handle, _)| handle).collect();
+        for context in contexts {
+            self.destroy_context(context);
+        }
+        self.primary.users = 0;
+        self.last_fault.clear();
+    }
+}
+
+/// What was counted between two moments.
+fn since(now: Counters, then: Counters) -> Counters {
+    // Every field is named, so that a new counter cannot be forgotten here.
+    Counters {
+        launches: now.launches - then.launches,
+        allocations: now.allocations - then.allocations,
+        frees: now.frees - then.frees,
+        copies_htod: now.copies_htod - then.copies_htod,
+        copies_dtoh: now.copies_dtoh - then.copies_dtoh,
+        copies_dtod: now.copies_dtod - then.copies_dtod,
+        memsets: now.memsets - then.memsets,
+        synchronizations: now.synchronizations - then.synchronizations,
+        instructions: now.instructions - then.instructions,
+        mma: now.mma - then.mma,
+        global_requests: now.global_requests - then.global_requests,
+        global_bytes_read: now.global_bytes_read - then.global_bytes_read,
+        global_bytes_written: now.global_bytes_written - then.global_bytes_written,
+        shared_requests: now.shared_requests - then.shared_requests,
+        barriers: now.barriers - then.barriers,
+        atomics: now.atomics - then.atomics,
+    }
+}
+
+/// The number that tells whether a program and the library fit each other.
+#[unsafe(no_mangle)]
+pub extern "C" fn cudaEmulatorInterface() -> u64 {
+    INTERFACE
+}
+
+/// Runs the work that waits in the streams, and writes what was counted since the process began or
+/// the counters were reset.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cudaEmulatorGetCounters(counters: *mut Counters) -> Status {
+    entry("cudaEmulatorGetCounters", |driver| {
+        // SAFETY: `counters` is null or writable, by the convention of the driver API.
+        let counters = unsafe { Out::new(counters) }?;
+        let now = driver.counters();
+        counters.set(since(now, driver.counted_before));
+        Ok(())
+    })
+}
+
+/// Lets the counters start from zero, after running the work that waits in the streams.
+#[unsafe(no_mangle)]
+pub extern "C" fn cudaEmulatorResetCounters() -> Status {
+    entry("cudaEmulatorResetCounters", |driver| {
+        driver.counted_before = driver.counters();
+        Ok(())
+    })
+}
+
+/// Writes the report of the latest fault, cut to fit, and returns its whole length without the NUL;
+/// 0 where nothing has failed.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cudaEmulatorLastFault(buffer: *mut c_char, size: usize) -> usize {
+    let report = peek(|driver| driver.last_fault.clone());
+    // SAFETY: the buffer is null or has `size` bytes, by the convention of the driver API.
+    unsafe { write_text(&report, buffer, size) }
+}
+
+/// Writes why the latest failing driver call failed, as `cudaEmulatorLastFault` does.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cudaEmulatorLastError(buffer: *mut c_char, size: usize) -> usize {
+    // SAFETY: the buffer is null or has `size` bytes, by the convention of the driver API.
+    unsafe { write_text(&last_failure(), buffer, size) }
+}
+
+/// Writes the name of the device, as `cudaEmulatorLastFault` does; nothing before `cuInit`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cudaEmulatorDeviceName(buffer: *mut c_char, size: usize) -> usize {
+    let name = peek(|driver| {
+        driver.platform().map_or(String::new(), |platform| platform.profile.name.to_owned())
+    });
+    // SAFETY: the buffer is null or has `size` bytes, by the convention of the driver API.
+    unsafe { write_text(&name, buffer, size) }
+}
+
+/// Ends every context and frees all memory of the device. Handles and device addresses from before
+/// are void; page-locked host memory stays.
+#[unsafe(no_mangle)]
+pub extern "C" fn cudaEmulatorReset() -> Status {
+    entry("cudaEmulatorReset", |driver| {
+        driver.reset();
+        Ok(())
+    })
+}
+
+/// Sets what contexts to come are made with. Fails where there is a context already.
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C" fn cudaEmulatorSetConfig(settings: *const Settings) -> Status {
+    entry("cudaEmulatorSetConfig", |driver| {
+        // SAFETY: `settings` is null or readable, by the convention of the driver API.
+        driver.configure(unsafe { read(settings) }?)
+    })
+}

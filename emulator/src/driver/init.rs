@@ -1,0 +1,136 @@
+//! Initialisation and versions, and the environment variables that settle what is emulated.
+
+use std::ffi::c_int;
+
+use crate::{Accumulator, Config, Profile};
+
+use super::entry::{Out, entry, initialised};
+use super::state::{Driver, Platform};
+use super::status::{Result, Status};
+
+/// The device to emulate: `a100` (where unset), `h100` or `rtx4090`.
+const PROFILE: &str = "CUDA_EMULATOR_PROFILE";
+/// Whether the device offers memory pools: `1` (where unset) or `0`.
+const MEMORY_POOLS: &str = "CUDA_EMULATOR_MEMORY_POOLS";
+/// When the work of streams runs: `lazy` (where unset) or `eager`.
+const STREAMS: &str = "CUDA_EMULATOR_STREAMS";
+/// How matrix instructions add: `sequential` (where unset), `exact` or `truncate`.
+const ACCUMULATOR: &str = "CUDA_EMULATOR_ACCUMULATOR";
+/// The order in which warps run: a number.
+const SEED: &str = "CUDA_EMULATOR_SEED";
+/// Whether every launch is awaited: CUDA's own variable, `1` or `0` (where unset).
+const LAUNCH_BLOCKING: &str = "CUDA_LAUNCH_BLOCKING";
+
+/// Reads one of the variables: the value of the word that it holds, or the first where it is unset.
+fn choose<T: Copy>(variable: &str, choices: &[(&str, T)]) -> Result<T> {
+    let Some(text) = std::env::var_os(variable).filter(|text| !text.is_empty()) else {
+        return Ok(choices[0].1);
+    };
+    let text = text.to_string_lossy();
+    let chosen = choices.iter().find(|(word, _)| text.trim().eq_ignore_ascii_case(word));
+    chosen.map(|choice| choice.1).ok_or_else(|| {
+        let words: Vec<&str> = choices.iter().map(|choice| choice.0).collect();
+        let reason = format!("{variable}={text} is not one of {}", words.join(", "));
+        eprintln!("cuda-emulator: {reason}");
+        Status::INVALID_VALUE.because(reason)
+    })
+}
+
+/// The configuration that the environment asks for.
+pub(super) fn config_from_environment() -> Result<Config> {
+    let accumulator = choose(
+        ACCUMULATOR,
+        &[
+            ("sequential", Accumulator::Sequential),
+            ("exact", Accumulator::ExactF64),
+            ("truncate", Accumulator::AlignedTruncate),
+        ],
+    )?;
+    let mut config = Config { accumulator, ..Config::default() };
+    if let Ok(text) = std::env::var(SEED) {
+        config.seed = text.trim().parse().map_err(|_| {
+            let reason = format!("{SEED}={text} is not a number");
+            eprintln!("cuda-emulator: {reason}");
+            Status::INVALID_VALUE.because(reason)
+        })?;
+    }
+    Ok(config)
+}
+
+impl Driver {
+    fn initialise(&mut self) -> Result {
+        if self.platform.is_some() {
+            return Ok(());
+        }
+        let switch = [("0", false), ("1", true)];
+        let platform = Platform {
+            profile: choose(PROFILE, &Profile::ALL)?,
+            memory_pools: choose(MEMORY_POOLS, &[("1", true), ("0", false)])?,
+            lazy: choose(STREAMS, &[("lazy", true), ("eager", false)])?,
+            launch_blocking: choose(LAUNCH_BLOCKING, &switch)?,
+        };
+        if self.config.is_none() {
+            self.config = Some(config_from_environment()?);
+        }
+        self.platform = Some(platform);
+        Ok(())
+    }
+
+    /// The CUDA version that goes with the newest PTX version the device takes: CUDA 13.n came with
+    /// PTX 9.n.
+    pub(super) fn cuda_version(&self) -> c_int {
+        let (major, minor) = self.config.unwrap_or_default().ptx_version;
+        ((major + 4) * 1000 + minor * 10) as c_int
+    }
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuInit(flags: u32) -> Status {
+    entry("cuInit", |driver| {
+        if flags != 0 {
+            return Err(Status::INVALID_VALUE.because(format!("the flags are {flags}, not 0")));
+        }
+        driver.initialise()
+    })
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuDriverGetVersion(version: *mut c_int) -> Status {
+    entry("cuDriverGetVersion", |driver| {
+        // SAFETY: `version` is null or writable, by the convention of the driver API.
+        let version = unsafe { Out::new(version) }?;
+        version.set(driver.cuda_version());
+        Ok(())
+    })
+}
+
+/// Profiling is accepted, as programs switch it around what they want to see; nothing is profiled.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuProfilerStart() -> Status {
+    initialised("cuProfilerStart", |_| Ok(()))
+}
+
+/// See `cuProfilerStart`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuProfilerStop() -> Status {
+    initialised("cuProfilerStop", |_| Ok(()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::driver::device::cuDeviceGetCount;
+    use crate::driver::memory::cuMemAlloc_v2;
+
+    #[test]
+    fn nothing_works_before_the_driver_is_initialised() {
+        let (mut count, mut address) = (0, 0);
+        // SAFETY: the results have places.
+        unsafe {
+            assert_eq!(cuDeviceGetCount(&mut count), Status::NOT_INITIALIZED);
+            assert_eq!(cuMemAlloc_v2(&mut address, 16), Status::NOT_INITIALIZED);
+            assert_eq!(cuDriverGetVersion(&mut count), Status::SUCCESS);
+        }
+        assert!(count >= 13000, "{count}");
+    }
+}

@@ -1,0 +1,323 @@
+//! A block: its warps, its barriers, and the order in which warps run.
+
+use super::context::*;
+use super::op::{BarrierKind, BarrierOp, Op, Target};
+use super::warp::{Pause, Warp};
+use crate::counters::Counters;
+use crate::fault::{Fault, FaultKind};
+
+const BARRIERS: usize = 16;
+const WARP_THREADS: u32 = 32;
+
+/// Where a warp stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Ready,
+    /// At a barrier, by the place of the instruction.
+    At(u32, u8),
+    Done,
+}
+
+/// One of the barriers that a block has.
+#[derive(Clone, Copy, Debug, Default)]
+struct Barrier {
+    /// Threads that have arrived, in whole warps.
+    arrived: u32,
+    /// Threads that must arrive; `None` for all of the block.
+    expected: Option<u32>,
+    /// Threads for which the predicate held.
+    count: u32,
+    /// Threads with a predicate.
+    tested: u32,
+}
+
+/// A block that runs.
+pub(crate) struct Block {
+    /// Position in the grid, x fastest.
+    pub(crate) number: u64,
+    pub(crate) index: [u32; 3],
+    shared: Shared,
+    warps: Vec<Warp>,
+    states: Vec<State>,
+    order: Vec<usize>,
+    next: usize,
+    barriers: [Barrier; BARRIERS],
+}
+
+/// What became of a block after a turn.
+pub(crate) enum Turn {
+    Done,
+    More,
+}
+
+impl Block {
+    /// A block with nothing set; `start` makes it ready.
+    pub(crate) fn new(context: &Context) -> Self {
+        let threads: u32 = context.block.iter().product();
+        let warps = threads.div_ceil(WARP_THREADS) as usize;
+        Self {
+            number: 0,
+            index: [0; 3],
+            shared: Shared::new(context.shared_bytes as usize),
+            warps: (0..warps).map(|_| Warp::new()).collect(),
+            states: vec![State::Ready; warps],
+            order: (0..warps).collect(),
+            next: 0,
+            barriers: [Barrier::default(); BARRIERS],
+        }
+    }
+
+    /// Makes it the block of that number, at the kernel's start.
+    pub(crate) fn start(&mut self, context: &Context, number: u64) {
+        let [width, height, _] = context.grid.map(u64::from);
+        self.number = number;
+        self.index = [
+            (number % width) as u32,
+            (number / width % height) as u32,
+            (number / width / height) as u32,
+        ];
+        self.shared.reset();
+        for (index, warp) in self.warps.iter_mut().enumerate() {
+            warp.reset(context, self.index, index as u32);
+        }
+        self.states.fill(State::Ready);
+        self.barriers = [Barrier::default(); BARRIERS];
+        self.next = 0;
+        shuffle(&mut self.order, context.config.seed, number);
+    }
+
+    /// Runs warps, each until it waits, exits or has run `quantum` instructions.
+    pub(crate) fn turn(
+        &mut self,
+        context: &Context,
+        counters: &mut Counters,
+        quantum: u64,
+        turns: usize,
+    ) -> Result<Turn, Box<Fault>> {
+        for _ in 0..turns {
+            if self.states.iter().all(|&state| state == State::Done) {
+                return Ok(Turn::Done);
+            }
+            let ready = (0..self.order.len())
+                .map(|ahead| (self.next + ahead) % self.order.len())
+                .find(|&at| self.states[self.order[at]] == State::Ready);
+            let Some(at) = ready else { return Err(self.deadlock(context)) };
+            let warp = self.order[at];
+            self.next = at;
+            let mut machine = Machine { context, shared: &mut self.shared, counters };
+            let before = self.warps[warp].ran;
+            let result = self.warps[warp].run(&mut machine, quantum);
+            match result {
+                Err(stop) => return Err(self.fault(context, warp, *stop)),
+                Ok(Pause::Done) => {
+                    self.states[warp] = State::Done;
+                    self.release(context);
+                    self.next = at + 1;
+                }
+                Ok(Pause::Quantum) => {
+                    debug_assert!(self.warps[warp].ran > before);
+                    if self.warps[warp].ran > context.config.watchdog {
+                        return Err(self.timeout(context, warp));
+                    }
+                    self.next = at + 1;
+                }
+                Ok(Pause::Barrier(pc)) => {
+                    self.arrive(context, counters, warp, pc)?;
+                    self.next = if self.states[warp] == State::Ready { at } else { at + 1 };
+                }
+            }
+        }
+        Ok(Turn::More)
+    }
+
+    /// A warp arrives at a barrier.
+    fn arrive(
+        &mut self,
+        context: &Context,
+        counters: &mut Counters,
+        warp: usize,
+        pc: u32,
+    ) -> Result<(), Box<Fault>> {
+        let Op::Barrier(op) = &context.kernel.code[pc as usize].op else { return Ok(()) };
+        counters.barriers += 1;
+        let (id, expected) = match self.operands(op, warp) {
+            Ok(operands) => operands,
+            Err(stop) => return Err(self.fault(context, warp, *stop)),
+        };
+        let barrier = &mut self.barriers[id as usize];
+        if barrier.arrived > 0 && barrier.expected != expected {
+            let say = |expected: Option<u32>| {
+                expected.map_or("all threads".to_owned(), |threads| format!("{threads} threads"))
+            };
+            let detail = format!(
+                "barrier {id} is for {} here and for {} where others arrived",
+                say(expected),
+                say(barrier.expected)
+            );
+            let stop = Stop::new(FaultKind::DivergentBarrier, detail);
+            return Err(self.fault(context, warp, *stop));
+        }
+        barrier.expected = expected;
+        barrier.arrived += WARP_THREADS;
+        let live = self.warps[warp].live();
+        barrier.tested += live.count_ones();
+        barrier.count += (self.warps[warp].test(op.test) & live).count_ones();
+        if op.kind == BarrierKind::Arrive {
+            self.warps[warp].pass_barrier();
+        } else {
+            self.states[warp] = State::At(pc, id);
+        }
+        self.release(context);
+        Ok(())
+    }
+
+    /// The barrier's number and thread count, the same in all threads of a warp.
+    fn operands(&self, op: &BarrierOp, warp: usize) -> Result<(u8, Option<u32>), Box<Stop>> {
+        let warp = &self.warps[warp];
+        let uniform = |register: u16, what: &str| {
+            let values = &warp.r[register as usize].0;
+            let mut live = lanes(warp.live());
+            let first = values[live.next().unwrap_or(0)];
+            match live.find(|&lane| values[lane] != first) {
+                None => Ok(first),
+                Some(lane) => Err(Stop::lane(
+                    FaultKind::IllegalOperand,
+                    lane as u32,
+                    format!("the {what} is {} here and {first} in other lanes", values[lane]),
+                )),
+            }
+        };
+        let id = uniform(op.id, "barrier")?;
+        if id as usize >= BARRIERS {
+            let detail = format!("barrier {id} of {BARRIERS}");
+            return Err(Stop::new(FaultKind::IllegalOperand, detail));
+        }
+        let Some(threads) = op.threads else { return Ok((id as u8, None)) };
+        let threads = uniform(threads, "thread count")?;
+        let most = self.warps.len() as u32 * WARP_THREADS;
+        if threads == 0 || !threads.is_multiple_of(WARP_THREADS) || threads > most {
+            let detail = format!(
+                "a barrier for {threads} threads: the count must be a multiple of {WARP_THREADS}, \
+                 not zero and at most the block's {most}"
+            );
+            return Err(Stop::new(FaultKind::IllegalOperand, detail));
+        }
+        Ok((id as u8, Some(threads)))
+    }
+
+    /// Releases the barriers at which all have arrived.
+    fn release(&mut self, context: &Context) {
+        let live = self.states.iter().filter(|&&state| state != State::Done).count() as u32;
+        for id in 0..BARRIERS {
+            let barrier = self.barriers[id];
+            let expected = barrier.expected.unwrap_or(live * WARP_THREADS);
+            if barrier.arrived == 0 || barrier.arrived < expected {
+                continue;
+            }
+            self.barriers[id] = Barrier::default();
+            for warp in 0..self.warps.len() {
+                let State::At(pc, at) = self.states[warp] else { continue };
+                if usize::from(at) != id {
+                    continue;
+                }
+                self.states[warp] = State::Ready;
+                if let Op::Barrier(op) = &context.kernel.code[pc as usize].op {
+                    let warp = &mut self.warps[warp];
+                    let (target, value) = match op.kind {
+                        BarrierKind::Count(d) => (Target::R(d, 32), barrier.count),
+                        BarrierKind::All(p) => {
+                            (Target::P(p), u32::from(barrier.count == barrier.tested))
+                        }
+                        BarrierKind::Any(p) => (Target::P(p), u32::from(barrier.count > 0)),
+                        BarrierKind::Sync | BarrierKind::Arrive => (Target::Nowhere, 0),
+                    };
+                    warp.put_all(target, u64::from(value), warp.live());
+                    warp.pass_barrier();
+                }
+            }
+        }
+    }
+
+    /// Where every warp stands, in words.
+    fn describe(&self, context: &Context) -> String {
+        let warps = self.states.iter().zip(&self.warps).map(|(state, warp)| {
+            let index = warp.index;
+            match state {
+                State::Done => format!("warp {index} has exited"),
+                State::At(pc, id) => {
+                    format!("warp {index} waits at barrier {id}, {}", context.kernel.where_is(*pc))
+                }
+                State::Ready => {
+                    let place = context.kernel.where_is(warp.current_pc());
+                    format!("warp {index} is at {place}")
+                }
+            }
+        });
+        let barriers = self.barriers.iter().enumerate().filter(|(_, b)| b.arrived > 0);
+        let barriers = barriers.map(|(id, barrier)| {
+            let arrived = barrier.arrived;
+            match barrier.expected {
+                Some(expected) => format!("barrier {id} has {arrived} of {expected} threads"),
+                None => format!("barrier {id} has {arrived} threads and is for all"),
+            }
+        });
+        warps.chain(barriers).collect::<Vec<_>>().join("; ")
+    }
+
+    fn deadlock(&self, context: &Context) -> Box<Fault> {
+        let waiting = self.states.iter().position(|state| matches!(state, State::At(..)));
+        let warp = waiting.unwrap_or(0);
+        let detail = format!("no warp can go on: {}", self.describe(context));
+        self.fault(context, warp, *Stop::new(FaultKind::BarrierDeadlock, detail))
+    }
+
+    fn timeout(&self, context: &Context, warp: usize) -> Box<Fault> {
+        let detail = format!(
+            "the warp ran more than {} instructions: {}",
+            context.config.watchdog,
+            self.describe(context)
+        );
+        self.fault(context, warp, *Stop::new(FaultKind::Timeout, detail))
+    }
+
+    /// A fault of the instruction at which a warp stands.
+    fn fault(&self, context: &Context, warp: usize, stop: Stop) -> Box<Fault> {
+        let warp = &self.warps[warp];
+        let kernel = context.kernel;
+        let pc = warp.current_pc();
+        let [x, y, _] = context.block;
+        let thread = stop.lane.map(|lane| {
+            let flat = warp.index * WARP_THREADS + lane;
+            [flat % x, flat / x % y, flat / x / y]
+        });
+        Box::new(Fault {
+            kind: stop.kind,
+            kernel: kernel.name.clone(),
+            instruction: kernel.text_at(pc),
+            source: kernel.source_at(pc),
+            ptx_line: kernel.place(pc),
+            block: self.index,
+            thread,
+            address: stop.address,
+            detail: stop.detail,
+        })
+    }
+}
+
+/// Permutes the order of warps; seed 0 leaves it as it is.
+fn shuffle(order: &mut [usize], seed: u64, number: u64) {
+    order.iter_mut().enumerate().for_each(|(at, warp)| *warp = at);
+    if seed == 0 {
+        return;
+    }
+    let mut state = seed ^ number.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    for at in (1..order.len()).rev() {
+        // SplitMix64.
+        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut mixed = state;
+        mixed = (mixed ^ mixed >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^= mixed >> 31;
+        order.swap(at, (mixed % (at as u64 + 1)) as usize);
+    }
+}

@@ -1,0 +1,143 @@
+//! What all warps of a launch share, and how an instruction stops one.
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64};
+
+use super::lanes::Wide;
+use crate::counters::Counters;
+use crate::decode::Kernel;
+use crate::device::Config;
+use crate::fault::{Fault, FaultKind};
+use crate::memory::{Memory, Table};
+
+/// Where shared memory starts in its state space: beyond what the system takes of every block.
+pub(crate) const SHARED_BASE: u64 = 1024;
+/// Where local memory starts in its state space.
+pub(crate) const LOCAL_BASE: u64 = 256;
+/// Where kernel parameters start in their state space.
+pub(crate) const PARAM_BASE: u64 = 256;
+/// Generic addresses of the parameter space.
+pub(crate) const PARAM_WINDOW: u64 = 0x7d00_0000_0000;
+/// Generic addresses of the shared space.
+pub(crate) const SHARED_WINDOW: u64 = 0x7e00_0000_0000;
+/// Generic addresses of the local space.
+pub(crate) const LOCAL_WINDOW: u64 = 0x7f00_0000_0000;
+/// Length of a window.
+pub(crate) const WINDOW_BYTES: u64 = 1 << 32;
+
+/// What all warps of a launch share.
+pub(crate) struct Context<'a> {
+    pub(crate) kernel: &'a Kernel,
+    pub(crate) table: Table,
+    pub(crate) memory: &'a Memory,
+    /// The parameter image; atomics, as all memory that loads may reach.
+    pub(crate) param_words: Vec<AtomicU64>,
+    pub(crate) param_bytes: usize,
+    pub(crate) grid: [u32; 3],
+    pub(crate) block: [u32; 3],
+    /// Static and dynamic shared memory of a block.
+    pub(crate) shared_bytes: u32,
+    pub(crate) dynamic_shared: u32,
+    pub(crate) config: Config,
+    pub(crate) sm_count: u32,
+    pub(crate) launch: u64,
+    pub(crate) wide: Wide,
+    pub(crate) stop: AtomicBool,
+    /// The first fault, by the order of blocks.
+    pub(crate) fault: Mutex<Option<(u64, Fault)>>,
+}
+
+impl Context<'_> {
+    /// Host address of the parameter image.
+    pub(crate) fn params(&self) -> *mut u8 {
+        self.param_words.as_ptr().cast_mut().cast()
+    }
+}
+
+/// What a warp reaches while it runs.
+pub(crate) struct Machine<'a> {
+    pub(crate) context: &'a Context<'a>,
+    pub(crate) shared: &'a mut Shared,
+    pub(crate) counters: &'a mut Counters,
+}
+
+/// Shared memory of a block.
+pub(crate) struct Shared {
+    words: Vec<u128>,
+    bytes: usize,
+}
+
+impl Shared {
+    pub(crate) fn new(bytes: usize) -> Self {
+        Self { words: vec![u128::MAX; bytes.div_ceil(16)], bytes }
+    }
+
+    /// Fills it with poison.
+    pub(crate) fn reset(&mut self) {
+        self.words.fill(u128::MAX);
+    }
+
+    /// Length in bytes.
+    pub(crate) fn len(&self) -> u64 {
+        self.bytes as u64
+    }
+
+    /// Host address of the first byte.
+    pub(crate) fn host(&mut self) -> *mut u8 {
+        self.words.as_mut_ptr().cast()
+    }
+}
+
+/// Why an instruction stops the launch; the warp adds where.
+#[derive(Debug)]
+pub(crate) struct Stop {
+    pub(crate) kind: FaultKind,
+    pub(crate) lane: Option<u32>,
+    pub(crate) address: Option<u64>,
+    pub(crate) detail: String,
+}
+
+impl Stop {
+    pub(crate) fn new(kind: FaultKind, detail: impl Into<String>) -> Box<Self> {
+        Box::new(Self { kind, lane: None, address: None, detail: detail.into() })
+    }
+
+    pub(crate) fn at(
+        kind: FaultKind,
+        lane: usize,
+        address: u64,
+        detail: impl Into<String>,
+    ) -> Box<Self> {
+        let (lane, address) = (Some(lane as u32), Some(address));
+        Box::new(Self { kind, lane, address, detail: detail.into() })
+    }
+
+    pub(crate) fn lane(kind: FaultKind, lane: u32, detail: impl Into<String>) -> Box<Self> {
+        Box::new(Self { kind, lane: Some(lane), address: None, detail: detail.into() })
+    }
+}
+
+/// The lanes of a mask, in words: `0-7, 12`.
+pub(crate) fn lanes_of(mask: u32) -> String {
+    let mut ranges = Vec::new();
+    let mut lane = 0;
+    while lane < 32 {
+        let run = (mask >> lane).trailing_ones();
+        match run {
+            0 => lane += 1,
+            1 => ranges.push(lane.to_string()),
+            _ => ranges.push(format!("{lane}-{}", lane + run - 1)),
+        }
+        lane += run;
+    }
+    if ranges.is_empty() { "none".to_owned() } else { ranges.join(", ") }
+}
+
+/// The lanes of a mask, in order.
+pub(crate) fn lanes(mut mask: u32) -> impl Iterator<Item = usize> {
+    std::iter::from_fn(move || {
+        let lane = mask.trailing_zeros();
+        mask &= mask.wrapping_sub(1);
+        (lane < 32).then_some(lane as usize)
+    })
+}

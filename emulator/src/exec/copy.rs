@@ -1,0 +1,177 @@
+//! Asynchronous copies from global to shared memory.
+//!
+//! A copy is carried out as late as the program allows: until the thread that issued it waits for
+//! its group, the destination holds poison. A kernel that forgets a wait therefore reads NaN.
+
+use std::collections::VecDeque;
+
+use super::access::{Intent, copy_words, count, read_byte};
+use super::context::*;
+use super::lanes::LANES;
+use super::op::{CopyOp, Source, Space};
+use super::warp::Warp;
+use crate::fault::FaultKind;
+use crate::memory::POISON;
+
+/// The copies that the threads of a warp issued in one instruction.
+struct Pending {
+    mask: u32,
+    bytes: usize,
+    /// Host address of the source.
+    from: [*mut u8; LANES],
+    /// Bytes to read; the rest of the destination becomes zero.
+    read: [u8; LANES],
+    /// Offset of the destination in the block's shared memory.
+    to: [u32; LANES],
+    /// The group of its thread that a copy belongs to.
+    group: [u32; LANES],
+}
+
+/// The copies of a warp that are not carried out.
+#[derive(Default)]
+pub(crate) struct Copies {
+    pending: VecDeque<Box<Pending>>,
+    spare: Vec<Box<Pending>>,
+    /// Groups that each thread has committed.
+    committed: [u32; LANES],
+}
+
+// SAFETY: the pointers lead into allocations that the launch keeps alive, and are read atomically.
+unsafe impl Send for Copies {}
+
+impl Copies {
+    pub(crate) fn reset(&mut self) {
+        self.spare.extend(self.pending.drain(..));
+        self.committed = [0; LANES];
+    }
+
+    /// Closes the open group of each thread of the mask.
+    pub(crate) fn commit(&mut self, mask: u32) {
+        lanes(mask).for_each(|lane| self.committed[lane] += 1);
+    }
+
+    /// Carries out all but the newest `left` groups of each thread of the mask.
+    pub(crate) fn wait(&mut self, machine: &mut Machine, mask: u32, left: u32) {
+        let committed = self.committed;
+        self.carry_out(machine, mask, |lane, group| {
+            group < committed[lane].saturating_sub(left)
+        });
+    }
+
+    /// Carries out all copies of each thread of the mask, committed or not.
+    pub(crate) fn wait_all(&mut self, machine: &mut Machine, mask: u32) {
+        self.carry_out(machine, mask, |_, _| true);
+    }
+
+    fn carry_out(
+        &mut self,
+        machine: &mut Machine,
+        mask: u32,
+        due: impl Fn(usize, u32) -> bool,
+    ) {
+        if self.pending.is_empty() {
+            return;
+        }
+        let shared = machine.shared.host();
+        for pending in &mut self.pending {
+            for lane in lanes(pending.mask & mask) {
+                if !due(lane, pending.group[lane]) {
+                    continue;
+                }
+                pending.mask &= !(1 << lane);
+                let to = shared.wrapping_add(pending.to[lane] as usize);
+                let (from, read) = (pending.from[lane], usize::from(pending.read[lane]));
+                // SAFETY: source and destination were checked when the copy was issued; the
+                // launch keeps the source's allocation, and the block its shared memory.
+                unsafe {
+                    if read == pending.bytes {
+                        copy_words(from, to, read);
+                    } else {
+                        to.write_bytes(0, pending.bytes);
+                        for at in 0..read {
+                            to.wrapping_add(at).write(read_byte(from.wrapping_add(at)));
+                        }
+                    }
+                }
+            }
+        }
+        while let Some(front) = self.pending.pop_front_if(|front| front.mask == 0) {
+            self.spare.push(front);
+        }
+        self.pending.retain(|pending| pending.mask != 0);
+    }
+}
+
+impl Warp {
+    /// Issues an asynchronous copy.
+    pub(crate) fn copy_async(
+        &mut self,
+        machine: &mut Machine,
+        op: &CopyOp,
+        mask: u32,
+    ) -> Result<(), Box<Stop>> {
+        let bytes = op.bytes;
+        let to_addresses = self.addresses(machine, &op.to);
+        let from_addresses = self.addresses(machine, &op.from);
+        let to = self.translate(
+            machine,
+            Space::Shared,
+            &to_addresses,
+            bytes,
+            bytes,
+            Intent::Write,
+            mask,
+        )?;
+        let ignored = self.test(op.ignore);
+        let mut read = [bytes as u8; LANES];
+        for lane in lanes(mask) {
+            let asked = op.read.map_or(bytes, |r| self.get(Source::R(r), lane) as u32);
+            if asked > bytes {
+                let detail = format!("a source size of {asked} bytes exceeds the copy's {bytes}");
+                return Err(Stop::lane(FaultKind::IllegalOperand, lane as u32, detail));
+            }
+            read[lane] = if ignored >> lane & 1 != 0 { 0 } else { asked as u8 };
+        }
+        let whole = lanes(mask).all(|lane| u32::from(read[lane]) == bytes);
+        let from = if whole {
+            let intent = Intent::Read;
+            self.translate(machine, Space::Global, &from_addresses, bytes, bytes, intent, mask)?
+        } else {
+            let mut from = [std::ptr::null_mut(); LANES];
+            for lane in lanes(mask).filter(|&lane| read[lane] > 0) {
+                from[lane] = self.translate_lane(
+                    machine,
+                    Space::Global,
+                    from_addresses.0[lane],
+                    u64::from(read[lane]),
+                    u64::from(bytes),
+                    Intent::Read,
+                    lane,
+                )?;
+            }
+            from
+        };
+        count(machine, Space::Global, 0, 0, Intent::Read);
+        machine.counters.global_bytes_read +=
+            lanes(mask).map(|lane| u64::from(read[lane])).sum::<u64>();
+        count(machine, Space::Shared, bytes, mask, Intent::Write);
+        let shared = machine.shared.host();
+        let mut offsets = [0; LANES];
+        for lane in lanes(mask) {
+            offsets[lane] = (to[lane].addr() - shared.addr()) as u32;
+            // SAFETY: `translate` found these bytes in the block's shared memory.
+            unsafe { to[lane].write_bytes(POISON, bytes as usize) };
+        }
+        let group = self.copies.committed;
+        let pending = Pending { mask, bytes: bytes as usize, from, read, to: offsets, group };
+        let slot = match self.copies.spare.pop() {
+            Some(mut spare) => {
+                *spare = pending;
+                spare
+            }
+            None => Box::new(pending),
+        };
+        self.copies.pending.push_back(slot);
+        Ok(())
+    }
+}

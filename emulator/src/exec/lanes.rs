@@ -1,0 +1,415 @@
+//! Arithmetic over all 32 lanes at once, for the instructions that kernels spend their time in.
+//!
+//! Each function is a plain loop over arrays, compiled twice: for any processor, and for one with
+//! AVX2 and FMA, where the loops become vector instructions.
+
+use super::float::{from_f16, quiet, to_bf16, to_f16};
+use super::op::{Bin32, Bin64, Compare, Tri32, Un32};
+use super::round::NAN32;
+use super::scalar::lop3;
+
+/// Lanes of a warp.
+pub(crate) const LANES: usize = 32;
+
+/// A 32-bit register of a warp.
+#[derive(Clone, Copy, Debug)]
+#[repr(C, align(64))]
+pub(crate) struct V32(pub(crate) [u32; LANES]);
+
+/// A 64-bit register of a warp.
+#[derive(Clone, Copy, Debug)]
+#[repr(C, align(64))]
+pub(crate) struct V64(pub(crate) [u64; LANES]);
+
+/// Whether this processor has AVX2 and FMA; only `detect` makes one that says so.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Wide(bool);
+
+impl Wide {
+    /// Asks the processor.
+    pub(crate) fn detect() -> Self {
+        #[cfg(target_arch = "x86_64")]
+        return Self(
+            is_x86_feature_detected!("avx2")
+                && is_x86_feature_detected!("fma")
+                && is_x86_feature_detected!("popcnt"),
+        );
+        #[cfg(not(target_arch = "x86_64"))]
+        Self(false)
+    }
+
+    /// Whether the vector form runs.
+    pub(crate) fn available(self) -> bool {
+        self.0
+    }
+}
+
+/// Compiles a function for any processor and for AVX2 with FMA.
+macro_rules! over_lanes {
+    ($(#[$doc:meta])* fn $name:ident($($arg:ident: $ty:ty),*) -> $out:ty $body:block) => {
+        $(#[$doc])*
+        pub(crate) fn $name(wide: $crate::exec::lanes::Wide, $($arg: $ty),*) -> $out {
+            #[inline(always)]
+            fn body($($arg: $ty),*) -> $out $body
+            #[cfg(target_arch = "x86_64")]
+            {
+                #[target_feature(enable = "avx2,fma,popcnt")]
+                fn vector($($arg: $ty),*) -> $out {
+                    body($($arg),*)
+                }
+                if wide.available() {
+                    // SAFETY: `Wide` says that the processor has these features.
+                    return unsafe { vector($($arg),*) };
+                }
+            }
+            let _ = wide;
+            body($($arg),*)
+        }
+    };
+}
+pub(crate) use over_lanes;
+
+#[inline(always)]
+fn each(f: impl Fn(usize) -> u32) -> V32 {
+    let mut out = [0; LANES];
+    for (lane, value) in out.iter_mut().enumerate() {
+        *value = f(lane);
+    }
+    V32(out)
+}
+
+#[inline(always)]
+fn each64(f: impl Fn(usize) -> u64) -> V64 {
+    let mut out = [0; LANES];
+    for (lane, value) in out.iter_mut().enumerate() {
+        *value = f(lane);
+    }
+    V64(out)
+}
+
+#[inline(always)]
+fn each_bit(f: impl Fn(usize) -> bool) -> u32 {
+    let mut bits = 0;
+    for lane in 0..LANES {
+        bits |= u32::from(f(lane)) << lane;
+    }
+    bits
+}
+
+#[inline(always)]
+fn f(bits: u32) -> f32 {
+    f32::from_bits(bits)
+}
+
+#[inline(always)]
+fn d(bits: u64) -> f64 {
+    f64::from_bits(bits)
+}
+
+#[inline(always)]
+fn minimum(a: u32, b: u32) -> u32 {
+    let (x, y) = (f(a), f(b));
+    let ordered = if x < y || (x == y && a >> 31 != 0) { a } else { b };
+    let other = if y.is_nan() { a } else { ordered };
+    let picked = if x.is_nan() { b } else { other };
+    if x.is_nan() && y.is_nan() { NAN32 } else { picked }
+}
+
+#[inline(always)]
+fn maximum(a: u32, b: u32) -> u32 {
+    let (x, y) = (f(a), f(b));
+    let ordered = if x > y || (x == y && b >> 31 != 0) { a } else { b };
+    let other = if y.is_nan() { a } else { ordered };
+    let picked = if x.is_nan() { b } else { other };
+    if x.is_nan() && y.is_nan() { NAN32 } else { picked }
+}
+
+over_lanes! {
+    /// An operation on one register.
+    fn un32(op: Un32, a: &V32) -> V32 {
+        let a = &a.0;
+        match op {
+            Un32::Copy => V32(*a),
+            Un32::Not => each(|i| !a[i]),
+            Un32::NegS => each(|i| a[i].wrapping_neg()),
+            Un32::AbsS => each(|i| (a[i] as i32).unsigned_abs()),
+            Un32::NegF => each(|i| quiet(f(a[i] ^ 1 << 31))),
+            Un32::AbsF => each(|i| quiet(f(a[i] & !(1 << 31)))),
+            Un32::Popc => each(|i| a[i].count_ones()),
+            Un32::Low16 => each(|i| a[i] & 0xffff),
+            Un32::High16 => each(|i| a[i] >> 16),
+            Un32::Signed16 => each(|i| a[i] as i16 as u32),
+            Un32::SignedToF => each(|i| (a[i] as i32 as f32).to_bits()),
+            Un32::UnsignedToF => each(|i| (a[i] as f32).to_bits()),
+            Un32::Bf16ToF => each(|i| quiet(f(a[i] << 16))),
+            Un32::F16ToF => each(|i| quiet(f(from_f16(a[i])))),
+            Un32::FToBf16 => each(|i| to_bf16(a[i])),
+            Un32::FToF16 => each(|i| to_f16(a[i])),
+        }
+    }
+}
+
+over_lanes! {
+    /// An operation on two registers.
+    fn bin32(op: Bin32, a: &V32, b: &V32) -> V32 {
+        let (a, b) = (&a.0, &b.0);
+        match op {
+            Bin32::Add => each(|i| a[i].wrapping_add(b[i])),
+            Bin32::Sub => each(|i| a[i].wrapping_sub(b[i])),
+            Bin32::Mul => each(|i| a[i].wrapping_mul(b[i])),
+            Bin32::MulHiU => each(|i| (u64::from(a[i]) * u64::from(b[i]) >> 32) as u32),
+            Bin32::MulHiS => {
+                each(|i| (i64::from(a[i] as i32) * i64::from(b[i] as i32) >> 32) as u32)
+            }
+            Bin32::MinU => each(|i| a[i].min(b[i])),
+            Bin32::MinS => each(|i| (a[i] as i32).min(b[i] as i32) as u32),
+            Bin32::MaxU => each(|i| a[i].max(b[i])),
+            Bin32::MaxS => each(|i| (a[i] as i32).max(b[i] as i32) as u32),
+            Bin32::And => each(|i| a[i] & b[i]),
+            Bin32::Or => each(|i| a[i] | b[i]),
+            Bin32::Xor => each(|i| a[i] ^ b[i]),
+            Bin32::Shl => each(|i| if b[i] < 32 { a[i] << (b[i] & 31) } else { 0 }),
+            Bin32::ShrU => each(|i| if b[i] < 32 { a[i] >> (b[i] & 31) } else { 0 }),
+            Bin32::ShrS => each(|i| ((a[i] as i32) >> b[i].min(31)) as u32),
+            Bin32::AddF => each(|i| quiet(f(a[i]) + f(b[i]))),
+            Bin32::SubF => each(|i| quiet(f(a[i]) - f(b[i]))),
+            Bin32::MulF => each(|i| quiet(f(a[i]) * f(b[i]))),
+            Bin32::DivF => each(|i| quiet(f(a[i]) / f(b[i]))),
+            Bin32::MinF => each(|i| minimum(a[i], b[i])),
+            Bin32::MaxF => each(|i| maximum(a[i], b[i])),
+            Bin32::PackHalves => each(|i| a[i] & 0xffff | b[i] << 16),
+            Bin32::PackBf16 => each(|i| to_bf16(a[i]) << 16 | to_bf16(b[i])),
+            Bin32::PackF16 => each(|i| to_f16(a[i]) << 16 | to_f16(b[i])),
+        }
+    }
+}
+
+#[inline(always)]
+fn funnel(low: u32, high: u32) -> u64 {
+    u64::from(high) << 32 | u64::from(low)
+}
+
+over_lanes! {
+    /// An operation on three registers.
+    fn tri32(op: Tri32, a: &V32, b: &V32, c: &V32) -> V32 {
+        let (a, b, c) = (&a.0, &b.0, &c.0);
+        match op {
+            Tri32::Mad => each(|i| a[i].wrapping_mul(b[i]).wrapping_add(c[i])),
+            Tri32::FmaF => each(|i| quiet(f(a[i]).mul_add(f(b[i]), f(c[i])))),
+            Tri32::Lop3(table) => each(|i| lop3(table, a[i], b[i], c[i])),
+            Tri32::ShfLeftWrap => each(|i| ((funnel(a[i], b[i]) << (c[i] & 31)) >> 32) as u32),
+            Tri32::ShfRightWrap => each(|i| (funnel(a[i], b[i]) >> (c[i] & 31)) as u32),
+            Tri32::ShfLeftClamp => each(|i| ((funnel(a[i], b[i]) << c[i].min(32)) >> 32) as u32),
+            Tri32::ShfRightClamp => each(|i| (funnel(a[i], b[i]) >> c[i].min(32)) as u32),
+            Tri32::BfeU => each(|i| {
+                let field = u64::from(a[i]) >> (b[i] & 0xff).min(32);
+                (field & ((1_u64 << (c[i] & 0xff).min(32)) - 1)) as u32
+            }),
+            Tri32::Prmt => each(|i| {
+                let bytes = funnel(a[i], b[i]);
+                let mut out = 0;
+                for byte in 0..4 {
+                    let selector = c[i] >> (4 * byte);
+                    let value = (bytes >> (8 * (selector & 7))) as u8;
+                    let sign = ((value as i8) >> 7) as u8;
+                    let value = if selector & 8 != 0 { sign } else { value };
+                    out |= u32::from(value) << (8 * byte);
+                }
+                out
+            }),
+        }
+    }
+}
+
+over_lanes! {
+    /// An operation on two 64-bit registers.
+    fn bin64(op: Bin64, a: &V64, b: &V64) -> V64 {
+        let (a, b) = (&a.0, &b.0);
+        match op {
+            Bin64::Add => each64(|i| a[i].wrapping_add(b[i])),
+            Bin64::Sub => each64(|i| a[i].wrapping_sub(b[i])),
+            Bin64::Mul => each64(|i| a[i].wrapping_mul(b[i])),
+            Bin64::And => each64(|i| a[i] & b[i]),
+            Bin64::Or => each64(|i| a[i] | b[i]),
+            Bin64::Xor => each64(|i| a[i] ^ b[i]),
+            Bin64::AddF => each64(|i| (d(a[i]) + d(b[i])).to_bits()),
+            Bin64::SubF => each64(|i| (d(a[i]) - d(b[i])).to_bits()),
+            Bin64::MulF => each64(|i| (d(a[i]) * d(b[i])).to_bits()),
+        }
+    }
+}
+
+over_lanes! {
+    /// A fused multiply-add in f64.
+    fn fma64(a: &V64, b: &V64, c: &V64) -> V64 {
+        each64(|i| d(a.0[i]).mul_add(d(b.0[i]), d(c.0[i])).to_bits())
+    }
+}
+
+over_lanes! {
+    /// A left shift of 64 bits.
+    fn shl64(a: &V64, b: &V32) -> V64 {
+        each64(|i| if b.0[i] < 64 { a.0[i] << (b.0[i] & 63) } else { 0 })
+    }
+}
+
+over_lanes! {
+    /// A right shift of 64 bits.
+    fn shr64(signed: bool, a: &V64, b: &V32) -> V64 {
+        if signed {
+            each64(|i| ((a.0[i] as i64) >> b.0[i].min(63)) as u64)
+        } else {
+            each64(|i| if b.0[i] < 64 { a.0[i] >> (b.0[i] & 63) } else { 0 })
+        }
+    }
+}
+
+#[inline(always)]
+fn product(signed: bool, a: u32, b: u32) -> u64 {
+    if signed {
+        (i64::from(a as i32) * i64::from(b as i32)) as u64
+    } else {
+        u64::from(a) * u64::from(b)
+    }
+}
+
+over_lanes! {
+    /// The 64-bit product of 32-bit values.
+    fn mul_wide(signed: bool, a: &V32, b: &V32) -> V64 {
+        if signed {
+            each64(|i| product(true, a.0[i], b.0[i]))
+        } else {
+            each64(|i| product(false, a.0[i], b.0[i]))
+        }
+    }
+}
+
+over_lanes! {
+    /// The 64-bit product of 32-bit values plus a 64-bit value.
+    fn mad_wide(signed: bool, a: &V32, b: &V32, c: &V64) -> V64 {
+        if signed {
+            each64(|i| product(true, a.0[i], b.0[i]).wrapping_add(c.0[i]))
+        } else {
+            each64(|i| product(false, a.0[i], b.0[i]).wrapping_add(c.0[i]))
+        }
+    }
+}
+
+over_lanes! {
+    /// A 32-bit value extended to 64 bits.
+    fn extend(signed: bool, a: &V32) -> V64 {
+        if signed {
+            each64(|i| i64::from(a.0[i] as i32) as u64)
+        } else {
+            each64(|i| u64::from(a.0[i]))
+        }
+    }
+}
+
+over_lanes! {
+    /// Bits `shift` to `shift + 31` of a 64-bit value.
+    fn truncate(shift: u32, a: &V64) -> V32 {
+        each(|i| (a.0[i] >> shift) as u32)
+    }
+}
+
+over_lanes! {
+    /// A 64-bit value of two halves.
+    fn pack64(low: &V32, high: &V32) -> V64 {
+        each64(|i| funnel(low.0[i], high.0[i]))
+    }
+}
+
+over_lanes! {
+    /// `a` in the lanes of the mask and `b` in the others.
+    fn select32(mask: u32, a: &V32, b: &V32) -> V32 {
+        each(|i| if mask >> i & 1 != 0 { a.0[i] } else { b.0[i] })
+    }
+}
+
+over_lanes! {
+    /// `a` in the lanes of the mask and `b` in the others.
+    fn select64(mask: u32, a: &V64, b: &V64) -> V64 {
+        each64(|i| if mask >> i & 1 != 0 { a.0[i] } else { b.0[i] })
+    }
+}
+
+over_lanes! {
+    /// The lanes for which a comparison holds.
+    fn compare32(op: Compare, a: &V32, b: &V32) -> u32 {
+        let (a, b) = (&a.0, &b.0);
+        match op {
+            Compare::Eq => each_bit(|i| a[i] == b[i]),
+            Compare::Ne => each_bit(|i| a[i] != b[i]),
+            Compare::LtU => each_bit(|i| a[i] < b[i]),
+            Compare::LeU => each_bit(|i| a[i] <= b[i]),
+            Compare::GtU => each_bit(|i| a[i] > b[i]),
+            Compare::GeU => each_bit(|i| a[i] >= b[i]),
+            Compare::LtS => each_bit(|i| (a[i] as i32) < b[i] as i32),
+            Compare::LeS => each_bit(|i| a[i] as i32 <= b[i] as i32),
+            Compare::GtS => each_bit(|i| a[i] as i32 > b[i] as i32),
+            Compare::GeS => each_bit(|i| a[i] as i32 >= b[i] as i32),
+            Compare::EqF => each_bit(|i| f(a[i]) == f(b[i])),
+            Compare::NeF => each_bit(|i| f(a[i]) < f(b[i]) || f(a[i]) > f(b[i])),
+            Compare::LtF => each_bit(|i| f(a[i]) < f(b[i])),
+            Compare::LeF => each_bit(|i| f(a[i]) <= f(b[i])),
+            Compare::GtF => each_bit(|i| f(a[i]) > f(b[i])),
+            Compare::GeF => each_bit(|i| f(a[i]) >= f(b[i])),
+            Compare::EqUF => !each_bit(|i| f(a[i]) < f(b[i]) || f(a[i]) > f(b[i])),
+            Compare::NeUF => each_bit(|i| f(a[i]) != f(b[i])),
+            Compare::LtUF => !each_bit(|i| f(a[i]) >= f(b[i])),
+            Compare::LeUF => !each_bit(|i| f(a[i]) > f(b[i])),
+            Compare::GtUF => !each_bit(|i| f(a[i]) <= f(b[i])),
+            Compare::GeUF => !each_bit(|i| f(a[i]) < f(b[i])),
+        }
+    }
+}
+
+over_lanes! {
+    /// The lanes for which an integer comparison holds.
+    fn compare64(op: Compare, a: &V64, b: &V64) -> u32 {
+        let (a, b) = (&a.0, &b.0);
+        match op {
+            Compare::Eq => each_bit(|i| a[i] == b[i]),
+            Compare::Ne => each_bit(|i| a[i] != b[i]),
+            Compare::LtU => each_bit(|i| a[i] < b[i]),
+            Compare::LeU => each_bit(|i| a[i] <= b[i]),
+            Compare::GtU => each_bit(|i| a[i] > b[i]),
+            Compare::GeU => each_bit(|i| a[i] >= b[i]),
+            Compare::LtS => each_bit(|i| (a[i] as i64) < b[i] as i64),
+            Compare::LeS => each_bit(|i| a[i] as i64 <= b[i] as i64),
+            Compare::GtS => each_bit(|i| a[i] as i64 > b[i] as i64),
+            Compare::GeS => each_bit(|i| a[i] as i64 >= b[i] as i64),
+            // The decoder compares f64 lane by lane.
+            _ => 0,
+        }
+    }
+}
+
+over_lanes! {
+    /// 32-bit addresses plus an offset.
+    fn addresses32(base: &V32, offset: i64) -> V64 {
+        each64(|i| u64::from(base.0[i]).wrapping_add(offset as u64))
+    }
+}
+
+over_lanes! {
+    /// 64-bit addresses plus an offset.
+    fn addresses64(base: &V64, offset: i64) -> V64 {
+        each64(|i| base.0[i].wrapping_add(offset as u64))
+    }
+}
+
+over_lanes! {
+    /// Whether the addresses of all lanes of the mask lie in `base..=base + last`, aligned.
+    fn within(addresses: &V64, mask: u32, base: u64, last: u64, alignment: u64) -> bool {
+        let mut outside = 0;
+        for lane in 0..LANES {
+            let offset = addresses.0[lane].wrapping_sub(base);
+            let wrong = u64::from(offset > last) | (addresses.0[lane] & (alignment - 1));
+            let counts = u64::from(mask >> lane & 1).wrapping_neg();
+            outside |= wrong & counts;
+        }
+        outside == 0
+    }
+}

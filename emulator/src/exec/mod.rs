@@ -1,0 +1,202 @@
+//! Running kernels: a launch is checked, and its blocks are run by the host's threads.
+
+mod access;
+mod atomic;
+mod block;
+mod builtin;
+mod collective;
+mod context;
+mod convert;
+mod copy;
+mod float;
+mod lanes;
+mod matrix;
+pub(crate) mod op;
+mod round;
+mod scalar;
+mod special;
+mod warp;
+
+pub(crate) use context::{LOCAL_BASE, LOCAL_WINDOW, PARAM_BASE, PARAM_WINDOW};
+pub(crate) use context::{SHARED_BASE, SHARED_WINDOW, WINDOW_BYTES};
+pub(crate) use convert::Convert;
+pub(crate) use float::{Float, FloatMode, Test as FloatTest, rounds_double};
+pub(crate) use round::Rounding;
+pub(crate) use scalar::{Comparison, Integer, Permute, Relation, Scalar};
+pub(crate) use special::Special;
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use self::block::{Block, Turn};
+use self::context::Context;
+use self::lanes::Wide;
+use crate::counters::Counters;
+use crate::device::{Device, InvalidLaunch, Launch, LaunchError};
+use crate::fault::Fault;
+use crate::module::Function;
+
+/// Instructions that a warp runs before the next one of its block.
+const WARP_QUANTUM: u64 = 1 << 14;
+/// Turns of warps that a block has before the next one of its thread.
+const BLOCK_TURNS: usize = 1 << 10;
+/// Turns where all blocks of the grid are resident and may wait for each other.
+const COOPERATIVE_TURNS: usize = 1 << 4;
+
+/// Runs a launch to its end; the counts are those of its kernel.
+pub(crate) fn launch(
+    device: &Device,
+    function: &Function,
+    launch: &Launch,
+) -> (Counters, Result<(), LaunchError>) {
+    if let Err(invalid) = check(device, function, launch) {
+        return (Counters::default(), Err(invalid.into()));
+    }
+    let (counters, fault) = run(device, function, launch);
+    (counters, fault.map_or(Ok(()), |fault| Err(fault.into())))
+}
+
+/// Checks a launch against the limits of the kernel and the device.
+fn check(device: &Device, function: &Function, launch: &Launch) -> Result<(), InvalidLaunch> {
+    let (profile, kernel) = (device.profile(), &function.kernel);
+    if function.is_unloaded() {
+        return Err(InvalidLaunch::Unloaded);
+    }
+    let beyond = |size: [u32; 3], limit: [u32; 3]| {
+        size.iter().zip(limit).any(|(&size, limit)| size == 0 || size > limit)
+    };
+    let Launch { grid, block, .. } = *launch;
+    if beyond(grid, profile.max_grid) {
+        return Err(InvalidLaunch::Grid { grid, limit: profile.max_grid });
+    }
+    if beyond(block, profile.max_block) {
+        return Err(InvalidLaunch::Block { block, limit: profile.max_block });
+    }
+    let threads: u64 = block.iter().map(|&size| u64::from(size)).product();
+    let limit = function.max_threads().min(profile.max_threads_per_block);
+    if threads > u64::from(limit) {
+        return Err(InvalidLaunch::Threads { threads, limit });
+    }
+    if let Some(required) = kernel.required_block.filter(|&required| required != block) {
+        return Err(InvalidLaunch::RequiredBlock { block, required });
+    }
+    let dynamic = launch.dynamic_shared;
+    if dynamic > launch.dynamic_shared_limit {
+        return Err(InvalidLaunch::DynamicShared { dynamic, limit: launch.dynamic_shared_limit });
+    }
+    let (fixed, limit) = (kernel.static_shared, profile.shared_per_block_optin);
+    if u64::from(fixed) + u64::from(dynamic) > u64::from(limit) {
+        return Err(InvalidLaunch::Shared { fixed, dynamic, limit });
+    }
+    let (given, expected) = (launch.params.len(), kernel.param_bytes);
+    if given != expected {
+        return Err(InvalidLaunch::Params { given, expected });
+    }
+    if launch.cooperative {
+        let blocks: u64 = grid.iter().map(|&size| u64::from(size)).product();
+        let threads = threads.next_multiple_of(u64::from(profile.warp_size));
+        let by_threads = u64::from(profile.max_threads_per_sm) / threads;
+        let shared = u64::from(fixed) + u64::from(dynamic);
+        let by_shared = u64::from(profile.shared_per_sm)
+            / (shared + u64::from(profile.shared_reserved_per_block));
+        let per_sm = by_threads.min(by_shared).min(u64::from(profile.max_blocks_per_sm));
+        let limit = per_sm * u64::from(profile.sm_count);
+        if blocks > limit {
+            return Err(InvalidLaunch::Cooperative { blocks, limit });
+        }
+    }
+    Ok(())
+}
+
+fn run(device: &Device, function: &Function, launch: &Launch) -> (Counters, Option<Fault>) {
+    static LAUNCHES: AtomicU64 = AtomicU64::new(1);
+    let (kernel, config) = (&function.kernel, *device.config());
+    let words = launch.params.chunks(8).map(|chunk| {
+        let mut word = [0; 8];
+        word[..chunk.len()].copy_from_slice(chunk);
+        AtomicU64::new(u64::from_le_bytes(word))
+    });
+    let context = Context {
+        kernel,
+        table: device.memory().table(),
+        memory: device.memory(),
+        param_words: words.collect(),
+        param_bytes: launch.params.len(),
+        grid: launch.grid,
+        block: launch.block,
+        shared_bytes: kernel.static_shared + launch.dynamic_shared,
+        dynamic_shared: launch.dynamic_shared,
+        config,
+        sm_count: device.profile().sm_count,
+        launch: LAUNCHES.fetch_add(1, Ordering::Relaxed),
+        wide: Wide::detect(),
+        stop: AtomicBool::new(false),
+        fault: Mutex::new(None),
+    };
+    let blocks: u64 = launch.grid.iter().map(|&size| u64::from(size)).product();
+    let workers = config.threads.max(1).min(usize::try_from(blocks).unwrap_or(usize::MAX));
+    let next = AtomicU64::new(0);
+    let work = || worker(&context, &next, blocks, launch.cooperative);
+    let counters = if workers == 1 {
+        work()
+    } else {
+        std::thread::scope(|scope| {
+            let others: Vec<_> = (1..workers).map(|_| scope.spawn(work)).collect();
+            let mut counters = work();
+            for other in others {
+                match other.join() {
+                    Ok(counted) => counters += counted,
+                    Err(panic) => std::panic::resume_unwind(panic),
+                }
+            }
+            counters
+        })
+    };
+    let fault = context.fault.into_inner().unwrap_or_else(PoisonError::into_inner);
+    (counters, fault.map(|(_, fault)| fault))
+}
+
+/// Runs blocks until there are no more.
+///
+/// A thread of the host runs one block after the other. A block that does not end within its turn
+/// may wait for a later one, so that one is started beside it.
+fn worker(context: &Context, next: &AtomicU64, blocks: u64, cooperative: bool) -> Counters {
+    let mut counters = Counters::default();
+    let mut running: VecDeque<Block> = VecDeque::new();
+    let mut spare = Vec::new();
+    let turns = if cooperative { COOPERATIVE_TURNS } else { BLOCK_TURNS };
+    let most = if cooperative { usize::MAX } else { 64 };
+    let mut start = true;
+    while !context.stop.load(Ordering::Relaxed) {
+        while start && running.len() < most {
+            let number = next.fetch_add(1, Ordering::Relaxed);
+            if number >= blocks {
+                break;
+            }
+            let mut block = spare.pop().unwrap_or_else(|| Block::new(context));
+            block.start(context, number);
+            running.push_front(block);
+            start = cooperative;
+        }
+        let Some(mut block) = running.pop_front() else { break };
+        match block.turn(context, &mut counters, WARP_QUANTUM, turns) {
+            Ok(Turn::Done) => {
+                start = true;
+                spare.push(block);
+            }
+            Ok(Turn::More) => {
+                start = true;
+                running.push_back(block);
+            }
+            Err(fault) => {
+                context.stop.store(true, Ordering::Relaxed);
+                let mut first = context.fault.lock().unwrap_or_else(PoisonError::into_inner);
+                if first.as_ref().is_none_or(|(number, _)| *number > block.number) {
+                    *first = Some((block.number, *fault));
+                }
+            }
+        }
+    }
+    counters
+}

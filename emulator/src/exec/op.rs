@@ -1,0 +1,473 @@
+//! The instructions of the executor: registers resolved, modifiers decided.
+//!
+//! A register is the index of an array over the lanes of a warp. Constants and special registers
+//! have arrays of their own, filled when a warp starts, so that every operand is an index. Values of
+//! 8 and 16 bits live in 32-bit registers, zero-extended.
+
+use super::scalar::Scalar;
+use crate::ptx::Type;
+
+/// Index of a 32-bit register.
+pub(crate) type R = u16;
+/// Index of a 64-bit register.
+pub(crate) type Q = u16;
+/// Index of a predicate; 0 is always true and 1 always false.
+pub(crate) type P = u16;
+
+/// The predicate that is always true.
+pub(crate) const TRUE: P = 0;
+/// The predicate that is always false.
+pub(crate) const FALSE: P = 1;
+
+/// A predicate and whether it is negated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Test {
+    pub(crate) predicate: P,
+    pub(crate) negated: bool,
+}
+
+/// One instruction.
+#[derive(Debug)]
+pub(crate) struct Instruction {
+    pub(crate) guard: Test,
+    pub(crate) op: Op,
+}
+
+/// Where a value comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Source {
+    R(R),
+    Q(Q),
+    P(Test),
+}
+
+/// Where a value goes to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Target {
+    /// A register of that many bits, at most 32.
+    R(R, u8),
+    Q(Q),
+    P(P),
+    Nowhere,
+}
+
+/// Operations on two 32-bit values that run over all lanes at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Bin32 {
+    Add,
+    Sub,
+    Mul,
+    MulHiU,
+    MulHiS,
+    MinU,
+    MinS,
+    MaxU,
+    MaxS,
+    And,
+    Or,
+    Xor,
+    Shl,
+    ShrU,
+    ShrS,
+    AddF,
+    SubF,
+    MulF,
+    DivF,
+    MinF,
+    MaxF,
+    /// The low halves of both: `a | b << 16`.
+    PackHalves,
+    /// Two f32 rounded to bf16, the first into the upper half.
+    PackBf16,
+    /// Two f32 rounded to f16, the first into the upper half.
+    PackF16,
+}
+
+/// Operations on one 32-bit value that run over all lanes at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Un32 {
+    Copy,
+    Not,
+    NegS,
+    AbsS,
+    NegF,
+    AbsF,
+    Popc,
+    Low16,
+    High16,
+    Signed16,
+    SignedToF,
+    UnsignedToF,
+    Bf16ToF,
+    F16ToF,
+    FToBf16,
+    FToF16,
+}
+
+/// Operations on three 32-bit values that run over all lanes at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Tri32 {
+    Mad,
+    FmaF,
+    Lop3(u8),
+    /// Funnel shifts; the shift amount is the third value.
+    ShfLeftWrap,
+    ShfRightWrap,
+    ShfLeftClamp,
+    ShfRightClamp,
+    BfeU,
+    Prmt,
+}
+
+/// Operations on two 64-bit values that run over all lanes at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Bin64 {
+    Add,
+    Sub,
+    Mul,
+    And,
+    Or,
+    Xor,
+    AddF,
+    SubF,
+    MulF,
+}
+
+/// Comparisons; the float ones are false on NaN where ordered and true where unordered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Compare {
+    Eq,
+    Ne,
+    LtU,
+    LeU,
+    GtU,
+    GeU,
+    LtS,
+    LeS,
+    GtS,
+    GeS,
+    EqF,
+    NeF,
+    LtF,
+    LeF,
+    GtF,
+    GeF,
+    EqUF,
+    NeUF,
+    LtUF,
+    LeUF,
+    GtUF,
+    GeUF,
+}
+
+/// Logic on predicates.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Logic {
+    And,
+    Or,
+    Xor,
+}
+
+/// An operation that runs lane by lane.
+#[derive(Debug)]
+pub(crate) struct ScalarOp {
+    pub(crate) scalar: Scalar,
+    pub(crate) target: Target,
+    /// The second result of `setp`, or the predicate of others.
+    pub(crate) second: Target,
+    pub(crate) sources: [Source; 4],
+}
+
+/// State spaces of accesses; constant memory is global memory that kernels only read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Space {
+    Generic,
+    Global,
+    Shared,
+    Local,
+    Param,
+}
+
+/// An address: a register and an offset.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Address {
+    pub(crate) space: Space,
+    pub(crate) base: Source,
+    pub(crate) offset: i64,
+}
+
+/// Memory ordering of an access.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Order {
+    Weak,
+    Acquire,
+    Release,
+}
+
+/// A load or a store.
+#[derive(Debug)]
+pub(crate) struct Access {
+    pub(crate) address: Address,
+    /// Bytes of one element.
+    pub(crate) bytes: u32,
+    /// Whether a narrow element is sign-extended.
+    pub(crate) signed: bool,
+    pub(crate) order: Order,
+    /// Whether the memory must be constant memory.
+    pub(crate) constant: bool,
+    /// Registers that a load writes.
+    pub(crate) targets: Vec<Target>,
+    /// Registers that a store reads.
+    pub(crate) sources: Vec<Source>,
+}
+
+/// What an atomic instruction does to memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Atomic {
+    Add,
+    Min,
+    Max,
+    And,
+    Or,
+    Xor,
+    Exchange,
+    CompareAndSwap,
+    Increment,
+    Decrement,
+}
+
+/// An atomic instruction.
+#[derive(Debug)]
+pub(crate) struct AtomicOp {
+    pub(crate) atomic: Atomic,
+    pub(crate) ty: Type,
+    pub(crate) address: Address,
+    pub(crate) target: Target,
+    pub(crate) sources: [Source; 2],
+}
+
+/// An asynchronous copy from global to shared memory.
+#[derive(Debug)]
+pub(crate) struct CopyOp {
+    pub(crate) to: Address,
+    pub(crate) from: Address,
+    pub(crate) bytes: u32,
+    /// The register that holds how many bytes to read.
+    pub(crate) read: Option<R>,
+    /// The predicate under which the source is ignored.
+    pub(crate) ignore: Test,
+}
+
+/// Elements of a matrix operand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Element {
+    Bf16,
+    F16,
+    Tf32,
+}
+
+/// A matrix multiply-accumulate of 16 rows and 8 columns.
+#[derive(Debug)]
+pub(crate) struct MmaOp {
+    pub(crate) element: Element,
+    /// Length of the contraction.
+    pub(crate) k: usize,
+    /// Whether the accumulator and the result are f16.
+    pub(crate) half_result: bool,
+    pub(crate) a: [R; 4],
+    pub(crate) b: [R; 2],
+    pub(crate) c: [R; 4],
+    pub(crate) d: [R; 4],
+}
+
+/// A load of 8x8 matrices of 16-bit elements.
+#[derive(Debug)]
+pub(crate) struct LoadMatrixOp {
+    pub(crate) address: Address,
+    pub(crate) transposed: bool,
+    pub(crate) targets: Vec<R>,
+}
+
+/// Which lane a shuffle reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ShuffleMode {
+    Up,
+    Down,
+    Butterfly,
+    Index,
+}
+
+/// A shuffle.
+#[derive(Debug)]
+pub(crate) struct ShuffleOp {
+    pub(crate) mode: ShuffleMode,
+    pub(crate) target: R,
+    pub(crate) in_range: Target,
+    pub(crate) value: R,
+    pub(crate) lane: R,
+    pub(crate) clamp: R,
+    pub(crate) members: R,
+}
+
+/// What a vote asks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Vote {
+    All,
+    Any,
+    Uniform,
+    Ballot,
+}
+
+/// Reductions over a warp.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Redux {
+    Add,
+    MinU,
+    MinS,
+    MaxU,
+    MaxS,
+    And,
+    Or,
+    Xor,
+}
+
+/// What lanes of a warp do together, besides shuffles.
+#[derive(Debug)]
+pub(crate) enum Collective {
+    Vote { vote: Vote, target: Target, test: Test },
+    MatchAny { target: R, value: Source },
+    MatchAll { target: R, all: Target, value: Source },
+    Redux { redux: Redux, target: R, value: R },
+    Elect { target: Target, elected: P },
+    Barrier,
+}
+
+/// A collective and the register that names its members.
+#[derive(Debug)]
+pub(crate) struct CollectiveOp {
+    pub(crate) collective: Collective,
+    pub(crate) members: R,
+}
+
+/// What a barrier of the block does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum BarrierKind {
+    Sync,
+    Arrive,
+    /// Waits, and counts the threads whose predicate holds.
+    Count(R),
+    /// Waits, and tells whether the predicate holds for all threads.
+    All(P),
+    /// Waits, and tells whether the predicate holds for any thread.
+    Any(P),
+}
+
+/// A barrier of the block.
+#[derive(Debug)]
+pub(crate) struct BarrierOp {
+    pub(crate) kind: BarrierKind,
+    pub(crate) aligned: bool,
+    pub(crate) id: R,
+    pub(crate) threads: Option<R>,
+    pub(crate) test: Test,
+}
+
+/// Arithmetic with the carry flag.
+#[derive(Debug)]
+pub(crate) struct CarryOp {
+    /// The type's width: 32 or 64 bits.
+    pub(crate) bits: u32,
+    pub(crate) kind: CarryKind,
+    /// Whether the carry is added or subtracted.
+    pub(crate) reads: bool,
+    /// Whether the carry is written.
+    pub(crate) writes: bool,
+    /// The predicate that is the carry flag.
+    pub(crate) flag: P,
+    pub(crate) target: Target,
+    pub(crate) sources: [Source; 3],
+}
+
+/// What is added up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum CarryKind {
+    Add,
+    Sub,
+    /// The low half of a product, plus the third source.
+    MadLow,
+    /// The high half of a product, plus the third source; signed or not.
+    MadHigh(bool),
+}
+
+/// Registers that change while a warp runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Clock {
+    Cycles,
+    CyclesHigh,
+    Nanoseconds,
+}
+
+/// A branch to one of a list of places.
+#[derive(Debug)]
+pub(crate) struct IndexedBranch {
+    pub(crate) index: R,
+    pub(crate) targets: Vec<u32>,
+}
+
+/// Functions that the device provides; operands are offsets in local memory.
+#[derive(Debug)]
+pub(crate) enum Builtin {
+    /// `vprintf(format, arguments)`.
+    Print { format: u32, arguments: u32, result: Option<u32> },
+    /// `__assertfail(message, file, line, function, char size)`.
+    AssertFail { message: u32, file: u32, line: u32, function: u32 },
+}
+
+/// What an instruction does.
+#[derive(Debug)]
+pub(crate) enum Op {
+    Un32(Un32, R, R),
+    Bin32(Bin32, R, R, R),
+    Tri32(Tri32, R, R, R, R),
+    Bin64(Bin64, Q, Q, Q),
+    Copy64(Q, Q),
+    /// Shifts of a 64-bit value by a 32-bit amount: left, right, right with sign.
+    Shl64(Q, Q, R),
+    Shr64 { signed: bool, d: Q, a: Q, b: R },
+    Fma64(Q, Q, Q, Q),
+    MulWide { signed: bool, d: Q, a: R, b: R },
+    MadWide { signed: bool, d: Q, a: R, b: R, c: Q },
+    Extend { signed: bool, d: Q, a: R },
+    Truncate(R, Q),
+    Pack64 { d: Q, low: R, high: R },
+    Unpack64 { low: Target, high: Target, a: Q },
+    Select32 { d: R, a: R, b: R, test: Test },
+    Select64 { d: Q, a: Q, b: Q, test: Test },
+    Compare32(Compare, P, R, R),
+    Compare64(Compare, P, Q, Q),
+    Logic(Logic, P, Test, Test),
+    Scalar(Box<ScalarOp>),
+    Carry(Box<CarryOp>),
+    Clock(Clock, Target),
+    Load(Box<Access>),
+    Store(Box<Access>),
+    Atomic(Box<AtomicOp>),
+    Fence,
+    Copy(Box<CopyOp>),
+    CopyCommit,
+    /// Waits until at most that many groups of the thread are pending.
+    CopyWait(u32),
+    CopyWaitAll,
+    LoadMatrix(Box<LoadMatrixOp>),
+    Mma(Box<MmaOp>),
+    Shuffle(Box<ShuffleOp>),
+    Collective(Box<CollectiveOp>),
+    ActiveMask(R),
+    Barrier(Box<BarrierOp>),
+    Branch(u32),
+    BranchIndexed(Box<IndexedBranch>),
+    Builtin(Box<Builtin>),
+    Exit,
+    Trap,
+    Nothing,
+}

@@ -1,0 +1,379 @@
+//! Arithmetic lane by lane: every operation of the instruction set in its plainest form.
+//!
+//! The operations that kernels spend their time in have a second form over all lanes in `lanes`,
+//! which a test holds against this one.
+
+use super::convert::Convert;
+use super::float::{Float, FloatMode};
+use super::op::Logic;
+use crate::ptx::Type;
+
+/// Integer and bit operations; the type gives width and signedness.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Integer {
+    Add,
+    Sub,
+    AddSaturate,
+    SubSaturate,
+    MulLow,
+    MulHigh,
+    MulWide,
+    MadLow,
+    MadHigh,
+    MadHighSaturate,
+    MadWide,
+    Mul24Low,
+    Mul24High,
+    Mad24Low,
+    Mad24High,
+    Sad,
+    Div,
+    Rem,
+    Abs,
+    Neg,
+    Min,
+    Max,
+    And,
+    Or,
+    Xor,
+    Not,
+    /// One where the value is zero, else zero.
+    IsZero,
+    Shl,
+    Shr,
+    FunnelLeft { clamp: bool },
+    FunnelRight { clamp: bool },
+    Lop3(u8),
+    Popc,
+    LeadingZeros,
+    Find { shift: bool },
+    Reverse,
+    Extract,
+    Insert,
+    Mask { clamp: bool },
+    Permute(Permute),
+    /// Products of bytes; whether the bytes of a and of b are signed.
+    Dot4 { a_signed: bool, b_signed: bool },
+    /// Products of 16-bit values and bytes of the low or the high half.
+    Dot2 { a_signed: bool, b_signed: bool, high: bool },
+    Copy,
+    /// Of two packed 16-bit values each.
+    MinPacked,
+    MaxPacked,
+    AddPacked,
+}
+
+/// How `prmt` picks bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Permute {
+    Index,
+    ForwardFour,
+    BackwardFour,
+    Replicate,
+    EdgeLeft,
+    EdgeRight,
+    ReplicateHalf,
+}
+
+/// Comparisons as `setp` names them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub(crate) enum Relation {
+    Eq,
+    Ne,
+    Lt,
+    Le,
+    Gt,
+    Ge,
+    EqU,
+    NeU,
+    LtU,
+    LeU,
+    GtU,
+    GeU,
+    /// Neither is NaN.
+    Num,
+    /// Either is NaN.
+    Nan,
+}
+
+/// A comparison.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Comparison {
+    pub(crate) relation: Relation,
+    pub(crate) ty: Type,
+    pub(crate) flush: bool,
+    /// Logic with a predicate, the third source.
+    pub(crate) combine: Option<Logic>,
+}
+
+/// An operation on the values of one lane.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Scalar {
+    Integer(Integer, Type),
+    Float(Float, FloatMode),
+    /// Writes a predicate and its counterpart.
+    SetPredicate(Comparison),
+    /// Writes all ones or 1.0 where it holds.
+    Set(Comparison, Type),
+    /// `a` where the third source is true.
+    Select,
+    /// `a` where the third source is not negative.
+    SelectBySign { float: bool, flush: bool },
+    Convert(Convert),
+}
+
+/// The lowest `bits` of a value.
+fn low(value: u64, bits: u32) -> u64 {
+    if bits >= 64 { value } else { value & ((1 << bits) - 1) }
+}
+
+/// The value of the lowest `bits`, sign-extended.
+pub(crate) fn signed(value: u64, bits: u32) -> i64 {
+    let spare = 64 - bits.min(64);
+    (value << spare) as i64 >> spare
+}
+
+/// Evaluates one lane: the result, and the second predicate that `setp` writes.
+pub(crate) fn evaluate(scalar: &Scalar, s: [u64; 4]) -> (u64, bool) {
+    match *scalar {
+        Scalar::Integer(op, ty) => (integer(op, ty, s), false),
+        Scalar::Float(op, mode) => (super::float::evaluate(op, mode, s), false),
+        Scalar::SetPredicate(comparison) => {
+            let (holds, counterpart) = compare(comparison, s);
+            (u64::from(holds), counterpart)
+        }
+        Scalar::Set(comparison, ty) => {
+            let (holds, _) = compare(comparison, s);
+            let one = match ty {
+                Type::F32 => u64::from(1_f32.to_bits()),
+                Type::F16 => 0x3c00,
+                Type::Bf16 => 0x3f80,
+                _ => u64::MAX,
+            };
+            (if holds { one } else { 0 }, false)
+        }
+        Scalar::Select => (if s[2] != 0 { s[0] } else { s[1] }, false),
+        Scalar::SelectBySign { float: false, .. } => {
+            (if s[2] as i32 >= 0 { s[0] } else { s[1] }, false)
+        }
+        Scalar::SelectBySign { float: true, flush } => {
+            let c = if flush { super::round::flush32(s[2] as u32) } else { s[2] as u32 };
+            (if f32::from_bits(c) >= 0.0 { s[0] } else { s[1] }, false)
+        }
+        Scalar::Convert(convert) => (convert.evaluate(s), false),
+    }
+}
+
+fn compare(comparison: Comparison, s: [u64; 4]) -> (bool, bool) {
+    use std::cmp::Ordering::*;
+    let Comparison { relation, ty, flush, combine } = comparison;
+    let ordering = if ty.is_float() {
+        let value = |bits| super::float::value(ty, bits, flush);
+        value(s[0]).partial_cmp(&value(s[1]))
+    } else if ty.is_signed() {
+        Some(signed(s[0], ty.bits()).cmp(&signed(s[1], ty.bits())))
+    } else {
+        Some(low(s[0], ty.bits()).cmp(&low(s[1], ty.bits())))
+    };
+    let unordered = ordering.is_none();
+    let holds = match relation {
+        Relation::Eq => ordering == Some(Equal),
+        Relation::Ne => matches!(ordering, Some(Less | Greater)),
+        Relation::Lt => ordering == Some(Less),
+        Relation::Le => matches!(ordering, Some(Less | Equal)),
+        Relation::Gt => ordering == Some(Greater),
+        Relation::Ge => matches!(ordering, Some(Greater | Equal)),
+        Relation::EqU => unordered || ordering == Some(Equal),
+        Relation::NeU => ordering != Some(Equal),
+        Relation::LtU => unordered || ordering == Some(Less),
+        Relation::LeU => ordering != Some(Greater),
+        Relation::GtU => unordered || ordering == Some(Greater),
+        Relation::GeU => ordering != Some(Less),
+        Relation::Num => !unordered,
+        Relation::Nan => unordered,
+    };
+    let with = |holds: bool| match combine {
+        None => holds,
+        Some(Logic::And) => holds & (s[2] != 0),
+        Some(Logic::Or) => holds | (s[2] != 0),
+        Some(Logic::Xor) => holds ^ (s[2] != 0),
+    };
+    (with(holds), with(!holds))
+}
+
+/// The value as an exact integer.
+fn wide(value: u64, ty: Type) -> i128 {
+    if ty.is_signed() {
+        i128::from(signed(value, ty.bits()))
+    } else {
+        i128::from(low(value, ty.bits()))
+    }
+}
+
+fn saturate(value: i128, bits: u32) -> u64 {
+    let most = (1_i128 << (bits - 1)) - 1;
+    value.clamp(-most - 1, most) as u64
+}
+
+fn integer(op: Integer, ty: Type, [a, b, c, d]: [u64; 4]) -> u64 {
+    let bits = ty.bits();
+    let (x, y) = (wide(a, ty), wide(b, ty));
+    let result = match op {
+        Integer::Add => a.wrapping_add(b),
+        Integer::Sub => a.wrapping_sub(b),
+        Integer::AddSaturate => saturate(x + y, bits),
+        Integer::SubSaturate => saturate(x - y, bits),
+        Integer::MulLow => a.wrapping_mul(b),
+        Integer::MulHigh => (x.wrapping_mul(y) >> bits) as u64,
+        Integer::MulWide => return low(x.wrapping_mul(y) as u64, 2 * bits),
+        Integer::MadLow => a.wrapping_mul(b).wrapping_add(c),
+        Integer::MadHigh => ((x.wrapping_mul(y) >> bits) as u64).wrapping_add(c),
+        Integer::MadHighSaturate => saturate((x.wrapping_mul(y) >> bits) + wide(c, ty), bits),
+        Integer::MadWide => return low((x.wrapping_mul(y) as u64).wrapping_add(c), 2 * bits),
+        Integer::Mul24Low => product24(ty, a, b) as u64,
+        Integer::Mul24High => (product24(ty, a, b) >> 16) as u64,
+        Integer::Mad24Low => (product24(ty, a, b) as u64).wrapping_add(c),
+        Integer::Mad24High => ((product24(ty, a, b) >> 16) as u64).wrapping_add(c),
+        Integer::Sad => ((x - y).unsigned_abs() as u64).wrapping_add(c),
+        // Division by zero gives an unspecified value; all ones is as good as any.
+        Integer::Div => x.checked_div(y).map_or(u64::MAX, |value| value as u64),
+        Integer::Rem => x.checked_rem(y).map_or(u64::MAX, |value| value as u64),
+        Integer::Abs => x.unsigned_abs() as u64,
+        Integer::Neg => a.wrapping_neg(),
+        Integer::Min => x.min(y) as u64,
+        Integer::Max => x.max(y) as u64,
+        Integer::And => a & b,
+        Integer::Or => a | b,
+        Integer::Xor => a ^ b,
+        Integer::Not => !a,
+        Integer::IsZero => u64::from(low(a, bits) == 0),
+        Integer::Shl if b >= u64::from(bits) => 0,
+        Integer::Shl => a << b,
+        Integer::Shr => (x >> (b as u32).min(bits)) as u64,
+        Integer::FunnelLeft { clamp } => {
+            let n = if clamp { (c as u32).min(32) } else { c as u32 & 31 };
+            ((low(b, 32) << 32 | low(a, 32)) << n) >> 32
+        }
+        Integer::FunnelRight { clamp } => {
+            let n = if clamp { (c as u32).min(32) } else { c as u32 & 31 };
+            (low(b, 32) << 32 | low(a, 32)) >> n
+        }
+        Integer::Lop3(table) => u64::from(lop3(table, a as u32, b as u32, c as u32)),
+        Integer::Popc => return u64::from(low(a, bits).count_ones()),
+        Integer::LeadingZeros => return u64::from(low(a, bits).leading_zeros() - (64 - bits)),
+        Integer::Find { shift } => return find(ty, a, shift),
+        Integer::Reverse => a.reverse_bits() >> (64 - bits),
+        Integer::Extract => extract(ty, a, b, c),
+        Integer::Insert => insert(bits, a, b, c, d),
+        Integer::Mask { clamp } => mask(a, b, clamp),
+        Integer::Permute(mode) => permute(mode, a, b, c as u32),
+        Integer::Dot4 { a_signed, b_signed } => {
+            let byte = |v: u64, i, sign| element(v >> (8 * i), 8, sign);
+            let sum: i64 = (0..4).map(|i| byte(a, i, a_signed) * byte(b, i, b_signed)).sum();
+            (sum as u64).wrapping_add(c)
+        }
+        Integer::Dot2 { a_signed, b_signed, high } => {
+            let b = if high { b >> 16 } else { b };
+            let word = |i| element(a >> (16 * i), 16, a_signed);
+            let sum: i64 = (0..2).map(|i| word(i) * element(b >> (8 * i), 8, b_signed)).sum();
+            (sum as u64).wrapping_add(c)
+        }
+        Integer::Copy => a,
+        Integer::MinPacked => packed(ty, a, b, i64::min),
+        Integer::MaxPacked => packed(ty, a, b, i64::max),
+        Integer::AddPacked => packed(ty, a, b, |x, y| x + y),
+    };
+    low(result, bits)
+}
+
+fn element(value: u64, bits: u32, sign: bool) -> i64 {
+    if sign { signed(value, bits) } else { low(value, bits) as i64 }
+}
+
+fn packed(ty: Type, a: u64, b: u64, combine: impl Fn(i64, i64) -> i64) -> u64 {
+    let sign = ty == Type::S16x2;
+    let half = |shift| combine(element(a >> shift, 16, sign), element(b >> shift, 16, sign));
+    low(half(0) as u64, 16) | low(half(16) as u64, 16) << 16
+}
+
+fn product24(ty: Type, a: u64, b: u64) -> i128 {
+    let part = |value| i128::from(element(value, 24, ty.is_signed()));
+    part(a) * part(b)
+}
+
+/// The function of three bits that the table gives, for all bits at once.
+pub(crate) fn lop3(table: u8, a: u32, b: u32, c: u32) -> u32 {
+    let mut result = 0;
+    for row in 0..8 {
+        if table >> row & 1 == 1 {
+            let pick = |bit, value: u32| if row >> bit & 1 == 1 { value } else { !value };
+            result |= pick(2, a) & pick(1, b) & pick(0, c);
+        }
+    }
+    result
+}
+
+/// The position of the most significant bit that differs from the sign, or all ones.
+fn find(ty: Type, a: u64, shift: bool) -> u64 {
+    let bits = ty.bits();
+    let a = if ty.is_signed() && signed(a, bits) < 0 { low(!a, bits) } else { low(a, bits) };
+    match a.checked_ilog2() {
+        None => 0xffff_ffff,
+        Some(position) if shift => u64::from(bits - 1 - position),
+        Some(position) => u64::from(position),
+    }
+}
+
+fn extract(ty: Type, a: u64, b: u64, c: u64) -> u64 {
+    let bits = ty.bits();
+    let (position, length) = (low(b, 8) as u32, low(c, 8) as u32);
+    if length == 0 {
+        return 0;
+    }
+    // Beyond the value lies its sign; beyond the field lies the field's most significant bit.
+    let shifted = wide(a, ty) >> position.min(bits);
+    if length >= bits {
+        return shifted as u64;
+    }
+    let field = low(shifted as u64, length);
+    let top = (position + length - 1).min(bits - 1);
+    if ty.is_signed() && a >> top & 1 == 1 { field | u64::MAX << length } else { field }
+}
+
+fn insert(bits: u32, a: u64, b: u64, c: u64, d: u64) -> u64 {
+    let (position, length) = (low(c, 8) as u32, low(d, 8) as u32);
+    if position >= bits {
+        return b;
+    }
+    let field = low(u64::MAX, length.min(64)) << position;
+    (b & !field) | (a << position & field)
+}
+
+/// A run of ones: `b` of them from bit `a` on.
+fn mask(a: u64, b: u64, clamp: bool) -> u64 {
+    let (from, length) = if clamp { (low(a, 32), low(b, 32)) } else { (low(a, 5), low(b, 5)) };
+    if from >= 32 { 0 } else { low(low(u64::MAX, length.min(32) as u32) << from, 32) }
+}
+
+fn permute(mode: Permute, a: u64, b: u64, control: u32) -> u64 {
+    let bytes = low(b, 32) << 32 | low(a, 32);
+    let n = control & 3;
+    let selectors: [u32; 4] = match mode {
+        Permute::Index => std::array::from_fn(|i| control >> (4 * i) & 0xf),
+        Permute::ForwardFour => std::array::from_fn(|i| (n + i as u32) & 7),
+        Permute::BackwardFour => std::array::from_fn(|i| n.wrapping_sub(i as u32) & 7),
+        Permute::Replicate => [n; 4],
+        Permute::EdgeLeft => std::array::from_fn(|i| n.max(i as u32)),
+        Permute::EdgeRight => std::array::from_fn(|i| n.min(i as u32)),
+        Permute::ReplicateHalf => std::array::from_fn(|i| (2 * (n & 1)) + (i as u32 & 1)),
+    };
+    let mut result = 0;
+    for (i, selector) in selectors.into_iter().enumerate() {
+        let byte = low(bytes >> (8 * (selector & 7)), 8);
+        let sign = selector & 8 != 0;
+        let byte = if !sign { byte } else { u64::from(byte >> 7) * 0xff };
+        result |= byte << (8 * i);
+    }
+    result
+}

@@ -1,0 +1,29 @@
+//! A CUDA device in software.
+//!
+//! [`Device`] holds global memory, loads modules of PTX text and runs their kernels on the CPU. It
+//! is strict: an instruction, modifier or directive that it does not know refuses the module, and
+//! an access outside of an allocation, a misaligned address, a missing lane or a barrier that cannot
+//! complete stops the launch with a [`Fault`] that names the kernel, the source line, the thread and
+//! the address. What a program leaves undefined (fresh memory, fresh registers, the destination of
+//! an asynchronous copy that nothing waited for) holds a poison that reads as NaN.
+//!
+//! It says nothing about time: a device profile gives limits and capabilities, not speed.
+
+pub mod client;
+pub mod counters;
+mod decode;
+mod device;
+pub mod driver;
+mod exec;
+pub mod fault;
+pub mod memory;
+mod module;
+pub mod profile;
+mod ptx;
+
+pub use counters::Counters;
+pub use device::{Accumulator, Config, Device, InvalidLaunch, Launch, LaunchError};
+pub use fault::{Fault, FaultKind};
+pub use memory::MemoryError;
+pub use module::{Function, Module, ModuleError, Param};
+pub use profile::Profile;

@@ -1,0 +1,128 @@
+//! Device profiles: the limits and capabilities of the devices that can be emulated.
+//!
+//! Figures are those of NVIDIA's architecture white papers and the CUDA programming guide's table
+//! of compute capabilities. Clocks and bus widths are reported to programs that ask, and used for
+//! nothing else.
+
+/// What a program can ask about a device, and what launches are checked against.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Profile {
+    /// The name that the driver reports.
+    pub name: &'static str,
+    /// Compute capability, major and minor.
+    pub compute_capability: (u32, u32),
+    /// Streaming multiprocessors.
+    pub sm_count: u32,
+    /// Shared memory that a block may use without asking, in bytes.
+    pub shared_per_block: u32,
+    /// Shared memory that a block may use after asking for it, in bytes.
+    pub shared_per_block_optin: u32,
+    /// Shared memory of one multiprocessor, in bytes.
+    pub shared_per_sm: u32,
+    /// Shared memory that the system takes from every block, in bytes.
+    pub shared_reserved_per_block: u32,
+    /// 32-bit registers that one block may use.
+    pub registers_per_block: u32,
+    /// 32-bit registers of one multiprocessor.
+    pub registers_per_sm: u32,
+    /// Threads of a block.
+    pub max_threads_per_block: u32,
+    /// Threads resident on one multiprocessor.
+    pub max_threads_per_sm: u32,
+    /// Blocks resident on one multiprocessor.
+    pub max_blocks_per_sm: u32,
+    /// Blocks of a grid along x, y and z.
+    pub max_grid: [u32; 3],
+    /// Threads of a block along x, y and z.
+    pub max_block: [u32; 3],
+    /// Threads of a warp.
+    pub warp_size: u32,
+    /// Global memory in bytes.
+    pub total_memory: u64,
+    /// Constant memory in bytes.
+    pub total_constant: u32,
+    /// L2 cache in bytes.
+    pub l2_bytes: u32,
+    /// Multiprocessor clock in kHz.
+    pub clock_khz: u32,
+    /// Memory clock in kHz.
+    pub memory_clock_khz: u32,
+    /// Width of the memory bus in bits.
+    pub memory_bus_bits: u32,
+}
+
+const KIB: u32 = 1 << 10;
+const MIB: u32 = 1 << 20;
+const GIB: u64 = 1 << 30;
+
+/// A100-SXM4-40GB (sm_80).
+pub const A100: Profile = Profile {
+    name: "Emulated A100",
+    compute_capability: (8, 0),
+    sm_count: 108,
+    shared_per_block: 48 * KIB,
+    shared_per_block_optin: 163 * KIB,
+    shared_per_sm: 164 * KIB,
+    shared_reserved_per_block: KIB,
+    registers_per_block: 65536,
+    registers_per_sm: 65536,
+    max_threads_per_block: 1024,
+    max_threads_per_sm: 2048,
+    max_blocks_per_sm: 32,
+    max_grid: [0x7fff_ffff, 65535, 65535],
+    max_block: [1024, 1024, 64],
+    warp_size: 32,
+    total_memory: 40 * GIB,
+    total_constant: 64 * KIB,
+    l2_bytes: 40 * MIB,
+    clock_khz: 1_410_000,
+    memory_clock_khz: 1_215_000,
+    memory_bus_bits: 5120,
+};
+
+/// H100-SXM5-80GB (sm_90).
+pub const H100: Profile = Profile {
+    name: "Emulated H100",
+    compute_capability: (9, 0),
+    sm_count: 132,
+    shared_per_block_optin: 227 * KIB,
+    shared_per_sm: 228 * KIB,
+    total_memory: 80 * GIB,
+    l2_bytes: 50 * MIB,
+    clock_khz: 1_980_000,
+    memory_clock_khz: 2_619_000,
+    ..A100
+};
+
+/// GeForce RTX 4090 (sm_89).
+pub const RTX4090: Profile = Profile {
+    name: "Emulated RTX 4090",
+    compute_capability: (8, 9),
+    sm_count: 128,
+    shared_per_block_optin: 99 * KIB,
+    shared_per_sm: 100 * KIB,
+    max_threads_per_sm: 1536,
+    max_blocks_per_sm: 24,
+    total_memory: 24 * GIB,
+    l2_bytes: 72 * MIB,
+    clock_khz: 2_520_000,
+    memory_clock_khz: 10_501_000,
+    memory_bus_bits: 384,
+    ..A100
+};
+
+impl Profile {
+    /// The profiles by the names that `CUDA_EMULATOR_DEVICE` takes.
+    pub const ALL: [(&'static str, Profile); 3] =
+        [("a100", A100), ("h100", H100), ("rtx4090", RTX4090)];
+
+    /// The profile of that name, in any case.
+    pub fn by_name(name: &str) -> Option<Profile> {
+        Self::ALL.iter().find(|(known, _)| known.eq_ignore_ascii_case(name)).map(|entry| entry.1)
+    }
+}
+
+/// The profile of that name, in any case: `a100`, `h100` or `rtx4090`.
+pub fn by_name(name: &str) -> Option<Profile> {
+    Profile::by_name(name)
+}

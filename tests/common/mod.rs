@@ -1,0 +1,8 @@
+//! What the integration tests and the examples share.
+#![allow(dead_code, reason = "each of them uses its own part")]
+
+pub mod case;
+pub mod compare;
+pub mod device;
+pub mod options;
+pub mod run;

@@ -1,0 +1,17 @@
+//! Command-line values that the examples share.
+
+use fused_dora::Dtype;
+
+/// The value of the option just read, as text.
+pub fn text(parser: &mut lexopt::Parser) -> Result<String, lexopt::Error> {
+    parser
+        .value()?
+        .into_string()
+        .map_err(|raw| format!("{}: not valid UTF-8", raw.display()).into())
+}
+
+/// A compute type by its name.
+pub fn dtype(name: &str) -> Result<Dtype, lexopt::Error> {
+    let known = Dtype::ALL.into_iter().find(|dtype| dtype.name() == name);
+    known.ok_or_else(|| format!("--dtype {name}: it must be bf16, f16 or f32").into())
+}

@@ -1,0 +1,159 @@
+//! Runs a case through the kernels.
+
+use std::sync::Arc;
+
+use fused_dora::cudarc::driver::{CudaContext, CudaSlice, CudaStream, CudaView, CudaViewMut};
+use fused_dora::reference::Case;
+use fused_dora::{
+    Backward, DoraSpec, Dtype, Element, Error, Forward, Kernels, Magnitude, Norm, Prepare,
+    Prepared, Result, Scaling, Workspace,
+};
+
+/// The device's answer that nothing overwrote: a NaN of all ones in every dtype.
+const POISON: f32 = f32::from_bits(u32::MAX);
+
+/// The kernels on a stream of one device.
+pub struct Runner {
+    stream: Arc<CudaStream>,
+    kernels: Kernels,
+}
+
+impl Runner {
+    /// Loads the kernels into `context`.
+    pub fn new(context: &Arc<CudaContext>) -> Result<Self> {
+        let kernels = Kernels::load(context)?;
+        Ok(Self { stream: context.default_stream(), kernels })
+    }
+
+    /// Prepares the case's adapter, runs one forward and one backward in `dtype`, and returns the
+    /// six results in the order of [`Results::NAMES`](fused_dora::reference::Results::NAMES).
+    ///
+    /// Every output holds NaN beforehand, so that an element that no kernel writes is noticed.
+    pub fn run(&self, case: &Case, dtype: Dtype) -> Result<[Vec<f32>; 6]> {
+        let spec = spec(case, dtype)?;
+        match dtype {
+            Dtype::Bf16 => self.run_as::<half::bf16>(case, &spec),
+            Dtype::F16 => self.run_as::<half::f16>(case, &spec),
+            Dtype::F32 => self.run_as::<f32>(case, &spec),
+        }
+    }
+
+    fn run_as<E: Element>(&self, case: &Case, spec: &DoraSpec) -> Result<[Vec<f32>; 6]> {
+        let stream = &self.stream;
+        let tokens = case.tokens;
+        let x = self.upload::<E>(&case.input)?;
+        let weight = self.upload::<E>(&case.weight)?;
+        let bias = case.bias.as_deref().map(|bias| self.upload::<E>(bias)).transpose()?;
+        let bias_view = || bias.as_ref().map(Buffer::view);
+        let grad_output = self.upload::<E>(&case.grad_output)?;
+        let lora_a = self.upload::<f32>(&case.lora_a)?;
+        let lora_b = self.upload::<f32>(&case.lora_b)?;
+        let magnitude = self.upload::<f32>(&case.magnitude)?;
+        let has_norm = case.norm != Norm::None;
+
+        let mut y = self.poisoned::<E>(tokens * case.out_features)?;
+        let mut h = self.poisoned::<E>(tokens * spec.padded_rank())?;
+        let mut grad_input = self.poisoned::<E>(tokens * case.in_features)?;
+        let mut grad_lora_a = self.poisoned::<f32>(case.lora_a.len())?;
+        let mut grad_lora_b = self.poisoned::<f32>(case.lora_b.len())?;
+        let mut grad_magnitude = self.poisoned::<f32>(case.magnitude.len())?;
+        let mut grad_bias = self.poisoned::<f32>(case.out_features)?;
+
+        let mut workspace = Workspace::new(&self.kernels, stream, &[*spec], tokens)?;
+        let mut prepared = Prepared::<E>::new(stream, spec)?;
+        let inputs = Prepare {
+            weight: weight.view(),
+            lora_a: lora_a.view(),
+            lora_b: lora_b.view(),
+            magnitude: match has_norm {
+                true => Magnitude::Given(magnitude.view()),
+                false => Magnitude::None,
+            },
+        };
+        self.kernels.prepare(stream, spec, &mut workspace, &mut prepared, inputs)?;
+        let forward = Forward {
+            tokens,
+            x: x.view(),
+            weight: weight.view(),
+            bias: bias_view(),
+            seed: 1,
+            y: y.view_mut(),
+            h: h.view_mut(),
+        };
+        self.kernels.forward(stream, spec, &prepared, &mut workspace, forward)?;
+        let mut backward = Backward {
+            tokens,
+            x: x.view(),
+            weight: weight.view(),
+            bias: bias_view(),
+            output: Some(y.view()),
+            grad_output: grad_output.view(),
+            h: h.view(),
+            grad_input: Some(grad_input.view_mut()),
+            grad_lora_a: grad_lora_a.view_mut(),
+            grad_lora_b: grad_lora_b.view_mut(),
+            grad_magnitude: has_norm.then(|| grad_magnitude.view_mut()),
+            grad_bias: Some(grad_bias.view_mut()),
+        };
+        self.kernels.backward(stream, spec, &prepared, &mut workspace, &mut backward)?;
+        Ok([
+            self.download(&y)?,
+            self.download(&grad_input)?,
+            self.download(&grad_lora_a)?,
+            self.download(&grad_lora_b)?,
+            self.download(&grad_magnitude)?,
+            self.download(&grad_bias)?,
+        ])
+    }
+
+    fn upload<E: Element>(&self, values: &[f64]) -> Result<Buffer<E>> {
+        self.fill(values.iter().map(|&value| E::from_f32(value as f32)).collect())
+    }
+
+    fn poisoned<E: Element>(&self, len: usize) -> Result<Buffer<E>> {
+        self.fill(vec![E::from_f32(POISON); len])
+    }
+
+    fn fill<E: Element>(&self, mut values: Vec<E>) -> Result<Buffer<E>> {
+        let len = values.len();
+        if len == 0 {
+            // A driver allocates no empty buffers.
+            values.push(E::from_f32(POISON));
+        }
+        let slice = self.stream.clone_htod(&values).map_err(driver("copying to the device"))?;
+        Ok(Buffer { slice, len })
+    }
+
+    fn download<E: Element>(&self, buffer: &Buffer<E>) -> Result<Vec<f32>> {
+        let values =
+            self.stream.clone_dtoh(&buffer.view()).map_err(driver("copying from the device"))?;
+        Ok(values.into_iter().map(Element::to_f32).collect())
+    }
+}
+
+/// The layer that a case describes.
+pub fn spec(case: &Case, dtype: Dtype) -> Result<DoraSpec> {
+    let scaling = Scaling::Value(case.scaling as f32);
+    DoraSpec::new(case.in_features, case.out_features, case.rank, scaling, case.norm, dtype)
+}
+
+/// A driver error of a copy, as the crate's error.
+pub fn driver(during: &'static str) -> impl Fn(fused_dora::cudarc::driver::DriverError) -> Error {
+    move |source| Error::Driver { during, source }
+}
+
+/// A device buffer of `len` elements, of which there may be none.
+struct Buffer<E> {
+    slice: CudaSlice<E>,
+    len: usize,
+}
+
+impl<E> Buffer<E> {
+    fn view(&self) -> CudaView<'_, E> {
+        self.slice.slice(..self.len)
+    }
+
+    fn view_mut(&mut self) -> CudaViewMut<'_, E> {
+        self.slice.slice_mut(..self.len)
+    }
+}

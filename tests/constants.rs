@@ -1,0 +1,34 @@
+//! The Rust side mirrors each kernel file's tile sizes and parameter struct; here they meet.
+
+mod common;
+
+use fused_dora::{Kernels, backward_adapter, backward_input, forward, prepare};
+
+fn assert_geometry(symbol: &str, mirrored: &[usize]) {
+    let context = common::device::open().expect("a device");
+    let stream = context.default_stream();
+    let kernels = Kernels::load(&context).expect("kernels");
+    let geometry = kernels.geometry(&stream, symbol).expect("the constant");
+    let geometry: Vec<usize> = geometry.into_iter().map(|value| value as usize).collect();
+    assert_eq!(geometry, mirrored, "{symbol}: kernel file (left), Rust file (right)");
+}
+
+#[test]
+fn prepare_agrees() {
+    assert_geometry("prepare_geometry", &prepare::GEOMETRY);
+}
+
+#[test]
+fn forward_agrees() {
+    assert_geometry("forward_geometry", &forward::GEOMETRY);
+}
+
+#[test]
+fn backward_adapter_agrees() {
+    assert_geometry("backward_adapter_geometry", &backward_adapter::GEOMETRY);
+}
+
+#[test]
+fn backward_input_agrees() {
+    assert_geometry("backward_input_geometry", &backward_input::GEOMETRY);
+}

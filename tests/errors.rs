@@ -1,0 +1,272 @@
+//! Bad input gets a typed error that names the numbers, before anything is launched.
+
+mod common;
+
+use std::sync::Arc;
+
+use fused_dora::cudarc::driver::{CudaSlice, CudaStream};
+use fused_dora::{
+    Backward, DoraSpec, Dtype, Error, Forward, Kernels, Magnitude, Norm, Prepare, Prepared,
+    Scaling, Workspace, open_device,
+};
+use half::bf16;
+
+const TOKENS: usize = 6;
+const INPUTS: usize = 10;
+const OUTPUTS: usize = 12;
+const RANK: usize = 3;
+
+fn spec(norm: Norm) -> DoraSpec {
+    DoraSpec::new(INPUTS, OUTPUTS, RANK, Scaling::Standard { alpha: 6.0 }, norm, Dtype::Bf16)
+        .expect("a layer that can exist")
+}
+
+#[test]
+fn impossible_layers() {
+    let make = |inputs, outputs, rank, scaling| {
+        DoraSpec::new(inputs, outputs, rank, scaling, Norm::Input, Dtype::F32)
+            .expect_err("an impossible layer")
+            .to_string()
+    };
+    let two = Scaling::Value(2.0);
+    assert!(make(0, 4, 2, two).starts_with("in_features is 0"));
+    assert!(make(4, 0, 2, two).starts_with("out_features is 0"));
+    assert!(make(4, 4, 0, two).starts_with("rank is 0"));
+    assert!(make(1 << 31, 4, 2, two).starts_with("in_features is 2147483648"));
+    assert!(make(4, 4, 2, Scaling::Standard { alpha: f32::NAN }).starts_with("scaling is NaN"));
+    assert!(make(4, 4, 2, Scaling::Value(f32::INFINITY)).starts_with("scaling is inf"));
+    assert!(make(4, 4, 2, Scaling::RankStabilized { alpha: f32::NAN }).contains("a finite number"));
+}
+
+#[test]
+fn scalings() {
+    let of = |scaling| {
+        DoraSpec::new(4, 4, 16, scaling, Norm::None, Dtype::F32).expect("a layer").scaling()
+    };
+    assert_eq!(of(Scaling::Standard { alpha: 32.0 }), 2.0);
+    assert_eq!(of(Scaling::RankStabilized { alpha: 32.0 }), 8.0);
+    assert_eq!(of(Scaling::Value(0.25)), 0.25);
+}
+
+/// Everything one layer needs, each buffer of the right length; a test changes one.
+struct Layer {
+    kernels: Kernels,
+    stream: Arc<CudaStream>,
+    spec: DoraSpec,
+    workspace: Workspace,
+    prepared: Prepared<bf16>,
+    x: CudaSlice<bf16>,
+    weight: CudaSlice<bf16>,
+    bias: CudaSlice<bf16>,
+    y: CudaSlice<bf16>,
+    h: CudaSlice<bf16>,
+    lora_a: CudaSlice<f32>,
+    lora_b: CudaSlice<f32>,
+    magnitude: CudaSlice<f32>,
+    grad_magnitude: CudaSlice<f32>,
+}
+
+impl Layer {
+    fn new(norm: Norm) -> Self {
+        let context = common::device::open().expect("a device");
+        let stream = context.default_stream();
+        let kernels = Kernels::load(&context).expect("kernels");
+        let spec = spec(norm);
+        let bf16s = |n| stream.alloc_zeros::<bf16>(n).expect("memory");
+        let f32s = |n| stream.alloc_zeros::<f32>(n).expect("memory");
+        Self {
+            workspace: Workspace::new(&kernels, &stream, &[spec], TOKENS).expect("workspace"),
+            prepared: Prepared::new(&stream, &spec).expect("prepared operands"),
+            x: bf16s(TOKENS * INPUTS),
+            weight: bf16s(OUTPUTS * INPUTS),
+            bias: bf16s(OUTPUTS),
+            y: bf16s(TOKENS * OUTPUTS),
+            h: bf16s(TOKENS * spec.padded_rank()),
+            lora_a: f32s(RANK * INPUTS),
+            lora_b: f32s(OUTPUTS * RANK),
+            magnitude: f32s(spec.magnitude_len().max(1)),
+            grad_magnitude: f32s(spec.magnitude_len().max(1)),
+            kernels,
+            stream,
+            spec,
+        }
+    }
+
+    fn prepare(&mut self) -> Result<(), Error> {
+        self.prepare_with(self.spec.norm() != Norm::None)
+    }
+
+    fn prepare_with(&mut self, has_magnitude: bool) -> Result<(), Error> {
+        let inputs = Prepare {
+            weight: self.weight.as_view(),
+            lora_a: self.lora_a.as_view(),
+            lora_b: self.lora_b.as_view(),
+            magnitude: match has_magnitude {
+                true => Magnitude::Given(self.magnitude.as_view()),
+                false => Magnitude::None,
+            },
+        };
+        let Self { kernels, stream, spec, workspace, prepared, .. } = self;
+        kernels.prepare(stream, spec, workspace, prepared, inputs)
+    }
+
+    fn forward(&mut self, tokens: usize) -> Result<(), Error> {
+        let io = Forward {
+            tokens,
+            x: self.x.as_view(),
+            weight: self.weight.as_view(),
+            bias: Some(self.bias.as_view()),
+            seed: 0,
+            y: self.y.as_view_mut(),
+            h: self.h.as_view_mut(),
+        };
+        let Self { kernels, stream, spec, workspace, prepared, .. } = self;
+        kernels.forward(stream, spec, prepared, workspace, io)
+    }
+
+    /// Runs `op` on a backward whose tensors `change` may replace.
+    fn backward(
+        &mut self,
+        change: impl FnOnce(&mut Backward<'_, bf16>),
+        adapter_first: bool,
+    ) -> Result<(), Error> {
+        let f32s = |n| self.stream.alloc_zeros::<f32>(n).expect("memory");
+        let (mut grad_a, mut grad_b) = (f32s(RANK * INPUTS), f32s(OUTPUTS * RANK));
+        let grad_output = self.y.clone();
+        let has_magnitude = self.spec.norm() != Norm::None;
+        let mut io = Backward {
+            tokens: TOKENS,
+            x: self.x.as_view(),
+            weight: self.weight.as_view(),
+            bias: Some(self.bias.as_view()),
+            output: Some(self.y.as_view()),
+            grad_output: grad_output.as_view(),
+            h: self.h.as_view(),
+            grad_input: None,
+            grad_lora_a: grad_a.as_view_mut(),
+            grad_lora_b: grad_b.as_view_mut(),
+            grad_magnitude: has_magnitude.then(|| self.grad_magnitude.as_view_mut()),
+            grad_bias: None,
+        };
+        change(&mut io);
+        let Self { kernels, stream, spec, workspace, prepared, .. } = self;
+        if adapter_first {
+            kernels.backward(stream, spec, prepared, workspace, &mut io)
+        } else {
+            kernels.backward_input(stream, spec, prepared, workspace, &mut io)
+        }
+    }
+
+    fn resize(&self, elements: usize) -> CudaSlice<bf16> {
+        self.stream.alloc_zeros(elements).expect("memory")
+    }
+}
+
+#[track_caller]
+fn assert_shape(result: Result<(), Error>, name: &str, needs: usize, holds: usize) {
+    match result {
+        Err(Error::Shape { tensor, expected, found, .. }) => {
+            assert_eq!((tensor, expected, found), (name, needs, holds));
+        }
+        other => panic!("a shape error for {name}, not {other:?}"),
+    }
+}
+
+#[test]
+fn wrong_shapes() {
+    let mut layer = Layer::new(Norm::Output);
+    layer.weight = layer.resize(OUTPUTS * INPUTS - 1);
+    assert_shape(layer.prepare(), "weight", OUTPUTS * INPUTS, OUTPUTS * INPUTS - 1);
+    layer.weight = layer.resize(OUTPUTS * INPUTS);
+    layer.magnitude = layer.stream.alloc_zeros(INPUTS).expect("memory");
+    assert_shape(layer.prepare(), "magnitude", OUTPUTS, INPUTS);
+    layer.magnitude = layer.stream.alloc_zeros(OUTPUTS).expect("memory");
+    layer.prepare().expect("all shapes right");
+
+    assert_shape(layer.forward(TOKENS + 1), "x", (TOKENS + 1) * INPUTS, TOKENS * INPUTS);
+    layer.h = layer.resize(TOKENS * RANK);
+    assert_shape(layer.forward(TOKENS), "h", TOKENS * 16, TOKENS * RANK);
+    layer.h = layer.resize(TOKENS * 16);
+    layer.forward(TOKENS).expect("all shapes right");
+
+    let short = layer.resize(3);
+    let result = layer.backward(|io| io.grad_output = short.as_view(), true);
+    assert_shape(result, "grad_output", TOKENS * OUTPUTS, 3);
+    layer.backward(|_| {}, true).expect("all shapes right");
+}
+
+#[test]
+fn wrong_kind_of_magnitude() {
+    let mut dora = Layer::new(Norm::Input);
+    let missing = dora.prepare_with(false);
+    assert!(matches!(missing, Err(Error::MissingTensor { tensor: "magnitude", .. })));
+    let mut lora = Layer::new(Norm::None);
+    let unexpected = lora.prepare_with(true);
+    assert!(matches!(unexpected, Err(Error::UnexpectedTensor { tensor: "magnitude", .. })));
+
+    dora.prepare().expect("a magnitude");
+    dora.forward(TOKENS).expect("prepared");
+    let missing = dora.backward(|io| io.grad_magnitude = None, true);
+    assert!(matches!(missing, Err(Error::MissingTensor { tensor: "grad_magnitude", .. })));
+    let mut output = Layer::new(Norm::Output);
+    output.prepare().expect("a magnitude");
+    output.forward(TOKENS).expect("prepared");
+    let missing = output.backward(|io| io.output = None, true);
+    assert!(matches!(missing, Err(Error::MissingTensor { tensor: "output", .. })));
+}
+
+#[test]
+fn wrong_order() {
+    let mut layer = Layer::new(Norm::Input);
+    assert!(matches!(layer.forward(TOKENS), Err(Error::NotPrepared { .. })));
+    layer.prepare().expect("a magnitude");
+    layer.forward(TOKENS).expect("prepared");
+    let early = layer.backward(|_| {}, false);
+    assert!(matches!(early, Err(Error::BackwardOrder { tokens: TOKENS })), "{early:?}");
+    layer.spec = spec(Norm::Output);
+    assert!(matches!(layer.forward(TOKENS), Err(Error::NotPrepared { .. })));
+}
+
+#[test]
+fn wrong_dtype() {
+    let layer = Layer::new(Norm::Input);
+    let wrong = Prepared::<f32>::new(&layer.stream, &layer.spec).expect_err("bf16 spec");
+    assert!(matches!(wrong, Error::Dtype { spec: Dtype::Bf16, buffers: Dtype::F32 }));
+    assert!(wrong.to_string().contains("bf16") && wrong.to_string().contains("f32"));
+}
+
+#[test]
+fn small_workspace() {
+    let mut layer = Layer::new(Norm::Input);
+    layer.prepare().expect("a magnitude");
+    layer.workspace =
+        Workspace::new(&layer.kernels, &layer.stream, &[], TOKENS).expect("an empty workspace");
+    match layer.forward(TOKENS) {
+        Err(Error::WorkspaceTooSmall { tokens: TOKENS, needed, available }) => {
+            assert!(needed > available);
+        }
+        other => panic!("a workspace error, not {other:?}"),
+    }
+}
+
+#[test]
+fn absent_device() {
+    common::device::open().expect("a device");
+    match open_device(99) {
+        Err(Error::NoDevice { ordinal: 99, count }) => assert!((1..=99).contains(&count)),
+        other => panic!("NoDevice, not {other:?}"),
+    }
+}
+
+#[test]
+fn image_newer_than_driver() {
+    let context = common::device::open().expect("a device");
+    let image = ".version 99.0\n.target sm_80\n.address_size 64\n";
+    match fused_dora::load_image(&context, "future.cu", image) {
+        Err(error @ Error::PtxTooNew { .. }) => {
+            let message = error.to_string();
+            assert!(message.contains("99.0") && message.contains("update the driver"), "{message}");
+        }
+        other => panic!("PtxTooNew, not {:?}", other.map(|_| "a module")),
+    }
+}

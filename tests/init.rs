@@ -1,0 +1,176 @@
+//! A fresh adapter (B = 0, m = c) leaves the layer as it was, to the bit.
+
+mod common;
+
+use fused_dora::cudarc::driver::CudaStream;
+use fused_dora::{
+    DoraSpec, Dtype, Element, Forward, Kernels, Magnitude, Norm, Prepare, Prepared, Scaling,
+    Workspace,
+};
+use half::{bf16, f16};
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use std::sync::Arc;
+
+const RANK: usize = 8;
+
+struct Fresh<E> {
+    y: Vec<E>,
+    gain: Vec<f32>,
+    norm: Vec<f32>,
+    magnitude: Vec<f32>,
+    weight: Vec<f32>,
+}
+
+/// The output of an adapter whose B is zero.
+fn fresh<E: Element>(
+    kernels: &Kernels,
+    stream: &Arc<CudaStream>,
+    norm: Norm,
+    [tokens, inputs, outputs]: [usize; 3],
+) -> Fresh<E> {
+    let spec =
+        DoraSpec::new(inputs, outputs, RANK, Scaling::Standard { alpha: 16.0 }, norm, E::DTYPE)
+            .expect("a layer");
+    let mut random = StdRng::seed_from_u64(11);
+    let mut uniform =
+        |n: usize| -> Vec<f32> { (0..n).map(|_| random.random_range(-1.0..1.0)).collect() };
+    let narrow = |values: Vec<f32>| values.into_iter().map(E::from_f32).collect::<Vec<E>>();
+    let weight = narrow(uniform(outputs * inputs));
+    let x = stream.clone_htod(&narrow(uniform(tokens * inputs))).expect("x");
+    let bias = stream.clone_htod(&narrow(uniform(outputs))).expect("b");
+    let lora_a = stream.clone_htod(&uniform(RANK * inputs)).expect("A");
+    let lora_b = stream.alloc_zeros::<f32>(outputs * RANK).expect("B");
+    let device_weight = stream.clone_htod(&weight).expect("W");
+    let features = spec.magnitude_len();
+    let mut magnitude = stream.alloc_zeros::<f32>(features.max(1)).expect("m");
+    let mut y = stream.alloc_zeros::<E>(tokens * outputs).expect("y");
+    let mut h = stream.alloc_zeros::<E>(tokens * spec.padded_rank()).expect("H");
+    let mut workspace = Workspace::new(kernels, stream, &[spec], tokens).expect("workspace");
+    let mut prepared = Prepared::<E>::new(stream, &spec).expect("prepared operands");
+    let inputs = Prepare {
+        weight: device_weight.as_view(),
+        lora_a: lora_a.as_view(),
+        lora_b: lora_b.as_view(),
+        magnitude: match norm {
+            Norm::None => Magnitude::None,
+            Norm::Input | Norm::Output => Magnitude::Init(magnitude.as_view_mut()),
+        },
+    };
+    kernels.prepare(stream, &spec, &mut workspace, &mut prepared, inputs).expect("prepare");
+    let io = Forward {
+        tokens,
+        x: x.as_view(),
+        weight: device_weight.as_view(),
+        bias: Some(bias.as_view()),
+        seed: 5,
+        y: y.as_view_mut(),
+        h: h.as_view_mut(),
+    };
+    kernels.forward(stream, &spec, &prepared, &mut workspace, io).expect("forward");
+    Fresh {
+        y: stream.clone_dtoh(&y).expect("y"),
+        gain: stream.clone_dtoh(&prepared.gain()).expect("g")[..features].to_vec(),
+        norm: stream.clone_dtoh(&prepared.norm()).expect("c")[..features].to_vec(),
+        magnitude: stream.clone_dtoh(&magnitude).expect("m")[..features].to_vec(),
+        weight: weight.into_iter().map(E::to_f32).collect(),
+    }
+}
+
+fn leaves_the_layer_as_it_was<E: Element>() {
+    let context = common::device::open().expect("a device");
+    let kernels = Kernels::load(&context).expect("kernels");
+    let stream = context.default_stream();
+    for shape in [[64, 128, 128], [33, 51, 77]] {
+        let [_, inputs, outputs] = shape;
+        // Plain LoRA with B = 0 is the base layer: no gain touches it.
+        let base = fresh::<E>(&kernels, &stream, Norm::None, shape);
+        let bits = |values: &[E]| -> Vec<u32> {
+            values.iter().map(|value| value.to_f32().to_bits()).collect()
+        };
+        for norm in [Norm::Input, Norm::Output] {
+            let dora = fresh::<E>(&kernels, &stream, norm, shape);
+            assert!(dora.gain.iter().all(|&g| g == 1.0), "{norm:?}: g {:?}", dora.gain);
+            assert_eq!(dora.magnitude, dora.norm, "{norm:?}: m = c");
+            assert_eq!(bits(&dora.y), bits(&base.y), "{norm:?} {} {shape:?}", E::DTYPE);
+            for (feature, &c) in dora.norm.iter().enumerate() {
+                let square = |v: f32| f64::from(v).powi(2);
+                let expected: f64 = match norm {
+                    Norm::Input => {
+                        (0..outputs).map(|i| square(dora.weight[i * inputs + feature])).sum()
+                    }
+                    _ => (0..inputs).map(|j| square(dora.weight[feature * inputs + j])).sum(),
+                };
+                approx::assert_relative_eq!(f64::from(c), expected.sqrt(), max_relative = 1e-6);
+            }
+        }
+    }
+}
+
+#[test]
+fn leaves_the_layer_as_it_was_in_bf16() {
+    leaves_the_layer_as_it_was::<bf16>();
+}
+
+#[test]
+fn leaves_the_layer_as_it_was_in_f16() {
+    leaves_the_layer_as_it_was::<f16>();
+}
+
+#[test]
+fn leaves_the_layer_as_it_was_in_f32() {
+    leaves_the_layer_as_it_was::<f32>();
+}
+
+/// A norm where V = W + s·B·A nearly cancels keeps its accuracy: nothing is expanded.
+#[test]
+fn norm_survives_cancellation() {
+    let context = common::device::open().expect("a device");
+    let kernels = Kernels::load(&context).expect("kernels");
+    let stream = context.default_stream();
+    let (inputs, outputs, rank) = (300, 200, 4);
+    let scaling = Scaling::Value(1.0);
+    let mut random = StdRng::seed_from_u64(12);
+    let mut uniform =
+        |n: usize| -> Vec<f32> { (0..n).map(|_| random.random_range(-1.0..1.0)).collect() };
+    let (a, b) = (uniform(rank * inputs), uniform(outputs * rank));
+    let low_rank = |i: usize, j: usize| -> f64 {
+        (0..rank).map(|k| f64::from(b[i * rank + k]) * f64::from(a[k * inputs + j])).sum()
+    };
+    for remainder in [1.0, 1e-1, 1e-2, 1e-3] {
+        // W = −(1 − remainder)·B·A, rounded to f32.
+        let weight: Vec<f32> = (0..outputs * inputs)
+            .map(|at| (-(1.0 - remainder) * low_rank(at / inputs, at % inputs)) as f32)
+            .collect();
+        for norm in [Norm::Input, Norm::Output] {
+            let spec =
+                DoraSpec::new(inputs, outputs, rank, scaling, norm, Dtype::F32).expect("a layer");
+            let (w, device_a, device_b) = (
+                stream.clone_htod(&weight).expect("W"),
+                stream.clone_htod(&a).expect("A"),
+                stream.clone_htod(&b).expect("B"),
+            );
+            let mut m = stream.alloc_zeros::<f32>(spec.magnitude_len()).expect("m");
+            let mut workspace = Workspace::new(&kernels, &stream, &[spec], 0).expect("workspace");
+            let mut prepared = Prepared::<f32>::new(&stream, &spec).expect("operands");
+            let io = Prepare {
+                weight: w.as_view(),
+                lora_a: device_a.as_view(),
+                lora_b: device_b.as_view(),
+                magnitude: Magnitude::Init(m.as_view_mut()),
+            };
+            kernels.prepare(&stream, &spec, &mut workspace, &mut prepared, io).expect("prepare");
+            let found = stream.clone_dtoh(&prepared.norm()).expect("c");
+            for (feature, &c) in found.iter().enumerate() {
+                let v = |i: usize, j: usize| f64::from(weight[i * inputs + j]) + low_rank(i, j);
+                let expected: f64 = match norm {
+                    Norm::Input => (0..outputs).map(|i| v(i, feature).powi(2)).sum(),
+                    _ => (0..inputs).map(|j| v(feature, j).powi(2)).sum(),
+                };
+                // An f32 product's rounding, 2⁻²⁴, is up to 6e-5 of an element of V here; over the
+                // hundreds of elements of a norm it averages out.
+                approx::assert_relative_eq!(f64::from(c), expected.sqrt(), max_relative = 1e-5);
+            }
+        }
+    }
+}

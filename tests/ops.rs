@@ -1,0 +1,240 @@
+//! Every op, in every dtype, against the float64 reference: golden cases, ragged random shapes,
+//! and the edge values.
+
+mod common;
+
+use std::path::PathBuf;
+
+use common::case::{CaseFile, NormGrad};
+use common::compare::Comparison;
+use common::run::Runner;
+use fused_dora::reference::{Case, Results, bounds, evaluate};
+use fused_dora::{Dtype, Norm};
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+
+fn runner() -> Runner {
+    let context = common::device::open().expect("a device");
+    Runner::new(&context).expect("kernels")
+}
+
+/// Runs `case` in `dtype` and compares all tensors, with `expected` values where there are some
+/// and with the reference's elsewhere.
+#[track_caller]
+fn check(runner: &Runner, name: &str, case: &Case, expected: [Option<&[f64]>; 6], dtype: Dtype) {
+    let case = case.rounded(dtype);
+    let reference = evaluate(&case).expect("a consistent case");
+    let bounds = bounds(&case, dtype).expect("a consistent case");
+    let found = runner.run(&case, dtype).expect("the ops");
+    let mut failures = Vec::new();
+    for (i, tensor) in Results::NAMES.into_iter().enumerate() {
+        let expected = expected[i].unwrap_or(reference.tensors()[i]);
+        let shape = &case.result_shapes()[i];
+        let comparison =
+            Comparison::new(tensor, shape, dtype, &found[i], expected, bounds.tensors()[i]);
+        if !comparison.ok() {
+            failures.push(comparison.to_string());
+        }
+    }
+    let Case { tokens, in_features, out_features, rank, norm, .. } = case;
+    assert!(
+        failures.is_empty(),
+        "{name}: T={tokens} I={in_features} O={out_features} r={rank} norm {norm:?} {dtype}\n{}",
+        failures.join("\n")
+    );
+}
+
+fn golden(dtype: Dtype) {
+    let runner = runner();
+    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+    let mut detached = 0;
+    for entry in std::fs::read_dir(folder).expect("tests/golden") {
+        let path = entry.expect("an entry").path();
+        if path.extension().is_none_or(|extension| extension != "safetensors") {
+            continue;
+        }
+        let file = CaseFile::read(&path).expect("a golden case");
+        // What flows through the norm changes the gradients, not the output: such a case's own
+        // output is expected, and the reference's gradients.
+        let kept = match file.norm_grad {
+            NormGrad::Detached => 6,
+            NormGrad::Full => 1,
+        };
+        detached += usize::from(file.norm_grad == NormGrad::Detached);
+        let mut expected = [None; 6];
+        for (slot, values) in expected.iter_mut().zip(&file.expected).take(kept) {
+            *slot = values.as_deref();
+        }
+        check(&runner, &file.name, &file.case, expected, dtype);
+    }
+    assert_eq!(detached, 9, "golden cases with the norm detached");
+}
+
+#[test]
+fn golden_cases_in_bf16() {
+    golden(Dtype::Bf16);
+}
+
+#[test]
+fn golden_cases_in_f16() {
+    golden(Dtype::F16);
+}
+
+#[test]
+fn golden_cases_in_f32() {
+    golden(Dtype::F32);
+}
+
+/// A seed of this run's own, or `FUSED_DORA_TEST_SEED` to repeat one.
+fn fresh_seed() -> u64 {
+    let given = std::env::var("FUSED_DORA_TEST_SEED").ok().and_then(|seed| seed.parse().ok());
+    let seed = given.unwrap_or_else(rand::random);
+    println!("FUSED_DORA_TEST_SEED={seed}");
+    seed
+}
+
+/// A layer of normal inputs: x and dY of unit variance, W and the adapter of a trained layer's
+/// sizes, m near the norm.
+fn random_case(random: &mut StdRng, shape: [usize; 4], norm: Norm, bias: bool) -> Case {
+    let [tokens, in_features, out_features, rank] = shape;
+    let mut normal = |count: usize, deviation: f64| -> Vec<f64> {
+        // Twelve uniforms make a bell of unit variance.
+        let mut one = || (0..12).map(|_| random.random::<f64>()).sum::<f64>() - 6.0;
+        (0..count).map(|_| deviation * one()).collect()
+    };
+    let mut case = Case {
+        tokens,
+        in_features,
+        out_features,
+        rank,
+        scaling: 2.0,
+        norm,
+        input: normal(tokens * in_features, 1.0),
+        weight: normal(out_features * in_features, 0.05),
+        bias: bias.then(|| normal(out_features, 0.1)),
+        lora_a: normal(rank * in_features, 1.0 / (in_features as f64).sqrt()),
+        lora_b: normal(out_features * rank, 0.02),
+        magnitude: Vec::new(),
+        grad_output: normal(tokens * out_features, 1.0),
+    };
+    case.magnitude = vec![0.0; case.magnitudes()];
+    let norms = case.norms().expect("a consistent case");
+    case.magnitude = norms.iter().map(|c| c * random.random_range(0.8..1.25)).collect();
+    case
+}
+
+const NORMS: [Norm; 3] = [Norm::None, Norm::Input, Norm::Output];
+
+fn ragged(dtype: Dtype) {
+    let runner = runner();
+    let mut random = StdRng::seed_from_u64(fresh_seed());
+    // Tile edges and one past them, then whatever comes.
+    let mut shapes = vec![
+        [1, 1, 1, 1],
+        [128, 128, 128, 16],
+        [129, 136, 264, 17],
+        [65, 127, 129, 16],
+        [40, 72, 200, 72],
+        [200, 24, 16, 130],
+        [2, 257, 3, 5],
+        [300, 8, 8, 8],
+    ];
+    for _ in 0..8 {
+        let mut up_to = |limit| random.random_range(1..=limit);
+        shapes.push([up_to(200), up_to(200), up_to(200), up_to(40)]);
+    }
+    for (i, shape) in shapes.into_iter().enumerate() {
+        for (j, norm) in NORMS.into_iter().enumerate() {
+            let case = random_case(&mut random, shape, norm, (i + j) % 2 == 0);
+            check(&runner, "random", &case, [None; 6], dtype);
+        }
+    }
+}
+
+#[test]
+fn ragged_shapes_in_bf16() {
+    ragged(Dtype::Bf16);
+}
+
+#[test]
+fn ragged_shapes_in_f16() {
+    ragged(Dtype::F16);
+}
+
+#[test]
+fn ragged_shapes_in_f32() {
+    ragged(Dtype::F32);
+}
+
+fn each_dtype_and_norm(mut visit: impl FnMut(Dtype, Norm)) {
+    for dtype in Dtype::ALL {
+        NORMS.into_iter().for_each(|norm| visit(dtype, norm));
+    }
+}
+
+#[test]
+fn no_tokens_give_zero_gradients() {
+    let runner = runner();
+    let mut random = StdRng::seed_from_u64(1);
+    each_dtype_and_norm(|dtype, norm| {
+        let case = random_case(&mut random, [0, 20, 12, 3], norm, true);
+        let found = runner.run(&case, dtype).expect("the ops");
+        for ((tensor, shape), name) in found.iter().zip(case.result_shapes()).zip(Results::NAMES) {
+            assert_eq!(tensor.len(), shape.iter().product::<usize>(), "{name}");
+            assert!(tensor.iter().all(|&value| value == 0.0), "{name}: {tensor:?}");
+        }
+    });
+}
+
+/// A zero row and a zero column of V have no direction: g and dm are 0 there, and nothing is NaN.
+#[test]
+fn zero_norms_are_finite() {
+    let runner = runner();
+    let mut random = StdRng::seed_from_u64(2);
+    each_dtype_and_norm(|dtype, norm| {
+        let mut case = random_case(&mut random, [9, 20, 24, 4], norm, true);
+        let (row, col) = (5, 7);
+        for j in 0..case.in_features {
+            case.weight[row * case.in_features + j] = 0.0;
+        }
+        for i in 0..case.out_features {
+            case.weight[i * case.in_features + col] = 0.0;
+        }
+        case.lora_b[row * case.rank..][..case.rank].fill(0.0);
+        for k in 0..case.rank {
+            case.lora_a[k * case.in_features + col] = 0.0;
+        }
+        check(&runner, "zero norms", &case, [None; 6], dtype);
+    });
+}
+
+/// m = 0 and tiny m: dm comes from z itself, not from y/g. A bias that dwarfs g·z likewise.
+#[test]
+fn tiny_gains_and_large_biases() {
+    let runner = runner();
+    let mut random = StdRng::seed_from_u64(3);
+    each_dtype_and_norm(|dtype, norm| {
+        let mut case = random_case(&mut random, [70, 40, 150, 4], norm, true);
+        for (i, m) in case.magnitude.iter_mut().enumerate() {
+            *m *= [1.0, 0.0, 1e-4, -1e-3, -1.0][i % 5];
+        }
+        if let Some(bias) = &mut case.bias {
+            bias.iter_mut().skip(2).step_by(7).for_each(|b| *b = 300.0);
+        }
+        check(&runner, "tiny gains", &case, [None; 6], dtype);
+    });
+}
+
+#[test]
+fn same_inputs_give_the_same_bits() {
+    let runner = runner();
+    let mut random = StdRng::seed_from_u64(4);
+    each_dtype_and_norm(|dtype, norm| {
+        let case = random_case(&mut random, [150, 90, 140, 9], norm, true);
+        let bits = || {
+            let found = runner.run(&case, dtype).expect("the ops");
+            found.map(|tensor| tensor.into_iter().map(f32::to_bits).collect::<Vec<_>>())
+        };
+        assert_eq!(bits(), bits());
+    });
+}

@@ -1,0 +1,69 @@
+//! The project's commands: `cargo xtask nvrtc`, `cargo xtask demo`, `cargo xtask test`.
+
+mod nvrtc;
+mod steps;
+
+use std::process::ExitCode;
+
+const USAGE: &str = "\
+The project's commands:
+
+  cargo xtask nvrtc [--major 12|13]
+      Find NVRTC, CUDA's run-time compiler, or fetch NVIDIA's Python wheel into the target folder.
+      With --major, a version of that major is fetched if the one found is another.
+  cargo xtask demo [ARGUMENTS…]
+      Fine-tune the digits network with DoRA and LoRA; arguments go to examples/finetune.rs.
+  cargo xtask test [--nvrtc-matrix]
+      Formatting, lints and all tests. With --nvrtc-matrix also a build without NVRTC, and the
+      tests with the kernels that NVRTC 12 and NVRTC 13 compile.
+
+Environment: FUSED_DORA_NVRTC names an NVRTC library, or its folder, to be used instead.
+";
+
+/// Why a command stopped: the exit code, and what to print.
+pub(crate) struct Failure {
+    code: u8,
+    message: String,
+}
+
+impl Failure {
+    pub(crate) fn new(message: impl Into<String>) -> Self {
+        Self { code: 1, message: message.into() }
+    }
+
+    pub(crate) fn with_code(code: u8, message: impl Into<String>) -> Self {
+        Self { code, message: message.into() }
+    }
+}
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let result = match arguments.as_slice() {
+        ["nvrtc"] => nvrtc::provide(None).map(drop),
+        ["nvrtc", "--major", major] => match major.parse() {
+            Ok(major @ (12 | 13)) => nvrtc::provide(Some(major)).map(drop),
+            _ => Err(usage(&format!("--major {major}: it must be 12 or 13"))),
+        },
+        ["demo", "--", rest @ ..] | ["demo", rest @ ..] => steps::demo(rest),
+        ["test"] => steps::test(false),
+        ["test", "--nvrtc-matrix"] => steps::test(true),
+        ["help" | "--help" | "-h"] => {
+            print!("{USAGE}");
+            Ok(())
+        }
+        [] => Err(usage("no command given")),
+        other => Err(usage(&format!("`{}` is not a command", other.join(" ")))),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Failure { code, message }) => {
+            eprintln!("error: {message}");
+            ExitCode::from(code)
+        }
+    }
+}
+
+fn usage(problem: &str) -> Failure {
+    Failure::with_code(2, format!("{problem}\n\n{USAGE}"))
+}

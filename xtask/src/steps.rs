@@ -1,0 +1,168 @@
+//! The commands that run Cargo, one announced and timed step after another.
+
+use std::env;
+use std::ffi::OsStr;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+use crate::Failure;
+use crate::nvrtc::{self, ENV_LIBRARY};
+
+/// Fetches what is missing and runs the demonstration.
+pub(crate) fn demo(arguments: &[&str]) -> Result<(), Failure> {
+    nvrtc::provide(None)?;
+    let mut demo = cargo(&["run", "--release", "--example", "finetune", "--"]);
+    demo.args(arguments);
+    run("the demonstration", &mut demo)
+}
+
+/// All checks; with `matrix`, with every NVRTC that is supported, and with none.
+pub(crate) fn test(matrix: bool) -> Result<(), Failure> {
+    let start = Instant::now();
+    step("NVRTC", || nvrtc::provide(None))?;
+    step("formatting", || run("cargo fmt", &mut cargo(&["fmt", "--all", "--check"])))?;
+    step("lints", || {
+        let lints = ["clippy", "--workspace", "--all-targets", "--", "--deny", "warnings"];
+        run("cargo clippy", &mut cargo(&lints))
+    })?;
+    step("kernels", || kernels(None).and_then(|table| table.check(true)))?;
+    let nextest = has_nextest();
+    step("tests", || run("the tests", &mut tests(nextest, &["--workspace"])))?;
+    if nextest {
+        let doc = ["test", "--workspace", "--doc"];
+        step("documentation tests", || run("cargo test --doc", &mut cargo(&doc)))?;
+    }
+    if matrix {
+        let none = target_folder().join("nvrtc-matrix/none/libnvrtc.so");
+        step("build without NVRTC", || kernels(Some(&none)).and_then(|table| table.check(false)))?;
+        for major in [12, 13] {
+            let folder = nvrtc::of_major(major)?;
+            step(&format!("kernels by NVRTC {major}"), || {
+                kernels(Some(&folder)).and_then(|table| table.check(true))
+            })?;
+            step(&format!("tests with NVRTC {major}"), || {
+                let mut tests = tests(nextest, &["--package", "fused-dora"]);
+                run("the tests", tests.env(ENV_LIBRARY, &folder))
+            })?;
+        }
+    }
+    println!("==> all passed in {:.1} s", start.elapsed().as_secs_f64());
+    Ok(())
+}
+
+/// The folder that Cargo builds into, which holds this very program.
+pub(crate) fn target_folder() -> PathBuf {
+    env::current_exe()
+        .ok()
+        .and_then(|program| {
+            let marked = |folder: &&Path| folder.join("CACHEDIR.TAG").is_file();
+            program.ancestors().find(marked).map(Path::to_owned)
+        })
+        .unwrap_or_else(|| workspace().join("target"))
+}
+
+fn workspace() -> PathBuf {
+    let package = env::var_os("CARGO_MANIFEST_DIR")
+        .map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")), PathBuf::from);
+    package.parent().map(Path::to_owned).unwrap_or(package)
+}
+
+/// A Cargo command in the workspace, by the Cargo that runs this program.
+fn cargo(arguments: &[&str]) -> Command {
+    let program = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut command = Command::new(program);
+    command.args(arguments).current_dir(workspace());
+    command
+}
+
+/// Whether cargo-nextest is installed, which runs tests side by side but no documentation tests.
+fn has_nextest() -> bool {
+    let mut version = cargo(&["nextest", "--version"]);
+    let status = version.stdout(Stdio::null()).stderr(Stdio::null()).status();
+    status.is_ok_and(|status| status.success())
+}
+
+/// The command that runs `packages`' tests. It builds their examples, too, which tests run.
+fn tests(nextest: bool, packages: &[&str]) -> Command {
+    let runner: &[&str] = if nextest { &["nextest", "run"] } else { &["test"] };
+    let mut command = cargo(runner);
+    command.arg("--no-fail-fast").args(packages);
+    command
+}
+
+/// The kernels that the build script embedded.
+struct Table {
+    path: PathBuf,
+    text: String,
+}
+
+impl Table {
+    /// Whether all of the kernels, or none of them, were compiled.
+    fn check(&self, built: bool) -> Result<(), Failure> {
+        let (some, none) = (self.text.matches("= Some(").count(), self.text.matches("= None;"));
+        match (some, none.count()) {
+            (1.., 0) if built => {
+                println!("{some} kernel files compiled");
+                Ok(())
+            }
+            (0, 1..) if !built => {
+                println!("compiles without kernels");
+                Ok(())
+            }
+            (some, none) => Err(Failure::new(format!(
+                "{some} kernel files were compiled and {none} were not, according to {}: run \
+                 `cargo xtask nvrtc`, then `cargo build --verbose`, and read its warnings",
+                self.path.display()
+            ))),
+        }
+    }
+}
+
+/// Builds the crate and reads the table of kernels that its build script wrote.
+fn kernels(nvrtc: Option<&Path>) -> Result<Table, Failure> {
+    let mut build = cargo(&["build", "--package", "fused-dora", "--message-format"]);
+    build.arg("json-render-diagnostics").stderr(Stdio::inherit());
+    if let Some(nvrtc) = nvrtc {
+        build.env(ENV_LIBRARY, nvrtc);
+    }
+    let output =
+        build.output().map_err(|error| Failure::new(format!("cargo could not be run: {error}")))?;
+    if !output.status.success() {
+        return Err(Failure::new("cargo build of fused-dora failed"));
+    }
+    let messages = String::from_utf8_lossy(&output.stdout);
+    let folder = messages
+        .lines()
+        .filter(|line| line.contains("\"build-script-executed\""))
+        .filter(|line| line.contains("#fused-dora@") || line.contains("/fused-dora#"))
+        .find_map(|line| line.split_once("\"out_dir\":\"")?.1.split_once('"'))
+        .map(|(folder, _)| PathBuf::from(folder))
+        .ok_or_else(|| Failure::new("cargo build did not say where fused-dora's kernels are"))?;
+    let path = folder.join("kernels.rs");
+    let text = fs::read_to_string(&path)
+        .map_err(|error| Failure::new(format!("cannot read {}: {error}", path.display())))?;
+    Ok(Table { path, text })
+}
+
+fn step(name: &str, work: impl FnOnce() -> Result<(), Failure>) -> Result<(), Failure> {
+    println!("==> {name}");
+    let start = Instant::now();
+    work()?;
+    println!("    {name}: {:.1} s", start.elapsed().as_secs_f64());
+    Ok(())
+}
+
+fn run(what: &str, command: &mut Command) -> Result<(), Failure> {
+    let status = command.stdin(Stdio::null()).status().map_err(|error| {
+        let program = Path::new(command.get_program()).display();
+        Failure::new(format!("{what}: {program} could not be run: {error}"))
+    })?;
+    if status.success() {
+        return Ok(());
+    }
+    let code = status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1);
+    let words: Vec<_> = command.get_args().map(OsStr::to_string_lossy).collect();
+    Err(Failure::with_code(code, format!("{what} failed ({status}): cargo {}", words.join(" "))))
+}
