@@ -165,7 +165,7 @@ impl<'a> Reader<'a> {
         self.metadata
             .and_then(|metadata| metadata.get(key))
             .map(String::as_str)
-            .ok_or_else(|| Problem::MissingMetadata { key, needed })
+            .ok_or(Problem::MissingMetadata { key, needed })
     }
 
     fn choice<T: Copy>(

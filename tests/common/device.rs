@@ -3,6 +3,7 @@
 use std::error::Error;
 use std::sync::Arc;
 
+use cuda_emulator::Counters;
 use cuda_emulator::client::{self, Selected};
 use fused_dora::cudarc::driver::CudaContext;
 use fused_dora::open_device;
@@ -39,9 +40,14 @@ impl Device {
         self.selected.emulator().is_some()
     }
 
+    /// What happened so far, where the device counts it.
+    pub fn counters(&self) -> Option<Counters> {
+        self.selected.emulator().map(|emulator| emulator.counters())
+    }
+
     /// Kernels launched so far, where the device counts them.
     pub fn launches(&self) -> Option<u64> {
-        self.selected.emulator().map(|emulator| emulator.counters().launches)
+        self.counters().map(|counters| counters.launches)
     }
 
     /// `error`, and what the emulated device knows about it: the kernel, the line, the address.
