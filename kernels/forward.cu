@@ -95,8 +95,8 @@ __device__ __forceinline__ void low_rank(const ForwardParams& p, unsigned char* 
     for (int i = 0; i < Mma::kRows; ++i) {
 #pragma unroll
         for (int j = 0; j < Mma::kCols; j += 2) {
-            store_pair<true>(static_cast<T*>(p.h), p.tokens, p.padded_rank, m0 + Mma::row(i),
-                             n0 + Mma::col(j), mma.at(i, j), mma.at(i, j + 1));
+            store_pair<ALIGNED>(static_cast<T*>(p.h), p.tokens, p.padded_rank, m0 + Mma::row(i),
+                                n0 + Mma::col(j), mma.at(i, j), mma.at(i, j + 1));
         }
     }
 }

@@ -166,6 +166,17 @@ fn ragged_shapes_in_f32() {
     ragged(Dtype::F32);
 }
 
+/// Shapes whose rows would be aligned, in buffers that are not.
+#[test]
+fn tensors_off_every_boundary() {
+    let runner = runner().with_offset(1);
+    let mut random = StdRng::seed_from_u64(fresh_seed());
+    each_dtype_and_norm(|dtype, norm| {
+        let case = random_case(&mut random, [48, 64, 96, 16], norm, true);
+        check(&runner, "off by one", &case, [None; 6], dtype);
+    });
+}
+
 fn each_dtype_and_norm(mut visit: impl FnMut(Dtype, Norm)) {
     for dtype in Dtype::ALL {
         NORMS.into_iter().for_each(|norm| visit(dtype, norm));

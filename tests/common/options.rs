@@ -2,6 +2,8 @@
 
 use fused_dora::Dtype;
 
+use super::device::Choice;
+
 /// The value of the option just read, as text.
 pub fn text(parser: &mut lexopt::Parser) -> Result<String, lexopt::Error> {
     parser
@@ -14,4 +16,12 @@ pub fn text(parser: &mut lexopt::Parser) -> Result<String, lexopt::Error> {
 pub fn dtype(name: &str) -> Result<Dtype, lexopt::Error> {
     let known = Dtype::ALL.into_iter().find(|dtype| dtype.name() == name);
     known.ok_or_else(|| format!("--dtype {name}: it must be bf16, f16 or f32").into())
+}
+
+/// The device that `--device` names, or else `CUDA_EMULATOR_DEVICE`.
+pub fn device(name: Option<String>) -> Result<Choice, lexopt::Error> {
+    match name {
+        Some(name) => name.parse().map_err(|error| format!("--device: {error}").into()),
+        None => Choice::from_env().map_err(|error| format!("{}: {error}", Choice::VARIABLE).into()),
+    }
 }

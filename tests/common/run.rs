@@ -16,13 +16,20 @@ const POISON: f32 = f32::from_bits(u32::MAX);
 pub struct Runner {
     stream: Arc<CudaStream>,
     kernels: Kernels,
+    offset: usize,
 }
 
 impl Runner {
     /// Loads the kernels into `context`.
     pub fn new(context: &Arc<CudaContext>) -> Result<Self> {
         let kernels = Kernels::load(context)?;
-        Ok(Self { stream: context.default_stream(), kernels })
+        Ok(Self { stream: context.default_stream(), kernels, offset: 0 })
+    }
+
+    /// The same, with every tensor `offset` elements into its allocation, so that none starts at a
+    /// vector's boundary.
+    pub fn with_offset(self, offset: usize) -> Self {
+        Self { offset, ..self }
     }
 
     /// Prepares the case's adapter, runs one forward and one backward in `dtype`, and returns the
@@ -114,14 +121,13 @@ impl Runner {
         self.fill(vec![E::from_f32(POISON); len])
     }
 
-    fn fill<E: Element>(&self, mut values: Vec<E>) -> Result<Buffer<E>> {
-        let len = values.len();
-        if len == 0 {
-            // A driver allocates no empty buffers.
-            values.push(E::from_f32(POISON));
-        }
-        let slice = self.stream.clone_htod(&values).map_err(driver("copying to the device"))?;
-        Ok(Buffer { slice, len })
+    fn fill<E: Element>(&self, values: Vec<E>) -> Result<Buffer<E>> {
+        let (offset, len) = (self.offset, values.len());
+        // One element at least: a driver allocates no empty buffers.
+        let mut padded = vec![E::from_f32(POISON); offset + len.max(1)];
+        padded[offset..offset + len].copy_from_slice(&values);
+        let slice = self.stream.clone_htod(&padded).map_err(driver("copying to the device"))?;
+        Ok(Buffer { slice, offset, len })
     }
 
     fn download<E: Element>(&self, buffer: &Buffer<E>) -> Result<Vec<f32>> {
@@ -142,18 +148,19 @@ pub fn driver(during: &'static str) -> impl Fn(fused_dora::cudarc::driver::Drive
     move |source| Error::Driver { during, source }
 }
 
-/// A device buffer of `len` elements, of which there may be none.
+/// A device buffer of `len` elements, of which there may be none, from `offset` on.
 struct Buffer<E> {
     slice: CudaSlice<E>,
+    offset: usize,
     len: usize,
 }
 
 impl<E> Buffer<E> {
     fn view(&self) -> CudaView<'_, E> {
-        self.slice.slice(..self.len)
+        self.slice.slice(self.offset..self.offset + self.len)
     }
 
     fn view_mut(&mut self) -> CudaViewMut<'_, E> {
-        self.slice.slice_mut(..self.len)
+        self.slice.slice_mut(self.offset..self.offset + self.len)
     }
 }
