@@ -91,9 +91,7 @@ fn few_launches_and_nothing_else() {
                 grad_magnitude: has_norm.then(|| grad_m.as_view_mut()),
                 grad_bias: None,
             };
-            kernels
-                .backward(&stream, &spec, &prepared, &mut workspace, &mut io)
-                .expect("backward");
+            kernels.backward(&stream, &spec, &prepared, &mut workspace, &mut io).expect("backward");
         };
         counted("backward", 3, &mut || backward(true));
         let without = if norm == Norm::Input { 3 } else { 2 };

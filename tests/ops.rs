@@ -249,3 +249,42 @@ fn same_inputs_give_the_same_bits() {
         assert_eq!(bits(), bits());
     });
 }
+
+/// A gain too close to 1 for round-to-nearest to notice still moves the output, on average by what
+/// it should: with W the identity, y is x∘g as rounded.
+#[test]
+fn small_gains_are_right_on_average() {
+    let runner = runner();
+    let (tokens, features) = (4096, 8);
+    let mut case = Case {
+        tokens,
+        in_features: features,
+        out_features: features,
+        rank: 1,
+        scaling: 1.0,
+        norm: Norm::Input,
+        input: vec![1.0; tokens * features],
+        weight: vec![0.0; features * features],
+        bias: None,
+        lora_a: vec![0.0; features],
+        lora_b: vec![0.0; features],
+        magnitude: vec![0.0; features],
+        grad_output: vec![0.0; tokens * features],
+    };
+    (0..features).for_each(|i| case.weight[i * features + i] = 1.0);
+    for dtype in [Dtype::Bf16, Dtype::F16] {
+        for change in [1e-3, -1e-3, 1e-4] {
+            case.magnitude.fill(1.0 + change);
+            let [output, ..] = runner.run(&case, dtype).expect("the ops");
+            let mean = output.iter().map(|&y| f64::from(y)).sum::<f64>() / output.len() as f64;
+            let slope = (mean - 1.0) / change;
+            // Steps of one ulp, at most 2⁻⁷ taken with probability change/ulp: the mean of 32768
+            // has a standard deviation of sqrt(change·ulp/32768).
+            let deviation = (2f64.powi(-7) / change.abs() / output.len() as f64).sqrt();
+            assert!(
+                (slope - 1.0).abs() < 5.0 * deviation,
+                "{dtype}: g = 1 + {change:e} moved y by {slope:.3} of that, ±{deviation:.3}"
+            );
+        }
+    }
+}
