@@ -3,6 +3,7 @@
 //! Shared by the build script, `xtask` and the emulator's tests, so that all of them look in the
 //! same places. Compiling needs neither a GPU, nor a driver, nor nvcc.
 
+use std::error::Error;
 use std::ffi::{CStr, CString, c_char, c_int};
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -48,7 +49,7 @@ impl fmt::Display for NvrtcError {
     }
 }
 
-impl std::error::Error for NvrtcError {}
+impl Error for NvrtcError {}
 
 type Program = *mut std::ffi::c_void;
 type Status = c_int;
@@ -78,7 +79,11 @@ impl Nvrtc {
         for candidate in candidates(fetched) {
             match Self::open(&candidate) {
                 Ok(nvrtc) => return Ok(nvrtc),
-                Err(error) => tried.push(format!("{} ({error})", candidate.display())),
+                Err(error) => {
+                    let reason =
+                        error.source().map_or_else(|| error.to_string(), |s| s.to_string());
+                    tried.push(format!("{} ({reason})", candidate.display()));
+                }
             }
         }
         Err(NvrtcError::NotFound(tried))

@@ -104,7 +104,7 @@ struct Outcome {
 fn demonstrate<E: Element>(options: &Options, data: &Data) -> Result<(), Box<dyn Error>> {
     std::fs::create_dir_all(&options.out)
         .map_err(|error| format!("--out {}: cannot be created: {error}", options.out.display()))?;
-    let device = device::open_choice(options.device)?;
+    let device = device::open_choice(Some(options.device))?;
     let engine = Engine::new(&device.context).map_err(|error| device.explained(error))?;
     let schedule = &options.schedule;
     println!(

@@ -40,24 +40,21 @@ arguments, files or cases. The file format is described in tests/golden/README.m
 struct Options {
     cases: Vec<PathBuf>,
     dtype: Dtype,
-    device: Option<Choice>,
+    device: Choice,
     write: Option<PathBuf>,
 }
 
 impl Options {
     fn from_arguments() -> Result<Option<Self>, lexopt::Error> {
-        let mut options = Self { cases: Vec::new(), dtype: Dtype::Bf16, device: None, write: None };
+        let mut options =
+            Self { cases: Vec::new(), dtype: Dtype::Bf16, device: Choice::Auto, write: None };
+        let mut device = None;
         let mut parser = lexopt::Parser::from_env();
         while let Some(argument) = parser.next()? {
             match argument {
                 Value(path) => options.cases.push(path.into()),
                 Long("dtype") => options.dtype = dtype(&text(&mut parser)?)?,
-                Long("device") => {
-                    let name = text(&mut parser)?;
-                    let choice = name.parse();
-                    options.device =
-                        Some(choice.map_err(|error| format!("--device {name}: {error}"))?);
-                }
+                Long("device") => device = Some(text(&mut parser)?),
                 Long("write") => options.write = Some(parser.value()?.into()),
                 Long("help") | Short('h') => return Ok(None),
                 other => return Err(other.unexpected()),
@@ -66,6 +63,7 @@ impl Options {
         if options.cases.is_empty() {
             return Err("no case given".into());
         }
+        options.device = common::options::device(device)?;
         Ok(Some(options))
     }
 }
@@ -113,7 +111,7 @@ fn replay(options: &Options) -> Result<bool, Stop> {
             bad(format!("--write {}: cannot be created: {error}", folder.display()).into())
         })?;
     }
-    let device = device::open_choice(options.device).map_err(Stop::Failed)?;
+    let device = device::open_choice(Some(options.device)).map_err(Stop::Failed)?;
     let failed = |error| Stop::Failed(device.explained(error));
     println!("device: {}", device.name);
     let runner = Runner::new(&device.context).map_err(failed)?;

@@ -160,8 +160,8 @@ impl Kernels {
 /// move 16 bytes at a time.
 pub(crate) fn are_aligned<E: Element>(row_lengths: &[usize], pointers: &[u64]) -> bool {
     const VECTOR_BYTES: usize = 16;
-    row_lengths.iter().all(|len| len * size_of::<E>() % VECTOR_BYTES == 0)
-        && pointers.iter().all(|pointer| pointer % VECTOR_BYTES as u64 == 0)
+    row_lengths.iter().all(|len| (len * size_of::<E>()).is_multiple_of(VECTOR_BYTES))
+        && pointers.iter().all(|pointer| pointer.is_multiple_of(VECTOR_BYTES as u64))
 }
 
 fn check<E>(spec: &DoraSpec, io: &Forward<'_, E>) -> Result<()> {

@@ -6,9 +6,9 @@ mod common;
 use std::path::PathBuf;
 
 use common::case::{CaseFile, NormGrad};
-use common::compare::Comparison;
+use common::compare::{self, Comparison};
 use common::run::Runner;
-use fused_dora::reference::{Case, Results, bounds, evaluate};
+use fused_dora::reference::{Case, Results, evaluate};
 use fused_dora::{Dtype, Norm};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -22,10 +22,9 @@ fn runner() -> Runner {
 /// and with the reference's elsewhere.
 #[track_caller]
 fn check(runner: &Runner, name: &str, case: &Case, expected: [Option<&[f64]>; 6], dtype: Dtype) {
-    let case = case.rounded(dtype);
-    let reference = evaluate(&case).expect("a consistent case");
-    let bounds = bounds(&case, dtype).expect("a consistent case");
-    let found = runner.run(&case, dtype).expect("the ops");
+    let reference = evaluate(case).expect("a consistent case");
+    let bounds = compare::bounds(case, dtype).expect("a consistent case");
+    let found = runner.run(case, dtype).expect("the ops");
     let mut failures = Vec::new();
     for (i, tensor) in Results::NAMES.into_iter().enumerate() {
         let expected = expected[i].unwrap_or(reference.tensors()[i]);
@@ -36,7 +35,7 @@ fn check(runner: &Runner, name: &str, case: &Case, expected: [Option<&[f64]>; 6]
             failures.push(comparison.to_string());
         }
     }
-    let Case { tokens, in_features, out_features, rank, norm, .. } = case;
+    let &Case { tokens, in_features, out_features, rank, norm, .. } = case;
     assert!(
         failures.is_empty(),
         "{name}: T={tokens} I={in_features} O={out_features} r={rank} norm {norm:?} {dtype}\n{}",
@@ -146,7 +145,7 @@ fn ragged(dtype: Dtype) {
     for (i, shape) in shapes.into_iter().enumerate() {
         for (j, norm) in NORMS.into_iter().enumerate() {
             let case = random_case(&mut random, shape, norm, (i + j) % 2 == 0);
-            check(&runner, "random", &case, [None; 6], dtype);
+            check(&runner, "random", &case.rounded(dtype), [None; 6], dtype);
         }
     }
 }
@@ -173,7 +172,7 @@ fn tensors_off_every_boundary() {
     let mut random = StdRng::seed_from_u64(fresh_seed());
     each_dtype_and_norm(|dtype, norm| {
         let case = random_case(&mut random, [48, 64, 96, 16], norm, true);
-        check(&runner, "off by one", &case, [None; 6], dtype);
+        check(&runner, "off by one", &case.rounded(dtype), [None; 6], dtype);
     });
 }
 
@@ -215,7 +214,7 @@ fn zero_norms_are_finite() {
         for k in 0..case.rank {
             case.lora_a[k * case.in_features + col] = 0.0;
         }
-        check(&runner, "zero norms", &case, [None; 6], dtype);
+        check(&runner, "zero norms", &case.rounded(dtype), [None; 6], dtype);
     });
 }
 
@@ -232,7 +231,7 @@ fn tiny_gains_and_large_biases() {
         if let Some(bias) = &mut case.bias {
             bias.iter_mut().skip(2).step_by(7).for_each(|b| *b = 300.0);
         }
-        check(&runner, "tiny gains", &case, [None; 6], dtype);
+        check(&runner, "tiny gains", &case.rounded(dtype), [None; 6], dtype);
     });
 }
 

@@ -3,6 +3,8 @@
 //! On a GPU criterion times each op between two CUDA events. On the emulated device, whose time
 //! says nothing about a GPU's, each case runs once and its counts are printed instead.
 
+#![allow(dead_code, reason = "each bench runs one of the ops")]
+
 use std::error::Error;
 use std::sync::Arc;
 use std::time::Duration;

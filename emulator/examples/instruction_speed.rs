@@ -10,7 +10,7 @@ use std::time::Instant;
 use cuda_emulator::{Config, Device, Launch, profile};
 
 const UNROLL: usize = 64;
-const ROUNDS: usize = 4000;
+const ROUNDS: usize = 20_000;
 const WARPS: u32 = 4;
 
 const CLASSES: [(&str, &str); 19] = [

@@ -22,6 +22,7 @@ pub mod profile;
 mod ptx;
 
 pub use counters::Counters;
+pub use decode::supported_opcodes;
 pub use device::{Accumulator, Config, Device, InvalidLaunch, Launch, LaunchError};
 pub use fault::{Fault, FaultKind};
 pub use memory::MemoryError;

@@ -1,9 +1,9 @@
 //! Global memory: allocations far apart in one address space, so that a stray access hits nothing.
 //!
-//! Device addresses are not host addresses. An address is never given out twice, so that the use of
-//! a freed allocation is recognised for the rest of the device's life. Every allocation lies at an
-//! odd multiple of 256, which is all the alignment that a program may count on, and is surrounded by
-//! gaps of at least 16 MiB. Fresh memory holds [`POISON`].
+//! Device addresses are not host addresses. An address is never given out twice, so that the use
+//! of a freed allocation is recognised for the rest of the device's life. Every allocation lies at
+//! an odd multiple of 256, which is all the alignment that a program may count on, and is
+//! surrounded by gaps of at least 16 MiB. Fresh memory holds [`POISON`].
 
 use std::alloc::{Layout, alloc, dealloc};
 use std::fmt::Write as _;
@@ -245,12 +245,7 @@ impl Memory {
     }
 
     /// Repeats a pattern; no kernel may run meanwhile.
-    pub(crate) fn fill(
-        &self,
-        address: u64,
-        pattern: &[u8],
-        count: u64,
-    ) -> Result<(), MemoryError> {
+    pub(crate) fn fill(&self, address: u64, pattern: &[u8], count: u64) -> Result<(), MemoryError> {
         let alignment = pattern.len() as u64;
         if !address.is_multiple_of(alignment) {
             return Err(MemoryError::Misaligned { address, alignment });

@@ -112,7 +112,7 @@ pub const RTX4090: Profile = Profile {
 };
 
 impl Profile {
-    /// The profiles by the names that `CUDA_EMULATOR_DEVICE` takes.
+    /// The profiles by the names that `CUDA_EMULATOR_PROFILE` takes.
     pub const ALL: [(&'static str, Profile); 3] =
         [("a100", A100), ("h100", H100), ("rtx4090", RTX4090)];
 

@@ -245,3 +245,19 @@ fn asynchronous_copies_leave_poison_where_the_wait_is_missing() {
     let bench = pipeline(r#"asm volatile("cp.async.wait_group 2;" ::: "memory");"#);
     assert!(run_pipeline(&bench, 256).iter().all(|x| x.is_nan()));
 }
+
+#[test]
+fn a_matrix_instruction_that_is_switched_off_does_nothing() {
+    let bench = Bench::ptx(
+        ".reg .b32 %a; .reg .f32 %f<4>; .reg .pred never;\n\
+         setp.gt.u32 never, %lane, 99;\nmov.u32 %a, 0x3f803f80;\n\
+         mov.f32 %f0, 0f3F800000; mov.f32 %f1, %f0; mov.f32 %f2, %f0; mov.f32 %f3, %f0;\n\
+         @never mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%f0, %f1, %f2, %f3},\n\
+         {%a, %a, %a, %a}, {%a, %a}, {%f0, %f1, %f2, %f3};\n\
+         @!never mma.sync.aligned.m16n8k8.row.col.f32.bf16.bf16.f32 {%f0, %f1, %f2, %f3},\n\
+         {%a, %a}, {%a}, {%f0, %f1, %f2, %f3};\n\
+         st.global.f32 [%out], %f0;",
+    );
+    assert_eq!(bench.words(1), [9_f32.to_bits()]);
+    assert_eq!(bench.device.counters().mma, 1);
+}

@@ -229,7 +229,7 @@ fn switches_and_64_bit_integers() {
     for (thread, found) in bench.download::<u64>(out, 32).into_iter().enumerate() {
         let x = (thread as u64).wrapping_mul(0x123_4567_89ab_cdef);
         let expected = match thread % 8 {
-            0 => (u128::from(x) * u128::from(x) >> 64) as u64,
+            0 => ((u128::from(x) * u128::from(x)) >> 64) as u64,
             1 => x / 12345,
             2 => x % 12345,
             3 => ((x << 3) as i64 / -77) as u64,
@@ -258,4 +258,49 @@ fn blocks_that_wait_for_later_blocks_make_progress() {
     let flags = bench.upload(&[0_i32; 6]);
     bench.launch("chain", 6, 32, &[Arg::U64(flags)]);
     assert_eq!(bench.download::<i32>(flags, 6), [1; 6]);
+}
+
+#[test]
+fn printing_counts_its_arguments() {
+    let bench = Bench::cuda(
+        r#"
+        extern "C" __global__ void hello(int* out) {
+            *out = printf("thread %d of %s: %6.2f and %llx\n", 3, "block", 1.5, 0x123456789abull);
+        }"#,
+    );
+    let out = bench.room::<i32>(1);
+    bench.launch("hello", 1, 1, &[Arg::U64(out)]);
+    assert_eq!(bench.download::<i32>(out, 1), [4]);
+}
+
+#[test]
+fn every_seed_and_thread_count_gives_the_same_sums() {
+    let source = r#"
+        extern "C" __global__ void scan(const int* x, int* out) {
+            __shared__ int s[256];
+            int i = threadIdx.x;
+            s[i] = x[256 * blockIdx.x + i];
+            for (int d = 1; d < 256; d *= 2) {
+                __syncthreads();
+                int y = i >= d ? s[i - d] : 0;
+                __syncthreads();
+                s[i] += y;
+            }
+            out[256 * blockIdx.x + i] = s[i];
+        }"#;
+    let x: Vec<i32> = (0..1024).map(|i| i * 37 % 101).collect();
+    for (seed, threads) in [(0, 1), (1, 1), (2, 2), (3, 4)] {
+        let config = cuda_emulator::Config { seed, threads, ..Default::default() };
+        let bench = Bench::cuda_with(source, config);
+        let (px, out) = (bench.upload(&x), bench.room::<i32>(1024));
+        bench.launch("scan", 4, 256, &[Arg::U64(px), Arg::U64(out)]);
+        let sums: Vec<i32> = bench.download(out, 1024);
+        for (block, sums) in sums.chunks(256).enumerate() {
+            let mut sum = 0;
+            for (i, &found) in sums.iter().enumerate() {
+                sum += x[256 * block + i];
+                assert_eq!(found, sum, "element {i} of block {block}, seed {seed}");
+            }
+        }
+    }
 }

@@ -27,14 +27,18 @@ pub const LAYERS: usize = 3;
 pub enum DataError {
     #[error("{}: {source}; the file comes with the repository (examples/data)", .path.display())]
     Read { path: PathBuf, source: io::Error },
-    #[error("{}: truncated or not gzip ({source}); restore it from the repository", .path.display())]
+    #[error(
+        "{}: truncated or not gzip ({source}); restore it from the repository", .path.display()
+    )]
     Gzip { path: PathBuf, source: io::Error },
     #[error(
         "{}: line {line} is not 64 pixels of 0 to 16 and a label of 0 to 9, separated by commas: \
          {problem}", .path.display()
     )]
     Line { path: PathBuf, line: usize, problem: String },
-    #[error("{}: {found} images, but training and testing need more than {needed}", .path.display())]
+    #[error(
+        "{}: {found} images, but training and testing need more than {needed}", .path.display()
+    )]
     TooFew { path: PathBuf, found: usize, needed: usize },
     #[error("{}: not a safetensors file, or truncated: {source}", .path.display())]
     Malformed { path: PathBuf, source: SafeTensorError },

@@ -7,6 +7,7 @@ use std::str::FromStr;
 use fused_dora::Dtype;
 use lexopt::prelude::*;
 
+use crate::common;
 use crate::common::device::Choice;
 use crate::common::options::{dtype, text};
 use crate::train::Schedule;
@@ -36,7 +37,7 @@ pub struct Options {
     pub schedule: Schedule,
     pub rank: usize,
     pub dtype: Dtype,
-    pub device: Option<Choice>,
+    pub device: Choice,
     pub data: PathBuf,
     pub out: PathBuf,
 }
@@ -49,10 +50,11 @@ impl Options {
             schedule: Schedule { steps: 300, batch: 64, learning_rate: 2e-3, seed: 0 },
             rank: 8,
             dtype: Dtype::Bf16,
-            device: None,
+            device: Choice::Auto,
             data: repository.join("examples/data"),
             out: repository.join("target/demo"),
         };
+        let mut device = None;
         let mut parser = lexopt::Parser::from_env();
         while let Some(argument) = parser.next()? {
             match argument {
@@ -68,13 +70,14 @@ impl Options {
                     options.schedule.learning_rate = rate;
                 }
                 Long("dtype") => options.dtype = dtype(&text(&mut parser)?)?,
-                Long("device") => options.device = Some(parsed("--device", &mut parser)?),
+                Long("device") => device = Some(text(&mut parser)?),
                 Long("data") => options.data = parser.value()?.into(),
                 Long("out") => options.out = parser.value()?.into(),
                 Long("help") | Short('h') => return Ok(None),
                 other => return Err(other.unexpected()),
             }
         }
+        options.device = common::options::device(device)?;
         Ok(Some(options))
     }
 }

@@ -53,8 +53,7 @@ impl Decoder<'_> {
                     return self.fail("`slct` selects by .s32 or .f32");
                 }
                 let [d, a, b, c] = &instruction.operands[..] else { return Ok(true) };
-                let sources =
-                    [self.source(a, ty)?, self.source(b, ty)?, self.source(c, by)?, NONE];
+                let sources = [self.source(a, ty)?, self.source(b, ty)?, self.source(c, by)?, NONE];
                 let d = self.target(d, ty)?;
                 let scalar = Scalar::SelectBySign { float: by == Type::F32, flush };
                 self.emit_scalar(scalar, d, Target::Nowhere, sources);
@@ -243,8 +242,7 @@ impl Decoder<'_> {
             ("mad" | "madc", Some(Part::High)) => (CarryKind::MadHigh(ty.is_signed()), 3),
             _ => return self.fail(format!("`{opcode}` does not exist in this form")),
         };
-        let (target, [a, b, c, _]) =
-            self.operands(&instruction.operands, &[ty; 3][..count], ty)?;
+        let (target, [a, b, c, _]) = self.operands(&instruction.operands, &[ty; 3][..count], ty)?;
         self.emit(Op::Carry(Box::new(CarryOp {
             bits: ty.bits(),
             kind,
@@ -277,8 +275,7 @@ impl Decoder<'_> {
             "testp" => {
                 let Some(test) = test else { return self.fail("`testp` needs a class") };
                 let types = [ty];
-                let (target, sources) =
-                    self.operands(&instruction.operands, &types, Type::Pred)?;
+                let (target, sources) = self.operands(&instruction.operands, &types, Type::Pred)?;
                 let scalar = Scalar::Float(Float::Test(test), mode);
                 self.emit_scalar(scalar, target, Target::Nowhere, sources);
                 return Ok(());
@@ -375,8 +372,7 @@ impl Decoder<'_> {
 
     fn lop3(&mut self, instruction: &Instruction, modifiers: &mut Modifiers) -> Result<()> {
         let ty = self.required_type(modifiers)?;
-        let Some((Operand::Integer(table @ 0..=255), operands)) =
-            instruction.operands.split_last()
+        let Some((Operand::Integer(table @ 0..=255), operands)) = instruction.operands.split_last()
         else {
             return self.fail("`lop3` needs a table from 0 to 255");
         };
@@ -426,7 +422,8 @@ impl Decoder<'_> {
     }
 
     fn compare(&mut self, instruction: &Instruction, modifiers: &mut Modifiers) -> Result<()> {
-        let combine = modifiers.pick(&[("and", Logic::And), ("or", Logic::Or), ("xor", Logic::Xor)]);
+        let combine =
+            modifiers.pick(&[("and", Logic::And), ("or", Logic::Or), ("xor", Logic::Xor)]);
         let relation = modifiers.pick(&[
             ("eq", Relation::Eq),
             ("ne", Relation::Ne),
@@ -459,14 +456,21 @@ impl Decoder<'_> {
         let ty = self.required_type(modifiers)?;
         let only_float = matches!(
             relation,
-            Relation::EqU | Relation::NeU | Relation::LtU | Relation::LeU | Relation::GtU
-                | Relation::GeU | Relation::Num | Relation::Nan
+            Relation::EqU
+                | Relation::NeU
+                | Relation::LtU
+                | Relation::LeU
+                | Relation::GtU
+                | Relation::GeU
+                | Relation::Num
+                | Relation::Nan
         );
         if (only_float && !ty.is_float()) || matches!(ty, Type::F16x2 | Type::Bf16x2) {
             return self.fail("this comparison of this type is not supported");
         }
         let operands = &instruction.operands;
-        let mut sources = [self.source(&operands[1], ty)?, self.source(&operands[2], ty)?, NONE, NONE];
+        let mut sources =
+            [self.source(&operands[1], ty)?, self.source(&operands[2], ty)?, NONE, NONE];
         if let Some(third) = operands.get(3) {
             sources[2] = Source::P(self.test(third)?);
         }

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use super::decoder::{Decoder, Result, Symbol};
 use super::modifiers::Modifiers;
+use super::opcodes::OPCODES;
 use crate::exec::op::*;
 use crate::ptx::{FunctionTree, Instruction, Operand, Type};
 
@@ -14,12 +15,17 @@ impl<'a> Decoder<'a> {
         instruction: &'a Instruction,
         modifiers: &mut Modifiers,
     ) -> Result<()> {
-        let known = self.arithmetic(instruction, modifiers)?
-            || self.memory(instruction, modifiers)?
-            || self.conversion(instruction, modifiers)?
-            || self.warp(instruction, modifiers)?
-            || self.control(instruction, modifiers)?;
-        if known { Ok(()) } else { self.fail(format!("unknown instruction `{}`", instruction.opcode)) }
+        let known = OPCODES.contains(&instruction.opcode.as_str())
+            && (self.arithmetic(instruction, modifiers)?
+                || self.memory(instruction, modifiers)?
+                || self.conversion(instruction, modifiers)?
+                || self.warp(instruction, modifiers)?
+                || self.control(instruction, modifiers)?);
+        if known {
+            Ok(())
+        } else {
+            self.fail(format!("unknown instruction `{}`", instruction.opcode))
+        }
     }
 
     fn control(&mut self, instruction: &'a Instruction, modifiers: &mut Modifiers) -> Result<bool> {
@@ -85,16 +91,16 @@ impl<'a> Decoder<'a> {
 
     /// A call: device functions are expanded in place.
     fn call(&mut self, instruction: &'a Instruction) -> Result<()> {
-        let (returns, name, arguments): (&[Operand], _, &[Operand]) =
-            match &instruction.operands[..] {
-                [Operand::Name(name)] => (&[], name, &[]),
-                [Operand::Name(name), Operand::List(arguments)] => (&[], name, arguments),
-                [Operand::List(returns), Operand::Name(name)] => (returns, name, &[]),
-                [Operand::List(returns), Operand::Name(name), Operand::List(arguments)] => {
-                    (returns, name, arguments)
-                }
-                _ => return self.fail("this form of call is not supported"),
-            };
+        type Call<'o> = (&'o [Operand], &'o String, &'o [Operand]);
+        let (returns, name, arguments): Call<'_> = match &instruction.operands[..] {
+            [Operand::Name(name)] => (&[], name, &[]),
+            [Operand::Name(name), Operand::List(arguments)] => (&[], name, arguments),
+            [Operand::List(returns), Operand::Name(name)] => (returns, name, &[]),
+            [Operand::List(returns), Operand::Name(name), Operand::List(arguments)] => {
+                (returns, name, arguments)
+            }
+            _ => return self.fail("this form of call is not supported"),
+        };
         let tree = self.tree;
         let named = || tree.functions.iter().filter(|f| !f.is_kernel && f.name == *name);
         let Some(function) = named().find(|f| f.body.is_some()).or_else(|| named().next()) else {

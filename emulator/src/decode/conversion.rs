@@ -3,11 +3,11 @@
 use super::decoder::{Decoder, Result, SINK};
 use super::modifiers::Modifiers;
 use crate::exec::op::*;
+use crate::exec::{Comparison, Special};
 use crate::exec::{
     Convert, Integer, LOCAL_WINDOW, PARAM_WINDOW, Relation, Rounding, SHARED_WINDOW, Scalar,
     WINDOW_BYTES,
 };
-use crate::exec::{Comparison, Special};
 use crate::ptx::{Instruction, Operand, Type};
 
 const NONE: Source = Source::P(Test { predicate: FALSE, negated: false });

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use super::modifiers::Modifiers;
 use super::{Kernel, Place, Source as Text, liveness};
-use crate::exec::op::{FALSE, Instruction as Executed, Op, P, Q, R, Source, TRUE, Target, Test};
-use crate::exec::{PARAM_BASE, SHARED_BASE, Special};
+use crate::exec::op::{FALSE, Instruction as Executed, Op, P, Q, R, Source, TRUE, Test};
+use crate::exec::{SHARED_BASE, Special};
 use crate::module::Param;
 use crate::ptx::{
     FunctionTree, Instruction, Operand, Problem, Statement, Tree, Type, Variable, VariableSpace,
@@ -19,6 +19,17 @@ pub(super) const CARRY: P = 2;
 /// Registers that nobody reads.
 pub(super) const SINK: u16 = 0;
 
+/// Scopes within each other, those of expanded functions included.
+const MOST_SCOPES: usize = 256;
+/// Labels and calls of a kernel, those of expanded functions included.
+pub(super) const MOST_LABELS: usize = 1 << 16;
+/// Registers that the declarations of a kernel may name.
+const MOST_DECLARED: usize = 1 << 20;
+/// Local memory of a thread in bytes, as the CUDA programming guide limits it.
+const MOST_LOCAL: u32 = 512 << 10;
+/// Parameters of a kernel in bytes, as the PTX ISA limits them.
+const MOST_PARAMS: usize = 32764;
+
 /// A label, before its place is known.
 pub(super) type Label = usize;
 
@@ -26,7 +37,7 @@ pub(super) type Label = usize;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Register {
     pub(super) ty: Type,
-    slot: Option<u16>,
+    pub(super) slot: Option<u16>,
 }
 
 /// What a name stands for.
@@ -45,7 +56,7 @@ pub(super) enum Symbol {
 
 #[derive(Default)]
 pub(super) struct Scope {
-    symbols: HashMap<String, Symbol>,
+    pub(super) symbols: HashMap<String, Symbol>,
     labels: HashMap<String, Label>,
     targets: HashMap<String, Vec<String>>,
 }
@@ -69,14 +80,16 @@ pub(super) struct Decoder<'a> {
     labels: Vec<Option<u32>>,
     pub(super) guard: Test,
     place: Place,
+    /// Registers that were declared, used or not.
+    declared: usize,
     r_count: usize,
     q_count: usize,
     p_count: usize,
     constants32: HashMap<u32, R>,
     constants64: HashMap<u64, Q>,
     /// Constants that hold the address of dynamic shared memory plus an offset.
-    dynamic32: Vec<(R, u64)>,
-    dynamic64: Vec<(Q, u64)>,
+    pub(super) dynamic32: Vec<(R, u64)>,
+    pub(super) dynamic64: Vec<(Q, u64)>,
     dynamic_align: u64,
     specials: Vec<(Special, R)>,
     shared: HashMap<String, u64>,
@@ -103,6 +116,7 @@ impl<'a> Decoder<'a> {
             labels: Vec::new(),
             guard: Test { predicate: TRUE, negated: false },
             place: Place { line: function.line, location: None, text: 0..0 },
+            declared: 0,
             r_count: 1,
             q_count: 1,
             p_count: usize::from(CARRY) + 1,
@@ -149,6 +163,9 @@ impl<'a> Decoder<'a> {
         if self.dynamic_align > 0 {
             self.shared_bytes = self.shared_bytes.next_multiple_of(self.dynamic_align);
         }
+        let Ok(static_shared) = u32::try_from(self.shared_bytes) else {
+            return Err(Problem::new(function.line, "the kernel has too much shared memory"));
+        };
         let start = SHARED_BASE + self.shared_bytes;
         let mut constants32: Vec<_> = self.constants32.into_iter().collect();
         let mut constants64: Vec<_> = self.constants64.into_iter().collect();
@@ -162,7 +179,7 @@ impl<'a> Decoder<'a> {
             name: function.name.clone(),
             params,
             param_bytes,
-            static_shared: self.shared_bytes as u32,
+            static_shared,
             local_bytes: self.local_bytes,
             const_bytes: constants.filter_map(|v| v.bytes).sum::<u64>() as u32,
             max_threads: function
@@ -225,6 +242,12 @@ impl<'a> Decoder<'a> {
 
     /// Decodes the statements of a scope.
     pub(super) fn body(&mut self, statements: &'a [Statement]) -> Result<()> {
+        if self.scopes.len() >= MOST_SCOPES {
+            return self.fail(format!("more than {MOST_SCOPES} scopes within each other"));
+        }
+        if self.labels.len() > MOST_LABELS {
+            return self.fail(format!("the kernel expands to more than {MOST_LABELS} labels"));
+        }
         let mut scope = Scope::default();
         for statement in statements {
             match statement {
@@ -282,6 +305,11 @@ impl<'a> Decoder<'a> {
         let Some(scope) = self.scopes.last_mut() else { return Ok(()) };
         let symbol = Symbol::Register(Register { ty, slot: None });
         for (name, count) in names {
+            self.declared += count.map_or(1, |count| count as usize);
+            if self.declared > MOST_DECLARED {
+                let message = format!("the kernel declares more than {MOST_DECLARED} registers");
+                return Err(Problem::new(line, message));
+            }
             let names: Vec<String> = match count {
                 Some(count) => (0..*count).map(|index| format!("{name}{index}")).collect(),
                 None => vec![name.clone()],
@@ -304,11 +332,12 @@ impl<'a> Decoder<'a> {
         let symbol = match variable.space {
             VariableSpace::Shared => Symbol::Shared(self.allot_shared(variable)),
             VariableSpace::Local | VariableSpace::Param => {
-                let offset = self.local_bytes.next_multiple_of(variable.align);
-                self.local_bytes = match offset.checked_add(bytes) {
-                    Some(end) => end,
-                    None => return fail("the kernel's local memory is too large".to_owned()),
+                let offset = self.local_bytes.checked_next_multiple_of(variable.align);
+                let end = offset.and_then(|offset| offset.checked_add(bytes));
+                let (Some(offset), Some(end @ 0..=MOST_LOCAL)) = (offset, end) else {
+                    return fail(format!("a thread has {MOST_LOCAL} bytes of local memory"));
                 };
+                self.local_bytes = end;
                 Symbol::Local(offset)
             }
             _ => return fail("device variables are declared outside of functions".to_owned()),
@@ -329,7 +358,7 @@ impl<'a> Decoder<'a> {
         offset
     }
 
-    fn own_scopes(&self) -> &[Scope] {
+    pub(super) fn own_scopes(&self) -> &[Scope] {
         let first = self.frames.last().map_or(0, |frame| frame.first_scope);
         &self.scopes[first..]
     }
@@ -408,7 +437,7 @@ impl<'a> Decoder<'a> {
         slot
     }
 
-    fn constant(&mut self, value: u64, ty: Type) -> Source {
+    pub(super) fn constant(&mut self, value: u64, ty: Type) -> Source {
         match ty.bits() {
             1 => {
                 let predicate = if value != 0 { TRUE } else { FALSE };
@@ -419,197 +448,13 @@ impl<'a> Decoder<'a> {
         }
     }
 
-    fn special(&mut self, special: Special) -> R {
+    pub(super) fn special(&mut self, special: Special) -> R {
         if let Some((_, slot)) = self.specials.iter().find(|(known, _)| *known == special) {
             return *slot;
         }
         let slot = self.new_slot(Type::B32);
         self.specials.push((special, slot));
         slot
-    }
-
-    /// The address of a symbol plus an offset, in its own state space.
-    pub(super) fn address_of(&mut self, symbol: &Symbol, offset: i64, ty: Type) -> Result<Source> {
-        let offset = offset as u64;
-        let value = match symbol {
-            Symbol::Global(address) => *address,
-            Symbol::Shared(at) => SHARED_BASE + at,
-            Symbol::Local(at) => crate::exec::LOCAL_BASE + u64::from(*at),
-            Symbol::Param(at) => PARAM_BASE + at,
-            Symbol::DynamicShared if ty.bits() == 64 => {
-                let slot = self.new_q();
-                self.dynamic64.push((slot, offset));
-                return Ok(Source::Q(slot));
-            }
-            Symbol::DynamicShared => {
-                let slot = self.new_slot(Type::B32);
-                self.dynamic32.push((slot, offset));
-                return Ok(Source::R(slot));
-            }
-            Symbol::Register(_) => return self.fail("a register has no address"),
-        };
-        let value = value.wrapping_add(offset);
-        if ty.bits() < 64 && value > u64::from(u32::MAX) {
-            return self.fail("the address does not fit into 32 bits");
-        }
-        Ok(self.constant(value, ty))
-    }
-
-    /// A source operand of exactly the type's width.
-    pub(super) fn source(&mut self, operand: &Operand, ty: Type) -> Result<Source> {
-        let source = self.any_source(operand, ty)?;
-        let bits = match (source, operand) {
-            (Source::P(_), _) => 1,
-            (Source::Q(_), _) => 64,
-            (Source::R(_), Operand::Name(name)) if !name.contains('.') => {
-                let fits = self.register_bits(name).is_none_or(|bits| bits == ty.bits())
-                    || ty.bits() == 8;
-                if fits { ty.bits() } else { 0 }
-            }
-            (Source::R(_), _) => ty.bits().min(32),
-        };
-        if bits == ty.bits() {
-            return Ok(source);
-        }
-        self.fail(format!("an operand does not have the {} bits of its type", ty.bits()))
-    }
-
-    fn register_bits(&self, name: &str) -> Option<u32> {
-        self.own_scopes().iter().rev().find_map(|scope| match scope.symbols.get(name) {
-            Some(Symbol::Register(register)) => Some(register.ty.bits()),
-            _ => None,
-        })
-    }
-
-    /// A source operand whose register may be wider than the type.
-    pub(super) fn any_source(&mut self, operand: &Operand, ty: Type) -> Result<Source> {
-        match operand {
-            Operand::Name(name) => {
-                if let Some(special) = Special::by_name(name) {
-                    let slot = self.special(special);
-                    if ty.bits() == 64 {
-                        let wide = self.new_q();
-                        self.emit_always(Op::Extend { signed: false, d: wide, a: slot });
-                        return Ok(Source::Q(wide));
-                    }
-                    return Ok(Source::R(slot));
-                }
-                match self.symbol(name)? {
-                    Symbol::Register(register) => Ok(self.read(register)),
-                    symbol => self.address_of(&symbol, 0, ty),
-                }
-            }
-            Operand::SymbolPlus(name, offset) => {
-                let symbol = self.symbol(name)?;
-                self.address_of(&symbol, *offset, ty)
-            }
-            Operand::Integer(value) if ty == Type::F64 || ty == Type::F32 => {
-                // Bits of a float are written as 0f or 0d; a plain integer is its value.
-                let value = *value as i64 as f64;
-                let bits =
-                    if ty == Type::F64 { value.to_bits() } else { (value as f32).to_bits().into() };
-                Ok(self.constant(bits, ty))
-            }
-            Operand::Integer(value) => Ok(self.constant(*value, ty)),
-            Operand::Single(bits) if ty.bits() == 64 => {
-                Ok(self.constant(f64::from(f32::from_bits(*bits)).to_bits(), ty))
-            }
-            Operand::Single(bits) => Ok(self.constant(u64::from(*bits), ty)),
-            Operand::Double(bits) if ty.bits() == 64 => Ok(self.constant(*bits, ty)),
-            Operand::Double(bits) => {
-                let value = f64::from_bits(*bits) as f32;
-                Ok(self.constant(u64::from(value.to_bits()), ty))
-            }
-            Operand::Not(name) => match self.any_source(&Operand::Name(name.clone()), ty)? {
-                Source::P(test) => Ok(Source::P(Test { negated: !test.negated, ..test })),
-                _ => self.fail(format!("`{name}` is not a predicate")),
-            },
-            _ => self.fail("a register or a constant is expected here"),
-        }
-    }
-
-    fn emit_always(&mut self, op: Op) {
-        let guard = self.guard;
-        self.always();
-        self.emit(op);
-        self.guard = guard;
-    }
-
-    fn read(&mut self, register: Register) -> Source {
-        let slot = register.slot.unwrap_or(SINK);
-        self.flow.read(register.ty, slot);
-        match register.ty.bits() {
-            1 => Source::P(Test { predicate: slot, negated: false }),
-            64 => Source::Q(slot),
-            _ => Source::R(slot),
-        }
-    }
-
-    /// A destination of any width.
-    pub(super) fn any_target(&mut self, operand: &Operand) -> Result<Target> {
-        let name = match operand {
-            Operand::Sink => return Ok(Target::Nowhere),
-            Operand::Name(name) => name,
-            _ => return self.fail("a register is expected as the destination"),
-        };
-        let Symbol::Register(register) = self.symbol(name)? else {
-            return self.fail(format!("`{name}` is not a register"));
-        };
-        let slot = register.slot.unwrap_or(SINK);
-        self.flow.write(register.ty, slot);
-        Ok(match register.ty.bits() {
-            1 => Target::P(slot),
-            64 => Target::Q(slot),
-            bits => Target::R(slot, bits as u8),
-        })
-    }
-
-    /// A destination of exactly the type's width.
-    pub(super) fn target(&mut self, operand: &Operand, ty: Type) -> Result<Target> {
-        let target = self.any_target(operand)?;
-        let bits = match target {
-            Target::R(_, bits) => u32::from(bits),
-            Target::Q(_) => 64,
-            Target::P(_) => 1,
-            Target::Nowhere => return Ok(Target::Nowhere),
-        };
-        if bits == ty.bits() {
-            return Ok(target);
-        }
-        self.fail(format!("the destination has {bits} bits where its type has {}", ty.bits()))
-    }
-
-    /// A 32-bit source register.
-    pub(super) fn r(&mut self, operand: &Operand) -> Result<R> {
-        match self.source(operand, Type::B32)? {
-            Source::R(r) => Ok(r),
-            _ => self.fail("a 32-bit operand is expected"),
-        }
-    }
-
-    /// A 32-bit destination register.
-    pub(super) fn r_target(&mut self, operand: &Operand) -> Result<R> {
-        match self.target(operand, Type::B32)? {
-            Target::R(r, _) => Ok(r),
-            _ => Ok(SINK),
-        }
-    }
-
-    /// A predicate operand.
-    pub(super) fn test(&mut self, operand: &Operand) -> Result<Test> {
-        match self.source(operand, Type::Pred)? {
-            Source::P(test) => Ok(test),
-            _ => self.fail("a predicate is expected"),
-        }
-    }
-
-    /// Checks the number of operands.
-    pub(super) fn count(&self, instruction: &Instruction, counts: &[usize]) -> Result<()> {
-        let found = instruction.operands.len();
-        if counts.contains(&found) {
-            return Ok(());
-        }
-        self.fail(format!("`{}` does not take {found} operands", instruction.opcode))
     }
 }
 
@@ -624,8 +469,14 @@ fn lay_out(variables: &[Variable]) -> Result<Layout> {
             return Err(Problem::new(variable.line, message));
         };
         let align = variable.align as usize;
-        let offset = end.next_multiple_of(align);
-        end = offset + size;
+        let offset = end.checked_next_multiple_of(align);
+        let Some((offset, after @ 0..=MOST_PARAMS)) =
+            offset.and_then(|offset| Some((offset, offset.checked_add(size)?)))
+        else {
+            let message = format!("the parameters exceed {MOST_PARAMS} bytes");
+            return Err(Problem::new(variable.line, message));
+        };
+        end = after;
         params.push(Param { offset, size, align });
         symbols.insert(variable.name.clone(), Symbol::Param(offset as u64));
     }

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use crate::exec::op::{Instruction, Op};
+use crate::exec::op::{Instruction, Op, TRUE};
 use crate::ptx::Type;
 
 /// Reads and writes of the registers that the program names, by instruction.
@@ -56,19 +56,19 @@ impl Flow {
 
     /// The most registers that are live at once.
     pub(super) fn most_live(&self, code: &[Instruction]) -> u32 {
-        let words = self.widths.len().div_ceil(64);
-        let mut live = vec![vec![0_u64; words]; code.len() + 1];
-        loop {
-            let mut changed = false;
-            let mut most = 0;
+        let words = self.widths.len().div_ceil(64).max(1);
+        let mut live = vec![0_u64; words * (code.len() + 1)];
+        let mut set = vec![0_u64; words];
+        let mut changed = true;
+        while changed {
+            changed = false;
             for at in (0..code.len()).rev() {
-                let mut set = vec![0; words];
+                set.fill(0);
                 let mut merge = |from: usize| {
-                    if let Some(from) = live.get(from) {
-                        set.iter_mut().zip(from).for_each(|(into, from)| *into |= from);
-                    }
+                    let from = live[words * from..].iter();
+                    set.iter_mut().zip(from).for_each(|(into, from)| *into |= from);
                 };
-                let guarded = code[at].guard.predicate != crate::exec::op::TRUE;
+                let guarded = code[at].guard.predicate != TRUE;
                 match &code[at].op {
                     Op::Branch(target) => {
                         merge(*target as usize);
@@ -85,19 +85,26 @@ impl Flow {
                 }
                 self.writes[at].iter().for_each(|&n| set[n / 64] &= !(1 << (n % 64)));
                 self.reads[at].iter().for_each(|&n| set[n / 64] |= 1 << (n % 64));
-                let count: u32 = (0..self.widths.len())
-                    .filter(|&n| set[n / 64] >> (n % 64) & 1 != 0)
-                    .map(|n| self.widths[n])
-                    .sum();
-                most = most.max(count);
-                if set != live[at] {
-                    live[at] = set;
+                let old = &mut live[words * at..words * (at + 1)];
+                if set != old {
+                    old.copy_from_slice(&set);
                     changed = true;
                 }
             }
-            if !changed {
-                return most;
+        }
+        live.chunks(words).map(|set| self.count(set)).max().unwrap_or(0)
+    }
+
+    /// The 32-bit registers that a set takes.
+    fn count(&self, set: &[u64]) -> u32 {
+        let mut count = 0;
+        for (at, word) in set.iter().enumerate() {
+            let mut word = *word;
+            while word != 0 {
+                count += self.widths[64 * at + word.trailing_zeros() as usize];
+                word &= word - 1;
             }
         }
+        count
     }
 }

@@ -149,15 +149,29 @@ fn float(
         nan: false,
         xorsign: false,
     };
+    if let (Float::Exp2, Target::R(d, _), Source::R(a)) = (op, target, a)
+        && mode == (FloatMode { ty: Type::F32, flush: true, ..plain })
+    {
+        return Some(Op::Un32(Un32::Exp2Flush, d, a));
+    }
     if mode != plain {
         return None;
     }
     match (mode.ty, target, a, b, c) {
         (Type::F32, Target::R(d, _), Source::R(a), b, c) => {
-            match op {
-                Float::Neg => return Some(Op::Un32(Un32::NegF, d, a)),
-                Float::Abs => return Some(Op::Un32(Un32::AbsF, d, a)),
-                _ => {}
+            let one = match op {
+                Float::Neg => Some(Un32::NegF),
+                Float::Abs => Some(Un32::AbsF),
+                Float::Reciprocal => Some(Un32::Reciprocal),
+                Float::SquareRoot => Some(Un32::SquareRoot),
+                Float::ReciprocalRoot => Some(Un32::ReciprocalRoot),
+                Float::Exp2 => Some(Un32::Exp2),
+                Float::Log2 => Some(Un32::Log2),
+                Float::Tanh => Some(Un32::Tanh),
+                _ => None,
+            };
+            if let Some(op) = one {
+                return Some(Op::Un32(op, d, a));
             }
             let Source::R(b) = b else { return None };
             if let (Float::Fma, Source::R(c)) = (op, c) {
@@ -200,7 +214,15 @@ fn compare(comparison: Comparison, target: Target, a: Source, b: Source) -> Opti
     if !float && (ty.is_float() || ty.bits() < 32) {
         return None;
     }
-    let pick = |f, s, u| if float { f } else if ty.is_signed() { s } else { u };
+    let pick = |f, s, u| {
+        if float {
+            f
+        } else if ty.is_signed() {
+            s
+        } else {
+            u
+        }
+    };
     let op = match relation {
         Relation::Eq => pick(Compare::EqF, Compare::Eq, Compare::Eq),
         Relation::Ne => pick(Compare::NeF, Compare::Ne, Compare::Ne),

@@ -23,9 +23,9 @@ const SCOPES: [(&str, ()); 4] = [("cta", ()), ("cluster", ()), ("gpu", ()), ("sy
 fn is_hint(modifier: &str) -> bool {
     matches!(modifier, "ca" | "cg" | "cs" | "lu" | "cv" | "wb" | "wt" | "nc")
         || modifier.strip_prefix("L1::").is_some_and(is_eviction)
-        || modifier.strip_prefix("L2::").is_some_and(|hint| {
-            is_eviction(hint) || matches!(hint, "64B" | "128B" | "256B")
-        })
+        || modifier
+            .strip_prefix("L2::")
+            .is_some_and(|hint| is_eviction(hint) || matches!(hint, "64B" | "128B" | "256B"))
 }
 
 fn is_eviction(hint: &str) -> bool {
@@ -75,6 +75,7 @@ impl Decoder<'_> {
                 self.emit(Op::Nothing);
             }
             "createpolicy" => {
+                self.count(instruction, &[1, 2, 4])?;
                 modifiers.pick(&[("fractional", ()), ("range", ())]);
                 modifiers.drop_all(is_hint);
                 modifiers.ty();
@@ -126,10 +127,7 @@ impl Decoder<'_> {
     }
 
     /// The modifiers that loads and stores share: ordering, space, hints, vector length and type.
-    fn access(
-        &mut self,
-        modifiers: &mut Modifiers,
-    ) -> Result<(Order, Option<Space>, usize, Type)> {
+    fn access(&mut self, modifiers: &mut Modifiers) -> Result<(Order, Option<Space>, usize, Type)> {
         let order = modifiers.pick(&[
             ("weak", Order::Weak),
             ("volatile", Order::Weak),
@@ -245,10 +243,7 @@ impl Decoder<'_> {
         let ty = self.required_type(modifiers)?;
         let allowed = match atomic {
             Atomic::Add if ty.is_half() => kept_subnormals,
-            Atomic::Add => matches!(
-                ty,
-                Type::U32 | Type::S32 | Type::U64 | Type::F32 | Type::F64
-            ),
+            Atomic::Add => matches!(ty, Type::U32 | Type::S32 | Type::U64 | Type::F32 | Type::F64),
             Atomic::Min | Atomic::Max => {
                 matches!(ty, Type::U32 | Type::S32 | Type::U64 | Type::S64)
             }

@@ -1,8 +1,8 @@
 //! From parsed PTX to instructions that the executor runs.
 //!
-//! A kernel is decoded once, when its module is loaded: names become register numbers and addresses,
-//! device functions are expanded where they are called, and whatever the emulator does not know
-//! refuses the module.
+//! A kernel is decoded once, when its module is loaded: names become register numbers and
+//! addresses, device functions are expanded where they are called, and whatever the emulator does
+//! not know refuses the module.
 
 mod arithmetic;
 mod control;
@@ -12,6 +12,8 @@ mod liveness;
 mod lower;
 mod memory;
 mod modifiers;
+mod opcodes;
+mod operands;
 mod warp;
 
 use std::collections::BTreeMap;
@@ -27,6 +29,11 @@ use crate::profile::Profile;
 use crate::ptx::{self, Initial, Location, Problem, Tree, Variable, VariableSpace};
 
 use self::decoder::Decoder;
+
+/// The opcodes that modules may contain, sorted.
+pub fn supported_opcodes() -> &'static [&'static str] {
+    opcodes::OPCODES
+}
 
 /// What a message says about an instruction.
 #[derive(Clone, Debug)]

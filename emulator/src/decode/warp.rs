@@ -260,8 +260,7 @@ impl Decoder<'_> {
             self.emit(Op::Barrier(Box::new(BarrierOp { kind, aligned, id, threads, test })));
             return Ok(());
         }
-        let kind =
-            modifiers.pick(&[("sync", BarrierKind::Sync), ("arrive", BarrierKind::Arrive)]);
+        let kind = modifiers.pick(&[("sync", BarrierKind::Sync), ("arrive", BarrierKind::Arrive)]);
         let Some(kind) = kind else { return self.fail("this form of barrier is not supported") };
         self.count(instruction, &[1, 2])?;
         let id = self.r(&operands[0])?;

@@ -6,7 +6,7 @@
 use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering, fence};
 
 use super::context::*;
-use super::lanes::{self, LANES, V32, V64};
+use super::lanes::{self, LANES, Region};
 use super::op::{Access, Address, Order, Source, Space, Target};
 use super::scalar::signed;
 use super::warp::Warp;
@@ -58,74 +58,72 @@ word!(u32, AtomicU32);
 word!(u64, AtomicU64);
 
 impl Warp {
-    /// The addresses of all lanes.
-    pub(crate) fn addresses(&self, machine: &Machine, address: &Address) -> V64 {
-        let wide = machine.context.wide;
-        match address.base {
-            Source::R(base) => lanes::addresses32(wide, &self.r[base as usize], address.offset),
-            Source::Q(base) => lanes::addresses64(wide, &self.q[base as usize], address.offset),
-            Source::P(_) => V64([0; LANES]),
-        }
+    /// The address of one lane.
+    pub(crate) fn address(&self, address: &Address, lane: usize) -> u64 {
+        self.get(address.base, lane).wrapping_add(address.offset as u64)
     }
 
-    /// Host addresses of `bytes` bytes for each lane of the mask, or the fault of the first lane
-    /// that may not have them.
-    #[allow(clippy::too_many_arguments)]
+    /// Finds host addresses of `bytes` aligned bytes for each lane of the mask, into
+    /// `self.pointers`, or the fault of the first lane that may not have them.
     pub(crate) fn translate(
         &mut self,
         machine: &mut Machine,
-        space: Space,
-        addresses: &V64,
+        address: &Address,
         bytes: u32,
-        alignment: u32,
         intent: Intent,
         mask: u32,
-    ) -> Result<Pointers, Box<Stop>> {
-        let (bytes, alignment) = (u64::from(bytes), u64::from(alignment));
-        let wide = machine.context.wide;
-        let region = match space {
+    ) -> Result<(), Box<Stop>> {
+        let (context, space) = (machine.context, address.space);
+        let (base, length, host) = match space {
+            Space::Shared => (SHARED_BASE, machine.shared.len(), machine.shared.host()),
             Space::Global | Space::Generic => {
-                let table = &machine.context.table;
-                table.get(self.last_allocation).and_then(|allocation| {
-                    let allowed = match intent {
-                        Intent::Read => true,
-                        Intent::Write => !allocation.constant,
-                        Intent::ReadConstant => allocation.constant,
-                    };
-                    allowed.then_some((allocation.base, allocation.bytes, allocation.host()))
-                })
+                let allowed = context.table.get(self.last_allocation).filter(|a| match intent {
+                    Intent::Read => true,
+                    Intent::Write => !a.constant,
+                    Intent::ReadConstant => a.constant,
+                });
+                let none = (0, 0, std::ptr::null_mut());
+                allowed.map_or(none, |a| (a.base, a.bytes, a.host()))
             }
-            Space::Shared => Some((SHARED_BASE, machine.shared.len(), machine.shared.host())),
             Space::Local => {
-                let length = u64::from(machine.context.kernel.local_bytes);
-                Some((LOCAL_BASE, length, self.local.as_mut_ptr().cast()))
+                let length = u64::from(context.kernel.local_bytes);
+                (LOCAL_BASE, length, self.local.as_mut_ptr().cast())
             }
-            Space::Param => {
-                let length = machine.context.param_bytes as u64;
-                (intent != Intent::Write).then(|| (PARAM_BASE, length, machine.context.params()))
-            }
+            Space::Param if intent == Intent::Write => (0, 0, std::ptr::null_mut()),
+            Space::Param => (PARAM_BASE, context.param_bytes as u64, context.params()),
         };
-        let stride = match space {
-            Space::Local => machine.context.kernel.local_stride(),
-            _ => 0,
-        };
-        let mut pointers = [std::ptr::null_mut(); LANES];
-        if let Some((base, length, host)) = region
-            && let Some(last) = length.checked_sub(bytes)
-            && lanes::within(wide, addresses, mask, base, last, alignment)
-        {
-            for lane in 0..LANES {
-                let offset = addresses.0[lane].wrapping_sub(base) as usize;
-                pointers[lane] = host.wrapping_add(lane * stride).wrapping_add(offset);
+        if let Some(last) = length.checked_sub(u64::from(bytes)) {
+            let region = Region { base, last, host };
+            let (wide, offset, pointers) = (context.wide, address.offset, &mut self.pointers);
+            let found = match address.base {
+                Source::R(base) => {
+                    let base = &self.r[base as usize];
+                    lanes::locate32(wide, base, offset, mask, region, bytes, pointers)
+                }
+                Source::Q(base) => {
+                    let base = &self.q[base as usize];
+                    lanes::locate64(wide, base, offset, mask, region, bytes, pointers)
+                }
+                Source::P(_) => false,
+            };
+            if found {
+                if space == Space::Local {
+                    // Each thread has its own.
+                    let stride = context.kernel.local_stride();
+                    for (lane, pointer) in pointers.iter_mut().enumerate() {
+                        *pointer = pointer.wrapping_add(lane * stride);
+                    }
+                }
+                return Ok(());
             }
-            return Ok(pointers);
         }
+        let bytes = u64::from(bytes);
         for lane in lanes(mask) {
-            let address = addresses.0[lane];
-            pointers[lane] =
-                self.translate_lane(machine, space, address, bytes, alignment, intent, lane)?;
+            let address = self.address(address, lane);
+            self.pointers[lane] =
+                self.translate_lane(machine, space, address, bytes, bytes, intent, lane)?;
         }
-        Ok(pointers)
+        Ok(())
     }
 
     /// Host address of `bytes` bytes for one lane.
@@ -170,9 +168,7 @@ impl Warp {
         lane: usize,
     ) -> Result<*mut u8, Box<Stop>> {
         let (name, base, length, host) = match space {
-            Space::Shared => {
-                ("shared", SHARED_BASE, machine.shared.len(), machine.shared.host())
-            }
+            Space::Shared => ("shared", SHARED_BASE, machine.shared.len(), machine.shared.host()),
             Space::Local => {
                 let length = u64::from(machine.context.kernel.local_bytes);
                 let host = self.local.as_mut_ptr().cast::<u8>();
@@ -251,18 +247,17 @@ impl Warp {
         mask: u32,
     ) -> Result<(), Box<Stop>> {
         let bytes = access.bytes * access.targets.len() as u32;
-        let addresses = self.addresses(machine, &access.address);
         let space = access.address.space;
         let intent = if access.constant { Intent::ReadConstant } else { Intent::Read };
-        let pointers = self.translate(machine, space, &addresses, bytes, bytes, intent, mask)?;
+        self.translate(machine, &access.address, bytes, intent, mask)?;
         count(machine, space, bytes, mask, Intent::Read);
         // SAFETY: `translate` checked alignment and bounds of every lane of the mask.
         unsafe {
             match access.bytes {
-                1 => self.gather::<u8>(machine, access, &pointers, mask),
-                2 => self.gather::<u16>(machine, access, &pointers, mask),
-                4 => self.gather::<u32>(machine, access, &pointers, mask),
-                _ => self.gather::<u64>(machine, access, &pointers, mask),
+                1 => self.gather::<u8>(access, mask),
+                2 => self.gather::<u16>(access, mask),
+                4 => self.gather::<u32>(access, mask),
+                _ => self.gather::<u64>(access, mask),
             }
         }
         if access.order == Order::Acquire {
@@ -273,35 +268,33 @@ impl Warp {
 
     /// # Safety
     /// The pointers of the mask's lanes are valid for reads of all elements of the access.
-    unsafe fn gather<W: Word>(
-        &mut self,
-        machine: &Machine,
-        access: &Access,
-        pointers: &Pointers,
-        mask: u32,
-    ) {
-        let wide = machine.context.wide;
+    unsafe fn gather<W: Word>(&mut self, access: &Access, mask: u32) {
         for (index, &target) in access.targets.iter().enumerate() {
             let offset = index * size_of::<W>();
+            let pointers = &self.pointers;
             // SAFETY: passed on to the caller.
-            let read = |lane: usize| unsafe { W::load(pointers[lane].wrapping_add(offset)) };
+            let read = |lane: usize| unsafe { W::load(pick(pointers, lane).wrapping_add(offset)) };
             match target {
-                Target::R(d, 32) if !access.signed || access.bytes == 4 => {
-                    let mut values = V32([0; LANES]);
-                    if mask == u32::MAX {
-                        for lane in 0..LANES {
-                            values.0[lane] = read(lane) as u32;
-                        }
-                    } else {
-                        lanes(mask).for_each(|lane| values.0[lane] = read(lane) as u32);
+                Target::R(d, 32) if mask == u32::MAX && (!access.signed || access.bytes == 4) => {
+                    let d = &mut self.r[d as usize].0;
+                    for lane in 0..LANES {
+                        d[lane] = read(lane) as u32;
                     }
-                    self.put32(wide, d, &values, mask);
+                }
+                Target::Q(d) if mask == u32::MAX && access.bytes == 8 => {
+                    let d = &mut self.q[d as usize].0;
+                    for lane in 0..LANES {
+                        d[lane] = read(lane);
+                    }
                 }
                 _ => {
                     let bits = 8 * access.bytes;
-                    let extend =
-                        |v: u64| if access.signed { signed(v, bits) as u64 } else { v };
-                    lanes(mask).for_each(|lane| self.put(target, lane, extend(read(lane))));
+                    for lane in lanes(mask) {
+                        // SAFETY: passed on to the caller.
+                        let value = unsafe { W::load(self.pointers[lane].wrapping_add(offset)) };
+                        let value = if access.signed { signed(value, bits) as u64 } else { value };
+                        self.put(target, lane, value);
+                    }
                 }
             }
         }
@@ -315,10 +308,8 @@ impl Warp {
         mask: u32,
     ) -> Result<(), Box<Stop>> {
         let bytes = access.bytes * access.sources.len() as u32;
-        let addresses = self.addresses(machine, &access.address);
         let space = access.address.space;
-        let intent = Intent::Write;
-        let pointers = self.translate(machine, space, &addresses, bytes, bytes, intent, mask)?;
+        self.translate(machine, &access.address, bytes, Intent::Write, mask)?;
         count(machine, space, bytes, mask, Intent::Write);
         if access.order == Order::Release {
             fence(Ordering::SeqCst);
@@ -326,10 +317,10 @@ impl Warp {
         // SAFETY: `translate` checked alignment and bounds of every lane of the mask.
         unsafe {
             match access.bytes {
-                1 => self.scatter::<u8>(access, &pointers, mask),
-                2 => self.scatter::<u16>(access, &pointers, mask),
-                4 => self.scatter::<u32>(access, &pointers, mask),
-                _ => self.scatter::<u64>(access, &pointers, mask),
+                1 => self.scatter::<u8>(access, mask),
+                2 => self.scatter::<u16>(access, mask),
+                4 => self.scatter::<u32>(access, mask),
+                _ => self.scatter::<u64>(access, mask),
             }
         }
         Ok(())
@@ -337,26 +328,40 @@ impl Warp {
 
     /// # Safety
     /// The pointers of the mask's lanes are valid for writes of all elements of the access.
-    unsafe fn scatter<W: Word>(&mut self, access: &Access, pointers: &Pointers, mask: u32) {
+    unsafe fn scatter<W: Word>(&mut self, access: &Access, mask: u32) {
         for (index, &source) in access.sources.iter().enumerate() {
             let offset = index * size_of::<W>();
-            for lane in lanes(mask) {
-                let value = self.get(source, lane);
-                // SAFETY: passed on to the caller.
-                unsafe { W::store(pointers[lane].wrapping_add(offset), value) };
+            match source {
+                Source::R(a) if mask == u32::MAX => {
+                    let a = &self.r[a as usize].0;
+                    for lane in 0..LANES {
+                        let to = pick(&self.pointers, lane).wrapping_add(offset);
+                        // SAFETY: passed on to the caller.
+                        unsafe { W::store(to, u64::from(a[lane])) };
+                    }
+                }
+                _ => {
+                    for lane in lanes(mask) {
+                        let to = self.pointers[lane].wrapping_add(offset);
+                        // SAFETY: passed on to the caller.
+                        unsafe { W::store(to, self.get(source, lane)) };
+                    }
+                }
             }
         }
     }
 }
 
+/// The pointer of a lane. A volatile read, or the compiler adds offsets to all pointers as vectors,
+/// which then have to go through the stack.
+#[inline(always)]
+fn pick(pointers: &Pointers, lane: usize) -> *mut u8 {
+    // SAFETY: a reference to an initialised pointer.
+    unsafe { std::ptr::from_ref(&pointers[lane]).read_volatile() }
+}
+
 /// Counts an access.
-pub(crate) fn count(
-    machine: &mut Machine,
-    space: Space,
-    bytes: u32,
-    mask: u32,
-    intent: Intent,
-) {
+pub(crate) fn count(machine: &mut Machine, space: Space, bytes: u32, mask: u32, intent: Intent) {
     let bytes = u64::from(bytes) * u64::from(mask.count_ones());
     match space {
         Space::Global | Space::Generic => {
@@ -380,14 +385,21 @@ pub(crate) unsafe fn read_byte(pointer: *mut u8) -> u8 {
     unsafe { u8::load(pointer) as u8 }
 }
 
-/// Copies aligned words out of memory that blocks share.
+/// Copies 4, 8 or 16 bytes out of memory that blocks share.
 ///
 /// # Safety
-/// `from` is valid for reads of `bytes` bytes and a multiple of 4; `to` for writes; `bytes` is a
-/// multiple of 4.
+/// `from` is valid for reads and `to` for writes of that many bytes; both are multiples of it, or
+/// of 8 where it is 16.
 pub(crate) unsafe fn copy_words(from: *mut u8, to: *mut u8, bytes: usize) {
-    for at in (0..bytes).step_by(4) {
-        // SAFETY: passed on to the caller.
-        unsafe { u32::store(to.wrapping_add(at), u32::load(from.wrapping_add(at))) };
+    // SAFETY: passed on to the caller.
+    unsafe {
+        match bytes {
+            4 => u32::store(to, u32::load(from)),
+            8 => u64::store(to, u64::load(from)),
+            _ => {
+                u64::store(to, u64::load(from));
+                u64::store(to.wrapping_add(8), u64::load(from.wrapping_add(8)));
+            }
+        }
     }
 }

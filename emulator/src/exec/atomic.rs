@@ -19,11 +19,9 @@ impl Warp {
         op: &AtomicOp,
         mask: u32,
     ) -> Result<(), Box<Stop>> {
-        let addresses = self.addresses(machine, &op.address);
         let bytes = op.ty.bytes();
         let space = op.address.space;
-        let pointers =
-            self.translate(machine, space, &addresses, bytes, bytes, Intent::Write, mask)?;
+        self.translate(machine, &op.address, bytes, Intent::Write, mask)?;
         machine.counters.atomics += 1;
         let moved = u64::from(bytes) * u64::from(mask.count_ones());
         match space {
@@ -37,15 +35,15 @@ impl Warp {
         for lane in lanes(mask) {
             let operands = op.sources.map(|source| self.get(source, lane));
             let shared = space == Space::Shared
-                || (space == Space::Generic && addresses.0[lane] >= SHARED_WINDOW);
+                || (space == Space::Generic && self.address(&op.address, lane) >= SHARED_WINDOW);
             let update = |old: u64| new_value(op, old, operands, shared);
             // SAFETY: `translate` checked alignment and bounds; all accesses to memory that
             // blocks share are atomic.
             let old = unsafe {
                 match bytes {
-                    2 => u64::from(swap16(pointers[lane], update)),
-                    4 => u64::from(swap32(pointers[lane], update)),
-                    _ => swap64(pointers[lane], update),
+                    2 => u64::from(swap16(self.pointers[lane], update)),
+                    4 => u64::from(swap32(self.pointers[lane], update)),
+                    _ => swap64(self.pointers[lane], update),
                 }
             };
             self.put(op.target, lane, old);
@@ -98,16 +96,44 @@ fn new_value(op: &AtomicOp, old: u64, [b, c]: [u64; 2], shared: bool) -> u64 {
             float::evaluate(Float::Add, mode, [old, b, 0, 0])
         }
         Atomic::Add => old.wrapping_add(b),
-        Atomic::Min => if less(b, old) { b } else { old },
-        Atomic::Max => if less(old, b) { b } else { old },
+        Atomic::Min => {
+            if less(b, old) {
+                b
+            } else {
+                old
+            }
+        }
+        Atomic::Max => {
+            if less(old, b) {
+                b
+            } else {
+                old
+            }
+        }
         Atomic::And => old & b,
         Atomic::Or => old | b,
         Atomic::Xor => old ^ b,
         Atomic::Exchange => b,
-        Atomic::CompareAndSwap => if low(old) == low(b) { c } else { old },
-        Atomic::Increment => if low(old) >= low(b) { 0 } else { old + 1 },
+        Atomic::CompareAndSwap => {
+            if low(old) == low(b) {
+                c
+            } else {
+                old
+            }
+        }
+        Atomic::Increment => {
+            if low(old) >= low(b) {
+                0
+            } else {
+                old + 1
+            }
+        }
         Atomic::Decrement => {
-            if low(old) == 0 || low(old) > low(b) { b } else { old - 1 }
+            if low(old) == 0 || low(old) > low(b) {
+                b
+            } else {
+                old - 1
+            }
         }
     }
 }

@@ -8,6 +8,8 @@ use crate::fault::{Fault, FaultKind};
 
 const BARRIERS: usize = 16;
 const WARP_THREADS: u32 = 32;
+/// Instructions that a warp runs before the next one of its block.
+const WARP_QUANTUM: u64 = 1 << 14;
 
 /// Where a warp stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,15 +88,16 @@ impl Block {
         shuffle(&mut self.order, context.config.seed, number);
     }
 
-    /// Runs warps, each until it waits, exits or has run `quantum` instructions.
+    /// Runs warps, each until it waits, exits or has had its share, for about `quantum`
+    /// instructions altogether.
     pub(crate) fn turn(
         &mut self,
         context: &Context,
         counters: &mut Counters,
         quantum: u64,
-        turns: usize,
     ) -> Result<Turn, Box<Fault>> {
-        for _ in 0..turns {
+        let end = counters.instructions + quantum;
+        while counters.instructions < end {
             if self.states.iter().all(|&state| state == State::Done) {
                 return Ok(Turn::Done);
             }
@@ -105,8 +108,7 @@ impl Block {
             let warp = self.order[at];
             self.next = at;
             let mut machine = Machine { context, shared: &mut self.shared, counters };
-            let before = self.warps[warp].ran;
-            let result = self.warps[warp].run(&mut machine, quantum);
+            let result = self.warps[warp].run(&mut machine, WARP_QUANTUM);
             match result {
                 Err(stop) => return Err(self.fault(context, warp, *stop)),
                 Ok(Pause::Done) => {
@@ -115,7 +117,6 @@ impl Block {
                     self.next = at + 1;
                 }
                 Ok(Pause::Quantum) => {
-                    debug_assert!(self.warps[warp].ran > before);
                     if self.warps[warp].ran > context.config.watchdog {
                         return Err(self.timeout(context, warp));
                     }

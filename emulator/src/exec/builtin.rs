@@ -157,11 +157,9 @@ impl Warp {
 
 /// A number as `printf` writes it, without padding.
 fn number(conversion: u8, specification: &str, value: u64, long: bool) -> String {
-    let precision = specification
-        .split_once('.')
-        .and_then(|(_, after)| {
-            after.trim_end_matches(|c: char| !c.is_ascii_digit()).parse::<usize>().ok()
-        });
+    let precision = specification.split_once('.').and_then(|(_, after)| {
+        after.trim_end_matches(|c: char| !c.is_ascii_digit()).parse::<usize>().ok()
+    });
     let signed = if long { value as i64 } else { i64::from(value as i32) };
     let real = f64::from_bits(value);
     let mut text = match conversion {

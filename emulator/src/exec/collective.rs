@@ -23,7 +23,9 @@ impl Warp {
             let last = (lane & segment) | (clamp & !segment);
             let first = lane & segment;
             let (source, valid) = match op.mode {
-                ShuffleMode::Up => (lane.wrapping_sub(offset), lane as i32 - offset as i32 >= last as i32),
+                ShuffleMode::Up => {
+                    (lane.wrapping_sub(offset), lane as i32 - offset as i32 >= last as i32)
+                }
                 ShuffleMode::Down => (lane + offset, lane + offset <= last),
                 ShuffleMode::Butterfly => (lane ^ offset, lane ^ offset <= last),
                 ShuffleMode::Index => {
@@ -34,8 +36,7 @@ impl Warp {
             if valid {
                 in_range |= 1 << lane;
                 let here = mask >> source & 1 != 0;
-                results.0[lane as usize] =
-                    if here { values.0[source as usize] } else { UNDEFINED };
+                results.0[lane as usize] = if here { values.0[source as usize] } else { UNDEFINED };
             }
         }
         self.put32(machine.context.wide, op.target, &results, mask);

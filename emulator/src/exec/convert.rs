@@ -75,7 +75,9 @@ impl Convert {
                 if self.from == Type::F64 || bits == 64 { 1 << (bits - 1) } else { 0 }
             }
             // Rust's conversion of a float to i128 saturates.
-            Number::Real(value) => (round_integral(value, self.rounding) as i128).clamp(least, most),
+            Number::Real(value) => {
+                (round_integral(value, self.rounding) as i128).clamp(least, most)
+            }
         };
         // A wider destination takes the value extended by its sign.
         let spare = 64 - bits;

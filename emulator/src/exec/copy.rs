@@ -30,8 +30,7 @@ struct Pending {
 /// The copies of a warp that are not carried out.
 #[derive(Default)]
 pub(crate) struct Copies {
-    pending: VecDeque<Box<Pending>>,
-    spare: Vec<Box<Pending>>,
+    pending: VecDeque<Pending>,
     /// Groups that each thread has committed.
     committed: [u32; LANES],
 }
@@ -41,7 +40,7 @@ unsafe impl Send for Copies {}
 
 impl Copies {
     pub(crate) fn reset(&mut self) {
-        self.spare.extend(self.pending.drain(..));
+        self.pending.clear();
         self.committed = [0; LANES];
     }
 
@@ -53,9 +52,7 @@ impl Copies {
     /// Carries out all but the newest `left` groups of each thread of the mask.
     pub(crate) fn wait(&mut self, machine: &mut Machine, mask: u32, left: u32) {
         let committed = self.committed;
-        self.carry_out(machine, mask, |lane, group| {
-            group < committed[lane].saturating_sub(left)
-        });
+        self.carry_out(machine, mask, |lane, group| group < committed[lane].saturating_sub(left));
     }
 
     /// Carries out all copies of each thread of the mask, committed or not.
@@ -63,12 +60,7 @@ impl Copies {
         self.carry_out(machine, mask, |_, _| true);
     }
 
-    fn carry_out(
-        &mut self,
-        machine: &mut Machine,
-        mask: u32,
-        due: impl Fn(usize, u32) -> bool,
-    ) {
+    fn carry_out(&mut self, machine: &mut Machine, mask: u32, due: impl Fn(usize, u32) -> bool) {
         if self.pending.is_empty() {
             return;
         }
@@ -95,10 +87,12 @@ impl Copies {
                 }
             }
         }
-        while let Some(front) = self.pending.pop_front_if(|front| front.mask == 0) {
-            self.spare.push(front);
+        while self.pending.front().is_some_and(|front| front.mask == 0) {
+            self.pending.pop_front();
         }
-        self.pending.retain(|pending| pending.mask != 0);
+        if self.pending.iter().any(|pending| pending.mask == 0) {
+            self.pending.retain(|pending| pending.mask != 0);
+        }
     }
 }
 
@@ -111,17 +105,8 @@ impl Warp {
         mask: u32,
     ) -> Result<(), Box<Stop>> {
         let bytes = op.bytes;
-        let to_addresses = self.addresses(machine, &op.to);
-        let from_addresses = self.addresses(machine, &op.from);
-        let to = self.translate(
-            machine,
-            Space::Shared,
-            &to_addresses,
-            bytes,
-            bytes,
-            Intent::Write,
-            mask,
-        )?;
+        self.translate(machine, &op.to, bytes, Intent::Write, mask)?;
+        let to = self.pointers;
         let ignored = self.test(op.ignore);
         let mut read = [bytes as u8; LANES];
         for lane in lanes(mask) {
@@ -133,24 +118,22 @@ impl Warp {
             read[lane] = if ignored >> lane & 1 != 0 { 0 } else { asked as u8 };
         }
         let whole = lanes(mask).all(|lane| u32::from(read[lane]) == bytes);
-        let from = if whole {
-            let intent = Intent::Read;
-            self.translate(machine, Space::Global, &from_addresses, bytes, bytes, intent, mask)?
+        if whole {
+            self.translate(machine, &op.from, bytes, Intent::Read, mask)?;
         } else {
-            let mut from = [std::ptr::null_mut(); LANES];
             for lane in lanes(mask).filter(|&lane| read[lane] > 0) {
-                from[lane] = self.translate_lane(
+                self.pointers[lane] = self.translate_lane(
                     machine,
                     Space::Global,
-                    from_addresses.0[lane],
+                    self.address(&op.from, lane),
                     u64::from(read[lane]),
                     u64::from(bytes),
                     Intent::Read,
                     lane,
                 )?;
             }
-            from
-        };
+        }
+        let from = self.pointers;
         count(machine, Space::Global, 0, 0, Intent::Read);
         machine.counters.global_bytes_read +=
             lanes(mask).map(|lane| u64::from(read[lane])).sum::<u64>();
@@ -159,19 +142,19 @@ impl Warp {
         let mut offsets = [0; LANES];
         for lane in lanes(mask) {
             offsets[lane] = (to[lane].addr() - shared.addr()) as u32;
-            // SAFETY: `translate` found these bytes in the block's shared memory.
-            unsafe { to[lane].write_bytes(POISON, bytes as usize) };
+            // SAFETY: `translate` found these bytes in the block's shared memory, aligned to 4 at
+            // least; a constant length makes this a store and not a call.
+            unsafe {
+                match bytes {
+                    4 => to[lane].write_bytes(POISON, 4),
+                    8 => to[lane].write_bytes(POISON, 8),
+                    _ => to[lane].write_bytes(POISON, 16),
+                }
+            }
         }
         let group = self.copies.committed;
         let pending = Pending { mask, bytes: bytes as usize, from, read, to: offsets, group };
-        let slot = match self.copies.spare.pop() {
-            Some(mut spare) => {
-                *spare = pending;
-                spare
-            }
-            None => Box::new(pending),
-        };
-        self.copies.pending.push_back(slot);
+        self.copies.pending.push_back(pending);
         Ok(())
     }
 }

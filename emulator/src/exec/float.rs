@@ -102,7 +102,8 @@ pub(crate) fn evaluate(op: Float, mode: FloatMode, s: [u64; 4]) -> u64 {
         _ => return u64::from(narrow(op, mode, s.map(|bits| bits as u32))),
     };
     let mode = FloatMode { ty: half, ..mode };
-    let part = |shift: u32| u64::from(narrow(op, mode, s.map(|bits| (bits >> shift) as u32 & 0xffff)));
+    let part =
+        |shift: u32| u64::from(narrow(op, mode, s.map(|bits| (bits >> shift) as u32 & 0xffff)));
     part(0) | part(16) << 16
 }
 

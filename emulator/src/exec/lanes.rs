@@ -4,9 +4,8 @@
 //! AVX2 and FMA, where the loops become vector instructions.
 
 use super::float::{from_f16, quiet, to_bf16, to_f16};
-use super::op::{Bin32, Bin64, Compare, Tri32, Un32};
-use super::round::NAN32;
-use super::scalar::lop3;
+use super::op::{Bin32, Bin64, Compare, Q, R, Tri32, Un32};
+use super::round::{NAN32, flush32};
 
 /// Lanes of a warp.
 pub(crate) const LANES: usize = 32;
@@ -48,12 +47,16 @@ impl Wide {
 macro_rules! over_lanes {
     ($(#[$doc:meta])* fn $name:ident($($arg:ident: $ty:ty),*) -> $out:ty $body:block) => {
         $(#[$doc])*
+        #[inline(always)]
+        #[allow(clippy::too_many_arguments)]
         pub(crate) fn $name(wide: $crate::exec::lanes::Wide, $($arg: $ty),*) -> $out {
             #[inline(always)]
+            #[allow(clippy::too_many_arguments)]
             fn body($($arg: $ty),*) -> $out $body
             #[cfg(target_arch = "x86_64")]
             {
                 #[target_feature(enable = "avx2,fma,popcnt")]
+                #[allow(clippy::too_many_arguments)]
                 fn vector($($arg: $ty),*) -> $out {
                     body($($arg),*)
                 }
@@ -97,12 +100,34 @@ fn each_bit(f: impl Fn(usize) -> bool) -> u32 {
 }
 
 #[inline(always)]
+fn store(d: &mut V32, value: &V32, mask: u32) {
+    if mask == u32::MAX {
+        *d = *value;
+        return;
+    }
+    for lane in 0..LANES {
+        d.0[lane] = if mask >> lane & 1 != 0 { value.0[lane] } else { d.0[lane] };
+    }
+}
+
+#[inline(always)]
+fn store64(d: &mut V64, value: &V64, mask: u32) {
+    if mask == u32::MAX {
+        *d = *value;
+        return;
+    }
+    for lane in 0..LANES {
+        d.0[lane] = if mask >> lane & 1 != 0 { value.0[lane] } else { d.0[lane] };
+    }
+}
+
+#[inline(always)]
 fn f(bits: u32) -> f32 {
     f32::from_bits(bits)
 }
 
 #[inline(always)]
-fn d(bits: u64) -> f64 {
+fn real(bits: u64) -> f64 {
     f64::from_bits(bits)
 }
 
@@ -125,10 +150,10 @@ fn maximum(a: u32, b: u32) -> u32 {
 }
 
 over_lanes! {
-    /// An operation on one register.
-    fn un32(op: Un32, a: &V32) -> V32 {
-        let a = &a.0;
-        match op {
+    /// `r[d] = op(r[a])` in the lanes of the mask.
+    fn un32(op: Un32, r: &mut [V32], d: R, a: R, mask: u32) -> () {
+        let a = &r[a as usize].0;
+        let value = match op {
             Un32::Copy => V32(*a),
             Un32::Not => each(|i| !a[i]),
             Un32::NegS => each(|i| a[i].wrapping_neg()),
@@ -145,21 +170,31 @@ over_lanes! {
             Un32::F16ToF => each(|i| quiet(f(from_f16(a[i])))),
             Un32::FToBf16 => each(|i| to_bf16(a[i])),
             Un32::FToF16 => each(|i| to_f16(a[i])),
-        }
+            Un32::Reciprocal => each(|i| quiet(1.0 / f(a[i]))),
+            Un32::SquareRoot => each(|i| quiet(f(a[i]).sqrt())),
+            Un32::ReciprocalRoot => each(|i| quiet((1.0 / f64::from(f(a[i])).sqrt()) as f32)),
+            Un32::Exp2 => each(|i| quiet(f64::from(f(a[i])).exp2() as f32)),
+            Un32::Exp2Flush => {
+                each(|i| flush32(quiet(f64::from(f(flush32(a[i]))).exp2() as f32)))
+            }
+            Un32::Log2 => each(|i| quiet(f64::from(f(a[i])).log2() as f32)),
+            Un32::Tanh => each(|i| quiet(f64::from(f(a[i])).tanh() as f32)),
+        };
+        store(&mut r[d as usize], &value, mask);
     }
 }
 
 over_lanes! {
-    /// An operation on two registers.
-    fn bin32(op: Bin32, a: &V32, b: &V32) -> V32 {
-        let (a, b) = (&a.0, &b.0);
-        match op {
+    /// `r[d] = op(r[a], r[b])` in the lanes of the mask.
+    fn bin32(op: Bin32, r: &mut [V32], d: R, a: R, b: R, mask: u32) -> () {
+        let (a, b) = (&r[a as usize].0, &r[b as usize].0);
+        let value = match op {
             Bin32::Add => each(|i| a[i].wrapping_add(b[i])),
             Bin32::Sub => each(|i| a[i].wrapping_sub(b[i])),
             Bin32::Mul => each(|i| a[i].wrapping_mul(b[i])),
-            Bin32::MulHiU => each(|i| (u64::from(a[i]) * u64::from(b[i]) >> 32) as u32),
+            Bin32::MulHiU => each(|i| ((u64::from(a[i]) * u64::from(b[i])) >> 32) as u32),
             Bin32::MulHiS => {
-                each(|i| (i64::from(a[i] as i32) * i64::from(b[i] as i32) >> 32) as u32)
+                each(|i| ((i64::from(a[i] as i32) * i64::from(b[i] as i32)) >> 32) as u32)
             }
             Bin32::MinU => each(|i| a[i].min(b[i])),
             Bin32::MinS => each(|i| (a[i] as i32).min(b[i] as i32) as u32),
@@ -180,7 +215,8 @@ over_lanes! {
             Bin32::PackHalves => each(|i| a[i] & 0xffff | b[i] << 16),
             Bin32::PackBf16 => each(|i| to_bf16(a[i]) << 16 | to_bf16(b[i])),
             Bin32::PackF16 => each(|i| to_f16(a[i]) << 16 | to_f16(b[i])),
-        }
+        };
+        store(&mut r[d as usize], &value, mask);
     }
 }
 
@@ -190,13 +226,23 @@ fn funnel(low: u32, high: u32) -> u64 {
 }
 
 over_lanes! {
-    /// An operation on three registers.
-    fn tri32(op: Tri32, a: &V32, b: &V32, c: &V32) -> V32 {
-        let (a, b, c) = (&a.0, &b.0, &c.0);
-        match op {
+    /// `r[d] = op(r[a], r[b], r[c])` in the lanes of the mask.
+    fn tri32(op: Tri32, r: &mut [V32], d: R, sources: [R; 3], mask: u32) -> () {
+        let [a, b, c] = sources.map(|source| &r[source as usize].0);
+        let value = match op {
             Tri32::Mad => each(|i| a[i].wrapping_mul(b[i]).wrapping_add(c[i])),
             Tri32::FmaF => each(|i| quiet(f(a[i]).mul_add(f(b[i]), f(c[i])))),
-            Tri32::Lop3(table) => each(|i| lop3(table, a[i], b[i], c[i])),
+            Tri32::Lop3(table) => {
+                let bit = |i: usize| u32::from(table >> i & 1);
+                let row: [u32; 8] = std::array::from_fn(|i| bit(i).wrapping_neg());
+                // One bit of the index after the other picks between halves of the table.
+                let pick = |bit: u32, zero: u32, one: u32| zero ^ bit & (zero ^ one);
+                each(|i| {
+                    let by_c = |at: usize| pick(c[i], row[at], row[at + 1]);
+                    let by_b = |at: usize| pick(b[i], by_c(at), by_c(at + 2));
+                    pick(a[i], by_b(0), by_b(4))
+                })
+            }
             Tri32::ShfLeftWrap => each(|i| ((funnel(a[i], b[i]) << (c[i] & 31)) >> 32) as u32),
             Tri32::ShfRightWrap => each(|i| (funnel(a[i], b[i]) >> (c[i] & 31)) as u32),
             Tri32::ShfLeftClamp => each(|i| ((funnel(a[i], b[i]) << c[i].min(32)) >> 32) as u32),
@@ -217,50 +263,58 @@ over_lanes! {
                 }
                 out
             }),
-        }
+        };
+        store(&mut r[d as usize], &value, mask);
     }
 }
 
 over_lanes! {
-    /// An operation on two 64-bit registers.
-    fn bin64(op: Bin64, a: &V64, b: &V64) -> V64 {
-        let (a, b) = (&a.0, &b.0);
-        match op {
+    /// `q[d] = op(q[a], q[b])` in the lanes of the mask.
+    fn bin64(op: Bin64, q: &mut [V64], d: Q, a: Q, b: Q, mask: u32) -> () {
+        let (a, b) = (&q[a as usize].0, &q[b as usize].0);
+        let value = match op {
             Bin64::Add => each64(|i| a[i].wrapping_add(b[i])),
             Bin64::Sub => each64(|i| a[i].wrapping_sub(b[i])),
             Bin64::Mul => each64(|i| a[i].wrapping_mul(b[i])),
             Bin64::And => each64(|i| a[i] & b[i]),
             Bin64::Or => each64(|i| a[i] | b[i]),
             Bin64::Xor => each64(|i| a[i] ^ b[i]),
-            Bin64::AddF => each64(|i| (d(a[i]) + d(b[i])).to_bits()),
-            Bin64::SubF => each64(|i| (d(a[i]) - d(b[i])).to_bits()),
-            Bin64::MulF => each64(|i| (d(a[i]) * d(b[i])).to_bits()),
-        }
+            Bin64::AddF => each64(|i| (real(a[i]) + real(b[i])).to_bits()),
+            Bin64::SubF => each64(|i| (real(a[i]) - real(b[i])).to_bits()),
+            Bin64::MulF => each64(|i| (real(a[i]) * real(b[i])).to_bits()),
+        };
+        store64(&mut q[d as usize], &value, mask);
     }
 }
 
 over_lanes! {
     /// A fused multiply-add in f64.
-    fn fma64(a: &V64, b: &V64, c: &V64) -> V64 {
-        each64(|i| d(a.0[i]).mul_add(d(b.0[i]), d(c.0[i])).to_bits())
+    fn fma64(q: &mut [V64], d: Q, sources: [Q; 3], mask: u32) -> () {
+        let [a, b, c] = sources.map(|source| &q[source as usize].0);
+        let value = each64(|i| real(a[i]).mul_add(real(b[i]), real(c[i])).to_bits());
+        store64(&mut q[d as usize], &value, mask);
     }
 }
 
 over_lanes! {
     /// A left shift of 64 bits.
-    fn shl64(a: &V64, b: &V32) -> V64 {
-        each64(|i| if b.0[i] < 64 { a.0[i] << (b.0[i] & 63) } else { 0 })
+    fn shl64(q: &mut [V64], d: Q, a: Q, b: &V32, mask: u32) -> () {
+        let a = &q[a as usize].0;
+        let value = each64(|i| if b.0[i] < 64 { a[i] << (b.0[i] & 63) } else { 0 });
+        store64(&mut q[d as usize], &value, mask);
     }
 }
 
 over_lanes! {
     /// A right shift of 64 bits.
-    fn shr64(signed: bool, a: &V64, b: &V32) -> V64 {
-        if signed {
-            each64(|i| ((a.0[i] as i64) >> b.0[i].min(63)) as u64)
+    fn shr64(signed: bool, q: &mut [V64], d: Q, a: Q, b: &V32, mask: u32) -> () {
+        let a = &q[a as usize].0;
+        let value = if signed {
+            each64(|i| ((a[i] as i64) >> b.0[i].min(63)) as u64)
         } else {
-            each64(|i| if b.0[i] < 64 { a.0[i] >> (b.0[i] & 63) } else { 0 })
-        }
+            each64(|i| if b.0[i] < 64 { a[i] >> (b.0[i] & 63) } else { 0 })
+        };
+        store64(&mut q[d as usize], &value, mask);
     }
 }
 
@@ -275,62 +329,86 @@ fn product(signed: bool, a: u32, b: u32) -> u64 {
 
 over_lanes! {
     /// The 64-bit product of 32-bit values.
-    fn mul_wide(signed: bool, a: &V32, b: &V32) -> V64 {
-        if signed {
+    fn mul_wide(signed: bool, d: &mut V64, a: &V32, b: &V32, mask: u32) -> () {
+        let value = if signed {
             each64(|i| product(true, a.0[i], b.0[i]))
         } else {
             each64(|i| product(false, a.0[i], b.0[i]))
-        }
+        };
+        store64(d, &value, mask);
     }
 }
 
 over_lanes! {
     /// The 64-bit product of 32-bit values plus a 64-bit value.
-    fn mad_wide(signed: bool, a: &V32, b: &V32, c: &V64) -> V64 {
-        if signed {
-            each64(|i| product(true, a.0[i], b.0[i]).wrapping_add(c.0[i]))
+    fn mad_wide(signed: bool, q: &mut [V64], d: Q, c: Q, a: &V32, b: &V32, mask: u32) -> () {
+        let c = &q[c as usize].0;
+        let value = if signed {
+            each64(|i| product(true, a.0[i], b.0[i]).wrapping_add(c[i]))
         } else {
-            each64(|i| product(false, a.0[i], b.0[i]).wrapping_add(c.0[i]))
-        }
+            each64(|i| product(false, a.0[i], b.0[i]).wrapping_add(c[i]))
+        };
+        store64(&mut q[d as usize], &value, mask);
     }
 }
 
 over_lanes! {
     /// A 32-bit value extended to 64 bits.
-    fn extend(signed: bool, a: &V32) -> V64 {
-        if signed {
+    fn extend(signed: bool, d: &mut V64, a: &V32, mask: u32) -> () {
+        let value = if signed {
             each64(|i| i64::from(a.0[i] as i32) as u64)
         } else {
             each64(|i| u64::from(a.0[i]))
-        }
+        };
+        store64(d, &value, mask);
     }
 }
 
 over_lanes! {
     /// Bits `shift` to `shift + 31` of a 64-bit value.
-    fn truncate(shift: u32, a: &V64) -> V32 {
-        each(|i| (a.0[i] >> shift) as u32)
+    fn truncate(shift: u32, d: &mut V32, a: &V64, mask: u32) -> () {
+        let value = each(|i| (a.0[i] >> shift) as u32);
+        store(d, &value, mask);
     }
 }
 
 over_lanes! {
     /// A 64-bit value of two halves.
-    fn pack64(low: &V32, high: &V32) -> V64 {
-        each64(|i| funnel(low.0[i], high.0[i]))
+    fn pack64(d: &mut V64, low: &V32, high: &V32, mask: u32) -> () {
+        let value = each64(|i| funnel(low.0[i], high.0[i]));
+        store64(d, &value, mask);
     }
 }
 
 over_lanes! {
-    /// `a` in the lanes of the mask and `b` in the others.
-    fn select32(mask: u32, a: &V32, b: &V32) -> V32 {
-        each(|i| if mask >> i & 1 != 0 { a.0[i] } else { b.0[i] })
+    /// `r[a]` in the lanes of `bits` and `r[b]` in the others.
+    fn select32(bits: u32, r: &mut [V32], d: R, a: R, b: R, mask: u32) -> () {
+        let (a, b) = (&r[a as usize].0, &r[b as usize].0);
+        let value = each(|i| b[i] ^ (bits >> i & 1).wrapping_neg() & (a[i] ^ b[i]));
+        store(&mut r[d as usize], &value, mask);
     }
 }
 
 over_lanes! {
-    /// `a` in the lanes of the mask and `b` in the others.
-    fn select64(mask: u32, a: &V64, b: &V64) -> V64 {
-        each64(|i| if mask >> i & 1 != 0 { a.0[i] } else { b.0[i] })
+    /// `q[a]` in the lanes of `bits` and `q[b]` in the others.
+    fn select64(bits: u32, q: &mut [V64], d: Q, a: Q, b: Q, mask: u32) -> () {
+        let (a, b) = (&q[a as usize].0, &q[b as usize].0);
+        let value = each64(|i| b[i] ^ u64::from(bits >> i & 1).wrapping_neg() & (a[i] ^ b[i]));
+        store64(&mut q[d as usize], &value, mask);
+    }
+}
+
+over_lanes! {
+    /// Writes a register in the lanes of a mask.
+    fn put32(d: &mut V32, value: &V32, mask: u32) -> () {
+        store(d, value, mask);
+    }
+}
+
+over_lanes! {
+    /// Writes a register in the lanes of a mask.
+    fn put64(d: &mut V64, value: &V64, mask: u32) -> () {
+        store64(d, value, mask);
     }
 }
 
@@ -386,30 +464,68 @@ over_lanes! {
     }
 }
 
-over_lanes! {
-    /// 32-bit addresses plus an offset.
-    fn addresses32(base: &V32, offset: i64) -> V64 {
-        each64(|i| u64::from(base.0[i]).wrapping_add(offset as u64))
-    }
+/// A stretch of memory: device address, length less that of the access, and host address.
+#[derive(Clone, Copy)]
+pub(crate) struct Region {
+    pub(crate) base: u64,
+    pub(crate) last: u64,
+    pub(crate) host: *mut u8,
 }
 
 over_lanes! {
-    /// 64-bit addresses plus an offset.
-    fn addresses64(base: &V64, offset: i64) -> V64 {
-        each64(|i| base.0[i].wrapping_add(offset as u64))
-    }
-}
-
-over_lanes! {
-    /// Whether the addresses of all lanes of the mask lie in `base..=base + last`, aligned.
-    fn within(addresses: &V64, mask: u32, base: u64, last: u64, alignment: u64) -> bool {
+    /// Host addresses for 32-bit device addresses plus an offset, if all lanes of the mask are in
+    /// the region and aligned. It may refuse what lies within, but never allows what does not.
+    fn locate32(
+        base: &V32,
+        offset: i64,
+        mask: u32,
+        region: Region,
+        alignment: u32,
+        pointers: &mut [*mut u8; LANES]
+    ) -> bool {
+        // Below this no sum of a base and an offset can wrap around.
+        const SMALL: u32 = 1 << 30;
+        let limit = i64::from(SMALL);
+        let end = region.base.saturating_add(region.last);
+        if end >= u64::from(SMALL) || !(-limit..limit).contains(&offset) {
+            return false;
+        }
+        let (start, last) = (region.base as u32, region.last as u32);
         let mut outside = 0;
         for lane in 0..LANES {
-            let offset = addresses.0[lane].wrapping_sub(base);
-            let wrong = u64::from(offset > last) | (addresses.0[lane] & (alignment - 1));
-            let counts = u64::from(mask >> lane & 1).wrapping_neg();
-            outside |= wrong & counts;
+            let address = base.0[lane].wrapping_add(offset as u32);
+            let place = address.wrapping_sub(start);
+            let wrong = u32::from(place > last) | (address & (alignment - 1));
+            let wrong = wrong | (base.0[lane] & !(SMALL - 1));
+            outside |= wrong & (mask >> lane & 1).wrapping_neg();
+            pointers[lane] = region.host.wrapping_add(place as usize);
         }
         outside == 0
     }
 }
+
+over_lanes! {
+    /// Host addresses for 64-bit device addresses plus an offset, if all lanes of the mask are in
+    /// the region and aligned.
+    fn locate64(
+        base: &V64,
+        offset: i64,
+        mask: u32,
+        region: Region,
+        alignment: u32,
+        pointers: &mut [*mut u8; LANES]
+    ) -> bool {
+        let mut outside = 0;
+        for lane in 0..LANES {
+            let address = base.0[lane].wrapping_add(offset as u64);
+            let place = address.wrapping_sub(region.base);
+            let wrong = u64::from(place > region.last) | (address & u64::from(alignment - 1));
+            outside |= wrong & u64::from(mask >> lane & 1).wrapping_neg();
+            pointers[lane] = region.host.wrapping_add(place as usize);
+        }
+        outside == 0
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -111,7 +111,13 @@ fn accumulate(a: &TileA, b: &TileB, c: &mut TileC, k: usize) {
 
 over_lanes! {
     /// D = A B + C, one fused multiply-add after the other in the order of k.
-    fn sequential(element: Element, k: usize, a: &[&V32; 4], b: &[&V32; 2], c: &mut [V32; 4]) -> () {
+    fn sequential(
+        element: Element,
+        k: usize,
+        a: &[&V32; 4],
+        b: &[&V32; 2],
+        c: &mut [V32; 4]
+    ) -> () {
         let mut tile_a = TileA([[0.0; MOST_K]; ROWS]);
         let mut tile_b = TileB([[0.0; COLUMNS]; MOST_K]);
         match element {
@@ -262,32 +268,24 @@ impl Warp {
     ) -> Result<(), Box<Stop>> {
         const ROW_BYTES: u32 = 16;
         let matrices = op.targets.len();
-        let addresses = self.addresses(machine, &op.address);
         let mask = u32::MAX >> (LANES - 8 * matrices);
         let space = op.address.space;
-        let rows = self.translate(
-            machine,
-            space,
-            &addresses,
-            ROW_BYTES,
-            ROW_BYTES,
-            Intent::Read,
-            mask,
-        )?;
+        self.translate(machine, &op.address, ROW_BYTES, Intent::Read, mask)?;
         machine.counters.shared_requests += 1;
         if space == Space::Generic {
-            let outside = (0..8 * matrices).find(|&l| addresses.0[l] < super::context::SHARED_WINDOW);
-            if let Some(lane) = outside {
+            let address = |lane| self.address(&op.address, lane);
+            let outside = |&lane: &usize| address(lane) < super::context::SHARED_WINDOW;
+            if let Some(lane) = (0..8 * matrices).find(outside) {
                 let kind = crate::fault::FaultKind::IllegalAccess;
                 let detail = "matrices are loaded from shared memory only";
-                return Err(Stop::at(kind, lane, addresses.0[lane], detail));
+                return Err(Stop::at(kind, lane, address(lane), detail));
             }
         }
         for (matrix, &target) in op.targets.iter().enumerate() {
             let mut words = [[0_u32; 4]; 8];
             for (row, words) in words.iter_mut().enumerate() {
                 // SAFETY: `translate` found 16 aligned bytes of the block's shared memory here.
-                *words = unsafe { rows[8 * matrix + row].cast::<[u32; 4]>().read() };
+                *words = unsafe { self.pointers[8 * matrix + row].cast::<[u32; 4]>().read() };
             }
             let register = &mut self.r[target as usize].0;
             if op.transposed {

@@ -1,4 +1,6 @@
 //! Running kernels: a launch is checked, and its blocks are run by the host's threads.
+// A lane is an index into several registers at once.
+#![allow(clippy::needless_range_loop)]
 
 mod access;
 mod atomic;
@@ -8,6 +10,7 @@ mod collective;
 mod context;
 mod convert;
 mod copy;
+mod execute;
 mod float;
 mod lanes;
 mod matrix;
@@ -37,12 +40,10 @@ use crate::device::{Device, InvalidLaunch, Launch, LaunchError};
 use crate::fault::Fault;
 use crate::module::Function;
 
-/// Instructions that a warp runs before the next one of its block.
-const WARP_QUANTUM: u64 = 1 << 14;
-/// Turns of warps that a block has before the next one of its thread.
-const BLOCK_TURNS: usize = 1 << 10;
-/// Turns where all blocks of the grid are resident and may wait for each other.
-const COOPERATIVE_TURNS: usize = 1 << 4;
+/// Instructions that a block runs before the next one of its thread is started beside it.
+const BLOCK_QUANTUM: u64 = 1 << 21;
+/// The same where all blocks of the grid are resident and may wait for each other.
+const COOPERATIVE_QUANTUM: u64 = 1 << 17;
 
 /// Runs a launch to its end; the counts are those of its kernel.
 pub(crate) fn launch(
@@ -165,7 +166,7 @@ fn worker(context: &Context, next: &AtomicU64, blocks: u64, cooperative: bool) -
     let mut counters = Counters::default();
     let mut running: VecDeque<Block> = VecDeque::new();
     let mut spare = Vec::new();
-    let turns = if cooperative { COOPERATIVE_TURNS } else { BLOCK_TURNS };
+    let quantum = if cooperative { COOPERATIVE_QUANTUM } else { BLOCK_QUANTUM };
     let most = if cooperative { usize::MAX } else { 64 };
     let mut start = true;
     while !context.stop.load(Ordering::Relaxed) {
@@ -180,7 +181,7 @@ fn worker(context: &Context, next: &AtomicU64, blocks: u64, cooperative: bool) -
             start = cooperative;
         }
         let Some(mut block) = running.pop_front() else { break };
-        match block.turn(context, &mut counters, WARP_QUANTUM, turns) {
+        match block.turn(context, &mut counters, quantum) {
             Ok(Turn::Done) => {
                 start = true;
                 spare.push(block);

@@ -1,8 +1,8 @@
 //! The instructions of the executor: registers resolved, modifiers decided.
 //!
 //! A register is the index of an array over the lanes of a warp. Constants and special registers
-//! have arrays of their own, filled when a warp starts, so that every operand is an index. Values of
-//! 8 and 16 bits live in 32-bit registers, zero-extended.
+//! have arrays of their own, filled when a warp starts, so that every operand is an index. Values
+//! of 8 and 16 bits live in 32-bit registers, zero-extended.
 
 use super::scalar::Scalar;
 use crate::ptx::Type;
@@ -102,6 +102,13 @@ pub(crate) enum Un32 {
     F16ToF,
     FToBf16,
     FToF16,
+    Reciprocal,
+    SquareRoot,
+    ReciprocalRoot,
+    Exp2,
+    Exp2Flush,
+    Log2,
+    Tanh,
 }
 
 /// Operations on three 32-bit values that run over all lanes at once.
@@ -433,16 +440,54 @@ pub(crate) enum Op {
     Copy64(Q, Q),
     /// Shifts of a 64-bit value by a 32-bit amount: left, right, right with sign.
     Shl64(Q, Q, R),
-    Shr64 { signed: bool, d: Q, a: Q, b: R },
+    Shr64 {
+        signed: bool,
+        d: Q,
+        a: Q,
+        b: R,
+    },
     Fma64(Q, Q, Q, Q),
-    MulWide { signed: bool, d: Q, a: R, b: R },
-    MadWide { signed: bool, d: Q, a: R, b: R, c: Q },
-    Extend { signed: bool, d: Q, a: R },
+    MulWide {
+        signed: bool,
+        d: Q,
+        a: R,
+        b: R,
+    },
+    MadWide {
+        signed: bool,
+        d: Q,
+        a: R,
+        b: R,
+        c: Q,
+    },
+    Extend {
+        signed: bool,
+        d: Q,
+        a: R,
+    },
     Truncate(R, Q),
-    Pack64 { d: Q, low: R, high: R },
-    Unpack64 { low: Target, high: Target, a: Q },
-    Select32 { d: R, a: R, b: R, test: Test },
-    Select64 { d: Q, a: Q, b: Q, test: Test },
+    Pack64 {
+        d: Q,
+        low: R,
+        high: R,
+    },
+    Unpack64 {
+        low: Target,
+        high: Target,
+        a: Q,
+    },
+    Select32 {
+        d: R,
+        a: R,
+        b: R,
+        test: Test,
+    },
+    Select64 {
+        d: Q,
+        a: Q,
+        b: Q,
+        test: Test,
+    },
     Compare32(Compare, P, R, R),
     Compare64(Compare, P, Q, Q),
     Logic(Logic, P, Test, Test),

@@ -81,9 +81,8 @@ impl Format {
             Rounding::Down => negative && rest != 0,
             Rounding::Up => !negative && rest != 0,
         };
-        let magnitude = u64::from((place - least) as u32) * (1 << self.mantissa_bits)
-            + kept
-            + u64::from(up);
+        let magnitude =
+            u64::from((place - least) as u32) * (1 << self.mantissa_bits) + kept + u64::from(up);
         if magnitude < u64::from(self.infinity()) {
             return sign | magnitude as u32;
         }

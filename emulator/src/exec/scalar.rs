@@ -41,21 +41,36 @@ pub(crate) enum Integer {
     IsZero,
     Shl,
     Shr,
-    FunnelLeft { clamp: bool },
-    FunnelRight { clamp: bool },
+    FunnelLeft {
+        clamp: bool,
+    },
+    FunnelRight {
+        clamp: bool,
+    },
     Lop3(u8),
     Popc,
     LeadingZeros,
-    Find { shift: bool },
+    Find {
+        shift: bool,
+    },
     Reverse,
     Extract,
     Insert,
-    Mask { clamp: bool },
+    Mask {
+        clamp: bool,
+    },
     Permute(Permute),
     /// Products of bytes; whether the bytes of a and of b are signed.
-    Dot4 { a_signed: bool, b_signed: bool },
+    Dot4 {
+        a_signed: bool,
+        b_signed: bool,
+    },
     /// Products of 16-bit values and bytes of the low or the high half.
-    Dot2 { a_signed: bool, b_signed: bool, high: bool },
+    Dot2 {
+        a_signed: bool,
+        b_signed: bool,
+        high: bool,
+    },
     Copy,
     /// Of two packed 16-bit values each.
     MinPacked,
@@ -119,7 +134,10 @@ pub(crate) enum Scalar {
     /// `a` where the third source is true.
     Select,
     /// `a` where the third source is not negative.
-    SelectBySign { float: bool, flush: bool },
+    SelectBySign {
+        float: bool,
+        flush: bool,
+    },
     Convert(Convert),
 }
 
@@ -303,7 +321,7 @@ fn product24(ty: Type, a: u64, b: u64) -> i128 {
 }
 
 /// The function of three bits that the table gives, for all bits at once.
-pub(crate) fn lop3(table: u8, a: u32, b: u32, c: u32) -> u32 {
+fn lop3(table: u8, a: u32, b: u32, c: u32) -> u32 {
     let mut result = 0;
     for row in 0..8 {
         if table >> row & 1 == 1 {
@@ -372,7 +390,7 @@ fn permute(mode: Permute, a: u64, b: u64, control: u32) -> u64 {
     for (i, selector) in selectors.into_iter().enumerate() {
         let byte = low(bytes >> (8 * (selector & 7)), 8);
         let sign = selector & 8 != 0;
-        let byte = if !sign { byte } else { u64::from(byte >> 7) * 0xff };
+        let byte = if !sign { byte } else { (byte >> 7) * 0xff };
         result |= byte << (8 * i);
     }
     result

@@ -6,14 +6,17 @@ use super::{Location, Problem};
 
 type Result<T> = std::result::Result<T, Problem>;
 
+/// The deepest nesting of scopes, lists and initialisers.
+const MOST_DEPTH: u32 = 128;
+
 /// Parses the text of a module.
 pub(crate) fn parse(text: &str) -> Result<Tree> {
     let tokens = tokens(text)?;
-    let mut parser = Parser { text, tokens, at: 0, location: None, tree: Tree::default() };
-    parser.module().map_err(|problem| Problem {
-        location: problem.location.or(parser.location),
-        ..problem
-    })?;
+    let mut parser =
+        Parser { text, tokens, at: 0, depth: 0, location: None, tree: Tree::default() };
+    parser
+        .module()
+        .map_err(|problem| Problem { location: problem.location.or(parser.location), ..problem })?;
     Ok(parser.tree)
 }
 
@@ -21,6 +24,8 @@ struct Parser<'a> {
     text: &'a str,
     tokens: Vec<Token<'a>>,
     at: usize,
+    /// Braces and brackets that are open.
+    depth: u32,
     location: Option<Location>,
     tree: Tree,
 }
@@ -111,6 +116,17 @@ impl<'a> Parser<'a> {
         u32::try_from(value).or_else(|_| self.fail(format!("{value} is out of range")))
     }
 
+    /// Parses what may contain itself.
+    fn nested<T>(&mut self, parse: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
+        if self.depth == MOST_DEPTH {
+            return self.fail(format!("more than {MOST_DEPTH} scopes or lists within each other"));
+        }
+        self.depth += 1;
+        let parsed = parse(self);
+        self.depth -= 1;
+        parsed
+    }
+
     fn module(&mut self) -> Result<()> {
         loop {
             let line = self.line();
@@ -150,7 +166,7 @@ impl<'a> Parser<'a> {
         let text = &self.text[token.start..token.end];
         let (major, minor) = text.split_once('.').unwrap_or((text, "0"));
         match (major.parse(), minor.parse()) {
-            (Ok(major), Ok(minor)) => self.tree.version = (major, minor),
+            (Ok(major @ 0..=99), Ok(minor @ 0..=99)) => self.tree.version = (major, minor),
             _ => return self.unexpected("a version"),
         }
         self.at += 1;
@@ -290,7 +306,7 @@ impl<'a> Parser<'a> {
             return self.fail(format!("an alignment of {align} is not a power of two"));
         }
         let mut variable = self.declarator(space, external, ty, align)?;
-        variable.bytes = variable.bytes.map(|bytes| bytes * u64::from(vector));
+        variable.bytes = variable.bytes.and_then(|bytes| bytes.checked_mul(u64::from(vector)));
         Ok(variable)
     }
 
@@ -323,7 +339,7 @@ impl<'a> Parser<'a> {
     fn initial(&mut self, ty: Type, into: &mut Vec<Initial>) -> Result<()> {
         if self.accept('{') {
             while !self.accept('}') {
-                self.initial(ty, into)?;
+                self.nested(|parser| parser.initial(ty, into))?;
                 if !self.is_mark('}') {
                     self.expect(',')?;
                 }
@@ -391,9 +407,9 @@ impl<'a> Parser<'a> {
 
     fn triple(&mut self) -> Result<[u32; 3]> {
         let mut triple = [self.small()?, 1, 1];
-        for axis in 1..3 {
+        for size in &mut triple[1..] {
             if self.accept(',') {
-                triple[axis] = self.small()?;
+                *size = self.small()?;
             }
         }
         Ok(triple)
@@ -448,7 +464,9 @@ impl<'a> Parser<'a> {
             let line = self.line();
             match self.next() {
                 Kind::Mark('}') => return Ok(statements),
-                Kind::Mark('{') => statements.push(Statement::Scope(self.statements()?)),
+                Kind::Mark('{') => {
+                    statements.push(Statement::Scope(self.nested(Self::statements)?))
+                }
                 Kind::Mark(';') => {}
                 Kind::Dot("loc") => self.loc(line)?,
                 Kind::Dot("pragma") => self.pragma()?,
@@ -599,7 +617,7 @@ impl<'a> Parser<'a> {
     fn list(&mut self, close: char) -> Result<Vec<Operand>> {
         let mut operands = Vec::new();
         while !self.accept(close) {
-            operands.push(self.operand()?);
+            operands.push(self.nested(Self::operand)?);
             if !self.is_mark(close) {
                 self.expect(',')?;
             }
