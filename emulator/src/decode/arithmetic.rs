@@ -1,6 +1,7 @@
 //! Integer, floating-point, logic and comparison instructions.
 
 use super::decoder::{CARRY, Decoder, Result};
+use super::exists;
 use super::modifiers::Modifiers;
 use crate::exec::op::*;
 use crate::exec::{
@@ -99,6 +100,9 @@ impl Decoder<'_> {
         types: &[Type],
         target: Type,
     ) -> Result<()> {
+        if !exists::integer(op, ty) {
+            return self.fail(format!("`{}` does not exist for {ty:?}", instruction.opcode));
+        }
         let (target, sources) = self.operands(&instruction.operands, types, target)?;
         self.emit_scalar(Scalar::Integer(op, ty), target, Target::Nowhere, sources);
         Ok(())
@@ -111,6 +115,10 @@ impl Decoder<'_> {
         mode: FloatMode,
         count: usize,
     ) -> Result<()> {
+        if !exists::float(op, mode) {
+            let (opcode, ty) = (&instruction.opcode, mode.ty);
+            return self.fail(format!("`{opcode}` does not exist for {ty:?} in this form"));
+        }
         let types = [mode.ty; 3];
         let (target, sources) = self.operands(&instruction.operands, &types[..count], mode.ty)?;
         if mode.ty == Type::F64 && !rounds_double(op, mode.rounding) {
@@ -320,6 +328,9 @@ impl Decoder<'_> {
             "dp4a" | "dp2a" => {
                 let high = modifiers.pick(&[("lo", false), ("hi", true)]);
                 let (a, b) = (self.required_type(modifiers)?, self.required_type(modifiers)?);
+                if [a, b].iter().any(|ty| !matches!(ty, Type::U32 | Type::S32)) {
+                    return self.fail(format!("`{opcode}` is for .u32 and .s32"));
+                }
                 let (a_signed, b_signed) = (a.is_signed(), b.is_signed());
                 let op = match (opcode, high) {
                     ("dp4a", None) => Integer::Dot4 { a_signed, b_signed },
@@ -372,6 +383,9 @@ impl Decoder<'_> {
 
     fn lop3(&mut self, instruction: &Instruction, modifiers: &mut Modifiers) -> Result<()> {
         let ty = self.required_type(modifiers)?;
+        if ty != Type::B32 {
+            return self.fail("`lop3` is for .b32");
+        }
         let Some((Operand::Integer(table @ 0..=255), operands)) = instruction.operands.split_last()
         else {
             return self.fail("`lop3` needs a table from 0 to 255");
@@ -465,7 +479,7 @@ impl Decoder<'_> {
                 | Relation::Num
                 | Relation::Nan
         );
-        if (only_float && !ty.is_float()) || matches!(ty, Type::F16x2 | Type::Bf16x2) {
+        if (only_float && !ty.is_float()) || !exists::comparison(ty) {
             return self.fail("this comparison of this type is not supported");
         }
         let operands = &instruction.operands;

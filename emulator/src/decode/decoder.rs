@@ -92,7 +92,8 @@ pub(super) struct Decoder<'a> {
     pub(super) dynamic64: Vec<(Q, u64)>,
     dynamic_align: u64,
     specials: Vec<(Special, R)>,
-    shared: HashMap<String, u64>,
+    /// Offsets of shared variables, by name and line.
+    shared: HashMap<(String, u32), u64>,
     shared_bytes: u64,
     local_bytes: u32,
     pub(super) flow: liveness::Flow,
@@ -161,12 +162,13 @@ impl<'a> Decoder<'a> {
             return Err(Problem::new(function.line, "the kernel has too many registers"));
         }
         if self.dynamic_align > 0 {
-            self.shared_bytes = self.shared_bytes.next_multiple_of(self.dynamic_align);
+            let end = self.shared_bytes.checked_next_multiple_of(self.dynamic_align);
+            self.shared_bytes = end.unwrap_or(u64::MAX);
         }
         let Ok(static_shared) = u32::try_from(self.shared_bytes) else {
             return Err(Problem::new(function.line, "the kernel has too much shared memory"));
         };
-        let start = SHARED_BASE + self.shared_bytes;
+        let start = SHARED_BASE + u64::from(static_shared);
         let mut constants32: Vec<_> = self.constants32.into_iter().collect();
         let mut constants64: Vec<_> = self.constants64.into_iter().collect();
         let dynamic32 = self.dynamic32.iter();
@@ -349,12 +351,15 @@ impl<'a> Decoder<'a> {
     }
 
     fn allot_shared(&mut self, variable: &Variable) -> u64 {
-        if let Some(&offset) = self.shared.get(&variable.name) {
+        // A function that is expanded twice has its variables once.
+        let key = (variable.name.clone(), variable.line);
+        if let Some(&offset) = self.shared.get(&key) {
             return offset;
         }
-        let offset = self.shared_bytes.next_multiple_of(u64::from(variable.align));
-        self.shared_bytes = offset + variable.bytes.unwrap_or(0);
-        self.shared.insert(variable.name.clone(), offset);
+        let align = u64::from(variable.align);
+        let offset = self.shared_bytes.checked_next_multiple_of(align).unwrap_or(u64::MAX);
+        self.shared_bytes = offset.saturating_add(variable.bytes.unwrap_or(0));
+        self.shared.insert(key, offset);
         offset
     }
 

@@ -8,6 +8,7 @@ mod arithmetic;
 mod control;
 mod conversion;
 mod decoder;
+mod exists;
 mod liveness;
 mod lower;
 mod memory;

@@ -11,7 +11,7 @@ impl Decoder<'_> {
         let offset = offset as u64;
         let value = match symbol {
             Symbol::Global(address) => *address,
-            Symbol::Shared(at) => SHARED_BASE + at,
+            Symbol::Shared(at) => SHARED_BASE.wrapping_add(*at),
             Symbol::Local(at) => LOCAL_BASE + u64::from(*at),
             Symbol::Param(at) => PARAM_BASE + at,
             Symbol::DynamicShared if ty.bits() == 64 => {

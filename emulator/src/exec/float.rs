@@ -199,7 +199,8 @@ fn classify(test: Test, format: Format, bits: u32) -> bool {
         Test::Infinite => magnitude == infinity,
         Test::Number => magnitude <= infinity,
         Test::NotANumber => magnitude > infinity,
-        Test::Normal => (smallest_normal..infinity).contains(&magnitude),
+        // Zeros count as normal.
+        Test::Normal => magnitude == 0 || (smallest_normal..infinity).contains(&magnitude),
         Test::Subnormal => (1..smallest_normal).contains(&magnitude),
     }
 }
@@ -218,8 +219,8 @@ fn double(op: Float, mode: FloatMode, s: [u64; 4]) -> u64 {
         Float::Reciprocal => 1.0 / a,
         Float::SquareRoot => a.sqrt(),
         Float::ReciprocalRoot => 1.0 / a.sqrt(),
-        Float::ReciprocalUpper => upper(1.0 / flush_double(a)),
-        Float::ReciprocalRootUpper => upper(1.0 / flush_double(a).sqrt()),
+        Float::ReciprocalUpper => upper(1.0 / flush_double(upper(a))),
+        Float::ReciprocalRootUpper => upper(1.0 / flush_double(upper(a)).sqrt()),
         Float::Sin => a.sin(),
         Float::Cos => a.cos(),
         Float::Log2 => a.log2(),
@@ -240,7 +241,7 @@ fn double(op: Float, mode: FloatMode, s: [u64; 4]) -> u64 {
                 Test::Infinite => a.is_infinite(),
                 Test::Number => !a.is_nan(),
                 Test::NotANumber => a.is_nan(),
-                Test::Normal => a.is_normal(),
+                Test::Normal => a.is_normal() || a == 0.0,
                 Test::Subnormal => a.is_subnormal(),
             });
         }

@@ -109,87 +109,72 @@ fn accumulate(a: &TileA, b: &TileB, c: &mut TileC, k: usize) {
     }
 }
 
+/// C += A B, one fused multiply-add after the other in the order of k.
+#[inline(always)]
+fn multiply(element: Element, k: usize, a: &[&V32; 4], b: &[&V32; 2], c: &mut TileC) {
+    let mut tile_a = TileA([[0.0; MOST_K]; ROWS]);
+    let mut tile_b = TileB([[0.0; COLUMNS]; MOST_K]);
+    spread(element, a, &mut tile_a);
+    spread_transposed(element, b, &mut tile_b);
+    if k == MOST_K {
+        accumulate(&tile_a, &tile_b, c, MOST_K);
+    } else {
+        accumulate(&tile_a, &tile_b, c, k);
+    }
+}
+
 over_lanes! {
-    /// D = A B + C, one fused multiply-add after the other in the order of k.
-    fn sequential(
-        element: Element,
-        k: usize,
-        a: &[&V32; 4],
-        b: &[&V32; 2],
-        c: &mut [V32; 4]
-    ) -> () {
-        let mut tile_a = TileA([[0.0; MOST_K]; ROWS]);
-        let mut tile_b = TileB([[0.0; COLUMNS]; MOST_K]);
-        match element {
-            Element::Bf16 => {
-                spread(Element::Bf16, a, &mut tile_a);
-                spread_transposed(Element::Bf16, b, &mut tile_b);
-            }
-            Element::F16 => {
-                spread(Element::F16, a, &mut tile_a);
-                spread_transposed(Element::F16, b, &mut tile_b);
-            }
-            Element::Tf32 => {
-                spread(Element::Tf32, a, &mut tile_a);
-                spread_transposed(Element::Tf32, b, &mut tile_b);
-            }
+    /// D = A B + C in registers, one fused multiply-add after the other in the order of k.
+    fn sequential(op: &MmaOp, r: &mut [V32]) -> () {
+        let a = op.a.map(|index| &r[index as usize]);
+        let b = op.b.map(|index| &r[index as usize]);
+        let mut c = gather(op.c.map(|index| &r[index as usize]));
+        match op.element {
+            Element::Bf16 => multiply(Element::Bf16, op.k, &a, &b, &mut c),
+            Element::F16 => multiply(Element::F16, op.k, &a, &b, &mut c),
+            Element::Tf32 => multiply(Element::Tf32, op.k, &a, &b, &mut c),
         }
-        let mut tile_c = gather(c);
-        if k == MOST_K {
-            accumulate(&tile_a, &tile_b, &mut tile_c, MOST_K);
-        } else {
-            accumulate(&tile_a, &tile_b, &mut tile_c, k);
+        for (index, &d) in op.d.iter().enumerate() {
+            scatter(&c, index, &mut r[d as usize]);
         }
-        scatter(&tile_c, c);
     }
 }
 
 /// The tile that four accumulator registers hold.
 #[inline(always)]
-fn gather(c: &[V32; 4]) -> TileC {
+fn gather(c: [&V32; 4]) -> TileC {
     let mut tile = TileC([[0.0; COLUMNS]; ROWS]);
-    for half in 0..2 {
-        for group in 0..8 {
-            for quad in 0..4 {
-                for odd in 0..2 {
-                    let word = c[2 * half + odd].0[4 * group + quad];
-                    tile.0[8 * half + group][2 * quad + odd] = f32::from_bits(word);
-                }
-            }
+    for (index, register) in c.iter().enumerate() {
+        let (row, odd) = (8 * (index / 2), index % 2);
+        for lane in 0..LANES {
+            tile.0[row + lane / 4][2 * (lane % 4) + odd] = f32::from_bits(register.0[lane]);
         }
     }
     tile
 }
 
-/// The registers that hold a tile.
+/// The part of a tile that one accumulator register holds.
 #[inline(always)]
-fn scatter(tile: &TileC, c: &mut [V32; 4]) {
-    for half in 0..2 {
-        for group in 0..8 {
-            for quad in 0..4 {
-                for odd in 0..2 {
-                    let value = tile.0[8 * half + group][2 * quad + odd];
-                    c[2 * half + odd].0[4 * group + quad] = quiet(value);
-                }
-            }
-        }
+fn scatter(tile: &TileC, index: usize, register: &mut V32) {
+    let (row, odd) = (8 * (index / 2), index % 2);
+    for lane in 0..LANES {
+        register.0[lane] = quiet(tile.0[row + lane / 4][2 * (lane % 4) + odd]);
     }
 }
 
-/// D = A B + C under another rule of addition.
+/// C += A B under another rule of addition.
 fn by_rule(
     rule: Accumulator,
     element: Element,
     k: usize,
     a: &[&V32; 4],
     b: &[&V32; 2],
-    c: &mut [V32; 4],
+    tile_c: &mut TileC,
 ) {
     let mut tile_a = TileA([[0.0; MOST_K]; ROWS]);
     let mut tile_b = TileB([[0.0; COLUMNS]; MOST_K]);
     spread(element, a, &mut tile_a);
     spread_transposed(element, b, &mut tile_b);
-    let mut tile_c = gather(c);
     // Tensor cores of this generation add blocks of 8 16-bit or 4 tf32 products.
     let block = if element == Element::Tf32 { 4 } else { 8 };
     for (row, values) in tile_c.0.iter_mut().enumerate() {
@@ -208,7 +193,6 @@ fn by_rule(
             };
         }
     }
-    scatter(&tile_c, c);
 }
 
 /// Adds a block of products and an addend: all are cut to the weight of the last bit that the
@@ -232,30 +216,33 @@ impl Warp {
     /// Executes a matrix multiply-accumulate; all lanes are here.
     pub(crate) fn mma(&mut self, machine: &mut Machine, op: &MmaOp) {
         machine.counters.mma += 1;
+        let rule = machine.context.config.accumulator;
+        if rule == Accumulator::Sequential && !op.half_result {
+            return sequential(machine.context.wide, op, &mut self.r);
+        }
         let a = op.a.map(|index| &self.r[index as usize]);
         let b = op.b.map(|index| &self.r[index as usize]);
-        let mut c = if op.half_result {
-            unpack_halves(&self.r[op.c[0] as usize], &self.r[op.c[1] as usize])
-        } else {
-            op.c.map(|index| self.r[index as usize])
+        let c = op.c.map(|index| &self.r[index as usize]);
+        let mut tile = match op.half_result {
+            true => gather(unpack_halves(c[0], c[1]).each_ref()),
+            false => gather(c),
         };
-        match machine.context.config.accumulator {
-            Accumulator::Sequential => {
-                sequential(machine.context.wide, op.element, op.k, &a, &b, &mut c);
-            }
-            rule => by_rule(rule, op.element, op.k, &a, &b, &mut c),
+        match rule {
+            Accumulator::Sequential => multiply(op.element, op.k, &a, &b, &mut tile),
+            rule => by_rule(rule, op.element, op.k, &a, &b, &mut tile),
         }
+        let mut results = [V32([0; LANES]); 4];
+        results.iter_mut().enumerate().for_each(|(index, d)| scatter(&tile, index, d));
         if op.half_result {
-            for half in 0..2 {
-                let (low, high) = (&c[2 * half].0, &c[2 * half + 1].0);
+            for (half, pair) in results.chunks_exact(2).enumerate() {
                 let packed = &mut self.r[op.d[half] as usize].0;
                 for lane in 0..LANES {
-                    packed[lane] = to_f16(low[lane]) | to_f16(high[lane]) << 16;
+                    packed[lane] = to_f16(pair[0].0[lane]) | to_f16(pair[1].0[lane]) << 16;
                 }
             }
         } else {
-            for (index, value) in op.d.iter().zip(c) {
-                self.r[*index as usize] = value;
+            for (&d, result) in op.d.iter().zip(results) {
+                self.r[d as usize] = result;
             }
         }
     }
