@@ -1,5 +1,6 @@
 //! Opening a device without a panic where there is no driver.
 
+use std::error::Error as _;
 use std::sync::Arc;
 
 use cudarc::driver::{CudaContext, DriverError, sys};
@@ -41,7 +42,11 @@ fn probe_driver() -> Result<()> {
                 std::mem::forget(driver);
                 return Ok(());
             }
-            Err(error) => tried.push(format!("{name}: {error}")),
+            Err(error) => {
+                // The loader's own words are the error's source.
+                let reason = error.source().map_or_else(|| error.to_string(), |s| s.to_string());
+                tried.push(format!("{name}: {reason}"));
+            }
         }
     }
     Err(Error::DriverMissing { tried })

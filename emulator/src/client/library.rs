@@ -1,6 +1,7 @@
 //! Finding and opening the libraries: the CUDA driver's and the emulator's.
 
 use std::env;
+use std::error::Error as _;
 use std::ffi::{OsStr, c_char, c_int};
 use std::path::{Path, PathBuf};
 
@@ -37,6 +38,11 @@ pub(super) struct Functions {
     pub(super) set_config: unsafe extern "C" fn(*const Settings) -> Status,
 }
 
+/// The dynamic loader's own words, which the error's message leaves to its source.
+fn reason(error: &libloading::Error) -> String {
+    error.source().map_or_else(|| error.to_string(), ToString::to_string)
+}
+
 /// Looks a function up.
 ///
 /// # Safety
@@ -44,7 +50,7 @@ pub(super) struct Functions {
 unsafe fn function<F: Copy>(library: &Library, name: &str) -> Result<F, String> {
     // SAFETY: the caller's promise.
     let symbol = unsafe { library.get::<F>(name.as_bytes()) };
-    symbol.map(|symbol| *symbol).map_err(|error| error.to_string())
+    symbol.map(|symbol| *symbol).map_err(|error| reason(&error))
 }
 
 /// Opens the CUDA driver that has a device.
@@ -54,7 +60,7 @@ pub(super) fn cuda() -> Result<Cuda, SelectError> {
         // SAFETY: loading the CUDA driver runs its initialisers, which is what the program is about
         // to do anyway.
         match unsafe { Library::new(name) } {
-            Err(error) => tried.push((name.to_owned(), error.to_string())),
+            Err(error) => tried.push((name.to_owned(), reason(&error))),
             Ok(library) if is_emulator(&library) => {
                 tried.push((name.to_owned(), "it is the emulator's library".to_owned()));
             }
@@ -140,7 +146,7 @@ pub(super) fn emulator() -> Result<Functions, SelectError> {
     };
     let unusable = |reason| SelectError::LibraryUnusable { path: path.clone(), reason };
     let path = path.canonicalize().map_err(|error| unusable(error.to_string()))?;
-    let library = open(&path).map_err(|error| unusable(error.to_string()))?;
+    let library = open(&path).map_err(|error| unusable(reason(&error)))?;
     let functions = adopt(library, &path)?;
     // What other code will do: it must end at the library just opened.
     if !loaded(SONAME).is_some_and(|library| is_emulator(&library)) {
