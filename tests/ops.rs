@@ -176,6 +176,23 @@ fn tensors_off_every_boundary() {
     });
 }
 
+/// A projection of the size that Llama models have, in many tiles and chunks of every kind.
+fn llama_sized(norm: Norm) {
+    let mut random = StdRng::seed_from_u64(fresh_seed());
+    let case = random_case(&mut random, [256, 2048, 2048, 16], norm, false);
+    check(&runner(), "Llama-sized", &case.rounded(Dtype::Bf16), [None; 6], Dtype::Bf16);
+}
+
+#[test]
+fn llama_sized_layer_with_norms_of_inputs() {
+    llama_sized(Norm::Input);
+}
+
+#[test]
+fn llama_sized_layer_with_norms_of_outputs() {
+    llama_sized(Norm::Output);
+}
+
 fn each_dtype_and_norm(mut visit: impl FnMut(Dtype, Norm)) {
     for dtype in Dtype::ALL {
         NORMS.into_iter().for_each(|norm| visit(dtype, norm));
