@@ -163,6 +163,9 @@ impl Decoder<'_> {
             return self.integer(instruction, op, ty, &[ty; 2], ty);
         }
         if ty.is_float() {
+            if part.is_some() {
+                return self.fail(format!("`{opcode}` of {ty:?} has no low or high half"));
+            }
             return self.float_arithmetic(instruction, modifiers, ty);
         }
         let saturate = modifiers.take("sat");

@@ -22,7 +22,7 @@ pub(super) const SINK: u16 = 0;
 /// Scopes within each other, those of expanded functions included.
 const MOST_SCOPES: usize = 256;
 /// Labels and calls of a kernel, those of expanded functions included.
-pub(super) const MOST_LABELS: usize = 1 << 16;
+const MOST_LABELS: usize = 1 << 16;
 /// Registers that the declarations of a kernel may name.
 const MOST_DECLARED: usize = 1 << 20;
 /// Local memory of a thread in bytes, as the CUDA programming guide limits it.
@@ -92,8 +92,8 @@ pub(super) struct Decoder<'a> {
     pub(super) dynamic64: Vec<(Q, u64)>,
     dynamic_align: u64,
     specials: Vec<(Special, R)>,
-    /// Offsets of shared variables, by name and line.
-    shared: HashMap<(String, u32), u64>,
+    /// Offsets of shared variables, by their declarations in the tree.
+    shared: HashMap<*const Variable, u64>,
     shared_bytes: u64,
     local_bytes: u32,
     pub(super) flow: liveness::Flow,
@@ -352,7 +352,7 @@ impl<'a> Decoder<'a> {
 
     fn allot_shared(&mut self, variable: &Variable) -> u64 {
         // A function that is expanded twice has its variables once.
-        let key = (variable.name.clone(), variable.line);
+        let key = std::ptr::from_ref(variable);
         if let Some(&offset) = self.shared.get(&key) {
             return offset;
         }

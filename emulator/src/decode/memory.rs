@@ -66,7 +66,12 @@ impl Decoder<'_> {
             "prefetch" | "prefetchu" => {
                 self.count(instruction, &[1])?;
                 let space = modifiers.pick(&SPACES).unwrap_or(Some(Space::Generic));
-                let level = modifiers.pick(&[("L1", ()), ("L2", ())]);
+                let level = modifiers.pick(&[
+                    ("L1", ()),
+                    ("L2", ()),
+                    ("L2::evict_last", ()),
+                    ("L2::evict_normal", ()),
+                ]);
                 modifiers.drop_all(is_hint);
                 if level.is_none() {
                     return self.fail("a prefetch needs a cache level");
@@ -238,6 +243,9 @@ impl Decoder<'_> {
             ("dec", Atomic::Decrement),
         ]);
         let Some(atomic) = atomic else { return self.fail("unknown atomic operation") };
+        if !returns && matches!(atomic, Atomic::Exchange | Atomic::CompareAndSwap) {
+            return self.fail("`red` cannot exchange or swap");
+        }
         let kept_subnormals = modifiers.take("noftz");
         modifiers.drop_all(is_hint);
         let ty = self.required_type(modifiers)?;

@@ -78,6 +78,10 @@ impl Decoder<'_> {
         let Some(k) = k else { return self.fail("this shape of `mma` is not supported") };
         self.require(modifiers, "row")?;
         self.require(modifiers, "col")?;
+        let at = |layout| instruction.modifiers.iter().position(|modifier| modifier == layout);
+        if at("row") > at("col") {
+            return self.fail("`mma` takes A by rows and B by columns");
+        }
         let mut types = [Type::B8; 4];
         for ty in &mut types {
             *ty = self.required_type(modifiers)?;

@@ -1,0 +1,336 @@
+//! Damaged modules: a text that is cut, shuffled, or full of absurd numbers and names is refused or
+//! loads, and what loads runs to its end or to a fault. Nothing panics, hangs or overflows the
+//! stack. The damage is drawn from a fixed seed.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::{Duration, Instant};
+
+use cuda_emulator::{Config, Device, Launch, LaunchError, Profile, profile};
+
+/// The longest that loading and launching one text may take.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Texts that use every part of the grammar.
+const SEEDS: [&str; 3] = [
+    include_str!("malformed/declarations.ptx"),
+    include_str!("malformed/control.ptx"),
+    include_str!("malformed/arithmetic.ptx"),
+];
+
+/// Tokens that may take the place of others.
+const STRANGE: [&str; 40] = [
+    "0",
+    "1",
+    "-1",
+    "32",
+    "64",
+    "255",
+    "65536",
+    "2147483647",
+    "4294967295",
+    "4294967296",
+    "9223372036854775808",
+    "18446744073709551615",
+    "99999999999999999999999",
+    "0x",
+    "0f12",
+    "0b2",
+    "1.5e",
+    "0d7FF0000000000000",
+    "{",
+    "}",
+    "(",
+    ")",
+    "[",
+    "]",
+    "\"",
+    "/*",
+    "//",
+    "@",
+    "!",
+    "|",
+    "_",
+    "%tid.x",
+    "%r99999",
+    ".param",
+    ".shared",
+    ".reg",
+    ".align",
+    ".v4",
+    ".nothing",
+    "é",
+];
+
+const TYPES: [&str; 22] = [
+    ".pred", ".b8", ".b16", ".b32", ".b64", ".u8", ".u16", ".u32", ".u64", ".s8", ".s16", ".s32",
+    ".s64", ".f16", ".f16x2", ".bf16", ".bf16x2", ".tf32", ".f32", ".f64", ".u16x2", ".s16x2",
+];
+
+fn device() -> Device {
+    let config = Config { threads: 1, watchdog: 1 << 15, ..Config::default() };
+    let profile = Profile { total_memory: 16 << 20, ..profile::H100 };
+    Device::with_config(profile, config)
+}
+
+/// Loads a text and runs its kernels: how each of them ended.
+fn survive(device: &Device, text: &str) -> Vec<Result<(), LaunchError>> {
+    let start = Instant::now();
+    let results = catch_unwind(AssertUnwindSafe(|| load_and_launch(device, text)));
+    let took = start.elapsed();
+    let results = results.unwrap_or_else(|_| panic!("a panic comes of this text:\n{text}"));
+    assert!(took < PATIENCE, "{took:?} went by with this text:\n{text}");
+    results
+}
+
+fn load_and_launch(device: &Device, text: &str) -> Vec<Result<(), LaunchError>> {
+    let Ok(module) = device.load_module(text) else { return Vec::new() };
+    let buffer = device.alloc(1 << 12).expect("memory");
+    device.fill8(buffer, 0, 1 << 12).expect("the whole buffer");
+    let mut results = Vec::new();
+    for name in module.function_names() {
+        let function = module.function(name).expect("a kernel of the module");
+        let mut params = buffer.to_le_bytes().to_vec();
+        params.resize(function.param_bytes(), 3);
+        let launch = Launch {
+            grid: [1; 3],
+            block: [32, 1, 1],
+            dynamic_shared: 64,
+            dynamic_shared_limit: 1024,
+            params: &params,
+            cooperative: false,
+        };
+        results.push(device.launch(&function, &launch));
+    }
+    device.free(buffer).expect("the buffer is live");
+    device.unload_module(&module);
+    results
+}
+
+/// Splits a text so that the parts make it up again: words, blanks and single marks.
+fn tokens(text: &str) -> Vec<&str> {
+    let kind = |c: char| match c {
+        c if c.is_alphanumeric() || matches!(c, '_' | '%' | '$' | '.') => 0,
+        c if c.is_whitespace() => 1,
+        _ => 2,
+    };
+    let mut tokens = Vec::new();
+    let mut start = 0;
+    let mut last = None;
+    for (at, c) in text.char_indices() {
+        let dot = c == '.' && !text[..at].ends_with(|c: char| c.is_ascii_digit());
+        if last.is_some_and(|last| last != kind(c) || last == 2) || dot {
+            tokens.push(&text[start..at]);
+            start = at;
+        }
+        last = Some(kind(c));
+    }
+    tokens.push(&text[start..]);
+    tokens
+}
+
+/// A generator of random numbers (xorshift).
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, limit: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 % limit as u64) as usize
+    }
+}
+
+#[test]
+fn the_texts_load_and_run() {
+    let device = device();
+    for text in SEEDS {
+        if let Err(error) = device.load_module(text) {
+            panic!("{error}");
+        }
+        let used = device.memory_in_use();
+        assert_eq!(survive(&device, text), [Ok(())]);
+        assert_eq!(device.memory_in_use(), used, "unloading frees the variables");
+    }
+}
+
+#[test]
+fn texts_that_end_early() {
+    let device = device();
+    for text in SEEDS {
+        for end in 0..text.len() {
+            survive(&device, &text[..end]);
+        }
+    }
+}
+
+#[test]
+fn tokens_and_lines_that_are_missing_doubled_or_swapped() {
+    let device = device();
+    for text in SEEDS {
+        let lines: Vec<&str> = text.split_inclusive('\n').collect();
+        for parts in [tokens(text), lines] {
+            for at in 0..parts.len() {
+                let (before, after) = (parts[..at].concat(), parts[at + 1..].concat());
+                let part = parts[at];
+                survive(&device, &format!("{before}{after}"));
+                survive(&device, &format!("{before}{part} {part}{after}"));
+                if at + 1 < parts.len() {
+                    let after = parts[at + 2..].concat();
+                    survive(&device, &format!("{before}{}{part}{after}", parts[at + 1]));
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn numbers_types_and_modifiers_that_are_exchanged() {
+    let device = device();
+    for text in SEEDS {
+        let parts = tokens(text);
+        for at in 0..parts.len() {
+            let (before, after) = (parts[..at].concat(), parts[at + 1..].concat());
+            let part = parts[at];
+            let others: &[&str] = match part {
+                _ if TYPES.contains(&part) => &TYPES,
+                _ if part.starts_with(|c: char| c.is_ascii_digit()) => &STRANGE[..18],
+                _ if part.starts_with('.') => &[".nothing", ".sat", ".v4", ".cc", ""],
+                _ => continue,
+            };
+            for other in others {
+                survive(&device, &format!("{before}{other}{after}"));
+            }
+        }
+    }
+}
+
+#[test]
+fn many_kinds_of_damage_at_once() {
+    let device = device();
+    let mut random = Random(0x9e37_79b9_7f4a_7c15);
+    for round in 0..6000 {
+        let mut parts = tokens(SEEDS[round % SEEDS.len()]);
+        for _ in 0..=random.below(4) {
+            let (at, other) = (random.below(parts.len()), random.below(parts.len()));
+            match random.below(5) {
+                0 => drop(parts.remove(at)),
+                1 => parts.insert(at, parts[other]),
+                2 => parts.swap(at, other),
+                3 => parts[at] = STRANGE[random.below(STRANGE.len())],
+                _ => parts[at] = parts[other],
+            }
+        }
+        survive(&device, &parts.concat());
+    }
+}
+
+#[test]
+fn bytes_that_are_no_text() {
+    let device = device();
+    let mut random = Random(7);
+    for round in 0..3000 {
+        let mut bytes = SEEDS[round % SEEDS.len()].as_bytes().to_vec();
+        for _ in 0..=random.below(3) {
+            let at = random.below(bytes.len());
+            bytes[at] = random.below(256) as u8;
+        }
+        survive(&device, &String::from_utf8_lossy(&bytes));
+    }
+}
+
+/// A module around the body of a kernel.
+fn kernel(body: &str) -> String {
+    format!(".version 8.0\n.target sm_80\n.address_size 64\n.visible .entry k() {{\n{body}\n}}\n")
+}
+
+#[test]
+fn nesting_without_end() {
+    let device = device();
+    let many = 200_000;
+    for open in ["{", "(", "[", "mov.u32 {", "call (", "{ .reg .b32 r; "] {
+        survive(&device, &kernel(&open.repeat(many)));
+    }
+    survive(&device, &kernel(&format!("{}{}", "{".repeat(many), "}".repeat(many))));
+    let braces = format!("{}1{}", "{".repeat(many), "}".repeat(many));
+    survive(&device, &format!("{}.global .u32 x[2] = {braces};", kernel("ret;")));
+    survive(&device, &kernel(&format!("mov.u32 r, {};", "-".repeat(many))));
+    survive(&device, &kernel(&"@".repeat(many)));
+}
+
+#[test]
+fn calls_that_multiply() {
+    let device = device();
+    // Each function calls the next one twice: 2^64 expansions of the last.
+    let header = ".version 8.0\n.target sm_80\n.address_size 64\n";
+    let mut functions = String::from(".func f64 () { ret; }\n");
+    for at in (0..64).rev() {
+        let next = at + 1;
+        functions += &format!(".func f{at} () {{ call f{next}; call f{next}; ret; }}\n");
+    }
+    let text = format!("{header}{functions}.entry k() {{ call f0; ret; }}");
+    assert!(device.load_module(&text).is_err());
+    survive(&device, &text);
+    // A chain of calls as long as the text allows.
+    let mut functions = String::from(".func f5000 () { ret; }\n");
+    for at in (0..5000).rev() {
+        functions += &format!(".func f{at} () {{ call f{}; ret; }}\n", at + 1);
+    }
+    survive(&device, &format!("{header}{functions}.entry k() {{ call f0; ret; }}"));
+    // A function that calls itself.
+    survive(&device, &format!("{header}.func f () {{ call f; }} .entry k() {{ call f; ret; }}"));
+}
+
+#[test]
+fn sizes_without_bounds() {
+    let device = device();
+    for body in [
+        ".reg .b32 r<4294967295>; ret;",
+        ".reg .b32 a<65535>, b<65535>, c<65535>; mov.u32 a9, b9; ret;",
+        ".local .b8 x[4294967295]; ret;",
+        ".local .align 2147483648 .b8 x[1]; .local .align 2147483648 .b8 y[1]; ret;",
+        ".local .b8 x[4000000000]; .local .b8 y[4000000000]; ret;",
+        ".shared .b8 x[4294967295]; .shared .b8 y[1024]; ret;",
+        ".shared .align 2147483648 .b64 x[536870911][4294967295]; ret;",
+        ".local .v4 .b64 x[576460752303423488]; ret;",
+    ] {
+        survive(&device, &kernel(body));
+    }
+    for module in [
+        ".global .b8 x[18446744073709551615];",
+        ".const .b64 x[2305843009213693952];",
+        ".global .align 2147483648 .b8 x[1];",
+        ".shared .b8 x[18446744073709551615]; .shared .b8 y[18446744073709551615];",
+        ".entry p(.param .b8 a[18446744073709551615], .param .b8 b[18446744073709551615]) { ret; }",
+        ".entry q(.param .align 2147483648 .b8 a[1], .param .align 2147483648 .b8 b[1]) { ret; }",
+        ".entry r() .maxntid 4294967295, 4294967295, 4294967295 { ret; }",
+        ".entry s() .reqntid 0 { ret; }",
+        ".version 4294967295.4294967295",
+        ".file 4294967296 \"x\"",
+    ] {
+        survive(&device, &format!("{}{module}\n", kernel("ret;")));
+    }
+    let shared = ".shared .b8 x[18446744073709551615]; .shared .b8 y[18446744073709551615];";
+    let body = ".reg .b64 a, b; mov.u64 a, x; mov.u64 b, y; st.shared.b8 [y+7], 1; ret;";
+    survive(&device, &format!("{}{shared}\n", kernel(body)));
+}
+
+#[test]
+fn programs_that_do_not_end() {
+    let device = device();
+    for body in [
+        "again: bra again;",
+        ".reg .pred p; .reg .b32 r; again: mov.u32 r, %laneid; setp.eq.u32 p, r, 3; @p bra again;",
+        ".reg .b32 r; mov.u32 r, %laneid; l: .branchtargets a, b; a: brx.idx r, l; b: bra a;",
+        ".reg .b32 r; .reg .pred p; mov.u32 r, %laneid; setp.lt.u32 p, r, 9; @p bar.sync 0; ret;",
+        "bar.sync 16; ret;",
+        "bar.sync 3, 4294967295; ret;",
+        "bar.sync 3, 96; ret;",
+        "bar.warp.sync 0; ret;",
+        ".reg .b32 r; shfl.sync.idx.b32 r, 1, 4294967295, 4294967295, 0; ret;",
+        ".reg .b64 a; ld.global.b64 a, [18446744073709551615]; ret;",
+        ".reg .b64 a; ld.b64 a, [-8]; st.local.b64 [-1], a; ret;",
+        ".reg .b32 r; cp.async.ca.shared.global [4294967295], [0], 4; cp.async.wait_all; ret;",
+    ] {
+        survive(&device, &kernel(body));
+    }
+}
