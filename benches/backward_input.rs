@@ -1,4 +1,4 @@
-//! Bench of `backward_input`: see `common` for what it prints where.
+//! Bench of `backward_input`, which cannot run without its `backward_adapter`: both are measured; see `common` for what it prints where.
 
 mod common;
 

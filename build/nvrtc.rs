@@ -229,48 +229,32 @@ impl Nvrtc {
 
 /// Every library file worth trying, in order.
 fn candidates(fetched: Option<&Path>) -> Vec<PathBuf> {
-    let mut found = Vec::new();
-    let mut folder = |folder: PathBuf| {
-        for name in LIBRARY_NAMES {
-            let file = folder.join(name);
-            if file.is_file() {
-                found.push(file);
-            }
-        }
-    };
     let variable = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
     if let Some(path) = variable(ENV_LIBRARY) {
-        if path.is_dir() {
-            folder(path);
-        } else {
-            // Named by hand: no other library is a fair substitute.
-            return vec![path];
-        }
+        // Named by hand: no other library is a fair substitute.
+        let named = libraries(&path);
+        return if named.is_empty() { vec![path] } else { named };
     }
-    for root in ["CUDA_PATH", "CUDA_HOME"].into_iter().filter_map(variable) {
-        TOOLKIT_FOLDERS.iter().for_each(|below| folder(root.join(below)));
-    }
+    let toolkits = ["CUDA_PATH", "CUDA_HOME"].into_iter().filter_map(variable);
+    let folders = toolkits.flat_map(|root| TOOLKIT_FOLDERS.map(|below| root.join(below)));
+    let mut found: Vec<_> = folders.flat_map(|folder| libraries(&folder)).collect();
+    found.extend(LIBRARY_NAMES.map(PathBuf::from)); // by the loader's own path
     let environments = ["VIRTUAL_ENV", "CONDA_PREFIX"].into_iter().filter_map(variable);
-    let mut wheels = Vec::new();
     for lib in environments.map(|root| root.join("lib")) {
         for python in std::fs::read_dir(lib).into_iter().flatten().flatten() {
             let packages = python.path().join("site-packages");
-            wheels.extend(WHEEL_FOLDERS.iter().map(|below| packages.join(below)));
+            found.extend(WHEEL_FOLDERS.iter().flat_map(|below| libraries(&packages.join(below))));
         }
     }
-    let by_loader: Vec<_> = LIBRARY_NAMES.iter().map(PathBuf::from).collect();
-    wheels.into_iter().for_each(&mut folder);
     if let Some(fetched) = fetched {
-        WHEEL_FOLDERS.iter().for_each(|below| folder(fetched.join(below)));
+        found.extend(WHEEL_FOLDERS.iter().flat_map(|below| libraries(&fetched.join(below))));
     }
-    // Explicit choices first, then the loader's own path, then wheels and the fetched copy.
-    let explicit = found.iter().take_while(|f| !is_wheel(f)).count();
-    found.splice(explicit..explicit, by_loader);
     found
 }
 
-fn is_wheel(file: &Path) -> bool {
-    WHEEL_FOLDERS.iter().any(|below| file.parent().is_some_and(|p| p.ends_with(below)))
+/// The NVRTC libraries in a folder, newest first.
+fn libraries(folder: &Path) -> Vec<PathBuf> {
+    LIBRARY_NAMES.iter().map(|name| folder.join(name)).filter(|file| file.is_file()).collect()
 }
 
 /// The folder under a target directory where `cargo xtask nvrtc` unpacks NVIDIA's wheel, found

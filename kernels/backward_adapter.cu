@@ -6,8 +6,8 @@
 //
 // Shapes, row-major: dY, y, G [T,O]; gsb [O,R] (sb where there is no g on the output); H, P [T,R];
 // dB [O,r], db, dm [O] f32; R = rank padded to 16. All outputs are written with `=`.
-// z comes back from y only where that loses nothing that matters; for features whose |g| is tiny
-// (or dwarfed by the bias) it is computed again as x·Wᵀ + H·(sB)ᵀ. dm = 0 where c = 0.
+// z comes back from y unless that would magnify y's rounding: where |g| is tiny, or the bias hides
+// g·z, it is computed again as x·Wᵀ + H·(sB)ᵀ. dm = 0 where c = 0.
 // Launch: grid (strips of O, chunks of T, ⌈R/64⌉), block 128. A CTA goes through its chunk in tiles
 // of T; partial P (over strips) and dB, db, dm (over chunks) are summed in order by the CTAs that
 // arrive last.
@@ -65,30 +65,34 @@ struct Adapter {
     static_assert(kStrip <= kThreads, "one thread per column of the strip");
 };
 
-// Whether z = (y − b)/g would magnify y's rounding (|g| tiny, or g·z dwarfed by the bias).
-__device__ __forceinline__ bool needs_recomputed_z(float g, float b) {
-    constexpr float kTinyGain = 1.0f / 64, kLargeBias = 64.0f;
-    return fabsf(g) < kTinyGain || fabsf(b) > kLargeBias * fabsf(g);
-}
-
 // Per-column sums of one feature over the CTA's tokens.
 struct ColumnSums {
-    float bias = 0.0f, magnitude = 0.0f;
+    float bias = 0.0f;       // Σ dY
+    float magnitude = 0.0f;  // Σ dY·(y − b), then Σ dY·z
+    float stored = 0.0f;     // Σ |dY·y|
+    float kept = 0.0f;       // Σ |dY·(y − b)|
+
+    // Whether z = (y − b)/g would magnify y's rounding too far.
+    __device__ __forceinline__ bool needs_recomputed_z(float gain) const {
+        constexpr float kTinyGain = 1.0f / 64, kMostMagnified = 8.0f;
+        return fabsf(gain) < kTinyGain || stored > kMostMagnified * kept;
+    }
 };
 
-// db and dm of this thread's column over one tile.
+// Adds this thread's column of one tile.
 template <typename T>
 __device__ __forceinline__ void add_columns(const BackwardAdapterParams& p,
                                             typename Adapter<T>::TileGrad grad, int t0, int rows,
-                                            int col, float gain, float bias, ColumnSums& sums) {
+                                            int col, float bias, ColumnSums& sums) {
     const T* y = static_cast<const T*>(p.output) + i64(t0) * p.out_features + col;
-    const bool from_y = p.grad_magnitude && !needs_recomputed_z(gain, bias);
     for (int t = 0; t < rows; ++t) {
         const float dy = to_float(*grad.at(t, threadIdx.x));
         sums.bias += dy;
-        if (from_y) {
-            const float z = (to_float(y[i64(t) * p.out_features]) - bias) / gain;
-            sums.magnitude = fmaf(dy, z, sums.magnitude);
+        if (p.grad_magnitude) {
+            const float stored = to_float(y[i64(t) * p.out_features]), kept = stored - bias;
+            sums.magnitude = fmaf(dy, kept, sums.magnitude);
+            sums.stored += fabsf(dy * stored);
+            sums.kept += fabsf(dy * kept);
         }
     }
 }
@@ -112,7 +116,7 @@ __device__ __forceinline__ void store_scaled(const BackwardAdapterParams& p,
 }
 
 // Σ_t dY·z of one feature over [begin, end) with z computed again, by all warps of the CTA: each
-// takes every fourth token. The result is valid in thread 0; `across` holds one word per warp.
+// takes every fourth token. `across` holds one word per warp.
 template <typename T>
 __device__ __forceinline__ float recomputed_sum(const BackwardAdapterParams& p, int feature,
                                                 int begin, int end, float* across) {
@@ -198,8 +202,8 @@ __device__ __forceinline__ void adapter_partials(const BackwardAdapterParams& p,
                 }
             }
             if (owns_column) {
-                add_columns<T>(p, tile_grad(stage), t0, min(Shape::kTokens, end - t0), col, gain,
-                               bias, sums);
+                add_columns<T>(p, tile_grad(stage), t0, min(Shape::kTokens, end - t0), col, bias,
+                               sums);
             }
             if (p.scaled_grad && blockIdx.z == 0) {
                 store_scaled<ALIGNED, T>(p, tile_grad(stage), t0, end, o0);
@@ -218,7 +222,8 @@ __device__ __forceinline__ void adapter_partials(const BackwardAdapterParams& p,
     if (p.grad_magnitude && blockIdx.z == 0) {
         bool* recompute = reinterpret_cast<bool*>(shared + sizeof(float) * kThreads);
         recompute[threadIdx.x] =
-            owns_column && p.norm[col] > 0.0f && needs_recomputed_z(gain, bias);
+            owns_column && p.norm[col] > 0.0f && sums.needs_recomputed_z(gain);
+        sums.magnitude /= gain;
         __syncthreads();
         for (int c = 0; c < Shape::kStrip; ++c) {
             if (!recompute[c]) continue;

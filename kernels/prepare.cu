@@ -7,8 +7,8 @@
 // output); a [R,I], sb and gsb [O,R] of T. With `magnitude_out` instead of m, m = c is written: a
 // fresh adapter, for which g = 1 exactly. All outputs are written with `=`.
 // The norm is direct: a tile of B·A in tensor-core accumulators, W added, squared, summed in f32.
-// A and s·B enter it as sums of three bf16, which carry an f32's 24 bits, so that nothing is lost
-// where V nearly cancels.
+// A and s·B enter it as sums of three bf16, which carry an f32's 24 bits: where V nearly cancels,
+// its elements keep an error of about 2⁻²³ of the terms that cancel.
 // Launch: grid (strips of 64 along the norm's feature, splits of the summed one), block 128. The
 // last split of a strip adds the partial sums in order. Without a norm (plain LoRA) it only packs.
 // Formulas: DoRA (arXiv:2402.09353) eq. 5.

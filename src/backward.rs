@@ -40,8 +40,9 @@ pub struct Backward<'a, E> {
 }
 
 impl<E: Element> Backward<'_, E> {
-    pub(crate) fn check(&self, spec: &DoraSpec) -> Result<()> {
+    pub(crate) fn check(&self, kernels: &Kernels, spec: &DoraSpec) -> Result<()> {
         spec.check_tokens(self.tokens)?;
+        self.check_contexts(kernels)?;
         let tokens = ("T", self.tokens);
         let (inputs, outputs) = (("I", spec.in_features()), ("O", spec.out_features()));
         let (rank, one) = (("r", spec.rank()), ("1", 1));
@@ -82,6 +83,21 @@ impl<E: Element> Backward<'_, E> {
         }
         Ok(())
     }
+
+    fn check_contexts(&self, kernels: &Kernels) -> Result<()> {
+        for input in [&self.x, &self.weight, &self.grad_output, &self.h] {
+            kernels.check_buffer(input)?;
+        }
+        for input in [&self.bias, &self.output].into_iter().flatten() {
+            kernels.check_buffer(input)?;
+        }
+        kernels.check_buffer(&self.grad_lora_a)?;
+        kernels.check_buffer(&self.grad_lora_b)?;
+        for gradient in [&self.grad_magnitude, &self.grad_bias].into_iter().flatten() {
+            kernels.check_buffer(gradient)?;
+        }
+        self.grad_input.as_ref().map_or(Ok(()), |gradient| kernels.check_buffer(gradient))
+    }
 }
 
 /// Zero gradients of a batch without tokens.
@@ -106,7 +122,9 @@ impl Kernels {
         workspace: &mut Workspace,
         io: &mut Backward<'_, E>,
     ) -> Result<()> {
-        self.check_backward_input::<E>(spec, io.tokens)?;
+        spec.check_dtype::<E>()?;
+        io.check(self, spec)?;
+        self.check_backward_input::<E>(spec, workspace, io.tokens)?;
         self.backward_adapter(stream, spec, prepared, workspace, io)?;
         self.backward_input(stream, spec, prepared, workspace, io)
     }

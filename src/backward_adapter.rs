@@ -80,7 +80,8 @@ impl Kernels {
     /// # Errors
     /// Before anything is launched: [`Error::Dtype`], [`Error::Shape`], [`Error::NotPrepared`],
     /// [`Error::MissingTensor`], [`Error::UnexpectedTensor`], [`Error::WorkspaceTooSmall`],
-    /// [`Error::DeviceLimit`], [`Error::ContextMismatch`]. Afterwards [`Error::Driver`].
+    /// [`Error::DeviceLimit`], [`Error::ContextMismatch`], [`Error::InvalidSpec`] for too many tokens.
+    /// Afterwards [`Error::Driver`].
     ///
     /// [`Error::Dtype`]: crate::Error::Dtype
     /// [`Error::Shape`]: crate::Error::Shape
@@ -90,6 +91,7 @@ impl Kernels {
     /// [`Error::WorkspaceTooSmall`]: crate::Error::WorkspaceTooSmall
     /// [`Error::DeviceLimit`]: crate::Error::DeviceLimit
     /// [`Error::ContextMismatch`]: crate::Error::ContextMismatch
+    /// [`Error::InvalidSpec`]: crate::Error::InvalidSpec
     /// [`Error::Driver`]: crate::Error::Driver
     pub fn backward_adapter<E: Element>(
         &self,
@@ -100,8 +102,9 @@ impl Kernels {
         io: &mut Backward<'_, E>,
     ) -> Result<()> {
         self.check_stream(stream)?;
-        prepared.check(spec)?;
-        io.check(spec)?;
+        prepared.check(self, spec)?;
+        self.check_buffer(workspace.buffer())?;
+        io.check(self, spec)?;
         let tokens = io.tokens;
         let plan = Plan::new(spec, tokens, self.sm_count());
         let grid = [plan.strips, plan.split.count, plan.rank_tiles];
@@ -222,9 +225,9 @@ impl Plan {
         let mut partial =
             |rows: usize, cols: usize| regions.take(rows.saturating_mul(cols), size_of::<f32>());
         let partial_p = partial(strips * tokens, rank);
-        let partial_b = partial(split.count * features, rank);
-        let partial_bias = partial(split.count, features);
-        let partial_m = partial(split.count, features);
+        let partial_b = partial(split.capacity * features, rank);
+        let partial_bias = partial(split.capacity, features);
+        let partial_m = partial(split.capacity, features);
         let bytes = regions.bytes();
         Self {
             strips,
@@ -240,7 +243,7 @@ impl Plan {
     }
 
     fn chunk_counters(&self) -> usize {
-        self.split.count * self.rank_tiles
+        self.split.capacity * self.rank_tiles
     }
 
     fn needs(&self) -> Needs {

@@ -83,11 +83,11 @@ impl Kernels {
         io: &mut Backward<'_, E>,
     ) -> Result<()> {
         self.check_stream(stream)?;
-        prepared.check(spec)?;
-        io.check(spec)?;
+        prepared.check(self, spec)?;
+        io.check(self, spec)?;
         let tokens = io.tokens;
         workspace.check_backward(spec, tokens)?;
-        self.check_backward_input::<E>(spec, tokens)?;
+        self.check_backward_input::<E>(spec, workspace, tokens)?;
         let plan = Plan::new(spec, tokens, self.sm_count());
         let scratch = workspace.reserve(stream, plan.needs(), tokens, None)?;
         let on_input = spec.norm() == Norm::Input;
@@ -154,13 +154,16 @@ impl Kernels {
         }
     }
 
-    /// The device's limits for both launches.
+    /// The device's limits for both launches, and the workspace.
     pub(crate) fn check_backward_input<E: Element>(
         &self,
         spec: &DoraSpec,
+        workspace: &Workspace,
         tokens: usize,
     ) -> Result<()> {
+        self.check_buffer(workspace.buffer())?;
         let plan = Plan::new(spec, tokens, self.sm_count());
+        workspace.check(plan.needs(), tokens)?;
         self.check_grid(Entry::BackwardInput, E::DTYPE, plan.grid())?;
         self.check_grid(Entry::BackwardInputLoraA, E::DTYPE, plan.lora_a_grid())
     }
@@ -190,7 +193,7 @@ impl Plan {
         let rows_of_m = if on_input { tiles[0] } else { 0 };
         let partial_m = regions.take(rows_of_m.saturating_mul(features), size_of::<f32>());
         let partial_a =
-            regions.take((split.count * rank).saturating_mul(features), size_of::<f32>());
+            regions.take((split.capacity * rank).saturating_mul(features), size_of::<f32>());
         let bytes = regions.bytes();
         Self { tiles, lora_a_tiles, split, carried, partial_m, partial_a, bytes }
     }

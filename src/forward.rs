@@ -102,9 +102,15 @@ impl Kernels {
         mut io: Forward<'_, E>,
     ) -> Result<()> {
         self.check_stream(stream)?;
-        prepared.check(spec)?;
+        prepared.check(self, spec)?;
+        self.check_buffer(workspace.buffer())?;
         spec.check_tokens(io.tokens)?;
         check(spec, &io)?;
+        self.check_buffer(&io.x)?;
+        self.check_buffer(&io.weight)?;
+        self.check_buffer(&io.y)?;
+        self.check_buffer(&io.h)?;
+        io.bias.as_ref().map_or(Ok(()), |bias| self.check_buffer(bias))?;
         let tokens = io.tokens;
         let low_rank_grid =
             [tokens.div_ceil(LOW_RANK_TILE[0]), spec.padded_rank().div_ceil(LOW_RANK_TILE[1]), 1];

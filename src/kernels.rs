@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use cudarc::driver::sys::CUdevice_attribute_enum as Attribute;
 use cudarc::driver::{
-    CudaContext, CudaFunction, CudaModule, CudaStream, DeviceRepr, DriverError, LaunchConfig,
-    PushKernelArg, sys,
+    CudaContext, CudaFunction, CudaModule, CudaStream, DeviceRepr, DeviceSlice, DriverError,
+    LaunchConfig, PushKernelArg, sys,
 };
 use cudarc::nvrtc::Ptx;
 
@@ -154,6 +154,11 @@ impl Kernels {
             return Ok(());
         }
         Err(Error::ContextMismatch)
+    }
+
+    /// Whether a buffer lives in the kernels' context: another's address means nothing here.
+    pub(crate) fn check_buffer<T>(&self, buffer: &impl DeviceSlice<T>) -> Result<()> {
+        self.check_stream(buffer.stream())
     }
 
     /// The `<file>_geometry` constants of a kernel file, for the test that compares them.

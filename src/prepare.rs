@@ -110,8 +110,9 @@ impl<E: Element> Prepared<E> {
         self.gsb.as_ref().unwrap_or(&self.sb)
     }
 
-    pub(crate) fn check(&self, spec: &DoraSpec) -> Result<()> {
+    pub(crate) fn check(&self, kernels: &Kernels, spec: &DoraSpec) -> Result<()> {
         spec.check_dtype::<E>()?;
+        kernels.check_buffer(&self.a)?;
         if self.spec != *spec {
             return Err(Error::NotPrepared { problem: "were made for another spec" });
         }
@@ -150,10 +151,12 @@ impl Kernels {
     /// Computes c = ‖W + s·B·A‖ and g = m/c in f32 and packs A, s·B (and g∘s·B) for the tensor
     /// cores: one launch, to be repeated after each change of A, B or m.
     ///
-    /// c is accurate to f32 even where V nearly cancels. Formula: DoRA (arXiv:2402.09353) eq. 5.
+    /// V's elements carry an error of about 2⁻²³ of the terms that they are the sum of.
+    /// Formula: DoRA (arXiv:2402.09353) eq. 5.
     ///
     /// # Errors
-    /// Before anything is launched: [`Error::Dtype`], [`Error::Shape`], [`Error::MissingTensor`] or
+    /// Before anything is launched: [`Error::Dtype`], [`Error::Shape`], [`Error::NotPrepared`] if
+    /// `prepared` was made for another spec, [`Error::MissingTensor`] or
     /// [`Error::UnexpectedTensor`] for the magnitude, [`Error::WorkspaceTooSmall`],
     /// [`Error::DeviceLimit`], [`Error::ContextMismatch`]. Afterwards [`Error::Driver`].
     pub fn prepare<E: Element>(
@@ -170,7 +173,19 @@ impl Kernels {
             return Err(Error::NotPrepared { problem: "were made for another spec" });
         }
         check(spec, &inputs)?;
+        self.check_buffer(&inputs.weight)?;
+        self.check_buffer(&inputs.lora_a)?;
+        self.check_buffer(&inputs.lora_b)?;
+        match &inputs.magnitude {
+            Magnitude::None => {}
+            Magnitude::Given(m) => self.check_buffer(m)?,
+            Magnitude::Init(m) => self.check_buffer(m)?,
+        }
+        self.check_buffer(&prepared.a)?;
+        self.check_buffer(workspace.buffer())?;
         let plan = Plan::new(spec, self.sm_count());
+        let grid = [plan.strips, plan.split.count, 1];
+        self.check_grid(Entry::Prepare, E::DTYPE, grid)?;
         let scratch = workspace.reserve(stream, plan.needs(), 0, None)?;
 
         let (weight, _guard) = inputs.weight.device_ptr(stream);
@@ -215,7 +230,6 @@ impl Kernels {
         // SAFETY: the struct is the kernel's; each buffer was checked against the shape that the
         // kernel accesses, and its guard orders this launch on the stream.
         unsafe {
-            let grid = [plan.strips, plan.split.count, 1];
             self.launch(stream, Entry::Prepare, E::DTYPE, grid, &params)?;
         }
         prepared.ready = true;
@@ -274,7 +288,11 @@ impl Plan {
             Norm::None => {
                 let elements = (spec.in_features() + spec.out_features()) * spec.padded_rank();
                 let strips = elements.div_ceil(PACK_PER_CTA).clamp(1, 2 * sm_count.max(1));
-                return Self { features: 0, strips, split: Split { len: 0, count: 1 } };
+                return Self {
+                    features: 0,
+                    strips,
+                    split: Split { len: 0, count: 1, capacity: 1 },
+                };
             }
         };
         let strips = features.div_ceil(STRIP);
@@ -283,7 +301,7 @@ impl Plan {
 
     fn needs(&self) -> Needs {
         let mut regions = Regions::default();
-        regions.take(self.split.count.saturating_mul(self.features), size_of::<f32>());
+        regions.take(self.split.capacity.saturating_mul(self.features), size_of::<f32>());
         Needs { counters: self.strips, bytes: regions.bytes() }
     }
 }

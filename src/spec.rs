@@ -139,14 +139,14 @@ pub struct DoraSpec {
 /// The rank is zero-padded to the depth of one tensor-core product.
 const RANK_MULTIPLE: usize = 16;
 
-/// Kernels index rows and columns with 32 bits, with room for a tile beyond the end.
-const MAX_DIMENSION: usize = i32::MAX as usize - 1024;
+/// Kernels index rows and columns with 32 bits, with room for a chunk beyond the end.
+const MAX_DIMENSION: usize = 1 << 30;
 
 impl DoraSpec {
     /// A layer of `in_features` I → `out_features` O with an adapter of rank r.
     ///
     /// # Errors
-    /// [`Error::InvalidSpec`] if a dimension is 0 or beyond 2³¹ − 1025, or the scaling is not
+    /// [`Error::InvalidSpec`] if a dimension is 0 or beyond 2³⁰, or the scaling is not
     /// finite.
     pub fn new(
         in_features: usize,
@@ -236,8 +236,7 @@ fn check_dimension(parameter: &'static str, value: usize, least: usize) -> Resul
     if (least..=MAX_DIMENSION).contains(&value) {
         return Ok(());
     }
-    let requirement =
-        if least == 0 { "at most 2^31 - 1025" } else { "at least 1 and at most 2^31 - 1025" };
+    let requirement = if least == 0 { "at most 2^30" } else { "at least 1 and at most 2^30" };
     Err(Error::InvalidSpec { parameter, value: value.to_string(), requirement })
 }
 

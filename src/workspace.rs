@@ -38,6 +38,8 @@ impl Regions {
 pub(crate) struct Split {
     pub(crate) len: usize,
     pub(crate) count: usize,
+    /// At least `count`, and for a larger `total` never less: what memory is sized by.
+    pub(crate) capacity: usize,
 }
 
 impl Split {
@@ -45,9 +47,9 @@ impl Split {
     /// of CTAs fill the device.
     pub(crate) fn new(total: usize, unit: usize, others: usize, sm_count: usize) -> Self {
         let wanted = (2 * sm_count).div_ceil(others.max(1));
-        let chunks = wanted.clamp(1, total.div_ceil(unit).max(1));
-        let len = total.div_ceil(chunks).next_multiple_of(unit).max(unit);
-        Self { len, count: total.div_ceil(len).max(1) }
+        let capacity = wanted.clamp(1, total.div_ceil(unit).max(1));
+        let len = total.div_ceil(capacity).next_multiple_of(unit).max(unit);
+        Self { len, count: total.div_ceil(len).max(1), capacity }
     }
 }
 
@@ -120,6 +122,22 @@ impl Workspace {
         Ok((counters_end, counters_end.saturating_add(needs.bytes)))
     }
 
+    /// Whether `needs` fits.
+    pub(crate) fn check(&self, needs: Needs, tokens: usize) -> Result<()> {
+        let counters = needs.counters.saturating_mul(size_of::<u32>());
+        let needed = self.counters_end.max(counters).saturating_add(needs.bytes);
+        let available = self.buffer.len();
+        if counters > self.counters_end || needed > available {
+            return Err(Error::WorkspaceTooSmall { tokens, needed, available });
+        }
+        Ok(())
+    }
+
+    /// The scratch memory, for the check of its context.
+    pub(crate) fn buffer(&self) -> &CudaSlice<u8> {
+        &self.buffer
+    }
+
     /// Device addresses of the counters and of the regions, if `needs` fits. What the workspace
     /// holds afterwards for a `backward_input` is `backward`.
     pub(crate) fn reserve<'a>(
@@ -129,12 +147,7 @@ impl Workspace {
         tokens: usize,
         backward: Option<(DoraSpec, usize)>,
     ) -> Result<Reserved<'a>> {
-        let counters = needs.counters.saturating_mul(size_of::<u32>());
-        let needed = self.counters_end.max(counters).saturating_add(needs.bytes);
-        let available = self.buffer.len();
-        if counters > self.counters_end || needed > available {
-            return Err(Error::WorkspaceTooSmall { tokens, needed, available });
-        }
+        self.check(needs, tokens)?;
         self.backward = backward;
         let (counters, guard) = self.buffer.device_ptr_mut(stream);
         Ok(Reserved { counters, regions: counters + self.counters_end as u64, _guard: guard })
@@ -155,4 +168,39 @@ pub(crate) struct Reserved<'a> {
     pub(crate) regions: u64,
     /// Orders the launches that use these addresses on the stream.
     _guard: SyncOnDrop<'a>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Dtype, Norm, Scaling};
+
+    /// A workspace for some number of tokens must do for every smaller one.
+    #[test]
+    fn needs_grow_with_the_tokens() {
+        let shapes =
+            [[64, 10, 8], [896, 896, 16], [2048, 2048, 64], [4096, 4096, 16], [70, 9, 200]];
+        for [inputs, outputs, rank] in shapes {
+            for norm in [Norm::None, Norm::Input, Norm::Output] {
+                for (dtype, sm_count) in [(Dtype::Bf16, 108), (Dtype::F32, 132), (Dtype::F16, 16)] {
+                    let scaling = Scaling::Value(1.0);
+                    let spec = DoraSpec::new(inputs, outputs, rank, scaling, norm, dtype)
+                        .expect("a layer");
+                    let needs = |tokens| {
+                        [
+                            forward::needs(&spec, tokens),
+                            backward_adapter::needs(&spec, tokens, sm_count),
+                            backward_input::needs(&spec, tokens, sm_count),
+                        ]
+                    };
+                    for tokens in 0..1300 {
+                        for (less, more) in needs(tokens).into_iter().zip(needs(tokens + 1)) {
+                            let grows = less.bytes <= more.bytes && less.counters <= more.counters;
+                            assert!(grows, "{spec:?}: {tokens} tokens {less:?}, one more {more:?}");
+                        }
+                    }
+                }
+            }
+        }
+    }
 }

@@ -4,7 +4,7 @@ mod common;
 
 use std::sync::Arc;
 
-use fused_dora::cudarc::driver::{CudaSlice, CudaStream};
+use fused_dora::cudarc::driver::{CudaContext, CudaSlice, CudaStream, sys};
 use fused_dora::{
     Backward, DoraSpec, Dtype, Error, Forward, Kernels, Magnitude, Norm, Prepare, Prepared,
     Scaling, Workspace, open_device,
@@ -268,4 +268,34 @@ fn image_newer_than_driver() {
         }
         other => panic!("PtxTooNew, not {:?}", other.map(|_| "a module")),
     }
+}
+
+#[test]
+fn too_many_tokens() {
+    let mut layer = Layer::new(Norm::Output);
+    layer.prepare().expect("a magnitude");
+    let beyond = |result| matches!(result, Err(Error::InvalidSpec { parameter: "tokens", .. }));
+    assert!(beyond(layer.forward(usize::MAX)));
+    assert!(beyond(layer.backward(|io| io.tokens = usize::MAX, true)));
+}
+
+/// Another context's memory means nothing to the kernels of this one.
+#[test]
+fn foreign_context() {
+    let mut layer = Layer::new(Norm::Input);
+    layer.prepare().expect("a magnitude");
+    let device = layer.kernels.context().cu_device();
+    let mut raw = std::ptr::null_mut();
+    // SAFETY: the pointer is valid for the call and the device was opened; no extra parameters.
+    unsafe { sys::cuCtxCreate_v4(&mut raw, std::ptr::null_mut(), 0, device) }
+        .result()
+        .expect("a second context");
+    // SAFETY: the context was just created, and nothing else destroys it.
+    let other = unsafe { CudaContext::from_raw_context(0, device, raw) }.expect("a second context");
+    let foreign = other.default_stream().alloc_zeros(TOKENS * INPUTS).expect("memory");
+    layer.kernels.context().bind_to_thread().expect("the first context");
+    layer.x = foreign;
+    assert!(matches!(layer.forward(TOKENS), Err(Error::ContextMismatch)));
+    layer.stream = other.default_stream();
+    assert!(matches!(layer.forward(TOKENS), Err(Error::ContextMismatch)));
 }

@@ -3,12 +3,17 @@
 
 mod common;
 
+use std::sync::{Mutex, PoisonError};
+
 use common::device::{Choice, open_choice};
 use fused_dora::{
     Backward, DoraSpec, Dtype, Forward, Kernels, Magnitude, Norm, Prepare, Prepared, Scaling,
     Workspace,
 };
 use half::bf16;
+
+/// The counters are the process's: one test at a time.
+static COUNTERS: Mutex<()> = Mutex::new(());
 
 const TOKENS: usize = 40;
 const INPUTS: usize = 64;
@@ -17,6 +22,7 @@ const RANK: usize = 8;
 
 #[test]
 fn few_launches_and_nothing_else() {
+    let _alone = COUNTERS.lock().unwrap_or_else(PoisonError::into_inner);
     let device = open_choice(Some(Choice::Emulated)).expect("the emulated device");
     let stream = device.context.default_stream();
     let kernels = Kernels::load(&device.context).expect("kernels");
@@ -97,4 +103,57 @@ fn few_launches_and_nothing_else() {
         let without = if norm == Norm::Input { 3 } else { 2 };
         counted("backward of a first layer", without, &mut || backward(false));
     }
+}
+
+/// A workspace that fits `backward_adapter` and not `backward_input`: nothing runs, nothing is
+/// written.
+#[test]
+fn a_refused_backward_launches_nothing() {
+    let _alone = COUNTERS.lock().unwrap_or_else(PoisonError::into_inner);
+    let device = open_choice(Some(Choice::Emulated)).expect("the emulated device");
+    let stream = device.context.default_stream();
+    let kernels = Kernels::load(&device.context).expect("kernels");
+    let (inputs, outputs, rank, tokens) = (784, 10, 8, 65);
+    let scaling = Scaling::Standard { alpha: 16.0 };
+    let spec =
+        DoraSpec::new(inputs, outputs, rank, scaling, Norm::None, Dtype::Bf16).expect("a layer");
+    let bf16s = |n: usize| stream.alloc_zeros::<bf16>(n).expect("memory");
+    let f32s = |n: usize| stream.alloc_zeros::<f32>(n).expect("memory");
+    let (x, weight, dy) =
+        (bf16s(tokens * inputs), bf16s(outputs * inputs), bf16s(tokens * outputs));
+    let h = bf16s(tokens * spec.padded_rank());
+    let (lora_a, lora_b) = (f32s(rank * inputs), f32s(outputs * rank));
+    let (mut grad_a, mut grad_b) = (f32s(rank * inputs), f32s(outputs * rank));
+    let mut workspace = Workspace::new(&kernels, &stream, &[spec], tokens - 1).expect("memory");
+    let mut prepared = Prepared::new(&stream, &spec).expect("memory");
+    let adapter = Prepare {
+        weight: weight.as_view(),
+        lora_a: lora_a.as_view(),
+        lora_b: lora_b.as_view(),
+        magnitude: Magnitude::None,
+    };
+    kernels.prepare(&stream, &spec, &mut workspace, &mut prepared, adapter).expect("prepare");
+    stream.synchronize().expect("no fault");
+    let before = device.launches();
+    let mut io = Backward {
+        tokens,
+        x: x.as_view(),
+        weight: weight.as_view(),
+        bias: None,
+        output: None,
+        grad_output: dy.as_view(),
+        h: h.as_view(),
+        grad_input: None,
+        grad_lora_a: grad_a.as_view_mut(),
+        grad_lora_b: grad_b.as_view_mut(),
+        grad_magnitude: None,
+        grad_bias: None,
+    };
+    let refused = kernels.backward(&stream, &spec, &prepared, &mut workspace, &mut io);
+    assert!(
+        matches!(refused, Err(fused_dora::Error::WorkspaceTooSmall { tokens: 65, .. })),
+        "{refused:?}"
+    );
+    stream.synchronize().expect("no fault");
+    assert_eq!(device.launches(), before);
 }

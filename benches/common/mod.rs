@@ -125,7 +125,7 @@ impl Layer {
         self.backward(Kernels::backward_adapter)
     }
 
-    /// dX, dm (axis input) and dA; with the `backward_adapter` that must precede it.
+    /// dX, dm (axis input) and dA, together with the `backward_adapter` that must precede each call.
     pub fn backward_input(&mut self) -> Outcome {
         self.backward(Kernels::backward)
     }

@@ -8,8 +8,8 @@ const U: f64 = 1.0 / (1u64 << 24) as f64;
 
 /// The backward takes z from the stored output, as (y − b)/g, only where |g| is at least this …
 const RECOVER_G: f64 = 1.0 / 64.0;
-/// … and |b| is at most this many |g|; elsewhere it computes z again.
-const RECOVER_BIAS: f64 = 64.0;
+/// … and Σ|dY||y| at most this many Σ|dY||y − b|; elsewhere it computes z again.
+const RECOVER_MAGNIFIED: f64 = 8.0;
 /// Features this close to either limit, relatively, may be on the other side of it in f32.
 const RECOVER_SLACK: f64 = 1e-3;
 
@@ -40,8 +40,10 @@ const RECOVER_SLACK: f64 = 1e-3;
 /// - Δ(dA) = |g|(acc(T)|P| + Δ(P))ᵀ|x| + δ|dA|, with g and δ on the input axis.
 /// - Δ(dB) = s|G|ᵀ(acc(T)|H| + Δ(H)) + δ|dB|, with δ on the output axis.
 /// - Δ(dm), input axis: Σ_t |x|(acc(T)|D| + Δ(D))/c + δ|dm|.
-/// - Δ(dm), output axis: Σ_t |dY|(acc(T)|z| + Δ(z))/c + δ|dm|, with Δ(z) grown by
-///   (r(y) + u(|y| + |b|))/|g| + 4u|z| for the features whose z is taken back from y.
+/// - Δ(dm), output axis: Σ_t |dY|(acc(T)|z| + Δ(z))/c + δ|dm|. For the features whose z is taken
+///   back from y, Σ_t |dY|Δ(z) grows by the smaller of Σ_t |dY|r(y)/|g| and, since the backward
+///   looks how far y's rounding is magnified, 8ε·Σ_t |dY|(|z| + Δ(y)/|g|); and by 4u of the latter
+///   sum for the subtraction.
 /// - Δ(db) = acc(T)Σ_t |dY|.
 /// - To everything, u|value| is added, for being stored as f32.
 ///
@@ -295,9 +297,11 @@ impl<'a> Terms<'a> {
                 (self.x.zip(&error, |x, error| x * error).column_sums(), &self.delta_in)
             }
             Norm::Output => {
-                let error = z_error.plus(&self.recovery_error(z, &y, &y_error));
-                let error = z.zip(&error, |z, error| over_tokens * z.abs() + error);
-                (self.dy.zip(&error, |dy, error| dy * error).column_sums(), &self.delta_out)
+                let error = z.zip(&z_error, |z, error| over_tokens * z.abs() + error);
+                let sums = self.dy.zip(&error, |dy, error| dy * error).column_sums();
+                let recovery = self.recovery_error(z, &y, &y_error);
+                let sums = sums.iter().zip(recovery).map(|(sum, recovery)| sum + recovery);
+                (sums.collect(), &self.delta_out)
             }
         };
         let dm_error = sums.iter().zip(&self.parts.c).map(|(&sum, &c)| over_norm(sum, c));
@@ -316,19 +320,22 @@ impl<'a> Terms<'a> {
     }
 
     /// What taking z back from the stored output adds to its error.
-    fn recovery_error(&self, z: &Matrix, y: &Matrix, y_error: &Matrix) -> Matrix {
-        let zeros = vec![0.0; self.case.out_features];
-        let bias = self.case.bias.as_ref().unwrap_or(&zeros);
-        let bias: Vec<f64> = bias.iter().map(|b| b.abs()).collect();
-        let recovers = |g: f64, b: f64| {
-            g >= RECOVER_G * (1.0 - RECOVER_SLACK) && b <= RECOVER_BIAS * (1.0 + RECOVER_SLACK) * g
-        };
-        let inverse = self.g_out.iter().zip(&bias);
-        let inverse: Vec<f64> =
-            inverse.map(|(&g, &b)| if recovers(g, b) { 1.0 / g } else { 0.0 }).collect();
-        y.zip(y_error, |y, error| y.abs() + error)
-            .with_columns(&bias, |y, b| self.round(y) + U * (y + b))
-            .scale_columns(&inverse)
-            .zip(z, |error, z| error + 4.0 * U * z.abs())
+    fn recovery_error(&self, z: &Matrix, y: &Matrix, y_error: &Matrix) -> Vec<f64> {
+        let recovers = |g: f64| g >= RECOVER_G * (1.0 - RECOVER_SLACK);
+        let inverse = |&g: &f64| if recovers(g) { 1.0 / g } else { 0.0 };
+        let inverse: Vec<f64> = self.g_out.iter().map(inverse).collect();
+        let weighed = |of: &Matrix| self.dy.zip(of, |dy, of| dy * of).column_sums();
+        let stored = y.zip(y_error, |y, error| self.round(y.abs() + error));
+        let stored = weighed(&stored.scale_columns(&inverse));
+        let kept = weighed(&z.abs().plus(&y_error.scale_columns(&inverse)));
+        let magnified = RECOVER_MAGNIFIED * (1.0 + RECOVER_SLACK) * self.round(1.0);
+        let subnormal = weighed(&y.map(|_| self.round(0.0)).scale_columns(&inverse));
+        let terms = stored.iter().zip(&kept).zip(&subnormal).zip(&inverse);
+        terms
+            .map(|(((stored, kept), subnormal), &inverse)| match inverse {
+                0.0 => 0.0,
+                _ => stored.min(magnified * kept + subnormal) + 4.0 * U * kept,
+            })
+            .collect()
     }
 }

@@ -30,6 +30,14 @@ pub(crate) fn test(matrix: bool) -> Result<(), Failure> {
     step("kernels", || kernels(None).and_then(|table| table.check(true)))?;
     let nextest = has_nextest();
     step("tests", || run("the tests", &mut tests(nextest, &["--workspace"])))?;
+    // Chips differ in how tensor cores add up: the emulated device's default is one way of three.
+    for accumulator in ["exact", "truncate"] {
+        step(&format!("kernels with tensor-core sums: {accumulator}"), || {
+            let numeric = ["--package", "fused-dora", "--test", "ops", "--test", "init"];
+            let mut tests = tests(nextest, &numeric);
+            run("the tests", tests.env("CUDA_EMULATOR_ACCUMULATOR", accumulator))
+        })?;
+    }
     if nextest {
         let doc = ["test", "--workspace", "--doc"];
         step("documentation tests", || run("cargo test --doc", &mut cargo(&doc)))?;
