@@ -251,6 +251,9 @@ impl Warp {
         let intent = if access.constant { Intent::ReadConstant } else { Intent::Read };
         self.translate(machine, &access.address, bytes, intent, mask)?;
         count(machine, space, bytes, mask, Intent::Read);
+        if machine.context.config.sanitizer {
+            self.look_at_load(machine, access, mask)?;
+        }
         // SAFETY: `translate` checked alignment and bounds of every lane of the mask.
         unsafe {
             match access.bytes {
@@ -311,6 +314,9 @@ impl Warp {
         let space = access.address.space;
         self.translate(machine, &access.address, bytes, Intent::Write, mask)?;
         count(machine, space, bytes, mask, Intent::Write);
+        if machine.context.config.sanitizer {
+            self.look_at_store(machine, access, mask)?;
+        }
         if access.order == Order::Release {
             fence(Ordering::SeqCst);
         }

@@ -16,7 +16,9 @@ mod lanes;
 mod matrix;
 pub(crate) mod op;
 mod round;
+mod sanitize;
 mod scalar;
+mod shadow;
 mod special;
 mod warp;
 
