@@ -35,7 +35,7 @@ pub struct Config {
     pub watchdog: u64,
     /// The newest PTX version that modules may have: (major, minor).
     pub ptx_version: (u32, u32),
-    /// Whether reads of memory that nothing wrote, and races in shared memory, are faults. It
+    /// Whether reads of memory that nothing wrote, and races, are faults. It
     /// costs time.
     pub sanitizer: bool,
 }

@@ -8,7 +8,7 @@
 //! destination of an asynchronous copy that nothing waited for) holds a poison that reads as NaN.
 //!
 //! Its sanitizer, which is on unless [`Config::sanitizer`] says otherwise, makes faults of reads of
-//! global and shared memory that nothing wrote, and of races in shared memory.
+//! global and shared memory that nothing wrote, and of races.
 //!
 //! It says nothing about time: a device profile gives limits and capabilities, not speed.
 

@@ -125,7 +125,7 @@ fn shared_memory_is_ordered_by_barriers() {
     let sync = "__syncthreads();";
     let out = |bench: &Bench| [Arg::U64(bench.room::<i32>(128))];
     let bench = program(REVERSE, &["", sync, sync]);
-    assert_eq!(run(&bench, 3, 128, &out(&bench)), Ok(()));
+    assert_eq!(run(&bench, 1, 128, &out(&bench)), Ok(()));
     for seed in 1..8 {
         // Written by the kernel, so that a barrier that is missing is a race and not a read of
         // what was not written, whatever the order of warps.
@@ -154,10 +154,10 @@ extern "C" __global__ void k(int* out, int n) {
     int i = threadIdx.x;
     if (i < n) tile[i] = i;
     __syncthreads();
-    out[i] = tile[i]; // read
+    out[blockIdx.x * 64 + i] = tile[i]; // read
 }"#;
     let bench = program(text, &[]);
-    let out = bench.room::<i32>(64);
+    let out = bench.room::<i32>(128);
     assert_eq!(run(&bench, 2, 64, &[Arg::U64(out), Arg::I32(64)]), Ok(()));
     // Nothing of an earlier block or launch remains.
     let result = run(&bench, 2, 64, &[Arg::U64(out), Arg::I32(60)]);
@@ -377,6 +377,84 @@ extern "C" __global__ void k(int* out, int to, int from) {
         let write = line_of(text, "// write");
         assert!(fault.detail.contains("the write by thread (0, 0, 0)"), "{fault}");
         assert!(fault.detail.contains(&format!("test.cu:{write}")), "{fault}");
+    }
+}
+
+#[test]
+fn global_memory_is_ordered_by_barriers_within_a_block() {
+    let text = r#"
+extern "C" __global__ void k(int* data, int* out) {
+    int i = blockIdx.x * 128 + threadIdx.x;
+    data[i] = i; // write
+    $0
+    out[i] = data[blockIdx.x * 128 + 127 - threadIdx.x]; // read
+}"#;
+    let result = |sync: &str| {
+        let bench = program(text, &[sync]);
+        let (data, out) = (bench.upload(&[0_i32; 256]), bench.room::<i32>(256));
+        run(&bench, 2, 128, &[Arg::U64(data), Arg::U64(out)])
+    };
+    assert_eq!(result("__syncthreads();"), Ok(()));
+    let fault = result("").expect_err("a report");
+    assert_eq!(fault.kind, FaultKind::Race, "{fault}");
+    assert!(fault.detail.contains("not ordered by a barrier"), "{fault}");
+}
+
+#[test]
+fn blocks_do_not_touch_what_others_write() {
+    let text = r#"
+extern "C" __global__ void k(int* data, int* out, int shift) {
+    int i = blockIdx.x * 32 + threadIdx.x;
+    data[i] = i; // write
+    out[i] = data[(i + shift) % 128]; // read
+}"#;
+    let bench = program(text, &[]);
+    let result = |shift| {
+        let (data, out) = (bench.upload(&[0_i32; 128]), bench.room::<i32>(128));
+        run(&bench, 4, 32, &[Arg::U64(data), Arg::U64(out), Arg::I32(shift)])
+    };
+    assert_eq!(result(0), Ok(()));
+    let fault = result(1).expect_err("a report");
+    assert_eq!(fault.kind, FaultKind::Race, "{fault}");
+    assert!(fault.detail.contains("not ordered by fences and atomics"), "{fault}");
+    assert!(fault.detail.contains("of block ("), "{fault}");
+}
+
+#[test]
+fn the_last_block_sees_what_the_others_wrote() {
+    let text = r#"
+extern "C" __global__ void k(float* partial, unsigned* counter, float* out, int blocks) {
+    __shared__ bool last;
+    partial[blockIdx.x * 64 + threadIdx.x] = threadIdx.x; // write
+    $0
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        last = atomicAdd(counter, 1) == blocks - 1;
+        if (last) *counter = 0;
+    }
+    __syncthreads();
+    if (!last) return;
+    $1
+    float sum = 0;
+    for (int b = 0; b < blocks; ++b) sum += partial[b * 64 + threadIdx.x]; // read
+    out[threadIdx.x] = sum;
+}"#;
+    let fence = "__threadfence();";
+    for threads in [1, 2] {
+        let result = |parts: [&str; 2]| {
+            let text = text.replace("$0", parts[0]).replace("$1", parts[1]);
+            let bench = Bench::cuda_with(&text, Config { threads, ..sanitized() });
+            let (partial, out) = (bench.room::<f32>(64 * 9), bench.room::<f32>(64));
+            let counter = bench.upload(&[0_u32]);
+            let args = [Arg::U64(partial), Arg::U64(counter), Arg::U64(out), Arg::I32(9)];
+            run(&bench, 9, 64, &args).and_then(|()| run(&bench, 9, 64, &args))
+        };
+        assert_eq!(result([fence, fence]), Ok(()));
+        for parts in [["", fence], [fence, ""]] {
+            let fault = demand(result(parts), FaultKind::Race, text, "// read");
+            let write = line_of(text, "// write");
+            assert!(fault.detail.contains(&format!("test.cu:{write}")), "{fault}");
+        }
     }
 }
 

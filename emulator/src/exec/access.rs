@@ -266,6 +266,9 @@ impl Warp {
         if access.order == Order::Acquire {
             fence(Ordering::SeqCst);
         }
+        if access.order != Order::Weak && machine.context.config.sanitizer {
+            self.hear(machine, space, access.order, mask);
+        }
         Ok(())
     }
 

@@ -51,6 +51,9 @@ impl Warp {
             };
             self.put(op.target, lane, old);
         }
+        if machine.context.config.sanitizer {
+            self.hear(machine, space, op.order, mask);
+        }
         Ok(())
     }
 }

@@ -110,7 +110,8 @@ impl Block {
             let Some(at) = ready else { return Err(self.deadlock(context)) };
             let warp = self.order[at];
             self.next = at;
-            let mut machine = Machine { context, shared: &mut self.shared, counters, pc: 0 };
+            let (shared, block) = (&mut self.shared, self.number as u32);
+            let mut machine = Machine { context, shared, counters, pc: 0, block };
             let result = self.warps[warp].run(&mut machine, WARP_QUANTUM);
             match result {
                 Err(stop) => return Err(self.fault(context, warp, *stop)),

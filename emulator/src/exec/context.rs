@@ -3,6 +3,7 @@
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 
+use super::global_shadow::GlobalShadow;
 use super::lanes::Wide;
 use super::shadow::Shadow;
 use crate::counters::Counters;
@@ -46,6 +47,8 @@ pub(crate) struct Context<'a> {
     pub(crate) stop: AtomicBool,
     /// The first fault, by the order of blocks.
     pub(crate) fault: Mutex<Option<(u64, Fault)>>,
+    /// What the sanitizer knows of global memory, where it is on.
+    pub(crate) global_shadow: Option<GlobalShadow>,
 }
 
 impl Context<'_> {
@@ -68,6 +71,8 @@ pub(crate) struct Machine<'a> {
     pub(crate) counters: &'a mut Counters,
     /// The place of the memory access that runs.
     pub(crate) pc: u32,
+    /// The block that runs, by its position in the grid.
+    pub(crate) block: u32,
 }
 
 /// Shared memory of a block.

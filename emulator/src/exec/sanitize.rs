@@ -1,11 +1,12 @@
 //! The sanitizer's eyes: every access of a warp to memory passes here, where the device has it on.
 //!
-//! A read of bytes that nothing wrote is a fault, and so is an access to shared memory that races
-//! with an earlier one, and a store of different values by lanes of one warp to one address. The
+//! A read of bytes that nothing wrote is a fault, and so is an access that races with an earlier
+//! one, and a store of different values by lanes of one warp to one address. The
 //! local memory of a thread is not observed.
 
 use super::access::Pointers;
 use super::context::*;
+use super::global_shadow::Held;
 use super::lanes::LANES;
 use super::op::{Access, Address, Atomic, AtomicOp, Order, Space};
 use super::shadow::{Conflict, Finding, GRANULE, Touch};
@@ -90,14 +91,15 @@ impl Warp {
         if matches!(address.space, Space::Local | Space::Param) {
             return Ok(());
         }
-        if order != Order::Weak {
-            self.synchronise(machine, deeds);
+        if order != Order::Weak && deed != Deed::Read {
+            self.tell(machine, deeds);
         }
         if address.space == Space::Shared {
             return lanes(mask).try_for_each(|lane| self.look_at_shared(machine, deeds, lane));
         }
         let context = machine.context;
         let mut allocation = context.table.get(self.last_allocation);
+        let mut held = Held::default();
         for lane in lanes(mask) {
             let pointer = self.pointers[lane];
             let inside = |a: &&Allocation| {
@@ -136,31 +138,70 @@ impl Warp {
                 // SAFETY: as above.
                 unsafe { mark_written(shadow, bytes) };
             }
+            if !allocation.constant {
+                let address = allocation.base + offset as u64;
+                self.look_at_global(machine, &mut held, deeds, lane, address)?;
+            }
         }
         Ok(())
     }
 
-    /// Notes what accesses that are not weak tell other warps.
-    fn synchronise(&self, machine: &mut Machine, deeds: Deeds) {
+    /// Notes what accesses that are not weak tell others; before they are carried out.
+    fn tell(&self, machine: &mut Machine, deeds: Deeds) {
+        let (context, block) = (machine.context, machine.block);
         let Some(shadow) = machine.shared.shadow() else { return };
         let warp = self.index as usize;
-        let acquires = matches!(deeds.order, Order::Acquire | Order::AcquireRelease);
-        let releases = matches!(deeds.order, Order::Release | Order::AcquireRelease);
-        if releases {
+        if matches!(deeds.order, Order::Release | Order::AcquireRelease) {
             shadow.fence(warp);
         }
-        for lane in lanes(deeds.mask) {
-            let place = self.pointers[lane].addr();
-            if deeds.deed != Deed::Write {
-                shadow.hear(warp, place);
-            }
-            if deeds.deed != Deed::Read {
-                shadow.publish(warp, place);
-            }
+        let Some(fenced) = shadow.fenced(warp) else { return };
+        if let (Some(global), true) = (&context.global_shadow, deeds.address.space != Space::Shared)
+        {
+            global.publish(block, fenced);
         }
-        if acquires {
+        lanes(deeds.mask).for_each(|lane| shadow.publish(warp, self.pointers[lane].addr()));
+    }
+
+    /// Notes what a warp learns by accesses that are not weak; after they were carried out.
+    pub(super) fn hear(&self, machine: &mut Machine, space: Space, order: Order, mask: u32) {
+        let context = machine.context;
+        let Some(shadow) = machine.shared.shadow() else { return };
+        let warp = self.index as usize;
+        if let (Some(global), true) = (&context.global_shadow, space != Space::Shared) {
+            shadow.hear_blocks(warp, global.now());
+        }
+        lanes(mask).for_each(|lane| shadow.hear(warp, self.pointers[lane].addr()));
+        if matches!(order, Order::Acquire | Order::AcquireRelease) {
             shadow.fence(warp);
         }
+    }
+
+    /// Notes an access to global memory, granule by granule, and looks for races.
+    fn look_at_global<'a>(
+        &self,
+        machine: &mut Machine<'a>,
+        held: &mut Held<'a>,
+        deeds: Deeds,
+        lane: usize,
+        address: u64,
+    ) -> Result<(), Box<Stop>> {
+        let (context, block) = (machine.context, machine.block);
+        let (Some(global), Some(shadow)) = (&context.global_shadow, machine.shared.shadow()) else {
+            return Ok(());
+        };
+        let strong = deeds.order != Order::Weak;
+        let by = Touch { warp: self.index as usize, lane, pc: machine.pc, strong };
+        let seen = shadow.seen(by.warp);
+        let writes = deeds.deed != Deed::Read;
+        let bytes = part(address as usize, deeds.bytes);
+        for at in (0..deeds.bytes as u64).step_by(GRANULE) {
+            let result = global.note(held, block, address + at, bytes, writes, by, seen);
+            let Err((other, wrote)) = result else { continue };
+            let other =
+                Other { block: other.block, thread: Ok(other.thread()), pc: Some(other.pc), wrote };
+            return Err(race(context, block, deeds, lane, address, other));
+        }
+        Ok(())
     }
 
     #[inline]
@@ -213,23 +254,14 @@ impl Warp {
                 Stop::at(FaultKind::UninitializedRead, lane, address, detail)
             }
             Finding::Race(Conflict { warp, known, wrote }) => {
-                let did = |wrote: bool| if wrote { "write" } else { "read" };
-                let context = machine.context;
-                let other = match known {
-                    Some((lane, pc)) => {
-                        let [x, y, z] = context.thread((warp * LANES + lane) as u32);
-                        let instruction = context.kernel.text_at(pc);
-                        let place = context.kernel.where_is(pc);
-                        format!("thread ({x}, {y}, {z}) at {place}, `{instruction}`")
-                    }
-                    None => format!("a thread of warp {warp}"),
+                let number = known.map(|(lane, _)| (warp * LANES + lane) as u32);
+                let other = Other {
+                    block: machine.block,
+                    thread: number.ok_or(warp),
+                    pc: known.map(|(_, pc)| pc),
+                    wrote,
                 };
-                let detail = format!(
-                    "this {} and the {} by {other} are not ordered by a barrier: {place}",
-                    did(deeds.deed != Deed::Read),
-                    did(wrote),
-                );
-                Stop::at(FaultKind::Race, lane, address, detail)
+                race(machine.context, machine.block, deeds, lane, address, other)
             }
         }
     }
@@ -266,6 +298,52 @@ impl Warp {
         }
         Ok(())
     }
+}
+
+/// The earlier access of a race.
+struct Other {
+    block: u32,
+    /// The thread, or only its warp.
+    thread: Result<u32, usize>,
+    pc: Option<u32>,
+    wrote: bool,
+}
+
+/// The report of a race.
+#[cold]
+fn race(
+    context: &Context,
+    block: u32,
+    deeds: Deeds,
+    lane: usize,
+    address: u64,
+    other: Other,
+) -> Box<Stop> {
+    let did = |wrote: bool| if wrote { "write" } else { "read" };
+    let mut who = match other.thread {
+        Ok(thread) => {
+            let [x, y, z] = context.thread(thread);
+            format!("thread ({x}, {y}, {z})")
+        }
+        Err(warp) => format!("a thread of warp {warp}"),
+    };
+    if other.block != block {
+        let [width, height, _] = context.grid;
+        let [x, y] = [other.block % width, other.block / width % height];
+        let z = other.block / width / height;
+        who = format!("{who} of block ({x}, {y}, {z})");
+    }
+    if let Some(pc) = other.pc {
+        let (place, instruction) = (context.kernel.where_is(pc), context.kernel.text_at(pc));
+        who = format!("{who} at {place}, `{instruction}`,");
+    }
+    let order = match other.block == block {
+        true => "a barrier",
+        false => "fences and atomics",
+    };
+    let (this, that) = (did(deeds.deed != Deed::Read), did(other.wrote));
+    let detail = format!("this {this} and the {that} by {who} are not ordered by {order}");
+    Stop::at(FaultKind::Race, lane, address, detail)
 }
 
 /// Whether every lane's bytes lie behind those of the lanes before it.

@@ -87,7 +87,8 @@ impl Granule {
     }
 }
 
-/// What a warp has learned of the times of all warps.
+/// What a warp has learned of the times of all warps of its block, and after them, when it last
+/// learned what other blocks did.
 type Clock = Vec<u32>;
 
 fn join(into: &mut [u32], from: &[u32]) {
@@ -100,13 +101,13 @@ pub(crate) struct Shadow {
     /// What each warp has learned; its own time at its own index.
     seen: Vec<Clock>,
     /// What each warp had learned and done at its last fence.
-    fenced: Vec<Option<Clock>>,
+    fenced: Vec<Clock>,
     /// What each warp learns at its next fence.
-    heard: Vec<Option<Clock>>,
+    heard: Vec<Clock>,
     /// What was published at a place, by its host address.
     published: HashMap<usize, Clock>,
-    /// What those know that arrived at each barrier.
-    arrived: Vec<Clock>,
+    /// What those know that arrived at each barrier: seen, fenced and heard.
+    arrived: Vec<[Clock; 3]>,
     now: u32,
 }
 
@@ -114,11 +115,11 @@ impl Shadow {
     pub(crate) fn new(bytes: usize, warps: usize, barriers: usize) -> Self {
         Self {
             granules: vec![Granule::default(); bytes.div_ceil(GRANULE)],
-            seen: vec![vec![0; warps]; warps],
-            fenced: vec![None; warps],
-            heard: vec![None; warps],
+            seen: vec![vec![0; warps + 1]; warps],
+            fenced: vec![vec![0; warps + 1]; warps],
+            heard: vec![vec![0; warps + 1]; warps],
             published: HashMap::new(),
-            arrived: vec![vec![0; warps]; barriers],
+            arrived: vec![std::array::from_fn(|_| vec![0; warps + 1]); barriers],
             now: 1,
         }
     }
@@ -130,10 +131,10 @@ impl Shadow {
             seen.fill(0);
             seen[warp] = 1;
         }
-        self.fenced.fill(None);
-        self.heard.fill(None);
+        self.fenced.iter_mut().for_each(|clock| clock.fill(0));
+        self.heard.iter_mut().for_each(|clock| clock.fill(0));
         self.published.clear();
-        self.arrived.iter_mut().for_each(|arrived| arrived.fill(0));
+        self.arrived.iter_mut().flatten().for_each(|clock| clock.fill(0));
         self.now = 1;
     }
 
@@ -260,7 +261,8 @@ impl Shadow {
 
     /// A warp arrives at a barrier; `waits` is false where it goes on at once.
     pub(crate) fn arrive(&mut self, warp: usize, barrier: usize, waits: bool) {
-        join(&mut self.arrived[barrier], &self.seen[warp]);
+        let known = [&self.seen[warp], &self.fenced[warp], &self.heard[warp]];
+        self.arrived[barrier].iter_mut().zip(known).for_each(|(all, known)| join(all, known));
         if !waits {
             self.advance(warp);
         }
@@ -270,38 +272,55 @@ impl Shadow {
     pub(crate) fn release(&mut self, barrier: usize, waiting: impl Iterator<Item = usize>) {
         self.now += 1;
         for warp in waiting {
-            join(&mut self.seen[warp], &self.arrived[barrier]);
+            let [seen, fenced, heard] = &self.arrived[barrier];
+            join(&mut self.seen[warp], seen);
+            join(&mut self.fenced[warp], fenced);
+            join(&mut self.heard[warp], heard);
             self.seen[warp][warp] = self.now;
         }
-        self.arrived[barrier].fill(0);
+        self.arrived[barrier].iter_mut().for_each(|clock| clock.fill(0));
     }
 
     /// A warp executes a fence.
     pub(crate) fn fence(&mut self, warp: usize) {
-        if let Some(heard) = self.heard[warp].take() {
-            join(&mut self.seen[warp], &heard);
-        }
-        self.fenced[warp] = Some(self.seen[warp].clone());
+        let own = self.seen[warp][warp];
+        join(&mut self.seen[warp], &self.heard[warp]);
+        self.seen[warp][warp] = own;
+        join(&mut self.fenced[warp], &self.seen[warp]);
         self.advance(warp);
+    }
+
+    /// What a warp has learned: the times of its block's warps, and when it last learned of other
+    /// blocks.
+    pub(crate) fn seen(&self, warp: usize) -> &[u32] {
+        &self.seen[warp]
+    }
+
+    /// What a warp may publish: what it and those that it met at barriers did before their fences.
+    pub(crate) fn fenced(&self, warp: usize) -> Option<&[u32]> {
+        let fenced = &self.fenced[warp];
+        fenced.iter().any(|&time| time != 0).then_some(fenced)
     }
 
     /// A warp writes to a place by other than a weak access: who reads it there learns what the
     /// warp did before its last fence.
     pub(crate) fn publish(&mut self, warp: usize, place: usize) {
-        if let Some(fenced) = &self.fenced[warp] {
-            let clock = self.published.entry(place).or_insert_with(|| vec![0; fenced.len()]);
-            join(clock, fenced);
-        }
+        let fenced = &self.fenced[warp];
+        let clock = self.published.entry(place).or_insert_with(|| vec![0; fenced.len()]);
+        join(clock, fenced);
     }
 
     /// A warp reads a place by other than a weak access.
     pub(crate) fn hear(&mut self, warp: usize, place: usize) {
-        if self.published.is_empty() {
-            return;
-        }
         if let Some(clock) = self.published.get(&place) {
-            let warps = clock.len();
-            join(self.heard[warp].get_or_insert_with(|| vec![0; warps]), clock);
+            join(&mut self.heard[warp], clock);
+        }
+    }
+
+    /// A warp may have learned what other blocks published until a time.
+    pub(crate) fn hear_blocks(&mut self, warp: usize, time: u32) {
+        if let Some(last) = self.heard[warp].last_mut() {
+            *last = time.max(*last);
         }
     }
 }
