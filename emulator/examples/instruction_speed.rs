@@ -2,7 +2,8 @@
 //!
 //! These are times of this program on this processor. They say nothing about any device.
 //!
-//! `CUDA_EMULATOR_SANITIZER=0` shows them without the sanitizer.
+//! `CUDA_EMULATOR_SANITIZER=0` shows them without the sanitizer; a word as the argument, only the
+//! classes whose names hold it.
 //!
 //! `cargo run --release -p cuda-emulator --example instruction_speed`
 
@@ -92,7 +93,8 @@ fn main() {
     let memory = device.alloc(2048).expect("memory");
     device.fill8(memory, 0, 2048).expect("a fill");
     println!("host time per warp instruction of the emulator, one thread:");
-    for (name, body) in CLASSES {
+    let wanted = std::env::args().nth(1).unwrap_or_default();
+    for (name, body) in CLASSES.into_iter().filter(|(name, _)| name.contains(&wanted)) {
         let module = device.load_module(&module(body)).expect("a valid module");
         let kernel = module.function("k").expect("the kernel");
         let launch = Launch {
