@@ -2,6 +2,9 @@
 //!
 //! These are times of this program on this processor. They say nothing about any device.
 //!
+//! `CUDA_EMULATOR_SANITIZER=0` shows them without the sanitizer; a word as the argument, only the
+//! classes whose names hold it.
+//!
 //! `cargo run --release -p cuda-emulator --example instruction_speed`
 
 use std::sync::LazyLock;
@@ -45,8 +48,8 @@ fn module(body: &str) -> String {
         ".version 8.0\n.target sm_80\n.address_size 64\n.visible .entry k(.param .u64 memory) {{
         .reg .b32 %r<8>; .reg .f32 %f<8>; .reg .b64 %d<4>; .reg .pred p, q, again;
         .reg .b32 %i, %s4, %s16, %lane; .reg .b64 %g4, %g16, %base;
-        .shared .align 16 .b8 tile[512];
-        mov.u32 %lane, %laneid;
+        .shared .align 16 .b8 tile[2048];
+        mov.u32 %lane, %tid.x;
         mov.u32 %s4, tile;
         mov.u32 %s16, %s4;
         mad.lo.u32 %s4, %lane, 4, %s4;
@@ -60,6 +63,9 @@ fn module(body: &str) -> String {
         mov.f32 %f1, 0f3F800000; mov.f32 %f2, 0f3F800000; mov.f32 %f3, 0f3F800000;
         mov.f32 %f4, 0f3F800000; mov.f32 %f5, 0f3F800000; mov.f32 %f6, 0f3F800000;
         mov.f32 %f7, 0f3F800000;
+        st.shared.v4.b32 [%s16], {{0, 0, 0, 0}};
+        bar.sync 0;
+        mov.u32 %lane, %laneid;
         setp.lt.u32 p, %lane, 16;
         mov.u32 %i, 0;
         loop:
@@ -84,9 +90,11 @@ fn clock() -> f64 {
 fn main() {
     let config = Config { threads: 1, ..Config::default() };
     let device = Device::with_config(profile::A100, config);
-    let memory = device.alloc(512).expect("memory");
+    let memory = device.alloc(2048).expect("memory");
+    device.fill8(memory, 0, 2048).expect("a fill");
     println!("host time per warp instruction of the emulator, one thread:");
-    for (name, body) in CLASSES {
+    let wanted = std::env::args().nth(1).unwrap_or_default();
+    for (name, body) in CLASSES.into_iter().filter(|(name, _)| name.contains(&wanted)) {
         let module = device.load_module(&module(body)).expect("a valid module");
         let kernel = module.function("k").expect("the kernel");
         let launch = Launch {

@@ -277,7 +277,8 @@ impl Emulator {
         unsafe { (self.functions.reset)() };
     }
 
-    /// Sets what contexts to come are made with: threads, accumulator, seed and watchdog.
+    /// Sets what contexts to come are made with: threads, accumulator, seed, watchdog and
+    /// sanitizer.
     ///
     /// # Errors
     /// `CUDA_ERROR_ILLEGAL_STATE` where there is a context already.
@@ -289,6 +290,7 @@ impl Emulator {
             has_seed: 1,
             accumulator: accumulator.map_or(0, |entry| entry.0),
             watchdog: config.watchdog,
+            sanitizer: 1 + u64::from(config.sanitizer),
         };
         // SAFETY: the settings are readable, and the library has the same idea of the structure.
         match unsafe { (self.functions.set_config)(&settings) } {

@@ -35,10 +35,14 @@ pub struct Config {
     pub watchdog: u64,
     /// The newest PTX version that modules may have: (major, minor).
     pub ptx_version: (u32, u32),
+    /// Whether reads of memory that nothing wrote, and races, are faults. It
+    /// costs time.
+    pub sanitizer: bool,
 }
 
 impl Default for Config {
-    /// Takes the number of threads from `CUDA_EMULATOR_THREADS`, or else one per processor.
+    /// Takes the number of threads from `CUDA_EMULATOR_THREADS`, or else one per processor; the
+    /// sanitizer is on unless `CUDA_EMULATOR_SANITIZER` is 0.
     fn default() -> Self {
         let threads = std::env::var("CUDA_EMULATOR_THREADS")
             .ok()
@@ -52,6 +56,8 @@ impl Default for Config {
             seed: 0,
             watchdog: 1 << 32,
             ptx_version: (9, 5),
+            sanitizer: std::env::var("CUDA_EMULATOR_SANITIZER")
+                .map_or(true, |value| value.trim() != "0"),
         }
     }
 }
@@ -193,7 +199,7 @@ impl Device {
         Device {
             profile,
             config,
-            memory: Memory::new(profile.total_memory),
+            memory: Memory::new(profile.total_memory, config.sanitizer),
             counters: Mutex::default(),
             activity: RwLock::new(()),
         }

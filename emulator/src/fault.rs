@@ -28,6 +28,11 @@ pub enum FaultKind {
     Trap,
     /// A device-side assertion failed.
     Assertion,
+    /// A read of memory that nothing wrote. Found by the sanitizer.
+    UninitializedRead,
+    /// Two accesses to the same memory, one of them a write, that nothing orders. Found by the
+    /// sanitizer.
+    Race,
 }
 
 impl FaultKind {
@@ -45,6 +50,8 @@ impl FaultKind {
             Self::Timeout => "watchdog timeout",
             Self::Trap => "trap",
             Self::Assertion => "assertion failed",
+            Self::UninitializedRead => "read of uninitialised memory",
+            Self::Race => "race",
         }
     }
 }

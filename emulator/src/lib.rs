@@ -2,10 +2,13 @@
 //!
 //! [`Device`] holds global memory, loads modules of PTX text and runs their kernels on the CPU. It
 //! is strict: an instruction, modifier or directive that it does not know refuses the module, and
-//! an access outside of an allocation, a misaligned address, a missing lane or a barrier that cannot
-//! complete stops the launch with a [`Fault`] that names the kernel, the source line, the thread and
-//! the address. What a program leaves undefined (fresh memory, fresh registers, the destination of
-//! an asynchronous copy that nothing waited for) holds a poison that reads as NaN.
+//! an access outside of an allocation, a misaligned address, a missing lane or a barrier that
+//! cannot complete stops the launch with a [`Fault`] that names the kernel, the source line, the
+//! thread and the address. What a program leaves undefined (fresh memory, fresh registers, the
+//! destination of an asynchronous copy that nothing waited for) holds a poison that reads as NaN.
+//!
+//! Its sanitizer, which is on unless [`Config::sanitizer`] says otherwise, makes faults of reads of
+//! global and shared memory that nothing wrote, and of races.
 //!
 //! It says nothing about time: a device profile gives limits and capabilities, not speed.
 

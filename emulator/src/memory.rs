@@ -4,8 +4,10 @@
 //! of a freed allocation is recognised for the rest of the device's life. Every allocation lies at
 //! an odd multiple of 256, which is all the alignment that a program may count on, and is
 //! surrounded by gaps of at least 16 MiB. Fresh memory holds [`POISON`].
+//!
+//! For the sanitizer every byte has a shadow byte, which says whether anything wrote to it.
 
-use std::alloc::{Layout, alloc, dealloc};
+use std::alloc::{Layout, alloc, alloc_zeroed, dealloc};
 use std::fmt::Write as _;
 use std::ptr::NonNull;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -13,6 +15,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 /// The byte that fresh memory holds: all ones reads as NaN in every floating-point format.
 pub const POISON: u8 = 0xff;
 
+/// The shadow of a byte that was written to.
+pub(crate) const WRITTEN: u8 = 1;
 /// Where the addresses of global memory start.
 const FIRST_ADDRESS: u64 = 0x0200_0000_0000;
 /// Where the addresses of global memory end.
@@ -58,6 +62,8 @@ pub enum MemoryError {
 #[derive(Debug)]
 struct Backing {
     bytes: NonNull<u8>,
+    /// [`WRITTEN`] for each byte that was written to, 0 for the others.
+    shadow: Option<NonNull<u8>>,
     layout: Layout,
 }
 
@@ -67,13 +73,18 @@ unsafe impl Send for Backing {}
 unsafe impl Sync for Backing {}
 
 impl Backing {
-    fn new(bytes: usize) -> Option<Self> {
+    fn new(bytes: usize, shadowed: bool) -> Option<Self> {
         let layout = Layout::from_size_align(bytes.max(1), ALIGNMENT as usize).ok()?;
         // SAFETY: the layout has a size other than zero.
         let memory = NonNull::new(unsafe { alloc(layout) })?;
         // SAFETY: the memory has `layout.size()` bytes and nobody else knows of it.
         unsafe { memory.as_ptr().write_bytes(POISON, layout.size()) };
-        Some(Self { bytes: memory, layout })
+        let mut backing = Self { bytes: memory, shadow: None, layout };
+        if shadowed {
+            // SAFETY: the layout has a size other than zero.
+            backing.shadow = Some(NonNull::new(unsafe { alloc_zeroed(layout) })?);
+        }
+        Some(backing)
     }
 }
 
@@ -81,6 +92,10 @@ impl Drop for Backing {
     fn drop(&mut self) {
         // SAFETY: allocated in `new` with this layout, and freed only here.
         unsafe { dealloc(self.bytes.as_ptr(), self.layout) }
+        if let Some(shadow) = self.shadow {
+            // SAFETY: as above.
+            unsafe { dealloc(shadow.as_ptr(), self.layout) }
+        }
     }
 }
 
@@ -101,6 +116,11 @@ impl Allocation {
     pub(crate) fn host(&self) -> *mut u8 {
         self.backing.bytes.as_ptr()
     }
+
+    /// Host address of the first byte's shadow, where the device keeps one.
+    pub(crate) fn shadow(&self) -> Option<*mut u8> {
+        self.backing.shadow.map(NonNull::as_ptr)
+    }
 }
 
 /// The allocations as they were at one moment; the memory stays while the table is held.
@@ -120,14 +140,16 @@ struct State {
 #[derive(Debug)]
 pub(crate) struct Memory {
     total: u64,
+    shadowed: bool,
     state: Mutex<State>,
 }
 
 impl Memory {
-    pub(crate) fn new(total: u64) -> Self {
+    /// Memory of that many bytes; `shadowed` notes what was written to.
+    pub(crate) fn new(total: u64, shadowed: bool) -> Self {
         let state =
             State { live: Table::default(), freed: Vec::new(), next: FIRST_ADDRESS, in_use: 0 };
-        Self { total, state: Mutex::new(state) }
+        Self { total, shadowed, state: Mutex::new(state) }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -153,7 +175,7 @@ impl Memory {
         if next > GLOBAL_END {
             return None;
         }
-        let backing = Arc::new(Backing::new(usize::try_from(bytes).ok()?)?);
+        let backing = Arc::new(Backing::new(usize::try_from(bytes).ok()?, self.shadowed)?);
         let allocation = Allocation { base, bytes, constant, backing };
         // Addresses only grow, so the table stays sorted.
         Arc::make_mut(&mut state.live).push(allocation);
@@ -201,15 +223,18 @@ impl Memory {
         self.state().describe(address, bytes)
     }
 
-    /// The allocation that holds a range, and the host address of the range's start.
-    fn range(&self, address: u64, bytes: u64) -> Result<(Table, *mut u8), MemoryError> {
+    /// The allocation that holds a range, and the host addresses of the range's start and of its
+    /// shadow's.
+    fn range(&self, address: u64, bytes: u64) -> Result<Range, MemoryError> {
         let table = self.table();
         match find(&table, address, bytes) {
             Some(at) => {
                 let offset = (address - table[at].base) as usize;
                 // SAFETY: `find` placed the range inside of the allocation.
                 let host = unsafe { table[at].host().add(offset) };
-                Ok((table, host))
+                // SAFETY: as above; the shadow is as long.
+                let shadow = table[at].shadow().map(|shadow| unsafe { shadow.add(offset) });
+                Ok(Range { _table: table, host, shadow })
             }
             None => {
                 let detail = self.describe(address, bytes);
@@ -220,27 +245,31 @@ impl Memory {
 
     /// Copies from the host; no kernel may run meanwhile.
     pub(crate) fn write(&self, address: u64, bytes: &[u8]) -> Result<(), MemoryError> {
-        let (_table, host) = self.range(address, bytes.len() as u64)?;
+        let range = self.range(address, bytes.len() as u64)?;
         // SAFETY: the range is inside of an allocation that the table keeps, and the device's
         // activity lock keeps kernels and other copies out.
-        unsafe { host.copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) };
+        unsafe { range.host.copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) };
+        range.mark_written(bytes.len());
         Ok(())
     }
 
     /// Copies to the host; no kernel may run meanwhile.
     pub(crate) fn read(&self, address: u64, bytes: &mut [u8]) -> Result<(), MemoryError> {
-        let (_table, host) = self.range(address, bytes.len() as u64)?;
+        let range = self.range(address, bytes.len() as u64)?;
         // SAFETY: as in `write`.
-        unsafe { host.copy_to_nonoverlapping(bytes.as_mut_ptr(), bytes.len()) };
+        unsafe { range.host.copy_to_nonoverlapping(bytes.as_mut_ptr(), bytes.len()) };
         Ok(())
     }
 
     /// Copies within the device; no kernel may run meanwhile.
     pub(crate) fn copy(&self, dst: u64, src: u64, bytes: u64) -> Result<(), MemoryError> {
-        let (_from_table, from) = self.range(src, bytes)?;
-        let (_to_table, to) = self.range(dst, bytes)?;
-        // SAFETY: as in `write`; `copy` allows the ranges to overlap.
-        unsafe { to.copy_from(from, bytes as usize) };
+        let (from, to) = (self.range(src, bytes)?, self.range(dst, bytes)?);
+        // SAFETY: as in `write`; `copy_from` allows the ranges to overlap.
+        unsafe { to.host.copy_from(from.host, bytes as usize) };
+        if let (Some(from), Some(to)) = (from.shadow, to.shadow) {
+            // SAFETY: as above. What was not written to is not after it was copied either.
+            unsafe { to.copy_from(from, bytes as usize) };
+        }
         Ok(())
     }
 
@@ -251,15 +280,34 @@ impl Memory {
             return Err(MemoryError::Misaligned { address, alignment });
         }
         let bytes = count.saturating_mul(alignment);
-        let (_table, host) = self.range(address, bytes)?;
+        let range = self.range(address, bytes)?;
+        range.mark_written(bytes as usize);
         // SAFETY: as in `write`; the slice ends with this function.
-        let memory = unsafe { std::slice::from_raw_parts_mut(host, bytes as usize) };
+        let memory = unsafe { std::slice::from_raw_parts_mut(range.host, bytes as usize) };
         if let [byte] = pattern {
             memory.fill(*byte);
         } else {
             memory.chunks_exact_mut(pattern.len()).for_each(|word| word.copy_from_slice(pattern));
         }
         Ok(())
+    }
+}
+
+/// A range inside of an allocation.
+struct Range {
+    /// Keeps the allocation.
+    _table: Table,
+    host: *mut u8,
+    shadow: Option<*mut u8>,
+}
+
+impl Range {
+    /// Notes that its first bytes were written to; no kernel may run meanwhile.
+    fn mark_written(&self, bytes: usize) {
+        if let Some(shadow) = self.shadow {
+            // SAFETY: callers stay within the range; nobody else touches it, as in `write`.
+            unsafe { shadow.write_bytes(WRITTEN, bytes) };
+        }
     }
 }
 

@@ -191,8 +191,8 @@ fn ldmatrix_straight_and_transposed() {
 }
 
 /// Copies tiles through a two-stage pipeline; `wait` is what stands before the barrier.
-fn pipeline(wait: &str) -> Bench {
-    Bench::cuda(&format!(
+fn pipeline(wait: &str, sanitizer: bool) -> Bench {
+    let text = format!(
         r#"
         __device__ void fetch(float* to, const float* from, int bytes) {{
             unsigned address = (unsigned)__cvta_generic_to_shared(to);
@@ -218,7 +218,8 @@ fn pipeline(wait: &str) -> Bench {
                 __syncthreads();
             }}
         }}"#
-    ))
+    );
+    Bench::cuda_with(&text, Config { sanitizer, ..Config::default() })
 }
 
 fn run_pipeline(bench: &Bench, n: usize) -> Vec<f32> {
@@ -231,7 +232,7 @@ fn run_pipeline(bench: &Bench, n: usize) -> Vec<f32> {
 #[test]
 fn asynchronous_copies_arrive_when_waited_for() {
     for n in [256, 1024, 1000, 1027] {
-        let bench = pipeline(r#"asm volatile("cp.async.wait_group 1;" ::: "memory");"#);
+        let bench = pipeline(r#"asm volatile("cp.async.wait_group 1;" ::: "memory");"#, true);
         let output = run_pipeline(&bench, n);
         assert!(output.iter().enumerate().all(|(i, &x)| x == i as f32), "{n} elements");
     }
@@ -239,10 +240,10 @@ fn asynchronous_copies_arrive_when_waited_for() {
 
 #[test]
 fn asynchronous_copies_leave_poison_where_the_wait_is_missing() {
-    let bench = pipeline("");
+    let bench = pipeline("", false);
     assert!(run_pipeline(&bench, 256).iter().all(|x| x.is_nan()));
     // One group too many is left pending.
-    let bench = pipeline(r#"asm volatile("cp.async.wait_group 2;" ::: "memory");"#);
+    let bench = pipeline(r#"asm volatile("cp.async.wait_group 2;" ::: "memory");"#, false);
     assert!(run_pipeline(&bench, 256).iter().all(|x| x.is_nan()));
 }
 

@@ -135,8 +135,8 @@ impl Decoder<'_> {
     fn access(&mut self, modifiers: &mut Modifiers) -> Result<(Order, Option<Space>, usize, Type)> {
         let order = modifiers.pick(&[
             ("weak", Order::Weak),
-            ("volatile", Order::Weak),
-            ("relaxed", Order::Weak),
+            ("volatile", Order::Relaxed),
+            ("relaxed", Order::Relaxed),
             ("acquire", Order::Acquire),
             ("release", Order::Release),
         ]);
@@ -224,7 +224,13 @@ impl Decoder<'_> {
         modifiers: &mut Modifiers,
         returns: bool,
     ) -> Result<()> {
-        modifiers.pick(&[("relaxed", ()), ("acquire", ()), ("release", ()), ("acq_rel", ())]);
+        let order = modifiers.pick(&[
+            ("relaxed", Order::Relaxed),
+            ("acquire", Order::Acquire),
+            ("release", Order::Release),
+            ("acq_rel", Order::AcquireRelease),
+        ]);
+        let order = order.unwrap_or(Order::Relaxed);
         modifiers.pick(&SCOPES);
         let space = modifiers.pick(&SPACES).unwrap_or(Some(Space::Generic));
         let Some(space @ (Space::Global | Space::Shared | Space::Generic)) = space else {
@@ -274,7 +280,14 @@ impl Decoder<'_> {
         let b = self.source(&operands[first + 1], ty)?;
         let c = if swaps == 1 { self.source(&operands[first + 2], ty)? } else { b };
         let target = if returns { self.target(&operands[0], ty)? } else { Target::Nowhere };
-        self.emit(Op::Atomic(Box::new(AtomicOp { atomic, ty, address, target, sources: [b, c] })));
+        self.emit(Op::Atomic(Box::new(AtomicOp {
+            atomic,
+            ty,
+            order,
+            address,
+            target,
+            sources: [b, c],
+        })));
         Ok(())
     }
 

@@ -13,7 +13,7 @@ use super::state::{Context, Driver};
 use super::status::{Result, Status};
 
 /// What a program and the library must agree on before they exchange structures: the version of
-/// this crate and the size of [`Counters`].
+/// this crate and the sizes of [`Counters`] and [`Settings`].
 pub(crate) const INTERFACE: u64 = {
     let version = env!("CARGO_PKG_VERSION").as_bytes();
     let mut hash: u64 = 0xcbf2_9ce4_8422_2325;
@@ -22,7 +22,7 @@ pub(crate) const INTERFACE: u64 = {
         hash = (hash ^ version[index] as u64).wrapping_mul(0x0100_0000_01b3);
         index += 1;
     }
-    hash ^ size_of::<Counters>() as u64
+    hash ^ (size_of::<Counters>() as u64) << 16 ^ size_of::<Settings>() as u64
 };
 
 /// Settings for the contexts to come; a zero leaves what is set.
@@ -38,6 +38,8 @@ pub(crate) struct Settings {
     pub(crate) accumulator: u32,
     /// Warp instructions after which a block is taken for stuck.
     pub(crate) watchdog: u64,
+    /// 1 or 2: without or with the sanitizer.
+    pub(crate) sanitizer: u64,
 }
 
 /// The numbers of the accumulators in [`Settings`].
@@ -81,6 +83,9 @@ impl Driver {
         }
         if settings.watchdog != 0 {
             config.watchdog = settings.watchdog;
+        }
+        if settings.sanitizer != 0 {
+            config.sanitizer = settings.sanitizer == 2;
         }
         if settings.accumulator != 0 {
             let known = ACCUMULATORS.iter().find(|entry| entry.0 == settings.accumulator);

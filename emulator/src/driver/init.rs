@@ -16,6 +16,8 @@ const MEMORY_POOLS: &str = "CUDA_EMULATOR_MEMORY_POOLS";
 const STREAMS: &str = "CUDA_EMULATOR_STREAMS";
 /// How matrix instructions add: `sequential` (where unset), `exact` or `truncate`.
 const ACCUMULATOR: &str = "CUDA_EMULATOR_ACCUMULATOR";
+/// Whether reads of memory that nothing wrote, and races, are faults: `1` (where unset) or `0`.
+const SANITIZER: &str = "CUDA_EMULATOR_SANITIZER";
 /// The order in which warps run: a number.
 const SEED: &str = "CUDA_EMULATOR_SEED";
 /// Whether every launch is awaited: CUDA's own variable, `1` or `0` (where unset).
@@ -46,7 +48,8 @@ pub(super) fn config_from_environment() -> Result<Config> {
             ("truncate", Accumulator::AlignedTruncate),
         ],
     )?;
-    let mut config = Config { accumulator, ..Config::default() };
+    let sanitizer = choose(SANITIZER, &[("1", true), ("0", false)])?;
+    let mut config = Config { accumulator, sanitizer, ..Config::default() };
     if let Ok(text) = std::env::var(SEED) {
         config.seed = text.trim().parse().map_err(|_| {
             let reason = format!("{SEED}={text} is not a number");

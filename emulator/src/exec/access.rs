@@ -251,6 +251,9 @@ impl Warp {
         let intent = if access.constant { Intent::ReadConstant } else { Intent::Read };
         self.translate(machine, &access.address, bytes, intent, mask)?;
         count(machine, space, bytes, mask, Intent::Read);
+        if machine.context.config.sanitizer {
+            self.look_at_load(machine, access, mask)?;
+        }
         // SAFETY: `translate` checked alignment and bounds of every lane of the mask.
         unsafe {
             match access.bytes {
@@ -262,6 +265,9 @@ impl Warp {
         }
         if access.order == Order::Acquire {
             fence(Ordering::SeqCst);
+        }
+        if access.order != Order::Weak && machine.context.config.sanitizer {
+            self.hear(machine, space, access.order, mask);
         }
         Ok(())
     }
@@ -311,6 +317,9 @@ impl Warp {
         let space = access.address.space;
         self.translate(machine, &access.address, bytes, Intent::Write, mask)?;
         count(machine, space, bytes, mask, Intent::Write);
+        if machine.context.config.sanitizer {
+            self.look_at_store(machine, access, mask)?;
+        }
         if access.order == Order::Release {
             fence(Ordering::SeqCst);
         }

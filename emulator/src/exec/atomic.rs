@@ -23,6 +23,9 @@ impl Warp {
         let space = op.address.space;
         self.translate(machine, &op.address, bytes, Intent::Write, mask)?;
         machine.counters.atomics += 1;
+        if machine.context.config.sanitizer {
+            self.look_at_atomic(machine, op, mask)?;
+        }
         let moved = u64::from(bytes) * u64::from(mask.count_ones());
         match space {
             Space::Shared => machine.counters.shared_requests += 1,
@@ -47,6 +50,9 @@ impl Warp {
                 }
             };
             self.put(op.target, lane, old);
+        }
+        if machine.context.config.sanitizer {
+            self.hear(machine, space, op.order, mask);
         }
         Ok(())
     }

@@ -2,6 +2,7 @@
 
 use super::context::*;
 use super::op::{BarrierKind, BarrierOp, Op, Target};
+use super::shadow::Shadow;
 use super::warp::{Pause, Warp};
 use crate::counters::Counters;
 use crate::fault::{Fault, FaultKind};
@@ -57,10 +58,12 @@ impl Block {
     pub(crate) fn new(context: &Context) -> Self {
         let threads: u32 = context.block.iter().product();
         let warps = threads.div_ceil(WARP_THREADS) as usize;
+        let bytes = context.shared_bytes as usize;
+        let shadow = context.config.sanitizer.then(|| Shadow::new(bytes, warps, BARRIERS));
         Self {
             number: 0,
             index: [0; 3],
-            shared: Shared::new(context.shared_bytes as usize),
+            shared: Shared::new(bytes, shadow),
             warps: (0..warps).map(|_| Warp::new()).collect(),
             states: vec![State::Ready; warps],
             order: (0..warps).collect(),
@@ -107,7 +110,8 @@ impl Block {
             let Some(at) = ready else { return Err(self.deadlock(context)) };
             let warp = self.order[at];
             self.next = at;
-            let mut machine = Machine { context, shared: &mut self.shared, counters };
+            let (shared, block) = (&mut self.shared, self.number as u32);
+            let mut machine = Machine { context, shared, counters, pc: 0, block };
             let result = self.warps[warp].run(&mut machine, WARP_QUANTUM);
             match result {
                 Err(stop) => return Err(self.fault(context, warp, *stop)),
@@ -163,6 +167,9 @@ impl Block {
         let live = self.warps[warp].live();
         barrier.tested += live.count_ones();
         barrier.count += (self.warps[warp].test(op.test) & live).count_ones();
+        if let Some(shadow) = self.shared.shadow() {
+            shadow.arrive(warp, id as usize, op.kind != BarrierKind::Arrive);
+        }
         if op.kind == BarrierKind::Arrive {
             self.warps[warp].pass_barrier();
         } else {
@@ -216,6 +223,18 @@ impl Block {
                 continue;
             }
             self.barriers[id] = Barrier::default();
+            if let Some(shadow) = self.shared.shadow() {
+                let states = || self.states.iter().enumerate();
+                if barrier.expected.is_none() {
+                    // A thread that has exited counts as one that arrived.
+                    let exited = states().filter(|(_, state)| **state == State::Done);
+                    exited.for_each(|(warp, _)| shadow.arrive(warp, id, true));
+                }
+                let here =
+                    |state: &State| matches!(state, State::At(_, at) if usize::from(*at) == id);
+                let waiting = states().filter(|(_, state)| here(state));
+                shadow.release(id, waiting.map(|(warp, _)| warp));
+            }
             for warp in 0..self.warps.len() {
                 let State::At(pc, at) = self.states[warp] else { continue };
                 if usize::from(at) != id {
@@ -286,11 +305,7 @@ impl Block {
         let warp = &self.warps[warp];
         let kernel = context.kernel;
         let pc = warp.current_pc();
-        let [x, y, _] = context.block;
-        let thread = stop.lane.map(|lane| {
-            let flat = warp.index * WARP_THREADS + lane;
-            [flat % x, flat / x % y, flat / x / y]
-        });
+        let thread = stop.lane.map(|lane| context.thread(warp.index * WARP_THREADS + lane));
         Box::new(Fault {
             kind: stop.kind,
             kernel: kernel.name.clone(),

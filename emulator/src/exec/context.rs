@@ -3,7 +3,9 @@
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 
+use super::global_shadow::GlobalShadow;
 use super::lanes::Wide;
+use super::shadow::Shadow;
 use crate::counters::Counters;
 use crate::decode::Kernel;
 use crate::device::Config;
@@ -45,12 +47,20 @@ pub(crate) struct Context<'a> {
     pub(crate) stop: AtomicBool,
     /// The first fault, by the order of blocks.
     pub(crate) fault: Mutex<Option<(u64, Fault)>>,
+    /// What the sanitizer knows of global memory, where it is on.
+    pub(crate) global_shadow: Option<GlobalShadow>,
 }
 
 impl Context<'_> {
     /// Host address of the parameter image.
     pub(crate) fn params(&self) -> *mut u8 {
         self.param_words.as_ptr().cast_mut().cast()
+    }
+
+    /// The index in the block of a thread, by its number.
+    pub(crate) fn thread(&self, number: u32) -> [u32; 3] {
+        let [x, y, _] = self.block;
+        [number % x, number / x % y, number / x / y]
     }
 }
 
@@ -59,22 +69,38 @@ pub(crate) struct Machine<'a> {
     pub(crate) context: &'a Context<'a>,
     pub(crate) shared: &'a mut Shared,
     pub(crate) counters: &'a mut Counters,
+    /// The place of the memory access that runs.
+    pub(crate) pc: u32,
+    /// The block that runs, by its position in the grid.
+    pub(crate) block: u32,
 }
 
 /// Shared memory of a block.
 pub(crate) struct Shared {
     words: Vec<u128>,
     bytes: usize,
+    /// What the sanitizer knows of it, where it is on.
+    shadow: Option<Box<Shadow>>,
 }
 
 impl Shared {
-    pub(crate) fn new(bytes: usize) -> Self {
-        Self { words: vec![u128::MAX; bytes.div_ceil(16)], bytes }
+    pub(crate) fn new(bytes: usize, shadow: Option<Shadow>) -> Self {
+        let words = vec![u128::MAX; bytes.div_ceil(16)];
+        Self { words, bytes, shadow: shadow.map(Box::new) }
     }
 
     /// Fills it with poison.
     pub(crate) fn reset(&mut self) {
         self.words.fill(u128::MAX);
+        if let Some(shadow) = &mut self.shadow {
+            shadow.reset();
+        }
+    }
+
+    /// What the sanitizer knows of it, where it is on.
+    #[inline(always)]
+    pub(crate) fn shadow(&mut self) -> Option<&mut Shadow> {
+        self.shadow.as_deref_mut()
     }
 
     /// Length in bytes.

@@ -8,7 +8,9 @@ use std::collections::VecDeque;
 use super::access::{Intent, copy_words, count, read_byte};
 use super::context::*;
 use super::lanes::LANES;
-use super::op::{CopyOp, Source, Space};
+use super::op::{CopyOp, Order, Source, Space};
+use super::sanitize::{Deed, Deeds};
+use super::shadow::{GRANULE, Touch};
 use super::warp::Warp;
 use crate::fault::FaultKind;
 use crate::memory::POISON;
@@ -16,6 +18,8 @@ use crate::memory::POISON;
 /// The copies that the threads of a warp issued in one instruction.
 struct Pending {
     mask: u32,
+    /// The place of the instruction.
+    pc: u32,
     bytes: usize,
     /// Host address of the source.
     from: [*mut u8; LANES],
@@ -50,17 +54,24 @@ impl Copies {
     }
 
     /// Carries out all but the newest `left` groups of each thread of the mask.
-    pub(crate) fn wait(&mut self, machine: &mut Machine, mask: u32, left: u32) {
+    pub(crate) fn wait(&mut self, machine: &mut Machine, warp: u32, mask: u32, left: u32) {
         let committed = self.committed;
-        self.carry_out(machine, mask, |lane, group| group < committed[lane].saturating_sub(left));
+        let due = |lane: usize, group| group < committed[lane].saturating_sub(left);
+        self.carry_out(machine, warp, mask, due);
     }
 
     /// Carries out all copies of each thread of the mask, committed or not.
-    pub(crate) fn wait_all(&mut self, machine: &mut Machine, mask: u32) {
-        self.carry_out(machine, mask, |_, _| true);
+    pub(crate) fn wait_all(&mut self, machine: &mut Machine, warp: u32, mask: u32) {
+        self.carry_out(machine, warp, mask, |_, _| true);
     }
 
-    fn carry_out(&mut self, machine: &mut Machine, mask: u32, due: impl Fn(usize, u32) -> bool) {
+    fn carry_out(
+        &mut self,
+        machine: &mut Machine,
+        warp: u32,
+        mask: u32,
+        due: impl Fn(usize, u32) -> bool,
+    ) {
         if self.pending.is_empty() {
             return;
         }
@@ -71,6 +82,12 @@ impl Copies {
                     continue;
                 }
                 pending.mask &= !(1 << lane);
+                if let Some(shadow) = machine.shared.shadow() {
+                    let by = Touch { warp: warp as usize, lane, pc: pending.pc, strong: false };
+                    for at in (0..pending.bytes).step_by(GRANULE) {
+                        shadow.complete((pending.to[lane] as usize + at) / GRANULE, 0xf, by);
+                    }
+                }
                 let to = shared.wrapping_add(pending.to[lane] as usize);
                 let (from, read) = (pending.from[lane], usize::from(pending.read[lane]));
                 // SAFETY: source and destination were checked when the copy was issued; the
@@ -107,6 +124,12 @@ impl Warp {
         let bytes = op.bytes;
         self.translate(machine, &op.to, bytes, Intent::Write, mask)?;
         let to = self.pointers;
+        let sanitizer = machine.context.config.sanitizer;
+        let order = Order::Weak;
+        if sanitizer {
+            let (address, bytes) = (&op.to, bytes as usize);
+            self.look(machine, Deeds { deed: Deed::Issue, address, bytes, mask, order })?;
+        }
         let ignored = self.test(op.ignore);
         let mut read = [bytes as u8; LANES];
         for lane in lanes(mask) {
@@ -134,6 +157,18 @@ impl Warp {
             }
         }
         let from = self.pointers;
+        if sanitizer {
+            let (deed, address) = (Deed::Read, &op.from);
+            if whole {
+                let bytes = bytes as usize;
+                self.look(machine, Deeds { deed, address, bytes, mask, order })?;
+            } else {
+                for lane in lanes(mask).filter(|&lane| read[lane] > 0) {
+                    let (bytes, mask) = (usize::from(read[lane]), 1 << lane);
+                    self.look(machine, Deeds { deed, address, bytes, mask, order })?;
+                }
+            }
+        }
         count(machine, Space::Global, 0, 0, Intent::Read);
         machine.counters.global_bytes_read +=
             lanes(mask).map(|lane| u64::from(read[lane])).sum::<u64>();
@@ -153,7 +188,8 @@ impl Warp {
             }
         }
         let group = self.copies.committed;
-        let pending = Pending { mask, bytes: bytes as usize, from, read, to: offsets, group };
+        let (bytes, pc) = (bytes as usize, machine.pc);
+        let pending = Pending { mask, pc, bytes, from, read, to: offsets, group };
         self.copies.pending.push_back(pending);
         Ok(())
     }

@@ -88,8 +88,14 @@ impl Warp {
                 };
                 self.put_bits(d, bits, mask);
             }
-            Op::Load(ref access) if mask != 0 => self.load(machine, access, mask)?,
-            Op::Store(ref access) if mask != 0 => self.store(machine, access, mask)?,
+            Op::Load(ref access) if mask != 0 => {
+                machine.pc = pc;
+                self.load(machine, access, mask)?;
+            }
+            Op::Store(ref access) if mask != 0 => {
+                machine.pc = pc;
+                self.store(machine, access, mask)?;
+            }
             Op::Load(_) | Op::Store(_) | Op::Nothing => {}
             // Switched off for the whole part.
             Op::Mma(_) | Op::LoadMatrix(_) if mask == 0 => {}
@@ -103,13 +109,17 @@ impl Warp {
                 if !self.all_here(mask)? {
                     return Ok(Next::Wait);
                 }
+                machine.pc = pc;
                 self.load_matrix(machine, load)?;
             }
-            Op::Copy(ref copy) if mask != 0 => self.copy_async(machine, copy, mask)?,
+            Op::Copy(ref copy) if mask != 0 => {
+                machine.pc = pc;
+                self.copy_async(machine, copy, mask)?;
+            }
             Op::Copy(_) => {}
             Op::CopyCommit => self.copies.commit(mask),
-            Op::CopyWait(pending) => self.copies.wait(machine, mask, pending),
-            Op::CopyWaitAll => self.copies.wait_all(machine, mask),
+            Op::CopyWait(pending) => self.copies.wait(machine, self.index, mask, pending),
+            Op::CopyWaitAll => self.copies.wait_all(machine, self.index, mask),
             _ => return self.execute_rare(machine, op, pc, active, mask),
         }
         Ok(Next::Step)
@@ -143,8 +153,16 @@ impl Warp {
             Op::Scalar(op) => self.scalar(op, mask),
             Op::Carry(op) => self.carry(op, mask),
             Op::Clock(clock, target) => self.clock(machine, *clock, *target, mask),
-            Op::Atomic(atomic) if mask != 0 => self.atomic(machine, atomic, mask)?,
-            Op::Fence => std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst),
+            Op::Atomic(atomic) if mask != 0 => {
+                machine.pc = pc;
+                self.atomic(machine, atomic, mask)?;
+            }
+            Op::Fence => {
+                std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
+                if let Some(shadow) = machine.shared.shadow().filter(|_| mask != 0) {
+                    shadow.fence(self.index as usize);
+                }
+            }
             Op::Shuffle(shuffle) if mask != 0 => {
                 if !self.members_here(shuffle.members, mask)? {
                     return Ok(Next::Wait);

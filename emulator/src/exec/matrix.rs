@@ -9,8 +9,9 @@ use super::access::Intent;
 use super::context::{Machine, Stop};
 use super::float::{from_f16, quiet, to_f16};
 use super::lanes::{LANES, V32, over_lanes};
-use super::op::{Element, LoadMatrixOp, MmaOp, Space};
+use super::op::{Element, LoadMatrixOp, MmaOp, Order, Space};
 use super::round::{F32, Rounding};
+use super::sanitize::{Deed, Deeds};
 use super::warp::Warp;
 use crate::device::Accumulator;
 
@@ -267,6 +268,10 @@ impl Warp {
                 let detail = "matrices are loaded from shared memory only";
                 return Err(Stop::at(kind, lane, address(lane), detail));
             }
+        }
+        if machine.context.config.sanitizer {
+            let (address, bytes, order) = (&op.address, ROW_BYTES as usize, Order::Weak);
+            self.look(machine, Deeds { deed: Deed::Read, address, bytes, mask, order })?;
         }
         for (matrix, &target) in op.targets.iter().enumerate() {
             let mut words = [[0_u32; 4]; 8];

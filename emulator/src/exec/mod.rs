@@ -12,11 +12,14 @@ mod convert;
 mod copy;
 mod execute;
 mod float;
+mod global_shadow;
 mod lanes;
 mod matrix;
 pub(crate) mod op;
 mod round;
+mod sanitize;
 mod scalar;
+mod shadow;
 mod special;
 mod warp;
 
@@ -34,6 +37,7 @@ use std::sync::{Mutex, PoisonError};
 
 use self::block::{Block, Turn};
 use self::context::Context;
+use self::global_shadow::GlobalShadow;
 use self::lanes::Wide;
 use crate::counters::Counters;
 use crate::device::{Device, InvalidLaunch, Launch, LaunchError};
@@ -134,6 +138,7 @@ fn run(device: &Device, function: &Function, launch: &Launch) -> (Counters, Opti
         wide: Wide::detect(),
         stop: AtomicBool::new(false),
         fault: Mutex::new(None),
+        global_shadow: config.sanitizer.then(GlobalShadow::new),
     };
     let blocks: u64 = launch.grid.iter().map(|&size| u64::from(size)).product();
     let workers = config.threads.max(1).min(usize::try_from(blocks).unwrap_or(usize::MAX));

@@ -207,8 +207,11 @@ pub(crate) struct Address {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Order {
     Weak,
+    /// Relaxed or volatile: not a race with others that are not weak.
+    Relaxed,
     Acquire,
     Release,
+    AcquireRelease,
 }
 
 /// A load or a store.
@@ -248,6 +251,7 @@ pub(crate) enum Atomic {
 pub(crate) struct AtomicOp {
     pub(crate) atomic: Atomic,
     pub(crate) ty: Type,
+    pub(crate) order: Order,
     pub(crate) address: Address,
     pub(crate) target: Target,
     pub(crate) sources: [Source; 2],

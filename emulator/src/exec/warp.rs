@@ -337,7 +337,7 @@ impl Warp {
     /// Ends threads; what waits for them is looked at again.
     fn exit(&mut self, machine: &mut Machine, at: usize, mask: u32) {
         self.exited |= mask;
-        self.copies.wait_all(machine, mask);
+        self.copies.wait_all(machine, self.index, mask);
         self.parts[at].mask &= !mask;
         if self.parts[at].mask == 0 {
             self.parts.swap_remove(at);

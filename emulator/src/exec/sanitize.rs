@@ -1,0 +1,404 @@
+//! The sanitizer's eyes: every access of a warp to memory passes here, where the device has it on.
+//!
+//! A read of bytes that nothing wrote is a fault, and so is an access that races with an earlier
+//! one, and a store of different values by lanes of one warp to one address. The
+//! local memory of a thread is not observed.
+
+use super::access::Pointers;
+use super::context::*;
+use super::global_shadow::Held;
+use super::lanes::LANES;
+use super::op::{Access, Address, Atomic, AtomicOp, Order, Space};
+use super::shadow::{Conflict, Finding, GRANULE, Touch};
+use super::warp::Warp;
+use crate::fault::FaultKind;
+use crate::memory::{Allocation, WRITTEN, find};
+
+/// What an access does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Deed {
+    Read,
+    Write,
+    /// Reads and writes at once.
+    Update,
+    /// Starts an asynchronous write.
+    Issue,
+}
+
+/// An access of some lanes.
+#[derive(Clone, Copy)]
+pub(crate) struct Deeds<'a> {
+    pub(crate) deed: Deed,
+    pub(crate) address: &'a Address,
+    /// Bytes of each lane.
+    pub(crate) bytes: usize,
+    pub(crate) mask: u32,
+    pub(crate) order: Order,
+}
+
+/// The bytes of an access that lie in one granule, as a mask.
+fn part(offset: usize, bytes: usize) -> u8 {
+    let first = offset % GRANULE;
+    (((1_u32 << bytes.min(GRANULE)) - 1) << first) as u8 & 0xf
+}
+
+impl Warp {
+    /// Looks at a load.
+    #[inline(never)]
+    pub(super) fn look_at_load(
+        &mut self,
+        machine: &mut Machine,
+        access: &Access,
+        mask: u32,
+    ) -> Result<(), Box<Stop>> {
+        let bytes = access.bytes as usize * access.targets.len();
+        let (address, order) = (&access.address, access.order);
+        self.look(machine, Deeds { deed: Deed::Read, address, bytes, mask, order })
+    }
+
+    /// Looks at a store.
+    #[inline(never)]
+    pub(super) fn look_at_store(
+        &mut self,
+        machine: &mut Machine,
+        access: &Access,
+        mask: u32,
+    ) -> Result<(), Box<Stop>> {
+        let bytes = access.bytes as usize * access.sources.len();
+        let (address, order) = (&access.address, access.order);
+        self.look(machine, Deeds { deed: Deed::Write, address, bytes, mask, order })?;
+        if matches!(address.space, Space::Local | Space::Param) {
+            return Ok(());
+        }
+        self.look_for_disagreement(access, bytes, mask)
+    }
+
+    /// Looks at an atomic instruction.
+    pub(super) fn look_at_atomic(
+        &mut self,
+        machine: &mut Machine,
+        op: &AtomicOp,
+        mask: u32,
+    ) -> Result<(), Box<Stop>> {
+        let deed = if op.atomic == Atomic::Exchange { Deed::Write } else { Deed::Update };
+        let (bytes, address, order) = (op.ty.bytes() as usize, &op.address, op.order);
+        self.look(machine, Deeds { deed, address, bytes, mask, order })
+    }
+
+    /// Looks at an access; `self.pointers` holds where each lane's is.
+    pub(super) fn look(&mut self, machine: &mut Machine, deeds: Deeds) -> Result<(), Box<Stop>> {
+        let Deeds { deed, address, bytes, mask, order } = deeds;
+        if matches!(address.space, Space::Local | Space::Param) {
+            return Ok(());
+        }
+        if order != Order::Weak && deed != Deed::Read {
+            self.tell(machine, deeds);
+        }
+        if address.space == Space::Shared {
+            return lanes(mask).try_for_each(|lane| self.look_at_shared(machine, deeds, lane));
+        }
+        let context = machine.context;
+        let mut allocation = context.table.get(self.last_allocation);
+        let mut held = Held::default();
+        for lane in lanes(mask) {
+            let pointer = self.pointers[lane];
+            let inside = |a: &&Allocation| {
+                let offset = pointer.addr().wrapping_sub(a.host().addr()) as u64;
+                offset < a.bytes
+            };
+            if allocation.filter(inside).is_none() {
+                let address = self.address(address, lane);
+                if address >= PARAM_WINDOW {
+                    if (SHARED_WINDOW..LOCAL_WINDOW).contains(&address) {
+                        self.look_at_shared(machine, deeds, lane)?;
+                    }
+                    continue;
+                }
+                allocation =
+                    find(&context.table, address, bytes as u64).map(|at| &context.table[at]);
+            }
+            let Some(allocation) = allocation else { continue };
+            let Some(shadow) = allocation.shadow() else { continue };
+            let offset = pointer.addr() - allocation.host().addr();
+            let shadow = shadow.wrapping_add(offset);
+            if deed != Deed::Write {
+                // SAFETY: the access lies within the allocation, and so does its shadow's.
+                let missing = unsafe { unwritten(shadow, bytes) };
+                if missing > 0 {
+                    let (base, size) = (allocation.base, allocation.bytes);
+                    let detail = format!(
+                        "{missing} of the {bytes} bytes were never written: byte {offset} of the \
+                         {size}-byte allocation at {base:#x}"
+                    );
+                    let address = base + offset as u64;
+                    return Err(Stop::at(FaultKind::UninitializedRead, lane, address, detail));
+                }
+            }
+            if deed != Deed::Read {
+                // SAFETY: as above.
+                unsafe { mark_written(shadow, bytes) };
+            }
+            if !allocation.constant {
+                let address = allocation.base + offset as u64;
+                self.look_at_global(machine, &mut held, deeds, lane, address)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Notes what accesses that are not weak tell others; before they are carried out.
+    fn tell(&self, machine: &mut Machine, deeds: Deeds) {
+        let (context, block) = (machine.context, machine.block);
+        let Some(shadow) = machine.shared.shadow() else { return };
+        let warp = self.index as usize;
+        if matches!(deeds.order, Order::Release | Order::AcquireRelease) {
+            shadow.fence(warp);
+        }
+        let Some(fenced) = shadow.fenced(warp) else { return };
+        if let (Some(global), true) = (&context.global_shadow, deeds.address.space != Space::Shared)
+        {
+            global.publish(block, fenced);
+        }
+        lanes(deeds.mask).for_each(|lane| shadow.publish(warp, self.pointers[lane].addr()));
+    }
+
+    /// Notes what a warp learns by accesses that are not weak; after they were carried out.
+    pub(super) fn hear(&self, machine: &mut Machine, space: Space, order: Order, mask: u32) {
+        let context = machine.context;
+        let Some(shadow) = machine.shared.shadow() else { return };
+        let warp = self.index as usize;
+        if let (Some(global), true) = (&context.global_shadow, space != Space::Shared) {
+            shadow.hear_blocks(warp, global.now());
+        }
+        lanes(mask).for_each(|lane| shadow.hear(warp, self.pointers[lane].addr()));
+        if matches!(order, Order::Acquire | Order::AcquireRelease) {
+            shadow.fence(warp);
+        }
+    }
+
+    /// Notes an access to global memory, granule by granule, and looks for races.
+    fn look_at_global<'a>(
+        &self,
+        machine: &mut Machine<'a>,
+        held: &mut Held<'a>,
+        deeds: Deeds,
+        lane: usize,
+        address: u64,
+    ) -> Result<(), Box<Stop>> {
+        let (context, block) = (machine.context, machine.block);
+        let (Some(global), Some(shadow)) = (&context.global_shadow, machine.shared.shadow()) else {
+            return Ok(());
+        };
+        let strong = deeds.order != Order::Weak;
+        let by = Touch { warp: self.index as usize, lane, pc: machine.pc, strong };
+        let seen = shadow.seen(by.warp);
+        let writes = deeds.deed != Deed::Read;
+        let bytes = part(address as usize, deeds.bytes);
+        for at in (0..deeds.bytes as u64).step_by(GRANULE) {
+            let result = global.note(held, block, address + at, bytes, writes, by, seen);
+            let Err((other, wrote)) = result else { continue };
+            let other =
+                Other { block: other.block, thread: Ok(other.thread()), pc: Some(other.pc), wrote };
+            return Err(race(context, block, deeds, lane, address, other));
+        }
+        Ok(())
+    }
+
+    #[inline]
+    fn look_at_shared(
+        &self,
+        machine: &mut Machine,
+        deeds: Deeds,
+        lane: usize,
+    ) -> Result<(), Box<Stop>> {
+        let start = machine.shared.host().addr();
+        let Some(shadow) = machine.shared.shadow() else { return Ok(()) };
+        let offset = self.pointers[lane].addr() - start;
+        let strong = deeds.order != Order::Weak;
+        let by = Touch { warp: self.index as usize, lane, pc: machine.pc, strong };
+        let bytes = part(offset, deeds.bytes);
+        for granule in 0..deeds.bytes.div_ceil(GRANULE) {
+            let index = offset / GRANULE + granule;
+            let result = match deeds.deed {
+                Deed::Read => shadow.read(index, bytes, by),
+                Deed::Write => shadow.write(index, bytes, by),
+                Deed::Issue => shadow.issue(index, bytes, by),
+                Deed::Update => shadow.update(index, bytes, by),
+            };
+            if let Err(finding) = result {
+                return Err(self.report(machine, deeds, lane, finding));
+            }
+        }
+        Ok(())
+    }
+
+    #[cold]
+    fn report(
+        &self,
+        machine: &mut Machine,
+        deeds: Deeds,
+        lane: usize,
+        finding: Finding,
+    ) -> Box<Stop> {
+        let offset = self.pointers[lane].addr() - machine.shared.host().addr();
+        let place = format!("byte {offset} of {} of shared memory", machine.shared.len());
+        let address = self.address(deeds.address, lane);
+        match finding {
+            Finding::Unwritten { missing, pending } => {
+                let count = missing.count_ones();
+                let why = match pending {
+                    0 => "were never written",
+                    _ => "are the destination of an asynchronous copy that was not waited for",
+                };
+                let detail = format!("{count} of the bytes {why}: {place}");
+                Stop::at(FaultKind::UninitializedRead, lane, address, detail)
+            }
+            Finding::Race(Conflict { warp, known, wrote }) => {
+                let number = known.map(|(lane, _)| (warp * LANES + lane) as u32);
+                let other = Other {
+                    block: machine.block,
+                    thread: number.ok_or(warp),
+                    pc: known.map(|(_, pc)| pc),
+                    wrote,
+                };
+                race(machine.context, machine.block, deeds, lane, address, other)
+            }
+        }
+    }
+
+    /// Looks for lanes that store different values to one address in one instruction.
+    fn look_for_disagreement(
+        &self,
+        access: &Access,
+        bytes: usize,
+        mask: u32,
+    ) -> Result<(), Box<Stop>> {
+        if ascending(&self.pointers, mask, bytes) {
+            return Ok(());
+        }
+        let bits = 8 * access.bytes;
+        for lane in lanes(mask) {
+            for other in lanes(mask & ((1 << lane) - 1)) {
+                if self.pointers[lane] != self.pointers[other] {
+                    continue;
+                }
+                let differs = access.sources.iter().any(|&source| {
+                    let differing = self.get(source, lane) ^ self.get(source, other);
+                    differing << (64 - bits) != 0
+                });
+                if differs {
+                    let detail = format!(
+                        "lanes {other} and {lane} of the warp store different values in one \
+                         instruction"
+                    );
+                    let address = self.address(&access.address, lane);
+                    return Err(Stop::at(FaultKind::Race, lane, address, detail));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The earlier access of a race.
+struct Other {
+    block: u32,
+    /// The thread, or only its warp.
+    thread: Result<u32, usize>,
+    pc: Option<u32>,
+    wrote: bool,
+}
+
+/// The report of a race.
+#[cold]
+fn race(
+    context: &Context,
+    block: u32,
+    deeds: Deeds,
+    lane: usize,
+    address: u64,
+    other: Other,
+) -> Box<Stop> {
+    let did = |wrote: bool| if wrote { "write" } else { "read" };
+    let mut who = match other.thread {
+        Ok(thread) => {
+            let [x, y, z] = context.thread(thread);
+            format!("thread ({x}, {y}, {z})")
+        }
+        Err(warp) => format!("a thread of warp {warp}"),
+    };
+    if other.block != block {
+        let [width, height, _] = context.grid;
+        let [x, y] = [other.block % width, other.block / width % height];
+        let z = other.block / width / height;
+        who = format!("{who} of block ({x}, {y}, {z})");
+    }
+    if let Some(pc) = other.pc {
+        let (place, instruction) = (context.kernel.where_is(pc), context.kernel.text_at(pc));
+        who = format!("{who} at {place}, `{instruction}`,");
+    }
+    let order = match other.block == block {
+        true => "a barrier",
+        false => "fences and atomics",
+    };
+    let (this, that) = (did(deeds.deed != Deed::Read), did(other.wrote));
+    let detail = format!("this {this} and the {that} by {who} are not ordered by {order}");
+    Stop::at(FaultKind::Race, lane, address, detail)
+}
+
+/// Whether every lane's bytes lie behind those of the lanes before it.
+fn ascending(pointers: &Pointers, mask: u32, bytes: usize) -> bool {
+    let mut end = 0;
+    lanes(mask).all(|lane| {
+        let start = pointers[lane].addr();
+        let behind = start >= end;
+        end = start + bytes;
+        behind
+    })
+}
+
+/// Counts the bytes that were not written to.
+///
+/// # Safety
+/// The shadow is valid for reads of that many bytes.
+#[inline(always)]
+unsafe fn unwritten(shadow: *mut u8, bytes: usize) -> usize {
+    use std::sync::atomic::{AtomicU8, AtomicU32, Ordering::Relaxed};
+    const ALL: u32 = u32::from_ne_bytes([WRITTEN; 4]);
+    if bytes.is_multiple_of(4) && shadow.addr().is_multiple_of(4) {
+        let words = (0..bytes / 4).map(|at| {
+            // SAFETY: passed on to the caller; blocks may write meanwhile, so it is atomic.
+            unsafe { AtomicU32::from_ptr(shadow.cast::<u32>().wrapping_add(at)) }.load(Relaxed)
+        });
+        if words.fold(ALL, |all, word| all & word) == ALL {
+            return 0;
+        }
+    }
+    let byte = |at: usize| {
+        // SAFETY: as above.
+        unsafe { AtomicU8::from_ptr(shadow.wrapping_add(at)) }.load(Relaxed)
+    };
+    (0..bytes).filter(|&at| byte(at) != WRITTEN).count()
+}
+
+/// Notes that bytes were written to.
+///
+/// # Safety
+/// The shadow is valid for writes of that many bytes.
+#[inline(always)]
+unsafe fn mark_written(shadow: *mut u8, bytes: usize) {
+    use std::sync::atomic::{AtomicU8, AtomicU32, Ordering::Relaxed};
+    const ALL: u32 = u32::from_ne_bytes([WRITTEN; 4]);
+    if bytes.is_multiple_of(4) && shadow.addr().is_multiple_of(4) {
+        for at in 0..bytes / 4 {
+            // SAFETY: passed on to the caller; blocks may read meanwhile, so it is atomic.
+            let word = unsafe { AtomicU32::from_ptr(shadow.cast::<u32>().wrapping_add(at)) };
+            word.store(ALL, Relaxed);
+        }
+        return;
+    }
+    for at in 0..bytes {
+        // SAFETY: as above.
+        unsafe { AtomicU8::from_ptr(shadow.wrapping_add(at)) }.store(WRITTEN, Relaxed);
+    }
+}
