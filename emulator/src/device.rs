@@ -35,14 +35,13 @@ pub struct Config {
     pub watchdog: u64,
     /// The newest PTX version that modules may have: (major, minor).
     pub ptx_version: (u32, u32),
-    /// Whether reads of memory that nothing wrote, and races, are faults. It
-    /// costs time.
+    /// Whether reads of memory that nothing wrote, and races, are faults. It costs time.
     pub sanitizer: bool,
 }
 
 impl Default for Config {
     /// Takes the number of threads from `CUDA_EMULATOR_THREADS`, or else one per processor; the
-    /// sanitizer is on unless `CUDA_EMULATOR_SANITIZER` is 0.
+    /// sanitizer is off unless `CUDA_EMULATOR_SANITIZER` is 1.
     fn default() -> Self {
         let threads = std::env::var("CUDA_EMULATOR_THREADS")
             .ok()
@@ -57,7 +56,7 @@ impl Default for Config {
             watchdog: 1 << 32,
             ptx_version: (9, 5),
             sanitizer: std::env::var("CUDA_EMULATOR_SANITIZER")
-                .map_or(true, |value| value.trim() != "0"),
+                .is_ok_and(|value| value.trim() == "1"),
         }
     }
 }

@@ -10,14 +10,11 @@
 __device__ __forceinline__ bool arrive_last(u32* counter, u32 expected, u32* flag) {
     __threadfence();
     __syncthreads();
-    if (threadIdx.x == 0) {
-        const u32 before = atomicAdd(counter, 1);
-        *flag = before;
-        if (before == expected - 1) *counter = 0;
-    }
+    if (threadIdx.x == 0) *flag = atomicAdd(counter, 1);
     __syncthreads();
     const bool last = *flag == expected - 1;
     __threadfence();
+    if (last && threadIdx.x == 0) *counter = 0;  // after the fence: ordered behind every arrival
     __syncthreads();
     return last;
 }

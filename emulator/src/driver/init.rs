@@ -48,7 +48,7 @@ pub(super) fn config_from_environment() -> Result<Config> {
             ("truncate", Accumulator::AlignedTruncate),
         ],
     )?;
-    let sanitizer = choose(SANITIZER, &[("1", true), ("0", false)])?;
+    let sanitizer = choose(SANITIZER, &[("0", false), ("1", true)])?;
     let mut config = Config { accumulator, sanitizer, ..Config::default() };
     if let Ok(text) = std::env::var(SEED) {
         config.seed = text.trim().parse().map_err(|_| {
