@@ -240,8 +240,8 @@ fn zero_norms_are_finite() {
 fn tiny_gains_and_large_biases() {
     let runner = runner();
     let mut random = StdRng::seed_from_u64(3);
-    each_dtype_and_norm(|dtype, norm| {
-        let mut case = random_case(&mut random, [70, 40, 150, 4], norm, true);
+    let mut run = |dtype, norm, has_bias| {
+        let mut case = random_case(&mut random, [70, 40, 150, 4], norm, has_bias);
         for (i, m) in case.magnitude.iter_mut().enumerate() {
             *m *= [1.0, 0.0, 1e-4, -1e-3, -1.0][i % 5];
         }
@@ -251,7 +251,8 @@ fn tiny_gains_and_large_biases() {
             }
         }
         check(&runner, "tiny gains", &case.rounded(dtype), [None; 6], dtype);
-    });
+    };
+    each_dtype_and_norm(|dtype, norm| [true, false].into_iter().for_each(|b| run(dtype, norm, b)));
 }
 
 #[test]
