@@ -77,7 +77,8 @@ impl Kernels {
     /// x·Vᵀ + b (plain LoRA), with V = W + s·B·A never formed. Two launches.
     ///
     /// Error, elementwise against float64: ε|y| + 64u(1 + I/4096)·|g|(|x||W|ᵀ) + ε·s|g|(|x||A|ᵀ)|B|ᵀ
-    /// with u = 2⁻²⁴ and ε = 2⁻⁸ (bf16) or 2⁻¹¹ (f16); see [`crate::reference`] for all terms.
+    /// with u = 2⁻²⁴ and ε = 2⁻⁸ (bf16) or 2⁻¹¹ (f16), and 2ε|x∘g||V|ᵀ more for the stochastic
+    /// rounding of norm axis input; [`crate::reference::bounds`] has all terms.
     /// Formula: DoRA (arXiv:2402.09353) §4.1, factored.
     ///
     /// # Errors
