@@ -5,6 +5,7 @@
 //! forgotten, so that a race may be missed, and none is made up.
 
 use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::clocks::{Clocks, Known, Message, Touch};
@@ -50,11 +51,48 @@ struct Granule {
     other_read: Trace,
 }
 
-type Pages = HashMap<u64, Box<[Granule; PAGE_GRANULES]>>;
+/// Mixes the bits of a page's number.
+#[derive(Default)]
+struct PageHasher(u64);
+
+impl Hasher for PageHasher {
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|&byte| self.write_u64(byte.into()));
+    }
+
+    fn write_u64(&mut self, number: u64) {
+        let mixed = (self.0 ^ number).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        self.0 = mixed ^ mixed >> 32;
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
+}
+
+type Page = [Granule; PAGE_GRANULES];
+/// Pages by their numbers, with the places of their granules.
+type Pages = HashMap<u64, usize, BuildHasherDefault<PageHasher>>;
+
+/// Pages that are held together.
+#[derive(Default)]
+struct Shard {
+    places: Pages,
+    pages: Vec<Box<Page>>,
+}
+
+impl Shard {
+    fn place(&mut self, page: u64) -> usize {
+        *self.places.entry(page).or_insert_with(|| {
+            self.pages.push(Box::new([Granule::default(); PAGE_GRANULES]));
+            self.pages.len() - 1
+        })
+    }
+}
 
 /// The shadow of global memory, shared by the blocks of a launch.
 pub(crate) struct GlobalShadow {
-    pages: Vec<Mutex<Pages>>,
+    shards: Vec<Mutex<Shard>>,
     /// What was left at places, by host address.
     messages: Mutex<HashMap<usize, Message>>,
     /// Held from where an access that is not weak is noted until it was carried out, so that they
@@ -62,30 +100,62 @@ pub(crate) struct GlobalShadow {
     strong: Mutex<()>,
 }
 
-/// Holds the part of the shadow that was used last.
+/// Holds the part of the shadow that was used last, and knows the page in it.
 #[derive(Default)]
 pub(crate) struct Held<'a> {
-    pages: Option<(usize, MutexGuard<'a, Pages>)>,
+    shard: Option<(usize, MutexGuard<'a, Shard>)>,
+    page: Option<(u64, usize)>,
+}
+
+impl<'a> Held<'a> {
+    /// The granules of a page.
+    #[inline(always)]
+    fn page(&mut self, global: &'a GlobalShadow, number: u64) -> Option<&mut Page> {
+        let index = number as usize % SHARDS;
+        if self.shard.as_ref().is_none_or(|(at, _)| *at != index) {
+            // The other one is let go first: two threads would wait for each other.
+            (self.shard, self.page) = (None, None);
+            self.shard = Some((index, lock(&global.shards[index])));
+        }
+        let (_, shard) = self.shard.as_mut()?;
+        let place = match self.page {
+            Some((known, place)) if known == number => place,
+            _ => shard.place(number),
+        };
+        self.page = Some((number, place));
+        shard.pages.get_mut(place).map(|page| &mut **page)
+    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A new access to some bytes of a granule.
+/// A new access, within one page.
 #[derive(Clone, Copy)]
 pub(crate) struct Access {
     pub(crate) block: u32,
     pub(crate) address: u64,
+    /// Its length in granules, begun ones included.
+    pub(crate) granules: usize,
+    /// The bytes of each granule, as a mask.
     pub(crate) bytes: u8,
     pub(crate) writes: bool,
     pub(crate) by: Touch,
 }
 
+/// An earlier access that a new one races with.
+pub(crate) struct Conflict {
+    pub(crate) other: Trace,
+    pub(crate) wrote: bool,
+    /// Where the bytes are that both touch.
+    pub(crate) address: u64,
+}
+
 impl GlobalShadow {
     pub(crate) fn new() -> Self {
         Self {
-            pages: (0..SHARDS).map(|_| Mutex::default()).collect(),
+            shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
             messages: Mutex::default(),
             strong: Mutex::default(),
         }
@@ -108,51 +178,55 @@ impl GlobalShadow {
         }
     }
 
-    /// Notes an access to some bytes of a granule, or finds the one that it races with and whether
-    /// that was a write.
+    /// Notes an access, or finds the one that it races with.
     pub(crate) fn note<'a>(
         &'a self,
         held: &mut Held<'a>,
         clocks: &mut Clocks,
         access: Access,
-    ) -> Result<(), (Trace, bool)> {
-        let Access { block, address, bytes, writes, by } = access;
-        let page = address / PAGE_BYTES;
-        let shard = page as usize % SHARDS;
-        if held.pages.as_ref().is_none_or(|(at, _)| *at != shard) {
-            // The other one is let go first: two threads would wait for each other.
-            held.pages = None;
-            held.pages = Some((shard, lock(&self.pages[shard])));
+    ) -> Result<(), Conflict> {
+        let Some(page) = held.page(self, access.address / PAGE_BYTES) else { return Ok(()) };
+        let first = (access.address % PAGE_BYTES) as usize / GRANULE;
+        let time = clocks.time(access.by.warp);
+        for index in 0..access.granules {
+            let Some(granule) = page.get_mut(first + index) else { break };
+            let address = access.address + (index * GRANULE) as u64;
+            granule.note(clocks, time, Access { address, ..access })?;
         }
-        let Some((_, pages)) = &mut held.pages else { return Ok(()) };
-        let page =
-            pages.entry(page).or_insert_with(|| Box::new([Granule::default(); PAGE_GRANULES]));
-        let granule = &mut page[(address % PAGE_BYTES) as usize / GRANULE];
-        if races(&granule.write, clocks, access) {
-            return Err((granule.write, true));
+        Ok(())
+    }
+}
+
+impl Granule {
+    /// Notes an access to it.
+    #[inline(always)]
+    fn note(&mut self, clocks: &mut Clocks, time: u32, access: Access) -> Result<(), Conflict> {
+        let Access { block, address, bytes, writes, by, .. } = access;
+        let conflict = |other, wrote| Err(Conflict { other, wrote, address });
+        if races(&self.write, clocks, access) {
+            return conflict(self.write, true);
         }
         if writes {
-            for read in [granule.read, granule.other_read] {
+            for read in [self.read, self.other_read] {
                 if races(&read, clocks, access) {
-                    return Err((read, false));
+                    return conflict(read, false);
                 }
             }
         }
-        let observes = by.strong && granule.write.strong && granule.write.bytes & bytes != 0;
-        if observes && !granule.write.is_of(block, by) {
-            let Trace { block, thread, clock, .. } = granule.write;
+        let observes = by.strong && self.write.strong && self.write.bytes & bytes != 0;
+        if observes && !self.write.is_of(block, by) {
+            let Trace { block, thread, clock, .. } = self.write;
             clocks.observe(place(address), by.warp, block, thread, clock);
         }
-        if !writes && !granule.read.is_of(block, by) {
-            granule.other_read = granule.read;
+        if !writes && !self.read.is_of(block, by) {
+            self.other_read = self.read;
         }
         // An atomic update is of no interest as a read: what races with it races with its write.
-        let last = if writes { &mut granule.write } else { &mut granule.read };
-        let clock = clocks.time(by.warp);
-        let same = last.is_of(block, by) && last.clock == clock && last.thread == by.thread();
+        let last = if writes { &mut self.write } else { &mut self.read };
+        let same = last.is_of(block, by) && last.clock == time && last.thread == by.thread();
         *last = Trace {
             block,
-            clock,
+            clock: time,
             pc: by.pc,
             thread: by.thread(),
             bytes: if same { last.bytes | bytes } else { bytes },

@@ -234,16 +234,14 @@ impl Warp {
         let by = Touch { warp: self.index as usize, lane, pc: machine.pc, strong };
         let writes = deeds.deed != Deed::Read;
         let bytes = part(address as usize, deeds.bytes);
-        for at in (0..deeds.bytes as u64).step_by(GRANULE) {
-            let address = address + at;
-            let access = global_shadow::Access { block, address, bytes, writes, by };
-            let result = global.note(held, &mut shadow.clocks, access);
-            let Err((other, wrote)) = result else { continue };
+        let granules = deeds.bytes.div_ceil(GRANULE);
+        let access = global_shadow::Access { block, address, granules, bytes, writes, by };
+        global.note(held, &mut shadow.clocks, access).map_err(|conflict| {
+            let global_shadow::Conflict { other, wrote, address } = conflict;
             let other =
                 Other { block: other.block, thread: Ok(other.thread()), pc: Some(other.pc), wrote };
-            return Err(race(context, block, deeds, lane, address, other));
-        }
-        Ok(())
+            race(context, block, deeds, lane, address, other)
+        })
     }
 
     /// Notes a write to local memory by other than a store.
