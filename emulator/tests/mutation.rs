@@ -6,6 +6,8 @@
 //! The programs are in `mutation/*.cu`; comments `//~` in them say what is dropped. See the table
 //! with `cargo test -p cuda-emulator --test mutation -- --nocapture`.
 
+#[path = "mutation/harness.rs"]
+mod harness;
 #[path = "mutation/programs.rs"]
 mod programs;
 #[path = "mutation/sites.rs"]
@@ -19,7 +21,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use cuda_emulator::Config;
-use programs::{Failure, PROGRAMS, Program, Random};
+use harness::{Failure, Random};
+use programs::{PROGRAMS, Program};
 use support::Bench;
 use table::{Mutant, Verdict, judge};
 
