@@ -2,10 +2,11 @@
 //
 //   V = W + s·B·A,   c = ‖V‖ over the norm axis,   g = m/c (0 where c = 0)
 //   a = A, sb = s·B, gsb = g∘(s·B) (axis output), rounded to T, rank zero-padded to R
+//   packed_bias = b rounded to T, where the bias is trained
 //
-// Shapes, row-major: W [O,I] of T; A [r,I], B [O,r], m f32; c, g f32 [I] (axis input) or [O] (axis
-// output); a [R,I], sb and gsb [O,R] of T. With `magnitude_out` instead of m, m = c is written: a
-// fresh adapter, for which g = 1 exactly. All outputs are written with `=`.
+// Shapes, row-major: W [O,I] of T; A [r,I], B [O,r], m, b [O] f32; c, g f32 [I] (axis input) or [O]
+// (axis output); a [R,I], sb and gsb [O,R] of T. With `magnitude_out` instead of m, m = c is
+// written: a fresh adapter, for which g = 1 exactly. All outputs are written with `=`. Rank 0: V = W.
 // The norm is direct: a tile of B·A in tensor-core accumulators, W added, squared, summed in f32.
 // A and s·B enter it as sums of three bf16, which carry an f32's 24 bits: where V nearly cancels,
 // its elements keep an error of about 2⁻²³ of the terms that cancel.
@@ -22,11 +23,13 @@ struct PrepareParams {
     const float* lora_b;
     const float* magnitude;  // m, or null where magnitude_out is given
     float* magnitude_out;
+    const float* bias;       // null: the bias is frozen, or there is none
     float* norm;             // c
     float* gain;             // g
     void* a;
     void* sb;
     void* gsb;               // axis output only, else null
+    void* packed_bias;
     float* partials;         // [splits, features of the norm]
     u32* counters;           // one per strip
     float scaling;
@@ -90,7 +93,7 @@ __device__ __forceinline__ void low_rank_tile(const PrepareParams& p, Mma& mma,
     }
 }
 
-// Writes a, sb and, where g is not waited for, nothing else: all CTAs share the elements.
+// Writes a, sb and the bias, which do not wait for g: all CTAs share the elements.
 template <typename T>
 __device__ __forceinline__ void pack(const PrepareParams& p) {
     const i64 cta = i64(blockIdx.y) * gridDim.x + blockIdx.x;
@@ -106,6 +109,9 @@ __device__ __forceinline__ void pack(const PrepareParams& p) {
         const int k = int(i % p.padded_rank);
         sb[i] = from_float<T>(k < p.rank ? p.scaling * p.lora_b[row * p.rank + k] : 0.0f);
     }
+    if (!p.bias) return;
+    T* bias = static_cast<T*>(p.packed_bias);
+    for (i64 i = first; i < p.out_features; i += stride) bias[i] = from_float<T>(p.bias[i]);
 }
 
 // Σ V² over this CTA's split, for the strip's features: into sums[kStrip].

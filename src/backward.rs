@@ -102,13 +102,16 @@ impl<E: Element> Backward<'_, E> {
 
 /// Zero gradients of a batch without tokens.
 pub(crate) fn zero(stream: &Arc<CudaStream>, gradients: &mut CudaViewMut<'_, f32>) -> Result<()> {
+    if gradients.is_empty() {
+        return Ok(());
+    }
     stream.memset_zeros(gradients).during("zeroing gradients")
 }
 
 impl Kernels {
     /// All gradients of one layer, the norm c held constant: [`Kernels::backward_adapter`], then
     /// [`Kernels::backward_input`]. Three launches (two where dX is not wanted and m is not on the
-    /// input).
+    /// input, and one less for rank 0).
     ///
     /// Formulas: the chain rule on the forward; c constant as in DoRA (arXiv:2402.09353) §4.3.
     ///

@@ -218,7 +218,8 @@ impl Plan {
         let [strip, tile] = if spec.dtype() == Dtype::F32 { TILE_F32 } else { TILE_16_BIT };
         let (features, rank) = (spec.out_features(), spec.padded_rank());
         let strips = features.div_ceil(strip);
-        let rank_tiles = rank.div_ceil(RANK_TILE);
+        // db and dm need a launch for rank 0, too.
+        let rank_tiles = rank.div_ceil(RANK_TILE).max(1);
         let split = Split::new(tokens, tile, strips * rank_tiles, sm_count);
         let mut regions = Regions::default();
         let carried = Carried::new(&mut regions, spec, tokens);

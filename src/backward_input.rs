@@ -64,7 +64,7 @@ pub const GEOMETRY: [usize; 6] = [
 impl Kernels {
     /// The gradients that need P: dX = (G·W + P·A)(∘g), for norm axis input dm = (Σ_t x∘D)/c with
     /// D = dX before ∘g, and dA = (Pᵀx)(∘g). Two launches; only that of dA where dX is not wanted
-    /// and m is not on the input.
+    /// and m is not on the input, and without it for rank 0.
     ///
     /// To be called after [`Kernels::backward_adapter`] with the same tensors, with no other call
     /// on the workspace in between. Formulas: the chain rule on the forward; c constant as in DoRA
@@ -149,6 +149,9 @@ impl Kernels {
         unsafe {
             if grad_input != 0 || on_input {
                 self.launch(stream, Entry::BackwardInput, E::DTYPE, plan.grid(), &params)?;
+            }
+            if spec.rank() == 0 {
+                return Ok(());
             }
             self.launch(stream, Entry::BackwardInputLoraA, E::DTYPE, plan.lora_a_grid(), &params)
         }

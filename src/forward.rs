@@ -61,7 +61,7 @@ pub struct Forward<'a, E> {
     pub x: CudaView<'a, E>,
     /// W `[O, I]`, as given to `prepare`.
     pub weight: CudaView<'a, E>,
-    /// b `[O]`.
+    /// b `[O]`: a frozen one, or [`Prepared::bias`].
     pub bias: Option<CudaView<'a, E>>,
     /// Seed of the stochastic rounding of x∘g (norm axis input in 16 bit; otherwise unused). Use
     /// another one each step; the same one gives the same bits.
@@ -74,7 +74,8 @@ pub struct Forward<'a, E> {
 
 impl Kernels {
     /// The adapted linear layer: y = (x∘g)·Vᵀ + b (norm axis input), g∘(x·Vᵀ) + b (output), or
-    /// x·Vᵀ + b (plain LoRA), with V = W + s·B·A never formed. Two launches.
+    /// x·Vᵀ + b (plain LoRA), with V = W + s·B·A never formed. Two launches; one for rank 0, unless
+    /// the norm axis is the input.
     ///
     /// Error, elementwise against float64: ε|y| + 64u(1 + I/4096)·|g|(|x||W|ᵀ) + ε·s|g|(|x||A|ᵀ)|B|ᵀ
     /// with u = 2⁻²⁴ and ε = 2⁻⁸ (bf16) or 2⁻¹¹ (f16), and 2ε|x∘g||V|ᵀ more for the stochastic
@@ -113,8 +114,10 @@ impl Kernels {
         self.check_buffer(&io.h)?;
         io.bias.as_ref().map_or(Ok(()), |bias| self.check_buffer(bias))?;
         let tokens = io.tokens;
-        let low_rank_grid =
-            [tokens.div_ceil(LOW_RANK_TILE[0]), spec.padded_rank().div_ceil(LOW_RANK_TILE[1]), 1];
+        // The launch for H is also the one that writes x∘g.
+        let rank_tiles = spec.padded_rank().div_ceil(LOW_RANK_TILE[1]);
+        let rank_tiles = rank_tiles.max(usize::from(spec.norm() == Norm::Input));
+        let low_rank_grid = [tokens.div_ceil(LOW_RANK_TILE[0]), rank_tiles, 1];
         let main_tiles = tokens
             .div_ceil(MAIN_TILE[0])
             .saturating_mul(spec.out_features().div_ceil(MAIN_TILE[1]));
@@ -157,7 +160,9 @@ impl Kernels {
         // SAFETY: the struct is the kernels'; each buffer was checked against the shape that they
         // access, and its guard orders these launches on the stream.
         unsafe {
-            self.launch(stream, Entry::ForwardLowRank, E::DTYPE, low_rank_grid, &params)?;
+            if rank_tiles > 0 {
+                self.launch(stream, Entry::ForwardLowRank, E::DTYPE, low_rank_grid, &params)?;
+            }
             self.launch(stream, Entry::Forward, E::DTYPE, [main_tiles, 1, 1], &params)
         }
     }

@@ -14,6 +14,7 @@
 //! row-major and contiguous; R is r rounded up to a multiple of 16. x, W, b, y and their gradients
 //! are of one [`Dtype`]; adapter parameters and their gradients are f32.
 
+mod adapter;
 mod backward;
 pub mod backward_adapter;
 pub mod backward_input;
@@ -26,6 +27,7 @@ pub mod reference;
 mod spec;
 mod workspace;
 
+pub use adapter::{AdapterLayout, AdapterView, AdapterViewMut, Part};
 pub use backward::Backward;
 pub use cudarc;
 pub use device::open_device;

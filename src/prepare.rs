@@ -26,11 +26,13 @@ struct PrepareParams {
     lora_b: u64,
     magnitude: u64,
     magnitude_out: u64,
+    bias: u64,
     norm: u64,
     gain: u64,
     a: u64,
     sb: u64,
     gsb: u64,
+    packed_bias: u64,
     partials: u64,
     counters: u64,
     scaling: f32,
@@ -62,22 +64,24 @@ pub struct Prepared<E> {
     pub(crate) a: CudaSlice<E>,
     pub(crate) sb: CudaSlice<E>,
     gsb: Option<CudaSlice<E>>,
+    bias: CudaSlice<E>,
+    has_bias: bool,
 }
 
 impl<E: Element> Prepared<E> {
-    /// Allocates the buffers for `spec` on `stream`: R·(I + O) elements of `E` (R·O more for norm
-    /// axis output) and twice the magnitude's length in f32.
+    /// Allocates the buffers for `spec` on `stream`: R·(I + O) + O elements of `E` (R·O more for
+    /// norm axis output) and twice the magnitude's length in f32.
     ///
     /// # Errors
     /// [`Error::Dtype`] if `E` is not the spec's dtype, or the driver's, e.g. out of memory.
     pub fn new(stream: &Arc<CudaStream>, spec: &DoraSpec) -> Result<Self> {
         spec.check_dtype::<E>()?;
         let during = "allocating prepared operands";
-        // Plain LoRA has no norm; an allocation still needs a byte.
+        // Plain LoRA has no norm, rank 0 nothing packed; an allocation still needs a byte.
         let features = spec.magnitude_len().max(1);
         let rank = spec.padded_rank();
         // SAFETY: every buffer is written by prepare before any op reads it (see `ready`).
-        let packed = |rows: usize| unsafe { stream.alloc::<E>(rows.saturating_mul(rank)) };
+        let packed = |rows: usize| unsafe { stream.alloc::<E>(rows.saturating_mul(rank).max(1)) };
         let gsb = match spec.norm() {
             Norm::Output => Some(packed(spec.out_features()).during(during)?),
             Norm::None | Norm::Input => None,
@@ -92,6 +96,9 @@ impl<E: Element> Prepared<E> {
             a: packed(spec.in_features()).during(during)?,
             sb: packed(spec.out_features()).during(during)?,
             gsb,
+            // SAFETY: as above.
+            bias: unsafe { stream.alloc(spec.out_features()) }.during(during)?,
+            has_bias: false,
         })
     }
 
@@ -103,6 +110,12 @@ impl<E: Element> Prepared<E> {
     /// g = m/c (0 where c = 0): `[I]` or `[O]`; meaningless for plain LoRA.
     pub fn gain(&self) -> CudaView<'_, f32> {
         self.gain.as_view()
+    }
+
+    /// The trained bias `[O]`, rounded to `E`: what the forward and the backward take as their bias.
+    /// `None` unless the last [`Kernels::prepare`] was given one.
+    pub fn bias(&self) -> Option<CudaView<'_, E>> {
+        (self.ready && self.has_bias).then(|| self.bias.as_view())
     }
 
     /// What dY is contracted with for P: g∘(s·B), or s·B where the output has no gain.
@@ -145,11 +158,13 @@ pub struct Prepare<'a, E> {
     pub lora_b: CudaView<'a, f32>,
     /// m `[I]` or `[O]`, f32 master.
     pub magnitude: Magnitude<'a>,
+    /// b `[O]`, f32 master, where the bias is trained: see [`Prepared::bias`].
+    pub bias: Option<CudaView<'a, f32>>,
 }
 
 impl Kernels {
     /// Computes c = ‖W + s·B·A‖ and g = m/c in f32 and packs A, s·B (and g∘s·B) for the tensor
-    /// cores: one launch, to be repeated after each change of A, B or m.
+    /// cores, and a trained bias: one launch, to be repeated after each change of A, B, m or b.
     ///
     /// V's elements carry an error of about 2⁻²³ of the terms that they are the sum of.
     /// Formula: DoRA (arXiv:2402.09353) eq. 5.
@@ -181,6 +196,7 @@ impl Kernels {
             Magnitude::Given(m) => self.check_buffer(m)?,
             Magnitude::Init(m) => self.check_buffer(m)?,
         }
+        inputs.bias.as_ref().map_or(Ok(()), |bias| self.check_buffer(bias))?;
         self.check_buffer(&prepared.a)?;
         self.check_buffer(workspace.buffer())?;
         let plan = Plan::new(spec, self.sm_count());
@@ -196,6 +212,8 @@ impl Kernels {
             Magnitude::Given(m) => (optional(m.device_ptr(stream)), (0, None)),
             Magnitude::Init(m) => ((0, None), optional(m.device_ptr_mut(stream))),
         };
+        let (bias, _bias) =
+            inputs.bias.as_ref().map_or((0, None), |bias| optional(bias.device_ptr(stream)));
         let (norm, _guard) = prepared.norm.device_ptr_mut(stream);
         let (gain, _guard) = prepared.gain.device_ptr_mut(stream);
         let (a, _guard) = prepared.a.device_ptr_mut(stream);
@@ -204,17 +222,20 @@ impl Kernels {
             Some(gsb) => optional(gsb.device_ptr_mut(stream)),
             None => (0, None),
         };
+        let (packed_bias, _guard) = prepared.bias.device_ptr_mut(stream);
         let params = PrepareParams {
             weight,
             lora_a,
             lora_b,
             magnitude,
             magnitude_out,
+            bias,
             norm,
             gain,
             a,
             sb,
             gsb,
+            packed_bias,
             partials: scratch.regions,
             counters: scratch.counters,
             scaling: spec.scaling(),
@@ -233,6 +254,7 @@ impl Kernels {
             self.launch(stream, Entry::Prepare, E::DTYPE, grid, &params)?;
         }
         prepared.ready = true;
+        prepared.has_bias = bias != 0;
         Ok(())
     }
 }
@@ -248,6 +270,9 @@ fn check<E>(spec: &DoraSpec, inputs: &Prepare<'_, E>) -> Result<()> {
     check_len("weight", inputs.weight.len(), rows, cols)?;
     check_len("lora_A", inputs.lora_a.len(), rank, cols)?;
     check_len("lora_B", inputs.lora_b.len(), rows, rank)?;
+    if let Some(bias) = &inputs.bias {
+        check_len("bias", bias.len(), ("1", 1), rows)?;
+    }
     let found = match (&inputs.magnitude, spec.norm()) {
         (Magnitude::None, Norm::None) => return Ok(()),
         (Magnitude::None, _) => {

@@ -145,9 +145,12 @@ const MAX_DIMENSION: usize = 1 << 30;
 impl DoraSpec {
     /// A layer of `in_features` I → `out_features` O with an adapter of rank r.
     ///
+    /// Rank 0 has no A and no B, V = W: a DoRA that trains the magnitude alone, or with
+    /// [`Norm::None`] a plain linear layer.
+    ///
     /// # Errors
-    /// [`Error::InvalidSpec`] if a dimension is 0 or beyond 2³⁰, or the scaling is not
-    /// finite.
+    /// [`Error::InvalidSpec`] if a number of features is 0, a dimension is beyond 2³⁰, or the
+    /// scaling is not finite.
     pub fn new(
         in_features: usize,
         out_features: usize,
@@ -156,14 +159,14 @@ impl DoraSpec {
         norm: Norm,
         dtype: Dtype,
     ) -> Result<Self> {
-        for (parameter, value) in
-            [("in_features", in_features), ("out_features", out_features), ("rank", rank)]
-        {
-            check_dimension(parameter, value, 1)?;
-        }
+        check_dimension("in_features", in_features, 1)?;
+        check_dimension("out_features", out_features, 1)?;
+        check_dimension("rank", rank, 0)?;
+        // Of rank 0 there is no product to scale.
+        let divisor = rank.max(1) as f32;
         let (given, scaling) = match scaling {
-            Scaling::Standard { alpha } => (alpha, alpha / rank as f32),
-            Scaling::RankStabilized { alpha } => (alpha, alpha / (rank as f32).sqrt()),
+            Scaling::Standard { alpha } => (alpha, alpha / divisor),
+            Scaling::RankStabilized { alpha } => (alpha, alpha / divisor.sqrt()),
             Scaling::Value(value) => (value, value),
         };
         if !scaling.is_finite() {
@@ -186,7 +189,7 @@ impl DoraSpec {
         self.out_features
     }
 
-    /// r, the adapter's rank.
+    /// r, the adapter's rank; 0 where it has no A and no B.
     pub const fn rank(&self) -> usize {
         self.rank
     }
@@ -196,7 +199,7 @@ impl DoraSpec {
         self.rank.next_multiple_of(RANK_MULTIPLE)
     }
 
-    /// s, the factor of B·A.
+    /// s, the factor of B·A; without a meaning for rank 0.
     pub const fn scaling(&self) -> f32 {
         self.scaling
     }

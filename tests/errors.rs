@@ -31,7 +31,7 @@ fn impossible_layers() {
     let two = Scaling::Value(2.0);
     assert!(make(0, 4, 2, two).starts_with("in_features is 0"));
     assert!(make(4, 0, 2, two).starts_with("out_features is 0"));
-    assert!(make(4, 4, 0, two).starts_with("rank is 0"));
+    assert!(make(4, 4, 1 << 31, two).starts_with("rank is 2147483648"));
     assert!(make(1 << 31, 4, 2, two).starts_with("in_features is 2147483648"));
     assert!(make(4, 4, 2, Scaling::Standard { alpha: f32::NAN }).starts_with("scaling is NaN"));
     assert!(make(4, 4, 2, Scaling::Value(f32::INFINITY)).starts_with("scaling is inf"));
@@ -93,10 +93,14 @@ impl Layer {
     }
 
     fn prepare(&mut self) -> Result<(), Error> {
-        self.prepare_with(self.spec.norm() != Norm::None)
+        self.prepare_with(self.spec.norm() != Norm::None, None)
     }
 
-    fn prepare_with(&mut self, has_magnitude: bool) -> Result<(), Error> {
+    fn prepare_with(
+        &mut self,
+        has_magnitude: bool,
+        bias: Option<&CudaSlice<f32>>,
+    ) -> Result<(), Error> {
         let inputs = Prepare {
             weight: self.weight.as_view(),
             lora_a: self.lora_a.as_view(),
@@ -105,6 +109,7 @@ impl Layer {
                 true => Magnitude::Given(self.magnitude.as_view()),
                 false => Magnitude::None,
             },
+            bias: bias.map(CudaSlice::as_view),
         };
         let Self { kernels, stream, spec, workspace, prepared, .. } = self;
         kernels.prepare(stream, spec, workspace, prepared, inputs)
@@ -181,6 +186,8 @@ fn wrong_shapes() {
     layer.magnitude = layer.stream.alloc_zeros(INPUTS).expect("memory");
     assert_shape(layer.prepare(), "magnitude", OUTPUTS, INPUTS);
     layer.magnitude = layer.stream.alloc_zeros(OUTPUTS).expect("memory");
+    let bias = layer.stream.alloc_zeros(INPUTS).expect("memory");
+    assert_shape(layer.prepare_with(true, Some(&bias)), "bias", OUTPUTS, INPUTS);
     layer.prepare().expect("all shapes right");
 
     assert_shape(layer.forward(TOKENS + 1), "x", (TOKENS + 1) * INPUTS, TOKENS * INPUTS);
@@ -197,10 +204,10 @@ fn wrong_shapes() {
 #[test]
 fn wrong_kind_of_magnitude() {
     let mut dora = Layer::new(Norm::Input);
-    let missing = dora.prepare_with(false);
+    let missing = dora.prepare_with(false, None);
     assert!(matches!(missing, Err(Error::MissingTensor { tensor: "magnitude", .. })));
     let mut lora = Layer::new(Norm::None);
-    let unexpected = lora.prepare_with(true);
+    let unexpected = lora.prepare_with(true, None);
     assert!(matches!(unexpected, Err(Error::UnexpectedTensor { tensor: "magnitude", .. })));
 
     dora.prepare().expect("a magnitude");

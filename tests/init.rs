@@ -12,8 +12,6 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use std::sync::Arc;
 
-const RANK: usize = 8;
-
 struct Fresh<E> {
     y: Vec<E>,
     gain: Vec<f32>,
@@ -27,10 +25,10 @@ fn fresh<E: Element>(
     kernels: &Kernels,
     stream: &Arc<CudaStream>,
     norm: Norm,
-    [tokens, inputs, outputs]: [usize; 3],
+    [tokens, inputs, outputs, rank]: [usize; 4],
 ) -> Fresh<E> {
     let spec =
-        DoraSpec::new(inputs, outputs, RANK, Scaling::Standard { alpha: 16.0 }, norm, E::DTYPE)
+        DoraSpec::new(inputs, outputs, rank, Scaling::Standard { alpha: 16.0 }, norm, E::DTYPE)
             .expect("a layer");
     let mut random = StdRng::seed_from_u64(11);
     let mut uniform =
@@ -39,25 +37,26 @@ fn fresh<E: Element>(
     let weight = narrow(uniform(outputs * inputs));
     let x = stream.clone_htod(&narrow(uniform(tokens * inputs))).expect("x");
     let bias = stream.clone_htod(&narrow(uniform(outputs))).expect("b");
-    let lora_a = stream.clone_htod(&uniform(RANK * inputs)).expect("A");
-    let lora_b = stream.alloc_zeros::<f32>(outputs * RANK).expect("B");
+    let lora_a = stream.clone_htod(&uniform((rank * inputs).max(1))).expect("A");
+    let lora_b = stream.alloc_zeros::<f32>((outputs * rank).max(1)).expect("B");
     let device_weight = stream.clone_htod(&weight).expect("W");
     let features = spec.magnitude_len();
     let mut magnitude = stream.alloc_zeros::<f32>(features.max(1)).expect("m");
     let mut y = stream.alloc_zeros::<E>(tokens * outputs).expect("y");
-    let mut h = stream.alloc_zeros::<E>(tokens * spec.padded_rank()).expect("H");
+    let mut h = stream.alloc_zeros::<E>((tokens * spec.padded_rank()).max(1)).expect("H");
     let mut workspace = Workspace::new(kernels, stream, &[spec], tokens).expect("workspace");
     let mut prepared = Prepared::<E>::new(stream, &spec).expect("prepared operands");
-    let inputs = Prepare {
+    let adapter = Prepare {
         weight: device_weight.as_view(),
-        lora_a: lora_a.as_view(),
-        lora_b: lora_b.as_view(),
+        lora_a: lora_a.slice(..rank * inputs),
+        lora_b: lora_b.slice(..outputs * rank),
         magnitude: match norm {
             Norm::None => Magnitude::None,
             Norm::Input | Norm::Output => Magnitude::Init(magnitude.as_view_mut()),
         },
+        bias: None,
     };
-    kernels.prepare(stream, &spec, &mut workspace, &mut prepared, inputs).expect("prepare");
+    kernels.prepare(stream, &spec, &mut workspace, &mut prepared, adapter).expect("prepare");
     let io = Forward {
         tokens,
         x: x.as_view(),
@@ -65,7 +64,7 @@ fn fresh<E: Element>(
         bias: Some(bias.as_view()),
         seed: 5,
         y: y.as_view_mut(),
-        h: h.as_view_mut(),
+        h: h.slice_mut(..tokens * spec.padded_rank()),
     };
     kernels.forward(stream, &spec, &prepared, &mut workspace, io).expect("forward");
     Fresh {
@@ -81,8 +80,8 @@ fn leaves_the_layer_as_it_was<E: Element>() {
     let context = common::device::open().expect("a device");
     let kernels = Kernels::load(&context).expect("kernels");
     let stream = context.default_stream();
-    for shape in [[64, 128, 128], [33, 51, 77]] {
-        let [_, inputs, outputs] = shape;
+    for shape in [[64, 128, 128, 8], [33, 51, 77, 8], [33, 51, 77, 0]] {
+        let [_, inputs, outputs, _] = shape;
         // Plain LoRA with B = 0 is the base layer: no gain touches it.
         let base = fresh::<E>(&kernels, &stream, Norm::None, shape);
         let bits = |values: &[E]| -> Vec<u32> {
@@ -158,6 +157,7 @@ fn norm_survives_cancellation() {
                 lora_a: device_a.as_view(),
                 lora_b: device_b.as_view(),
                 magnitude: Magnitude::Init(m.as_view_mut()),
+                bias: None,
             };
             kernels.prepare(&stream, &spec, &mut workspace, &mut prepared, io).expect("prepare");
             let found = stream.clone_dtoh(&prepared.norm()).expect("c");

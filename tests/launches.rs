@@ -41,16 +41,18 @@ fn few_launches_and_nothing_else() {
         assert_eq!(after.synchronizations - before.synchronizations, 1, "{what}");
     };
 
-    for norm in [Norm::None, Norm::Input, Norm::Output] {
+    let norms = [Norm::None, Norm::Input, Norm::Output];
+    for (norm, rank) in norms.into_iter().flat_map(|norm| [(norm, RANK), (norm, 0)]) {
         let scaling = Scaling::RankStabilized { alpha: 4.0 };
-        let spec = DoraSpec::new(INPUTS, OUTPUTS, RANK, scaling, norm, Dtype::Bf16).expect("spec");
-        let bf16s = |n: usize| stream.alloc_zeros::<bf16>(n).expect("memory");
+        let spec = DoraSpec::new(INPUTS, OUTPUTS, rank, scaling, norm, Dtype::Bf16).expect("spec");
+        let bf16s = |n: usize| stream.alloc_zeros::<bf16>(n.max(1)).expect("memory");
         let f32s = |n: usize| stream.alloc_zeros::<f32>(n.max(1)).expect("memory");
         let (x, weight) = (bf16s(TOKENS * INPUTS), bf16s(OUTPUTS * INPUTS));
         let (mut y, mut h) = (bf16s(TOKENS * OUTPUTS), bf16s(TOKENS * spec.padded_rank()));
         let (grad_output, mut grad_input) = (bf16s(TOKENS * OUTPUTS), bf16s(TOKENS * INPUTS));
-        let (lora_a, lora_b) = (f32s(RANK * INPUTS), f32s(OUTPUTS * RANK));
-        let (mut grad_a, mut grad_b) = (f32s(RANK * INPUTS), f32s(OUTPUTS * RANK));
+        let (len_h, len_a, len_b) = (TOKENS * spec.padded_rank(), rank * INPUTS, OUTPUTS * rank);
+        let (lora_a, lora_b, bias) = (f32s(len_a), f32s(len_b), f32s(OUTPUTS));
+        let (mut grad_a, mut grad_b) = (f32s(len_a), f32s(len_b));
         let (m, mut grad_m) = (f32s(spec.magnitude_len()), f32s(spec.magnitude_len()));
         let mut workspace = Workspace::new(&kernels, &stream, &[spec], TOKENS).expect("memory");
         let mut prepared = Prepared::new(&stream, &spec).expect("memory");
@@ -59,26 +61,30 @@ fn few_launches_and_nothing_else() {
         counted("prepare", 1, &mut || {
             let inputs = Prepare {
                 weight: weight.as_view(),
-                lora_a: lora_a.as_view(),
-                lora_b: lora_b.as_view(),
+                lora_a: lora_a.slice(..len_a),
+                lora_b: lora_b.slice(..len_b),
                 magnitude: match has_norm {
                     true => Magnitude::Given(m.as_view()),
                     false => Magnitude::None,
                 },
+                bias: Some(bias.as_view()),
             };
             kernels
                 .prepare(&stream, &spec, &mut workspace, &mut prepared, inputs)
                 .expect("prepare");
         });
-        counted("forward", 2, &mut || {
+        // Rank 0 has no H, but the launch for it also scales x, and no dA.
+        let of_rank = u64::from(rank > 0);
+        let of_input = u64::from(norm == Norm::Input);
+        counted("forward", 1 + of_rank.max(of_input), &mut || {
             let io = Forward {
                 tokens: TOKENS,
                 x: x.as_view(),
                 weight: weight.as_view(),
-                bias: None,
+                bias: prepared.bias(),
                 seed: 0,
                 y: y.as_view_mut(),
-                h: h.as_view_mut(),
+                h: h.slice_mut(..len_h),
             };
             kernels.forward(&stream, &spec, &prepared, &mut workspace, io).expect("forward");
         });
@@ -87,21 +93,20 @@ fn few_launches_and_nothing_else() {
                 tokens: TOKENS,
                 x: x.as_view(),
                 weight: weight.as_view(),
-                bias: None,
+                bias: prepared.bias(),
                 output: Some(y.as_view()),
                 grad_output: grad_output.as_view(),
-                h: h.as_view(),
+                h: h.slice(..len_h),
                 grad_input: with_grad_input.then(|| grad_input.as_view_mut()),
-                grad_lora_a: grad_a.as_view_mut(),
-                grad_lora_b: grad_b.as_view_mut(),
+                grad_lora_a: grad_a.slice_mut(..len_a),
+                grad_lora_b: grad_b.slice_mut(..len_b),
                 grad_magnitude: has_norm.then(|| grad_m.as_view_mut()),
                 grad_bias: None,
             };
             kernels.backward(&stream, &spec, &prepared, &mut workspace, &mut io).expect("backward");
         };
-        counted("backward", 3, &mut || backward(true));
-        let without = if norm == Norm::Input { 3 } else { 2 };
-        counted("backward of a first layer", without, &mut || backward(false));
+        counted("backward", 2 + of_rank, &mut || backward(true));
+        counted("backward of a first layer", 1 + of_input + of_rank, &mut || backward(false));
     }
 }
 
@@ -131,6 +136,7 @@ fn a_refused_backward_launches_nothing() {
         lora_a: lora_a.as_view(),
         lora_b: lora_b.as_view(),
         magnitude: Magnitude::None,
+        bias: None,
     };
     kernels.prepare(&stream, &spec, &mut workspace, &mut prepared, adapter).expect("prepare");
     stream.synchronize().expect("no fault");

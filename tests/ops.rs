@@ -7,6 +7,7 @@ use std::path::PathBuf;
 
 use common::case::{CaseFile, NormGrad};
 use common::compare::{self, Comparison};
+use common::random::{fresh_seed, random_case};
 use common::run::Runner;
 use fused_dora::reference::{Case, Results, evaluate};
 use fused_dora::{Dtype, Norm};
@@ -84,44 +85,6 @@ fn golden_cases_in_f32() {
     golden(Dtype::F32);
 }
 
-/// A seed of this run's own, or `FUSED_DORA_TEST_SEED` to repeat one.
-fn fresh_seed() -> u64 {
-    let given = std::env::var("FUSED_DORA_TEST_SEED").ok().and_then(|seed| seed.parse().ok());
-    let seed = given.unwrap_or_else(rand::random);
-    println!("FUSED_DORA_TEST_SEED={seed}");
-    seed
-}
-
-/// A layer of normal inputs: x and dY of unit variance, W and the adapter of a trained layer's
-/// sizes, m near the norm.
-fn random_case(random: &mut StdRng, shape: [usize; 4], norm: Norm, bias: bool) -> Case {
-    let [tokens, in_features, out_features, rank] = shape;
-    let mut normal = |count: usize, deviation: f64| -> Vec<f64> {
-        // Twelve uniforms make a bell of unit variance.
-        let mut one = || (0..12).map(|_| random.random::<f64>()).sum::<f64>() - 6.0;
-        (0..count).map(|_| deviation * one()).collect()
-    };
-    let mut case = Case {
-        tokens,
-        in_features,
-        out_features,
-        rank,
-        scaling: 2.0,
-        norm,
-        input: normal(tokens * in_features, 1.0),
-        weight: normal(out_features * in_features, 0.05),
-        bias: bias.then(|| normal(out_features, 0.1)),
-        lora_a: normal(rank * in_features, 1.0 / (in_features as f64).sqrt()),
-        lora_b: normal(out_features * rank, 0.02),
-        magnitude: Vec::new(),
-        grad_output: normal(tokens * out_features, 1.0),
-    };
-    case.magnitude = vec![0.0; case.magnitudes()];
-    let norms = case.norms().expect("a consistent case");
-    case.magnitude = norms.iter().map(|c| c * random.random_range(0.8..1.25)).collect();
-    case
-}
-
 const NORMS: [Norm; 3] = [Norm::None, Norm::Input, Norm::Output];
 
 fn ragged(dtype: Dtype) {
@@ -137,6 +100,8 @@ fn ragged(dtype: Dtype) {
         [200, 24, 16, 130],
         [2, 257, 3, 5],
         [300, 8, 8, 8],
+        [129, 136, 264, 0],
+        [65, 51, 77, 0],
     ];
     for _ in 0..8 {
         let mut up_to = |limit| random.random_range(1..=limit);
@@ -171,8 +136,10 @@ fn tensors_off_every_boundary() {
     let runner = runner().with_offset(1);
     let mut random = StdRng::seed_from_u64(fresh_seed());
     each_dtype_and_norm(|dtype, norm| {
-        let case = random_case(&mut random, [48, 64, 96, 16], norm, true);
-        check(&runner, "off by one", &case.rounded(dtype), [None; 6], dtype);
+        for rank in [16, 0] {
+            let case = random_case(&mut random, [48, 64, 96, rank], norm, true);
+            check(&runner, "off by one", &case.rounded(dtype), [None; 6], dtype);
+        }
     });
 }
 
@@ -204,11 +171,14 @@ fn no_tokens_give_zero_gradients() {
     let runner = runner();
     let mut random = StdRng::seed_from_u64(1);
     each_dtype_and_norm(|dtype, norm| {
-        let case = random_case(&mut random, [0, 20, 12, 3], norm, true);
-        let found = runner.run(&case, dtype).expect("the ops");
-        for ((tensor, shape), name) in found.iter().zip(case.result_shapes()).zip(Results::NAMES) {
-            assert_eq!(tensor.len(), shape.iter().product::<usize>(), "{name}");
-            assert!(tensor.iter().all(|&value| value == 0.0), "{name}: {tensor:?}");
+        for rank in [3, 0] {
+            let case = random_case(&mut random, [0, 20, 12, rank], norm, true);
+            let found = runner.run(&case, dtype).expect("the ops");
+            let shapes = case.result_shapes();
+            for ((tensor, shape), name) in found.iter().zip(shapes).zip(Results::NAMES) {
+                assert_eq!(tensor.len(), shape.iter().product::<usize>(), "{name}");
+                assert!(tensor.iter().all(|&value| value == 0.0), "{name}: {tensor:?}");
+            }
         }
     });
 }
@@ -218,8 +188,8 @@ fn no_tokens_give_zero_gradients() {
 fn zero_norms_are_finite() {
     let runner = runner();
     let mut random = StdRng::seed_from_u64(2);
-    each_dtype_and_norm(|dtype, norm| {
-        let mut case = random_case(&mut random, [9, 20, 24, 4], norm, true);
+    let mut run = |dtype, norm, rank| {
+        let mut case = random_case(&mut random, [9, 20, 24, rank], norm, true);
         let (row, col) = (5, 7);
         for j in 0..case.in_features {
             case.weight[row * case.in_features + j] = 0.0;
@@ -232,7 +202,8 @@ fn zero_norms_are_finite() {
             case.lora_a[k * case.in_features + col] = 0.0;
         }
         check(&runner, "zero norms", &case.rounded(dtype), [None; 6], dtype);
-    });
+    };
+    each_dtype_and_norm(|dtype, norm| [4, 0].into_iter().for_each(|rank| run(dtype, norm, rank)));
 }
 
 /// m = 0 and tiny m: dm comes from z itself, not from y/g. A bias that hides g·z likewise.

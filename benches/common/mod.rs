@@ -100,6 +100,7 @@ impl Layer {
             lora_a: self.lora_a.as_view(),
             lora_b: self.lora_b.as_view(),
             magnitude,
+            bias: None,
         };
         let Self { kernels, stream, spec, workspace, prepared, .. } = self;
         Ok(kernels.prepare(stream, spec, workspace, prepared, inputs)?)

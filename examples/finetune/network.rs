@@ -200,6 +200,7 @@ impl<E: Element> Layer<E> {
             lora_a: a.as_view(),
             lora_b: b.as_view(),
             magnitude: Magnitude::Init(m),
+            bias: None,
         };
         let (stream, prepared) = (&engine.stream, &mut self.prepared);
         engine.kernels.prepare(stream, &self.spec, workspace, prepared, inputs)?;
@@ -218,7 +219,8 @@ impl<E: Element> Layer<E> {
             Norm::None => Magnitude::None,
             Norm::Input | Norm::Output => Magnitude::Given(m),
         };
-        let inputs = Prepare { weight: self.weight.as_view(), lora_a: a, lora_b: b, magnitude };
+        let inputs =
+            Prepare { weight: self.weight.as_view(), lora_a: a, lora_b: b, magnitude, bias: None };
         engine.kernels.prepare(stream, &self.spec, workspace, &mut self.prepared, inputs)
     }
 

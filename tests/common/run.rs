@@ -76,6 +76,7 @@ impl Runner {
                 true => Magnitude::Given(magnitude.view()),
                 false => Magnitude::None,
             },
+            bias: None,
         };
         self.kernels.prepare(stream, spec, &mut workspace, &mut prepared, inputs)?;
         let forward = Forward {
