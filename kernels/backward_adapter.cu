@@ -121,7 +121,6 @@ template <typename T>
 __device__ __forceinline__ float recomputed_sum(const BackwardAdapterParams& p, int feature,
                                                 int begin, int end, float* across) {
     const int lane = threadIdx.x % kWarpSize, warp = threadIdx.x / kWarpSize;
-    constexpr int kWarps = kThreads / kWarpSize;
     const T* w = static_cast<const T*>(p.weight) + i64(feature) * p.in_features;
     const T* sb = static_cast<const T*>(p.sb) + i64(feature) * p.padded_rank;
     float sum = 0.0f;

@@ -12,7 +12,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 #[non_exhaustive]
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// A layer that cannot exist.
+    /// A layer that cannot exist, or a setting of an op that makes no sense.
     #[error("{parameter} is {value}: it must be {requirement}")]
     InvalidSpec {
         /// The parameter's name.

@@ -23,11 +23,12 @@ pub(crate) const THREADS: u32 = 128;
 const NEEDED_CAPABILITY: (i32, i32) = (8, 0);
 
 /// The kernel files, in the order of [`Entry`].
-const FILES: [(&str, Option<&str>); 4] = [
+const FILES: [(&str, Option<&str>); 5] = [
     ("prepare.cu", embedded::PREPARE),
     ("forward.cu", embedded::FORWARD),
     ("backward_adapter.cu", embedded::BACKWARD_ADAPTER),
     ("backward_input.cu", embedded::BACKWARD_INPUT),
+    ("adamw.cu", embedded::ADAMW),
 ];
 
 /// One kernel, whatever its dtype.
@@ -39,16 +40,20 @@ pub(crate) enum Entry {
     BackwardAdapter,
     BackwardInput,
     BackwardInputLoraA,
+    AdamW,
+    GradientNorm,
 }
 
 impl Entry {
-    const ALL: [Self; 6] = [
+    const ALL: [Self; 8] = [
         Self::Prepare,
         Self::ForwardLowRank,
         Self::Forward,
         Self::BackwardAdapter,
         Self::BackwardInput,
         Self::BackwardInputLoraA,
+        Self::AdamW,
+        Self::GradientNorm,
     ];
 
     /// The entry point's name up to the dtype, and the index of its file.
@@ -60,6 +65,16 @@ impl Entry {
             Self::BackwardAdapter => ("backward_adapter", 2),
             Self::BackwardInput => ("backward_input", 3),
             Self::BackwardInputLoraA => ("backward_input_lora_a", 3),
+            Self::AdamW => ("adamw", 4),
+            Self::GradientNorm => ("gradient_norm", 4),
+        }
+    }
+
+    /// The dtype that a kernel is named by: adapters are f32 beside weights of any dtype.
+    const fn suffix(self, dtype: Dtype) -> Dtype {
+        match self {
+            Self::AdamW | Self::GradientNorm => Dtype::F32,
+            _ => dtype,
         }
     }
 }
@@ -119,7 +134,8 @@ impl Kernels {
         for entry in Entry::ALL {
             let (name, file) = entry.name();
             for dtype in Dtype::ALL {
-                functions.push(Function::load(&modules[file], &format!("{name}_{dtype}"))?);
+                let suffix = entry.suffix(dtype);
+                functions.push(Function::load(&modules[file], &format!("{name}_{suffix}"))?);
             }
         }
         let attribute = |which| {

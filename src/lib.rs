@@ -14,6 +14,7 @@
 //! row-major and contiguous; R is r rounded up to a multiple of 16. x, W, b, y and their gradients
 //! are of one [`Dtype`]; adapter parameters and their gradients are f32.
 
+pub mod adamw;
 mod adapter;
 mod backward;
 pub mod backward_adapter;
@@ -27,6 +28,9 @@ pub mod reference;
 mod spec;
 mod workspace;
 
+pub use adamw::{
+    AdamW, AdamWConfig, AdapterGroups, Clip, GradientNorm, OptimizerGroup, OptimizerPart, Schedule,
+};
 pub use adapter::{AdapterLayout, AdapterView, AdapterViewMut, Part};
 pub use backward::Backward;
 pub use cudarc;

@@ -4,15 +4,20 @@
 //! §4.3); [`bounds`] says how far a kernel may be from them, element by element. Speed is no
 //! concern here beyond what tests need.
 
+mod adamw;
 mod bounds;
 mod matrix;
 
+pub use adamw::{AdamWState, AdamWStep, Tracked};
 pub use bounds::bounds;
 
 use half::{bf16, f16};
 
 use crate::{Dtype, Norm};
 use matrix::Matrix;
+
+/// u, the unit roundoff of f32.
+const U: f64 = 1.0 / (1u64 << 24) as f64;
 
 /// One layer's inputs. Matrices are dense and row-major.
 #[derive(Clone, Debug, PartialEq)]

@@ -7,7 +7,7 @@ use cudarc::driver::{CudaSlice, CudaStream, DevicePtrMut, SyncOnDrop};
 use crate::error::{During, Error, Result};
 use crate::kernels::Kernels;
 use crate::spec::DoraSpec;
-use crate::{backward_adapter, backward_input, forward, prepare};
+use crate::{adamw, backward_adapter, backward_input, forward, prepare};
 
 /// Regions start at multiples of this many bytes, like allocations.
 const ALIGNMENT: usize = 256;
@@ -103,7 +103,7 @@ impl Workspace {
 
     fn layout(kernels: &Kernels, specs: &[DoraSpec], tokens: usize) -> Result<(usize, usize)> {
         let sm_count = kernels.sm_count();
-        let mut needs = Needs { counters: 1, bytes: 0 };
+        let mut needs = adamw::needs(sm_count);
         for spec in specs {
             spec.check_tokens(tokens)?;
             let of_ops = [

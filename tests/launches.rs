@@ -7,8 +7,8 @@ use std::sync::{Mutex, PoisonError};
 
 use common::device::{Choice, open_choice};
 use fused_dora::{
-    Backward, DoraSpec, Dtype, Forward, Kernels, Magnitude, Norm, Prepare, Prepared, Scaling,
-    Workspace,
+    AdamW, AdamWConfig, AdapterGroups, AdapterLayout, Backward, Clip, DoraSpec, Dtype, Forward,
+    GradientNorm, Kernels, Magnitude, Norm, Prepare, Prepared, Scaling, Schedule, Workspace,
 };
 use half::bf16;
 
@@ -107,6 +107,29 @@ fn few_launches_and_nothing_else() {
         };
         counted("backward", 2 + of_rank, &mut || backward(true));
         counted("backward of a first layer", 1 + of_input + of_rank, &mut || backward(false));
+
+        let layout = AdapterLayout::with_bias(&spec);
+        let parts: Vec<_> = AdapterGroups::default().parts(&layout, 0).collect();
+        let mut buffers = [0; 4].map(|_| f32s(layout.len()));
+        let [parameters, gradients, exp_avg, exp_avg_sq] = &mut buffers;
+        let mut length = f32s(1);
+        counted("gradient_norm", 1, &mut || {
+            let (parts, gradients) = (parts.as_slice(), gradients.as_view());
+            let io = GradientNorm { parts, gradients, norm: length.as_view_mut() };
+            kernels.gradient_norm(&stream, &mut workspace, io).expect("the norm");
+        });
+        counted("adamw", 1, &mut || {
+            let io = AdamW {
+                parts: &parts,
+                schedule: Schedule::Host { learning_rate: 1e-3, step: 1 },
+                clip: Some(Clip { max_norm: 1.0, norm: length.as_view() }),
+                parameters: parameters.as_view_mut(),
+                gradients: gradients.as_view(),
+                exp_avg: exp_avg.as_view_mut(),
+                exp_avg_sq: exp_avg_sq.as_view_mut(),
+            };
+            kernels.adamw(&stream, &AdamWConfig::default(), io).expect("a step");
+        });
     }
 }
 

@@ -14,6 +14,13 @@ __device__ __forceinline__ void cp_async_16(void* shared, const void* global, in
                  : "memory");
 }
 
+// Stores four floats as one access, which the compiler would take apart.
+__device__ __forceinline__ void st_global_v4(float* to, const float (&v)[4]) {
+    asm volatile("st.global.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(to)),
+                 "f"(v[0]), "f"(v[1]), "f"(v[2]), "f"(v[3])
+                 : "memory");
+}
+
 __device__ __forceinline__ void cp_async_commit_group() {
     asm volatile("cp.async.commit_group;" ::: "memory");
 }
@@ -61,5 +68,9 @@ __device__ __forceinline__ void mma_m16n8k16<f16>(float (&c)[4], const u32 (&a)[
 }
 
 __device__ __forceinline__ float shfl_xor(float v, int lane_mask) {
+    return __shfl_xor_sync(0xffffffffu, v, lane_mask);
+}
+
+__device__ __forceinline__ double shfl_xor(double v, int lane_mask) {
     return __shfl_xor_sync(0xffffffffu, v, lane_mask);
 }

@@ -1,10 +1,7 @@
 //! How far a kernel's results may be from the float64 reference.
 
-use super::{Case, CaseError, Matrix, Parts, Results, evaluate_parts, over_norm, rounded};
+use super::{Case, CaseError, Matrix, Parts, Results, U, evaluate_parts, over_norm, rounded};
 use crate::{Dtype, Norm};
-
-/// u, the unit roundoff of f32.
-const U: f64 = 1.0 / (1u64 << 24) as f64;
 
 /// The backward takes z from the stored output, as (y − b)/g, only where |g| is at least this …
 const RECOVER_G: f64 = 1.0 / 64.0;
