@@ -6,6 +6,7 @@
 //
 // Shapes, row-major: dY, y, G [T,O]; gsb [O,R] (sb where there is no g on the output); H, P [T,R];
 // dB [O,r], db, dm [O] f32; R = rank padded to 16. All outputs are written with `=`.
+// Rows of dY, y and x may lie further apart than they are long.
 // z comes back from y unless that would magnify y's rounding: where |g| is tiny, or the bias hides
 // g·z, it is computed again as x·Wᵀ + H·(sB)ᵀ. dm = 0 where c = 0.
 // Launch: grid (strips of O, chunks of T, ⌈R/64⌉), block 128. A CTA goes through its chunk in tiles
@@ -40,6 +41,7 @@ struct BackwardAdapterParams {
     u32* strip_counters;    // [strips · ⌈R/64⌉]
     float scaling;
     int tokens, in_features, out_features, rank, padded_rank;
+    int grad_stride, output_stride, x_stride;
     int chunk;              // tokens per chunk, a multiple of the tile
     int aligned;            // every row of every operand starts at a 16-byte boundary
 };
@@ -84,12 +86,12 @@ template <typename T>
 __device__ __forceinline__ void add_columns(const BackwardAdapterParams& p,
                                             typename Adapter<T>::TileGrad grad, int t0, int rows,
                                             int col, float bias, ColumnSums& sums) {
-    const T* y = static_cast<const T*>(p.output) + i64(t0) * p.out_features + col;
+    const T* y = static_cast<const T*>(p.output) + i64(t0) * p.output_stride + col;
     for (int t = 0; t < rows; ++t) {
         const float dy = to_float(*grad.at(t, threadIdx.x));
         sums.bias += dy;
         if (p.grad_magnitude) {
-            const float stored = to_float(y[i64(t) * p.out_features]), kept = stored - bias;
+            const float stored = to_float(y[i64(t) * p.output_stride]), kept = stored - bias;
             sums.magnitude = fmaf(dy, kept, sums.magnitude);
             sums.stored += fabsf(dy * stored);
             sums.kept += fabsf(dy * kept);
@@ -125,7 +127,7 @@ __device__ __forceinline__ float recomputed_sum(const BackwardAdapterParams& p, 
     const T* sb = static_cast<const T*>(p.sb) + i64(feature) * p.padded_rank;
     float sum = 0.0f;
     for (int t = begin + warp; t < end; t += kWarps) {
-        const T* x = static_cast<const T*>(p.x) + i64(t) * p.in_features;
+        const T* x = static_cast<const T*>(p.x) + i64(t) * p.x_stride;
         const T* h = static_cast<const T*>(p.h) + i64(t) * p.padded_rank;
         float z = 0.0f;
         for (int j = lane; j < p.in_features; j += kWarpSize) {
@@ -136,7 +138,7 @@ __device__ __forceinline__ float recomputed_sum(const BackwardAdapterParams& p, 
         }
 #pragma unroll
         for (int mask = kWarpSize / 2; mask > 0; mask /= 2) z += shfl_xor(z, mask);
-        const T dy = static_cast<const T*>(p.grad_output)[i64(t) * p.out_features + feature];
+        const T dy = static_cast<const T*>(p.grad_output)[i64(t) * p.grad_stride + feature];
         sum = fmaf(to_float(dy), z, sum);
     }
     __syncthreads();
@@ -155,9 +157,9 @@ __device__ __forceinline__ void adapter_partials(const BackwardAdapterParams& p,
     const int begin = blockIdx.y * p.chunk, end = min(p.tokens, begin + p.chunk);
     const int columns = p.out_features - o0, ranks = p.padded_rank - k0;
     // Rows end with the chunk, so that a tile never reaches into the next one.
-    const Matrix<T> grad{static_cast<const T*>(p.grad_output), end, p.out_features};
-    const Matrix<T> h{static_cast<const T*>(p.h), end, p.padded_rank};
-    const Matrix<T> gsb{static_cast<const T*>(p.gsb), p.out_features, p.padded_rank};
+    const auto grad = Matrix<T>::strided(p.grad_output, end, p.out_features, p.grad_stride);
+    const auto h = Matrix<T>::dense(p.h, end, p.padded_rank);
+    const auto gsb = Matrix<T>::dense(p.gsb, p.out_features, p.padded_rank);
     const typename Shape::TileGsb tile_gsb(shared + Shape::kStages * Shape::kStageBytes);
     const auto tile_grad = [&](int stage) {
         return typename Shape::TileGrad(shared + stage * Shape::kStageBytes);
@@ -196,8 +198,9 @@ __device__ __forceinline__ void adapter_partials(const BackwardAdapterParams& p,
             for (int i = 0; i < MmaP::kRows; ++i) {
 #pragma unroll
                 for (int j = 0; j < MmaP::kCols; j += 2) {
-                    store_pair<true>(partial, end, p.padded_rank, t0 + MmaP::row(i),
-                                     k0 + MmaP::col(j), product.at(i, j), product.at(i, j + 1));
+                    store_pair<true>(partial, end, p.padded_rank, p.padded_rank,
+                                     t0 + MmaP::row(i), k0 + MmaP::col(j), product.at(i, j),
+                                     product.at(i, j + 1));
                 }
             }
             if (owns_column) {
@@ -214,8 +217,9 @@ __device__ __forceinline__ void adapter_partials(const BackwardAdapterParams& p,
     for (int i = 0; i < MmaB::kRows; ++i) {
 #pragma unroll
         for (int j = 0; j < MmaB::kCols; j += 2) {
-            store_pair<true>(partial_b, p.out_features, p.padded_rank, o0 + MmaB::row(i),
-                             k0 + MmaB::col(j), grad_b.at(i, j), grad_b.at(i, j + 1));
+            store_pair<true>(partial_b, p.out_features, p.padded_rank, p.padded_rank,
+                             o0 + MmaB::row(i), k0 + MmaB::col(j), grad_b.at(i, j),
+                             grad_b.at(i, j + 1));
         }
     }
     if (p.grad_magnitude && blockIdx.z == 0) {

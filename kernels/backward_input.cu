@@ -6,7 +6,8 @@
 //
 // G is dY, or dY∘g rounded to T (axis output); P = dY·(sB) or dY·(g∘sB), from backward_adapter.
 // Shapes, row-major: G [T,O]; W [O,I]; P [T,R]; a [R,I]; x, dX [T,I] of T; dm [I], dA [r,I] f32;
-// R = rank padded to 16. All outputs are written with `=`. dm = 0 where c = 0.
+// R = rank padded to 16. All outputs are written with `=`. dm = 0 where c = 0. Rows of G, x and dX
+// may lie further apart than they are long.
 // Launch: backward_input: grid ⌈T/128⌉·⌈I/128⌉; backward_input_lora_a: grid (⌈I/64⌉, ⌈R/64⌉, chunks
 // of T); block 128. Sums over T are partial per CTA and added in order by the last one to arrive.
 // Formulas: chain rule on forward.cu with c constant: DoRA (arXiv:2402.09353) §4.3.
@@ -30,6 +31,7 @@ struct BackwardInputParams {
     u32* tile_counters;     // backward_input: [⌈I/128⌉]
     u32* lora_a_counters;   // backward_input_lora_a: [⌈I/64⌉ · ⌈R/64⌉]
     int tokens, in_features, out_features, rank, padded_rank;
+    int grad_stride, x_stride, grad_input_stride;
     int chunk;              // tokens per CTA of backward_input_lora_a
     int aligned;            // every row of every operand starts at a 16-byte boundary
 };
@@ -51,8 +53,8 @@ __device__ __forceinline__ void magnitude_gradient(const BackwardInputParams& p,
     const int m0 = tile.m * kTileM, n0 = tile.n * kTileN;
     const int tiles_m = ceil_div(p.tokens, kTileM);
     // This thread's rows lie 8 apart.
-    const T* x = static_cast<const T*>(p.x) + i64(m0 + Mma::row(0)) * p.in_features;
-    const i64 stride = 8 * i64(p.in_features);
+    const T* x = static_cast<const T*>(p.x) + i64(m0 + Mma::row(0)) * p.x_stride;
+    const i64 stride = 8 * i64(p.x_stride);
     const int rows = ceil_div(max(0, p.tokens - m0 - Mma::row(0)), 8);
     float(*across)[kTileN] = reinterpret_cast<float(*)[kTileN]>(shared);
 #pragma unroll
@@ -94,10 +96,10 @@ __device__ __forceinline__ void backward_input(const BackwardInputParams& p,
     const int m0 = tile.m * Gemm<T>::kTileM, n0 = tile.n * Gemm<T>::kTileN;
     Mma mma;
     Gemm<T>::template run<ALIGNED>(
-        mma, shared, {static_cast<const T*>(p.grad), p.tokens, p.out_features},
-        {static_cast<const T*>(p.weight), p.out_features, p.in_features},
-        {static_cast<const T*>(p.p), p.tokens, p.padded_rank},
-        {static_cast<const T*>(p.a), p.padded_rank, p.in_features}, m0, n0);
+        mma, shared, Matrix<T>::strided(p.grad, p.tokens, p.out_features, p.grad_stride),
+        Matrix<T>::dense(p.weight, p.out_features, p.in_features),
+        Matrix<T>::dense(p.p, p.tokens, p.padded_rank),
+        Matrix<T>::dense(p.a, p.padded_rank, p.in_features), m0, n0);
 
     if (p.grad_input) {
 #pragma unroll
@@ -108,7 +110,7 @@ __device__ __forceinline__ void backward_input(const BackwardInputParams& p,
 #pragma unroll
             for (int i = 0; i < Mma::kRows; ++i) {
                 store_pair<ALIGNED>(static_cast<T*>(p.grad_input), p.tokens, p.in_features,
-                                    m0 + Mma::row(i), col, g0 * mma.at(i, j),
+                                    p.grad_input_stride, m0 + Mma::row(i), col, g0 * mma.at(i, j),
                                     g1 * mma.at(i, j + 1));
             }
         }
@@ -133,8 +135,8 @@ __device__ __forceinline__ void lora_a_partials(const BackwardInputParams& p,
     using Mma = typename Shape::Mma;
     const int n0 = blockIdx.x * Shape::kTileN, m0 = blockIdx.y * Shape::kTileM;
     const int begin = blockIdx.z * p.chunk, end = min(p.tokens, begin + p.chunk);
-    const Matrix<T> left{static_cast<const T*>(p.p), end, p.padded_rank};
-    const Matrix<T> right{static_cast<const T*>(p.x), end, p.in_features};
+    const auto left = Matrix<T>::dense(p.p, end, p.padded_rank);
+    const auto right = Matrix<T>::strided(p.x, end, p.in_features, p.x_stride);
     const int ranks = p.padded_rank - m0;
     Mma mma;
     mma.clear();
@@ -158,8 +160,9 @@ __device__ __forceinline__ void lora_a_partials(const BackwardInputParams& p,
     for (int i = 0; i < Mma::kRows; ++i) {
 #pragma unroll
         for (int j = 0; j < Mma::kCols; j += 2) {
-            store_pair<ALIGNED>(partial, p.padded_rank, p.in_features, m0 + Mma::row(i),
-                                n0 + Mma::col(j), mma.at(i, j), mma.at(i, j + 1));
+            store_pair<ALIGNED>(partial, p.padded_rank, p.in_features, p.in_features,
+                                m0 + Mma::row(i), n0 + Mma::col(j), mma.at(i, j),
+                                mma.at(i, j + 1));
         }
     }
 }

@@ -5,7 +5,8 @@
 //                      y = z + b (axis input, and plain LoRA)   or   g∘z + b (axis output)
 //
 // Shapes, row-major: x [T,I], W [O,I], A [R,I] and sB [O,R] packed with R = rank padded to 16,
-// g [I] or [O] f32, b [O], xs [T,I], H [T,R], y [T,O]. All outputs are written with `=`.
+// g [I] or [O] f32, b [O], xs [T,I], H [T,R], y [T,O]. All outputs are written with `=`. Rows of x
+// and y may lie further apart than they are long.
 // dtypes: bf16 and f16 (tensor cores, f32 accumulation), f32 (FMA).
 // x∘g is rounded stochastically: round-to-nearest would return x for |g−1| below half an ulp, and
 // the magnitude would not train.
@@ -27,6 +28,7 @@ struct ForwardParams {
     void* y;
     u64 seed;
     int tokens, in_features, out_features, padded_rank;
+    int x_stride, y_stride;
     int gain_on_input;  // the norm axis
     int aligned;        // every row of every operand starts at a 16-byte boundary
 };
@@ -64,8 +66,8 @@ template <bool ALIGNED, typename T>
 __device__ __forceinline__ void low_rank(const ForwardParams& p, unsigned char* shared) {
     using Shape = LowRank<T>;
     using Mma = typename Shape::Mma;
-    const Matrix<T> x{static_cast<const T*>(p.x), p.tokens, p.in_features};
-    const Matrix<T> a{static_cast<const T*>(p.a), p.padded_rank, p.in_features};
+    const auto x = Matrix<T>::strided(p.x, p.tokens, p.in_features, p.x_stride);
+    const auto a = Matrix<T>::dense(p.a, p.padded_rank, p.in_features);
     const int m0 = blockIdx.x * Shape::kTileM, n0 = blockIdx.y * Shape::kTileN;
     // Every column of CTAs computes xs; the first one writes it.
     T* const xs = blockIdx.y == 0 ? static_cast<T*>(p.xs) : nullptr;
@@ -95,8 +97,9 @@ __device__ __forceinline__ void low_rank(const ForwardParams& p, unsigned char* 
     for (int i = 0; i < Mma::kRows; ++i) {
 #pragma unroll
         for (int j = 0; j < Mma::kCols; j += 2) {
-            store_pair<ALIGNED>(static_cast<T*>(p.h), p.tokens, p.padded_rank, m0 + Mma::row(i),
-                                n0 + Mma::col(j), mma.at(i, j), mma.at(i, j + 1));
+            store_pair<ALIGNED>(static_cast<T*>(p.h), p.tokens, p.padded_rank, p.padded_rank,
+                                m0 + Mma::row(i), n0 + Mma::col(j), mma.at(i, j),
+                                mma.at(i, j + 1));
         }
     }
 }
@@ -113,10 +116,11 @@ __device__ __forceinline__ void forward(const ForwardParams& p, unsigned char* s
     Mma mma;
     Gemm::template run<ALIGNED>(
         mma, shared,
-        {static_cast<const T*>(p.xs ? p.xs : p.x), p.tokens, p.in_features},
-        {static_cast<const T*>(p.weight), p.out_features, p.in_features},
-        {static_cast<const T*>(p.h), p.tokens, p.padded_rank},
-        {static_cast<const T*>(p.sb), p.out_features, p.padded_rank}, m0, n0);
+        Matrix<T>::strided(p.xs ? p.xs : p.x, p.tokens, p.in_features,
+                           p.xs ? p.in_features : p.x_stride),
+        Matrix<T>::dense(p.weight, p.out_features, p.in_features),
+        Matrix<T>::dense(p.h, p.tokens, p.padded_rank),
+        Matrix<T>::dense(p.sb, p.out_features, p.padded_rank), m0, n0);
 
     const T* bias = static_cast<const T*>(p.bias);
     const float* gain = p.gain_on_input ? nullptr : p.gain;
@@ -132,8 +136,8 @@ __device__ __forceinline__ void forward(const ForwardParams& p, unsigned char* s
         }
 #pragma unroll
         for (int i = 0; i < Mma::kRows; ++i) {
-            store_pair<ALIGNED>(static_cast<T*>(p.y), p.tokens, p.out_features, m0 + Mma::row(i),
-                                col, fmaf(g[0], mma.at(i, j), b[0]),
+            store_pair<ALIGNED>(static_cast<T*>(p.y), p.tokens, p.out_features, p.y_stride,
+                                m0 + Mma::row(i), col, fmaf(g[0], mma.at(i, j), b[0]),
                                 fmaf(g[1], mma.at(i, j + 1), b[1]));
         }
     }

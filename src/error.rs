@@ -34,6 +34,33 @@ pub enum Error {
         /// Elements the buffer holds.
         found: usize,
     },
+    /// Rows that overlap, or lie too far apart.
+    #[error(
+        "{tensor} has its rows {stride} elements apart, but they are {cols} long: the stride must \
+         be at least that and at most {limit}"
+    )]
+    Stride {
+        /// The tensor's name.
+        tensor: &'static str,
+        /// The stride given.
+        stride: usize,
+        /// The length of a row.
+        cols: usize,
+        /// The largest stride that kernels can index.
+        limit: usize,
+    },
+    /// A device address that no element can have.
+    #[error(
+        "{tensor} is at address {address:#x}, which is not a multiple of {alignment} bytes: align it"
+    )]
+    Misaligned {
+        /// The tensor's name.
+        tensor: &'static str,
+        /// The address given.
+        address: u64,
+        /// What it must be a multiple of.
+        alignment: usize,
+    },
     /// Buffers of one type for a spec of another.
     #[error("the spec computes in {spec}, but the buffers hold {buffers}: make a spec per dtype")]
     Dtype {

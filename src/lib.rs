@@ -24,7 +24,9 @@ mod error;
 pub mod forward;
 mod kernels;
 pub mod prepare;
+pub mod raw;
 pub mod reference;
+mod rows;
 mod spec;
 mod workspace;
 
@@ -41,5 +43,6 @@ pub use kernels::Kernels;
 #[doc(hidden)]
 pub use kernels::load_image;
 pub use prepare::{Magnitude, Prepare, Prepared};
+pub use rows::{MatrixView, MatrixViewMut, Rows};
 pub use spec::{DoraSpec, Dtype, Element, Norm, Scaling};
 pub use workspace::Workspace;

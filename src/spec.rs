@@ -140,7 +140,7 @@ pub struct DoraSpec {
 const RANK_MULTIPLE: usize = 16;
 
 /// Kernels index rows and columns with 32 bits, with room for a chunk beyond the end.
-const MAX_DIMENSION: usize = 1 << 30;
+pub(crate) const MAX_DIMENSION: usize = 1 << 30;
 
 impl DoraSpec {
     /// A layer of `in_features` I → `out_features` O with an adapter of rank r.

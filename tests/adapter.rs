@@ -151,24 +151,24 @@ fn step<E: Element>(kernels: &Kernels, buffers: &Buffers, case: &Case) -> [Vec<f
     kernels.prepare(stream, &spec, &mut workspace, &mut prepared, adapter).expect("prepare");
     let io = Forward {
         tokens,
-        x: x.as_view(),
+        x: x.as_view().into(),
         weight: weight.as_view(),
         bias: prepared.bias(),
         seed: 1,
-        y: y.as_view_mut(),
+        y: y.as_view_mut().into(),
         h: h.slice_mut(..tokens * spec.padded_rank()),
     };
     kernels.forward(stream, &spec, &prepared, &mut workspace, io).expect("forward");
     let grad = layout.view_mut(gradients.as_view_mut()).expect("the layout's length");
     let mut io = Backward {
         tokens,
-        x: x.as_view(),
+        x: x.as_view().into(),
         weight: weight.as_view(),
         bias: prepared.bias(),
-        output: Some(y.as_view()),
-        grad_output: dy.as_view(),
+        output: Some(y.as_view().into()),
+        grad_output: dy.as_view().into(),
         h: h.slice(..tokens * spec.padded_rank()),
-        grad_input: Some(dx.as_view_mut()),
+        grad_input: Some(dx.as_view_mut().into()),
         grad_lora_a: grad.lora_a,
         grad_lora_b: grad.lora_b,
         grad_magnitude: grad.magnitude,

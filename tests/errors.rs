@@ -118,11 +118,11 @@ impl Layer {
     fn forward(&mut self, tokens: usize) -> Result<(), Error> {
         let io = Forward {
             tokens,
-            x: self.x.as_view(),
+            x: self.x.as_view().into(),
             weight: self.weight.as_view(),
             bias: Some(self.bias.as_view()),
             seed: 0,
-            y: self.y.as_view_mut(),
+            y: self.y.as_view_mut().into(),
             h: self.h.as_view_mut(),
         };
         let Self { kernels, stream, spec, workspace, prepared, .. } = self;
@@ -141,11 +141,11 @@ impl Layer {
         let has_magnitude = self.spec.norm() != Norm::None;
         let mut io = Backward {
             tokens: TOKENS,
-            x: self.x.as_view(),
+            x: self.x.as_view().into(),
             weight: self.weight.as_view(),
             bias: Some(self.bias.as_view()),
-            output: Some(self.y.as_view()),
-            grad_output: grad_output.as_view(),
+            output: Some(self.y.as_view().into()),
+            grad_output: grad_output.as_view().into(),
             h: self.h.as_view(),
             grad_input: None,
             grad_lora_a: grad_a.as_view_mut(),
@@ -196,7 +196,8 @@ fn wrong_shapes() {
     layer.h = layer.resize(TOKENS * 16);
     layer.forward(TOKENS).expect("all shapes right");
 
-    let result = layer.backward(|io| io.grad_output = io.grad_output.slice(..3), true);
+    let result =
+        layer.backward(|io| io.grad_output = io.grad_output.view().slice(..3).into(), true);
     assert_shape(result, "grad_output", TOKENS * OUTPUTS, 3);
     layer.backward(|_| {}, true).expect("all shapes right");
 }

@@ -59,11 +59,11 @@ fn fresh<E: Element>(
     kernels.prepare(stream, &spec, &mut workspace, &mut prepared, adapter).expect("prepare");
     let io = Forward {
         tokens,
-        x: x.as_view(),
+        x: x.as_view().into(),
         weight: device_weight.as_view(),
         bias: Some(bias.as_view()),
         seed: 5,
-        y: y.as_view_mut(),
+        y: y.as_view_mut().into(),
         h: h.slice_mut(..tokens * spec.padded_rank()),
     };
     kernels.forward(stream, &spec, &prepared, &mut workspace, io).expect("forward");

@@ -79,11 +79,11 @@ fn few_launches_and_nothing_else() {
         counted("forward", 1 + of_rank.max(of_input), &mut || {
             let io = Forward {
                 tokens: TOKENS,
-                x: x.as_view(),
+                x: x.as_view().into(),
                 weight: weight.as_view(),
                 bias: prepared.bias(),
                 seed: 0,
-                y: y.as_view_mut(),
+                y: y.as_view_mut().into(),
                 h: h.slice_mut(..len_h),
             };
             kernels.forward(&stream, &spec, &prepared, &mut workspace, io).expect("forward");
@@ -91,13 +91,13 @@ fn few_launches_and_nothing_else() {
         let mut backward = |with_grad_input: bool| {
             let mut io = Backward {
                 tokens: TOKENS,
-                x: x.as_view(),
+                x: x.as_view().into(),
                 weight: weight.as_view(),
                 bias: prepared.bias(),
-                output: Some(y.as_view()),
-                grad_output: grad_output.as_view(),
+                output: Some(y.as_view().into()),
+                grad_output: grad_output.as_view().into(),
                 h: h.slice(..len_h),
-                grad_input: with_grad_input.then(|| grad_input.as_view_mut()),
+                grad_input: with_grad_input.then(|| grad_input.as_view_mut().into()),
                 grad_lora_a: grad_a.slice_mut(..len_a),
                 grad_lora_b: grad_b.slice_mut(..len_b),
                 grad_magnitude: has_norm.then(|| grad_m.as_view_mut()),
@@ -166,11 +166,11 @@ fn a_refused_backward_launches_nothing() {
     let before = device.launches();
     let mut io = Backward {
         tokens,
-        x: x.as_view(),
+        x: x.as_view().into(),
         weight: weight.as_view(),
         bias: None,
         output: None,
-        grad_output: dy.as_view(),
+        grad_output: dy.as_view().into(),
         h: h.as_view(),
         grad_input: None,
         grad_lora_a: grad_a.as_view_mut(),

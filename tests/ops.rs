@@ -143,6 +143,19 @@ fn tensors_off_every_boundary() {
     });
 }
 
+/// Rows that lie further apart than they are long, on 16-byte boundaries and off them.
+#[test]
+fn rows_with_gaps() {
+    let mut random = StdRng::seed_from_u64(fresh_seed());
+    for (gap, shape) in [(8, [70, 64, 136, 16]), (3, [70, 64, 136, 16]), (5, [33, 21, 35, 3])] {
+        let runner = runner().with_gap(gap);
+        each_dtype_and_norm(|dtype, norm| {
+            let case = random_case(&mut random, shape, norm, true);
+            check(&runner, "rows with gaps", &case.rounded(dtype), [None; 6], dtype);
+        });
+    }
+}
+
 /// A projection of the size that Llama models have, in many tiles and chunks of every kind.
 fn llama_sized(norm: Norm) {
     let mut random = StdRng::seed_from_u64(fresh_seed());

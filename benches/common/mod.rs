@@ -124,11 +124,11 @@ impl Layer {
     pub fn forward(&mut self) -> Outcome {
         let io = Forward {
             tokens: self.tokens,
-            x: self.x.as_view(),
+            x: self.x.as_view().into(),
             weight: self.weight.as_view(),
             bias: None,
             seed: 1,
-            y: self.y.as_view_mut(),
+            y: self.y.as_view_mut().into(),
             h: self.h.as_view_mut(),
         };
         let Self { kernels, stream, spec, workspace, prepared, .. } = self;
@@ -164,13 +164,13 @@ impl Layer {
         let has_magnitude = self.spec.norm() != Norm::None;
         let mut io = Backward {
             tokens: self.tokens,
-            x: self.x.as_view(),
+            x: self.x.as_view().into(),
             weight: self.weight.as_view(),
             bias: None,
-            output: Some(self.y.as_view()),
-            grad_output: self.grad_output.as_view(),
+            output: Some(self.y.as_view().into()),
+            grad_output: self.grad_output.as_view().into(),
             h: self.h.as_view(),
-            grad_input: Some(self.grad_input.as_view_mut()),
+            grad_input: Some(self.grad_input.as_view_mut().into()),
             grad_lora_a: self.grad_lora_a.as_view_mut(),
             grad_lora_b: self.grad_lora_b.as_view_mut(),
             grad_magnitude: has_magnitude.then(|| self.grad_magnitude.as_view_mut()),

@@ -237,11 +237,11 @@ impl<E: Element> Layer<E> {
         upload(stream, input, &mut self.x)?;
         let io = Forward {
             tokens,
-            x: self.x.slice(..input.len()),
+            x: self.x.slice(..input.len()).into(),
             weight: self.weight.as_view(),
             bias: Some(self.bias.as_view()),
             seed,
-            y: self.y.slice_mut(..outputs),
+            y: self.y.slice_mut(..outputs).into(),
             h: self.h.slice_mut(..tokens * self.spec.padded_rank()),
         };
         engine.kernels.forward(stream, &self.spec, &self.prepared, workspace, io)?;
@@ -265,13 +265,13 @@ impl<E: Element> Layer<E> {
         let (grad_lora_b, grad_magnitude) = rest.split_at_mut(b.len());
         let mut io = Backward {
             tokens,
-            x: self.x.slice(..inputs),
+            x: self.x.slice(..inputs).into(),
             weight: self.weight.as_view(),
             bias: Some(self.bias.as_view()),
-            output: Some(self.y.slice(..outputs)),
-            grad_output: self.grad_output.slice(..outputs),
+            output: Some(self.y.slice(..outputs).into()),
+            grad_output: self.grad_output.slice(..outputs).into(),
             h: self.h.slice(..tokens * spec.padded_rank()),
-            grad_input: wants_input.then(|| self.grad_input.slice_mut(..inputs)),
+            grad_input: wants_input.then(|| self.grad_input.slice_mut(..inputs).into()),
             grad_lora_a,
             grad_lora_b,
             grad_magnitude: (spec.norm() != Norm::None).then_some(grad_magnitude),

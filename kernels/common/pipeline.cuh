@@ -90,14 +90,14 @@ struct TileIndex {
     }
 };
 
-// Stores two neighbouring columns of row-major `c`, as one access where PAIRED (an even number of
-// columns, rows that start at even elements).
+// Stores two neighbouring columns of row-major `c`, its rows `stride` elements apart, as one access
+// where PAIRED (an even number of columns, rows that start at even elements).
 template <bool PAIRED, typename T>
-__device__ __forceinline__ void store_pair(T* c, int rows, int cols, int row, int col, float v0,
-                                           float v1) {
+__device__ __forceinline__ void store_pair(T* c, int rows, int cols, int stride, int row, int col,
+                                           float v0, float v1) {
     if (row >= rows || col >= cols) return;
     struct __align__(2 * sizeof(T)) Pair { T a, b; };
-    T* target = c + i64(row) * cols + col;
+    T* target = c + i64(row) * stride + col;
     if (PAIRED) {
         *reinterpret_cast<Pair*>(target) = {from_float<T>(v0), from_float<T>(v1)};
     } else {
