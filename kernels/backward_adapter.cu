@@ -9,6 +9,7 @@
 // Rows of dY, y and x may lie further apart than they are long.
 // z comes back from y unless that would magnify y's rounding: where |g| is tiny, or the bias hides
 // g·z, it is computed again as x·Wᵀ + H·(sB)ᵀ. dm = 0 where c = 0.
+// With PEFT's dropout (see forward.cu), axis output: G = dY∘(g − 1), and z is kept by the forward.
 // Launch: grid (strips of O, chunks of T, ⌈R/64⌉), block 128. A CTA goes through its chunk in tiles
 // of T; partial P (over strips) and dB, db, dm (over chunks) are summed in order by the CTAs that
 // arrive last.
@@ -19,7 +20,7 @@
 
 struct BackwardAdapterParams {
     const void* grad_output;
-    const void* output;     // y; axis output only
+    const void* output;     // y; axis output only; z itself with PEFT's dropout
     const void* x;          // for z of features with a tiny g; axis output only
     const void* weight;     // likewise
     const void* bias;       // null: no bias
@@ -43,6 +44,7 @@ struct BackwardAdapterParams {
     int tokens, in_features, out_features, rank, padded_rank;
     int grad_stride, output_stride, x_stride;
     int chunk;              // tokens per chunk, a multiple of the tile
+    int peft_dropout;       // PEFT's dropout
     int aligned;            // every row of every operand starts at a 16-byte boundary
 };
 
@@ -99,17 +101,18 @@ __device__ __forceinline__ void add_columns(const BackwardAdapterParams& p,
     }
 }
 
-// G = dY∘g of one tile.
+// G = dY∘g of one tile, or dY∘(g − 1).
 template <bool ALIGNED, typename T>
 __device__ __forceinline__ void store_scaled(const BackwardAdapterParams& p,
                                              typename Adapter<T>::TileGrad grad, int t0, int end,
                                              int col0) {
+    const float less = p.peft_dropout ? 1.0f : 0.0f;
     for_each_chunk<ALIGNED, typename Adapter<T>::TileGrad>([&](int r, int c) {
         const int col = col0 + c * kVector<T>;
         Vector<T> chunk = *reinterpret_cast<const Vector<T>*>(grad.chunk(r, c));
 #pragma unroll
         for (int e = 0; e < kVector<T>; ++e) {
-            const float g = col + e < p.out_features ? p.gain[col + e] : 0.0f;
+            const float g = col + e < p.out_features ? p.gain[col + e] - less : 0.0f;
             chunk.values[e] = from_float<T>(to_float(chunk.values[e]) * g);
         }
         store_chunk<ALIGNED>(static_cast<T*>(p.scaled_grad), end, p.out_features, t0 + r, col,
@@ -173,9 +176,11 @@ __device__ __forceinline__ void adapter_partials(const BackwardAdapterParams& p,
     const int col = o0 + threadIdx.x;
     const bool owns_column =
         blockIdx.z == 0 && threadIdx.x < Shape::kStrip && col < p.out_features;
-    const float gain = owns_column && p.gain ? p.gain[col] : 1.0f;
+    // What of y is not z.
+    const bool scaled = owns_column && p.gain && !p.peft_dropout;
+    const float gain = scaled ? p.gain[col] : 1.0f;
     const float bias =
-        owns_column && p.bias ? to_float(static_cast<const T*>(p.bias)[col]) : 0.0f;
+        scaled && p.bias ? to_float(static_cast<const T*>(p.bias)[col]) : 0.0f;
     ColumnSums sums;
     MmaB grad_b;
     grad_b.clear();
@@ -225,7 +230,7 @@ __device__ __forceinline__ void adapter_partials(const BackwardAdapterParams& p,
     if (p.grad_magnitude && blockIdx.z == 0) {
         bool* recompute = reinterpret_cast<bool*>(shared + sizeof(float) * kThreads);
         recompute[threadIdx.x] =
-            owns_column && p.norm[col] > 0.0f && sums.needs_recomputed_z(gain);
+            scaled && p.norm[col] > 0.0f && sums.needs_recomputed_z(gain);
         sums.magnitude /= gain;
         __syncthreads();
         for (int c = 0; c < Shape::kStrip; ++c) {

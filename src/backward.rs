@@ -6,7 +6,9 @@ use cudarc::driver::{
     CudaStream, CudaView, CudaViewMut, DevicePtr, DevicePtrMut, SyncOnDrop, result,
 };
 
+use crate::dropout::Dropout;
 use crate::error::{During, Error, Result};
+use crate::forward::check_z;
 use crate::kernels::Kernels;
 use crate::prepare::{Prepared, check_magnitude_len, optional};
 use crate::raw::{self, absent_or, present};
@@ -25,8 +27,13 @@ pub struct Backward<'a, E> {
     pub weight: CudaView<'a, E>,
     /// b `[O]`, as given to the forward.
     pub bias: Option<CudaView<'a, E>>,
-    /// y `[T, O]`, as the forward wrote it; needed for norm axis output only.
+    /// y `[T, O]`, as the forward wrote it; needed for norm axis output only, and not with
+    /// PEFT's dropout.
     pub output: Option<MatrixView<'a, E>>,
+    /// z `[T, O]`, as the forward wrote it, with PEFT's dropout.
+    pub z: Option<CudaView<'a, E>>,
+    /// The forward's dropout.
+    pub dropout: Option<Dropout>,
     /// dY `[T, O]`.
     pub grad_output: MatrixView<'a, E>,
     /// H `[T, R]`, as the forward wrote it.
@@ -55,9 +62,14 @@ impl<E: Element> Backward<'_, E> {
         if let Some(bias) = &self.bias {
             check_len("bias", bias.len(), one, outputs)?;
         }
+        let peft = Dropout::check(self.dropout.as_ref(), spec)?;
+        check_z(peft, self.z.is_some())?;
+        if let Some(z) = &self.z {
+            check_len("z", z.len(), tokens, outputs)?;
+        }
         match (&self.output, spec.norm()) {
             (Some(output), _) => output.check("output", tokens, outputs)?,
-            (None, Norm::Output) => {
+            (None, Norm::Output) if !peft => {
                 let reason = "with norm axis output the magnitude's gradient is taken from y";
                 return Err(Error::MissingTensor { tensor: "output", reason });
             }
@@ -93,7 +105,7 @@ impl<E: Element> Backward<'_, E> {
             kernels.check_buffer(input)?;
         }
         let output = self.output.as_ref().map(|output| &output.view);
-        for input in [self.bias.as_ref(), output].into_iter().flatten() {
+        for input in [self.bias.as_ref(), output, self.z.as_ref()].into_iter().flatten() {
             kernels.check_buffer(input)?;
         }
         kernels.check_buffer(&self.grad_lora_a)?;
@@ -109,7 +121,7 @@ impl<E: Element> Backward<'_, E> {
         &'s mut self,
         stream: &'s CudaStream,
         spec: &DoraSpec,
-    ) -> (raw::Backward, [Option<SyncOnDrop<'s>>; 11]) {
+    ) -> (raw::Backward, [Option<SyncOnDrop<'s>>; 12]) {
         let (inputs, outputs) = (spec.in_features(), spec.out_features());
         let (x_stride, grad_output_stride) =
             (self.x.stride(inputs), self.grad_output.stride(outputs));
@@ -121,6 +133,7 @@ impl<E: Element> Backward<'_, E> {
         let (bias, bias_guard) = self.bias.as_ref().map_or((0, None), read);
         let (output, output_guard) = self.output.as_ref().map_or((0, None), |y| read(&y.view));
         let (grad_output, grad_output_guard) = read(&self.grad_output.view);
+        let (z, z_guard) = self.z.as_ref().map_or((0, None), read);
         let (h, h_guard) = read(&self.h);
         let (grad_input, grad_input_guard) = match &mut self.grad_input {
             Some(dx) => optional(dx.view.device_ptr_mut(stream)),
@@ -138,6 +151,8 @@ impl<E: Element> Backward<'_, E> {
             weight,
             bias,
             output: raw::Matrix { pointer: output, stride: output_stride },
+            z,
+            dropout: self.dropout,
             grad_output: raw::Matrix { pointer: grad_output, stride: grad_output_stride },
             h,
             grad_input: raw::Matrix { pointer: grad_input, stride: grad_input_stride },
@@ -151,6 +166,7 @@ impl<E: Element> Backward<'_, E> {
             weight_guard,
             bias_guard,
             output_guard,
+            z_guard,
             grad_output_guard,
             h_guard,
             grad_input_guard,
@@ -164,16 +180,19 @@ impl<E: Element> Backward<'_, E> {
 }
 
 impl raw::Backward {
-    /// Checks what can be told from the numbers.
-    pub(crate) fn check(&self, spec: &DoraSpec) -> Result<()> {
+    /// Checks what can be told from the numbers, and tells whether the dropout is PEFT's.
+    pub(crate) fn check(&self, spec: &DoraSpec) -> Result<bool> {
         let (bytes, single) = (spec.dtype().bytes(), size_of::<f32>());
         let (inputs, outputs) = (spec.in_features(), spec.out_features());
         spec.check_tokens(self.tokens)?;
+        let peft = Dropout::check(self.dropout.as_ref(), spec)?;
         if self.tokens > 0 {
+            check_z(peft, self.z != 0)?;
+            absent_or("z", self.z, bytes)?;
             self.x.present("x", inputs, bytes)?;
             present("weight", self.weight, bytes)?;
             absent_or("bias", self.bias, bytes)?;
-            if spec.norm() == Norm::Output {
+            if spec.norm() == Norm::Output && !peft {
                 self.output.present("output", outputs, bytes)?;
             }
             self.grad_output.present("grad_output", outputs, bytes)?;
@@ -191,7 +210,8 @@ impl raw::Backward {
         if spec.norm() != Norm::None {
             present("grad_magnitude", self.grad_magnitude, single)?;
         }
-        absent_or("grad_bias", self.grad_bias, single)
+        absent_or("grad_bias", self.grad_bias, single)?;
+        Ok(peft)
     }
 }
 
@@ -229,7 +249,7 @@ impl Kernels {
         spec.check_dtype::<E>()?;
         io.check(self, spec)?;
         self.check_buffer(workspace.buffer())?;
-        self.check_backward_input(spec, &workspace.size(), io.tokens)?;
+        self.check_backward_input(spec, &workspace.size(), io.tokens, io.dropout.as_ref())?;
         self.backward_adapter(stream, spec, prepared, workspace, io)?;
         self.backward_input(stream, spec, prepared, workspace, io)
     }
@@ -251,7 +271,7 @@ impl Kernels {
         io: &raw::Backward,
     ) -> Result<()> {
         io.check(spec)?;
-        self.check_backward_input(spec, &workspace.size, io.tokens)?;
+        self.check_backward_input(spec, &workspace.size, io.tokens, io.dropout.as_ref())?;
         // SAFETY: passed on to the caller; the first leaves P in the workspace for the second.
         unsafe {
             self.backward_adapter_raw(stream, spec, prepared, workspace, io)?;

@@ -56,8 +56,8 @@ struct BackwardAdapterParams {
     output_stride: i32,
     x_stride: i32,
     chunk: i32,
+    peft_dropout: i32,
     aligned: i32,
-    _padding: i32,
 }
 
 // SAFETY: a C struct of plain values, laid out as the kernel declares it.
@@ -139,7 +139,7 @@ impl Kernels {
         io: &raw::Backward,
     ) -> Result<()> {
         self.check_stream(stream)?;
-        io.check(spec)?;
+        let peft = io.check(spec)?;
         prepared.check(spec)?;
         let (tokens, dtype) = (io.tokens, spec.dtype());
         let plan = Plan::new(spec, tokens, self.sm_count());
@@ -162,7 +162,7 @@ impl Kernels {
         let row_lengths = [spec.out_features(), io.grad_output.stride, spec.padded_rank()];
         let params = BackwardAdapterParams {
             grad_output: io.grad_output.pointer,
-            output: only_on_output(io.output.pointer),
+            output: if peft { io.z } else { only_on_output(io.output.pointer) },
             x: io.x.pointer,
             weight: io.weight,
             bias: io.bias,
@@ -189,15 +189,15 @@ impl Kernels {
             rank: spec.rank() as i32,
             padded_rank: spec.padded_rank() as i32,
             grad_stride: io.grad_output.stride as i32,
-            output_stride: io.output.stride as i32,
+            output_stride: if peft { spec.out_features() } else { io.output.stride } as i32,
             x_stride: io.x.stride as i32,
             chunk: plan.split.len as i32,
+            peft_dropout: i32::from(peft),
             aligned: i32::from(are_aligned(
                 dtype,
                 &row_lengths,
                 &[io.grad_output.pointer, io.h, gsb],
             )),
-            _padding: 0,
         };
         // SAFETY: the struct is the kernel's; the caller vouches for the addresses.
         unsafe { self.launch(stream, Entry::BackwardAdapter, dtype, plan.grid(), &params) }

@@ -6,6 +6,7 @@ use cudarc::driver::{CudaStream, DeviceRepr};
 
 use crate::backward::{Backward, zero};
 use crate::backward_adapter::Carried;
+use crate::dropout::{Dropout, KernelDropout};
 use crate::error::Result;
 use crate::forward::{MAIN_TILE, are_aligned};
 use crate::kernels::{Entry, Kernels, THREADS};
@@ -25,6 +26,7 @@ const LORA_A_CHUNK: usize = 128;
 #[derive(Debug, Clone, Copy)]
 struct BackwardInputParams {
     grad: u64,
+    dropped_grad: u64,
     weight: u64,
     p: u64,
     a: u64,
@@ -38,6 +40,7 @@ struct BackwardInputParams {
     partial_a: u64,
     tile_counters: u64,
     lora_a_counters: u64,
+    dropout: KernelDropout,
     tokens: i32,
     in_features: i32,
     out_features: i32,
@@ -90,7 +93,7 @@ impl Kernels {
         io.check(self, spec)?;
         workspace.check_backward(spec, io.tokens)?;
         self.check_buffer(workspace.buffer())?;
-        self.check_backward_input(spec, &workspace.size(), io.tokens)?;
+        self.check_backward_input(spec, &workspace.size(), io.tokens, io.dropout.as_ref())?;
 
         let (prepared, _guards) = prepared.lend(stream);
         let (scratch, _guard) = workspace.lend(stream, None);
@@ -117,10 +120,10 @@ impl Kernels {
         io: &raw::Backward,
     ) -> Result<()> {
         self.check_stream(stream)?;
-        io.check(spec)?;
+        let peft = io.check(spec)?;
         prepared.check(spec)?;
         let (tokens, dtype) = (io.tokens, spec.dtype());
-        self.check_backward_input(spec, &workspace.size, tokens)?;
+        self.check_backward_input(spec, &workspace.size, tokens, io.dropout.as_ref())?;
         let plan = Plan::new(spec, tokens, self.sm_count());
         let scratch = workspace.parts(plan.needs(), tokens)?;
         let on_input = spec.norm() == Norm::Input;
@@ -135,11 +138,10 @@ impl Kernels {
         }
 
         let region = |offset: usize| scratch.regions + offset as u64;
+        let scaled_grad = region(plan.carried.scaled_grad);
         let grad = match spec.norm() {
-            Norm::Output => {
-                raw::Matrix::dense(region(plan.carried.scaled_grad), spec.out_features())
-            }
-            Norm::None | Norm::Input => io.grad_output,
+            Norm::Output if !peft => raw::Matrix::dense(scaled_grad, spec.out_features()),
+            _ => io.grad_output,
         };
         let p = region(plan.carried.p);
         let row_lengths = [
@@ -154,6 +156,7 @@ impl Kernels {
             [grad.pointer, io.weight, p, prepared.a, io.x.pointer, io.grad_input.pointer];
         let params = BackwardInputParams {
             grad: grad.pointer,
+            dropped_grad: if peft { scaled_grad } else { 0 },
             weight: io.weight,
             p,
             a: prepared.a,
@@ -167,6 +170,7 @@ impl Kernels {
             partial_a: region(plan.partial_a),
             tile_counters: scratch.counters,
             lora_a_counters: scratch.counters + (plan.tiles[1] * size_of::<u32>()) as u64,
+            dropout: io.dropout.map_or(KernelDropout::default(), |dropout| dropout.kernel()),
             tokens: tokens as i32,
             in_features: spec.in_features() as i32,
             out_features: spec.out_features() as i32,
@@ -178,15 +182,16 @@ impl Kernels {
             chunk: plan.split.len as i32,
             aligned: i32::from(are_aligned(dtype, &row_lengths, &pointers)),
         };
+        let [input, lora_a] = entries(io.dropout.as_ref());
         // SAFETY: the struct is the kernels'; the caller vouches for the addresses.
         unsafe {
             if io.grad_input.pointer != 0 || on_input {
-                self.launch(stream, Entry::BackwardInput, dtype, plan.grid(), &params)?;
+                self.launch(stream, input, dtype, plan.grid(), &params)?;
             }
             if spec.rank() == 0 {
                 return Ok(());
             }
-            self.launch(stream, Entry::BackwardInputLoraA, dtype, plan.lora_a_grid(), &params)
+            self.launch(stream, lora_a, dtype, plan.lora_a_grid(), &params)
         }
     }
 
@@ -196,11 +201,21 @@ impl Kernels {
         spec: &DoraSpec,
         workspace: &WorkspaceSize,
         tokens: usize,
+        dropout: Option<&Dropout>,
     ) -> Result<()> {
         let plan = Plan::new(spec, tokens, self.sm_count());
         workspace.check(plan.needs(), tokens)?;
-        self.check_grid(Entry::BackwardInput, spec.dtype(), plan.grid())?;
-        self.check_grid(Entry::BackwardInputLoraA, spec.dtype(), plan.lora_a_grid())
+        let [input, lora_a] = entries(dropout);
+        self.check_grid(input, spec.dtype(), plan.grid())?;
+        self.check_grid(lora_a, spec.dtype(), plan.lora_a_grid())
+    }
+}
+
+/// The kernels of both launches.
+fn entries(dropout: Option<&Dropout>) -> [Entry; 2] {
+    match dropout {
+        None => [Entry::BackwardInput, Entry::BackwardInputLoraA],
+        Some(_) => [Entry::BackwardInputDropout, Entry::BackwardInputLoraADropout],
     }
 }
 

@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use cudarc::driver::{CudaStream, CudaView, CudaViewMut, DevicePtr, DevicePtrMut, DeviceRepr};
 
-use crate::error::Result;
+use crate::dropout::{Dropout, KernelDropout};
+use crate::error::{Error, Result};
 use crate::kernels::{Entry, Kernels, THREADS};
 use crate::prepare::{Prepared, optional};
 use crate::raw::{self, absent_or, present};
@@ -29,9 +30,12 @@ struct ForwardParams {
     bias: u64,
     gain: u64,
     xs: u64,
+    rest: u64,
     h: u64,
+    z: u64,
     y: u64,
     seed: u64,
+    dropout: KernelDropout,
     tokens: i32,
     in_features: i32,
     out_features: i32,
@@ -70,6 +74,10 @@ pub struct Forward<'a, E> {
     /// Seed of the stochastic rounding of x∘g (norm axis input in 16 bit; otherwise unused). Use
     /// another one each step; the same one gives the same bits.
     pub seed: u64,
+    /// Dropout of x, in training.
+    pub dropout: Option<Dropout>,
+    /// z `[T, O]`, written, for PEFT's dropout with norm axis output only: keep it for the backward.
+    pub z: Option<CudaViewMut<'a, E>>,
     /// y `[T, O]`, written.
     pub y: MatrixViewMut<'a, E>,
     /// H = (x∘g)·Aᵀ or x·Aᵀ, `[T, R]`, written: keep it for the backward.
@@ -117,7 +125,8 @@ impl Kernels {
         self.check_buffer(&io.y.view)?;
         self.check_buffer(&io.h)?;
         io.bias.as_ref().map_or(Ok(()), |bias| self.check_buffer(bias))?;
-        self.check_forward(spec, io.tokens)?;
+        io.z.as_ref().map_or(Ok(()), |z| self.check_buffer(z))?;
+        self.check_forward(spec, io.tokens, io.dropout.as_ref())?;
         workspace.size().check(needs(spec, io.tokens), io.tokens)?;
 
         let (prepared, _guards) = prepared.lend(stream);
@@ -129,6 +138,7 @@ impl Kernels {
         let (bias, _bias) =
             io.bias.as_ref().map_or((0, None), |bias| optional(bias.device_ptr(stream)));
         let (h, _guard) = io.h.device_ptr_mut(stream);
+        let (z, _z) = io.z.as_mut().map_or((0, None), |z| optional(z.device_ptr_mut(stream)));
         let (y, _guard) = io.y.view.device_ptr_mut(stream);
         let raw = raw::Forward {
             tokens: io.tokens,
@@ -136,6 +146,8 @@ impl Kernels {
             weight,
             bias,
             seed: io.seed,
+            dropout: io.dropout,
+            z,
             y: raw::Matrix { pointer: y, stride: y_stride },
             h,
         };
@@ -178,13 +190,14 @@ impl Kernels {
         spec.check_tokens(io.tokens)?;
         let tokens = io.tokens;
         let scratch = workspace.parts(needs(spec, tokens), tokens)?;
-        let (low_rank_grid, grid) = self.check_forward(spec, tokens)?;
+        let (low_rank_grid, grid) = self.check_forward(spec, tokens, io.dropout.as_ref())?;
         if tokens == 0 {
             return Ok(());
         }
-        check_raw(spec, prepared, io)?;
+        let peft = check_raw(spec, prepared, io)?;
         let dtype = spec.dtype();
-        let xs = if spec.norm() == Norm::Input { scratch.regions } else { 0 };
+        let [xs, rest] = Inputs::new(spec, tokens).offsets.map(|at| scratch.regions + at as u64);
+        let only_if = |needed: bool, pointer| if needed { pointer } else { 0 };
         let rows =
             [spec.in_features(), spec.padded_rank(), spec.out_features(), io.x.stride, io.y.stride];
         let pointers = [io.x.pointer, io.weight, prepared.a, prepared.sb, io.h, io.y.pointer];
@@ -195,10 +208,13 @@ impl Kernels {
             sb: prepared.sb,
             bias: io.bias,
             gain: if spec.norm() == Norm::None { 0 } else { prepared.gain },
-            xs,
+            xs: only_if(spec.norm() == Norm::Input || peft, xs),
+            rest: only_if(peft, rest),
             h: io.h,
+            z: io.z,
             y: io.y.pointer,
             seed: io.seed,
+            dropout: io.dropout.map_or(KernelDropout::default(), |dropout| dropout.kernel()),
             tokens: tokens as i32,
             in_features: spec.in_features() as i32,
             out_features: spec.out_features() as i32,
@@ -208,33 +224,53 @@ impl Kernels {
             gain_on_input: i32::from(spec.norm() == Norm::Input),
             aligned: i32::from(are_aligned(dtype, &rows, &pointers)),
         };
+        let (low_rank, main) = entries(io.dropout.as_ref(), peft);
         // SAFETY: the struct is the kernels'; the caller vouches for the addresses.
         unsafe {
             if low_rank_grid[1] > 0 {
-                self.launch(stream, Entry::ForwardLowRank, dtype, low_rank_grid, &params)?;
+                self.launch(stream, low_rank, dtype, low_rank_grid, &params)?;
             }
-            self.launch(stream, Entry::Forward, dtype, grid, &params)
+            self.launch(stream, main, dtype, grid, &params)
         }
     }
 
     /// The grids of both launches, within the device's limits; that of the first is empty where
     /// there is neither H nor x∘g to compute.
-    fn check_forward(&self, spec: &DoraSpec, tokens: usize) -> Result<([usize; 3], [usize; 3])> {
-        // The launch for H is also the one that writes x∘g.
+    fn check_forward(
+        &self,
+        spec: &DoraSpec,
+        tokens: usize,
+        dropout: Option<&Dropout>,
+    ) -> Result<([usize; 3], [usize; 3])> {
+        let peft = Dropout::check(dropout, spec)?;
+        // The launch for H is also the one that writes x∘g, or x∘M.
         let rank_tiles = spec.padded_rank().div_ceil(LOW_RANK_TILE[1]);
-        let rank_tiles = rank_tiles.max(usize::from(spec.norm() == Norm::Input));
+        let rank_tiles = rank_tiles.max(usize::from(spec.norm() == Norm::Input || peft));
         let low_rank_grid = [tokens.div_ceil(LOW_RANK_TILE[0]), rank_tiles, 1];
         let main_tiles = tokens
             .div_ceil(MAIN_TILE[0])
             .saturating_mul(spec.out_features().div_ceil(MAIN_TILE[1]));
         let grid = [main_tiles, 1, 1];
-        self.check_grid(Entry::ForwardLowRank, spec.dtype(), low_rank_grid)?;
-        self.check_grid(Entry::Forward, spec.dtype(), grid)?;
+        let (low_rank, main) = entries(dropout, peft);
+        self.check_grid(low_rank, spec.dtype(), low_rank_grid)?;
+        self.check_grid(main, spec.dtype(), grid)?;
         Ok((low_rank_grid, grid))
     }
 }
 
-fn check_raw(spec: &DoraSpec, prepared: &raw::Prepared, io: &raw::Forward) -> Result<()> {
+/// The kernels of both launches.
+fn entries(dropout: Option<&Dropout>, peft: bool) -> (Entry, Entry) {
+    match (dropout, peft) {
+        (_, true) => (Entry::ForwardLowRankDropout, Entry::ForwardPeftDropout),
+        (Some(_), false) => (Entry::ForwardLowRankDropout, Entry::Forward),
+        (None, false) => (Entry::ForwardLowRank, Entry::Forward),
+    }
+}
+
+/// Checks what can be told from the numbers, and tells whether the dropout is PEFT's.
+fn check_raw(spec: &DoraSpec, prepared: &raw::Prepared, io: &raw::Forward) -> Result<bool> {
+    let peft = Dropout::check(io.dropout.as_ref(), spec)?;
+    check_z(peft, io.z != 0)?;
     let bytes = spec.dtype().bytes();
     io.x.present("x", spec.in_features(), bytes)?;
     present("weight", io.weight, bytes)?;
@@ -243,7 +279,25 @@ fn check_raw(spec: &DoraSpec, prepared: &raw::Prepared, io: &raw::Forward) -> Re
     if spec.rank() > 0 {
         present("h", io.h, bytes)?;
     }
-    prepared.check(spec)
+    absent_or("z", io.z, bytes)?;
+    prepared.check(spec)?;
+    Ok(peft)
+}
+
+/// Checks that z is there if it is needed.
+pub(crate) fn check_z(needed: bool, given: bool) -> Result<()> {
+    let tensor = "z";
+    match (needed, given) {
+        (true, false) => {
+            let reason = "PEFT's dropout keeps it from the forward to the backward";
+            Err(Error::MissingTensor { tensor, reason })
+        }
+        (false, true) => {
+            let reason = "only PEFT's dropout with norm axis output keeps it";
+            Err(Error::UnexpectedTensor { tensor, reason })
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Whether rows of these lengths at these addresses all start at 16-byte boundaries: then kernels
@@ -263,14 +317,31 @@ fn check<E: Element>(spec: &DoraSpec, io: &Forward<'_, E>) -> Result<()> {
         check_len("bias", bias.len(), ("1", 1), outputs)?;
     }
     io.y.check("y", tokens, outputs)?;
+    check_z(Dropout::check(io.dropout.as_ref(), spec)?, io.z.is_some())?;
+    if let Some(z) = &io.z {
+        check_len("z", z.len(), tokens, outputs)?;
+    }
     check_len("h", io.h.len(), tokens, ("R", spec.padded_rank()))
 }
 
-/// x∘g of norm axis input.
-pub(crate) fn needs(spec: &DoraSpec, tokens: usize) -> Needs {
-    let mut regions = Regions::default();
-    if spec.norm() == Norm::Input {
-        regions.take(tokens.saturating_mul(spec.in_features()), spec.dtype().bytes());
+/// What the first launch leaves to the second: x∘g of norm axis input, or x∘M and x − x∘M of PEFT's
+/// dropout, which any call for norm axis output may ask for.
+struct Inputs {
+    offsets: [usize; 2],
+    bytes: usize,
+}
+
+impl Inputs {
+    fn new(spec: &DoraSpec, tokens: usize) -> Self {
+        let mut regions = Regions::default();
+        let elements = tokens.saturating_mul(spec.in_features());
+        let mut matrix =
+            |needed| regions.take(if needed { elements } else { 0 }, spec.dtype().bytes());
+        let offsets = [matrix(spec.norm() != Norm::None), matrix(spec.norm() == Norm::Output)];
+        Self { offsets, bytes: regions.bytes() }
     }
-    Needs { counters: 0, bytes: regions.bytes() }
+}
+
+pub(crate) fn needs(spec: &DoraSpec, tokens: usize) -> Needs {
+    Needs { counters: 0, bytes: Inputs::new(spec, tokens).bytes }
 }

@@ -36,22 +36,30 @@ const FILES: [(&str, Option<&str>); 5] = [
 pub(crate) enum Entry {
     Prepare,
     ForwardLowRank,
+    ForwardLowRankDropout,
     Forward,
+    ForwardPeftDropout,
     BackwardAdapter,
     BackwardInput,
+    BackwardInputDropout,
     BackwardInputLoraA,
+    BackwardInputLoraADropout,
     AdamW,
     GradientNorm,
 }
 
 impl Entry {
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 12] = [
         Self::Prepare,
         Self::ForwardLowRank,
+        Self::ForwardLowRankDropout,
         Self::Forward,
+        Self::ForwardPeftDropout,
         Self::BackwardAdapter,
         Self::BackwardInput,
+        Self::BackwardInputDropout,
         Self::BackwardInputLoraA,
+        Self::BackwardInputLoraADropout,
         Self::AdamW,
         Self::GradientNorm,
     ];
@@ -61,10 +69,14 @@ impl Entry {
         match self {
             Self::Prepare => ("prepare", 0),
             Self::ForwardLowRank => ("forward_low_rank", 1),
+            Self::ForwardLowRankDropout => ("forward_low_rank_dropout", 1),
             Self::Forward => ("forward", 1),
+            Self::ForwardPeftDropout => ("forward_peft_dropout", 1),
             Self::BackwardAdapter => ("backward_adapter", 2),
             Self::BackwardInput => ("backward_input", 3),
+            Self::BackwardInputDropout => ("backward_input_dropout", 3),
             Self::BackwardInputLoraA => ("backward_input_lora_a", 3),
+            Self::BackwardInputLoraADropout => ("backward_input_lora_a_dropout", 3),
             Self::AdamW => ("adamw", 4),
             Self::GradientNorm => ("gradient_norm", 4),
         }

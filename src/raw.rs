@@ -16,6 +16,7 @@
 //! context with [`CudaContext::from_raw_context`](cudarc::driver::CudaContext::from_raw_context).
 //! The ops allocate nothing, wait for nothing and read nothing back.
 
+use crate::dropout::Dropout;
 use crate::error::{Error, Result};
 use crate::kernels::Kernels;
 use crate::rows::check_stride;
@@ -109,6 +110,10 @@ pub struct Forward {
     pub bias: u64,
     /// Seed of the stochastic rounding of x∘g.
     pub seed: u64,
+    /// Dropout of x.
+    pub dropout: Option<Dropout>,
+    /// z `[T, O]`, written; 0 unless the dropout is PEFT's.
+    pub z: u64,
     /// y `[T, O]`, written.
     pub y: Matrix,
     /// H `[T, R]`, written; 0 for rank 0.
@@ -126,8 +131,12 @@ pub struct Backward {
     pub weight: u64,
     /// b `[O]`, as given to the forward; 0 where there is none.
     pub bias: u64,
-    /// y `[T, O]`; address 0 where the norm axis is not the output.
+    /// y `[T, O]`; address 0 where the norm axis is not the output, or the dropout is PEFT's.
     pub output: Matrix,
+    /// z `[T, O]`, as the forward wrote it; 0 unless the dropout is PEFT's.
+    pub z: u64,
+    /// The forward's dropout.
+    pub dropout: Option<Dropout>,
     /// dY `[T, O]`.
     pub grad_output: Matrix,
     /// H `[T, R]`; 0 for rank 0.

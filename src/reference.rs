@@ -13,7 +13,7 @@ pub use bounds::bounds;
 
 use half::{bf16, f16};
 
-use crate::{Dtype, Norm};
+use crate::{DropoutForm, Dtype, Norm};
 use matrix::Matrix;
 
 /// u, the unit roundoff of f32.
@@ -48,6 +48,17 @@ pub struct Case {
     pub magnitude: Vec<f64>,
     /// dY `[T,O]`.
     pub grad_output: Vec<f64>,
+    /// Dropout of x, or none.
+    pub dropout: Option<CaseDropout>,
+}
+
+/// A dropout with its mask fixed.
+#[derive(Clone, Debug, PartialEq)]
+pub struct CaseDropout {
+    /// Where it is applied.
+    pub form: DropoutForm,
+    /// M `[T,I]`: 0 or 1/(1 − p).
+    pub mask: Vec<f64>,
 }
 
 /// A layer's output and gradients, or a bound on the error of each of their elements.
@@ -124,6 +135,7 @@ impl Case {
             lora_b: round(&self.lora_b, Dtype::F32),
             magnitude: round(&self.magnitude, Dtype::F32),
             grad_output: round(&self.grad_output, dtype),
+            dropout: self.dropout.clone(),
             ..*self
         }
     }
@@ -186,7 +198,15 @@ impl Case {
             check("bias", bias.len(), self.out_features, 1)?;
         }
         check("magnitude", self.magnitude.len(), self.magnitudes(), 1)?;
-        check("grad_output", self.grad_output.len(), self.tokens, self.out_features)
+        check("grad_output", self.grad_output.len(), self.tokens, self.out_features)?;
+        let mask = self.dropout.as_ref().map(|dropout| dropout.mask.len());
+        mask.map_or(Ok(()), |len| check("mask", len, self.tokens, self.in_features))
+    }
+
+    /// Whether x is dropped as PEFT does, of which other norm axes know nothing.
+    fn drops_as_peft(&self) -> bool {
+        let form = self.dropout.as_ref().map(|dropout| dropout.form);
+        form == Some(DropoutForm::Peft) && self.norm == Norm::Output
     }
 }
 
@@ -206,6 +226,8 @@ struct Parts {
     /// s·B.
     sb: Matrix,
     dy: Matrix,
+    /// M, the mask of dropout; ones without it.
+    mask: Matrix,
     /// W + s·B·A.
     v: Matrix,
     /// The norms of V; empty for plain LoRA.
@@ -229,7 +251,12 @@ impl Parts {
             Norm::Input => g_in = g,
             Norm::Output => g_out = g,
         }
+        let mask = match &case.dropout {
+            Some(dropout) => dropout.mask.clone(),
+            None => vec![1.0; tokens * in_features],
+        };
         Ok(Self {
+            mask: Matrix::new(tokens, in_features, mask),
             x: Matrix::new(tokens, in_features, case.input.clone()),
             w,
             a,
@@ -242,14 +269,31 @@ impl Parts {
         })
     }
 
-    /// z = (x∘g_in)·Vᵀ `[T,O]`, the output before g_out and the bias.
-    fn z(&self) -> Matrix {
-        self.x.scale_columns(&self.g_in).times(&self.v.transposed())
+    /// xs∘M with xs = x∘g_in: what the adapter sees.
+    fn dropped(&self) -> Matrix {
+        self.x.scale_columns(&self.g_in).zip(&self.mask, |xs, m| xs * m)
     }
 
-    /// D = (dY∘g_out)·V `[T,I]`, the input's gradient before g_in.
-    fn d(&self) -> Matrix {
-        self.dy.scale_columns(&self.g_out).times(&self.v)
+    /// z `[T,O]`, what g_out acts on: xs·Wᵀ + s·(xs∘M)·AᵀBᵀ, or all of it of xs∘M in PEFT's form.
+    fn z(&self, case: &Case) -> Matrix {
+        let dropped = self.dropped();
+        if case.drops_as_peft() {
+            return dropped.times(&self.v.transposed());
+        }
+        let low_rank = dropped.times(&self.a.transposed()).times(&self.sb.transposed());
+        self.x.scale_columns(&self.g_in).times(&self.w.transposed()).plus(&low_rank)
+    }
+
+    /// D `[T,I]`, the input's gradient before g_in: G·W + (P·A)∘M with G = dY∘g_out, or
+    /// dY·W + ((G − dY)·W + P·A)∘M in PEFT's form.
+    fn d(&self, case: &Case) -> Matrix {
+        let g = self.dy.scale_columns(&self.g_out);
+        let low_rank = g.times(&self.sb).times(&self.a);
+        let (kept, dropped) = match case.drops_as_peft() {
+            true => (&self.dy, g.zip(&self.dy, |g, dy| g - dy).times(&self.w).plus(&low_rank)),
+            false => (&g, low_rank),
+        };
+        kept.times(&self.w).plus(&dropped.zip(&self.mask, |d, m| d * m))
     }
 }
 
@@ -263,12 +307,13 @@ fn over_norm(value: f64, norm: f64) -> f64 {
 /// With xs = x∘g on the input axis and G = dY∘g on the output axis (x and dY elsewhere):
 /// y = (xs·Vᵀ)∘g + b, P = G·(sB), D = G·V, dX = D∘g, dA = (Pᵀx)∘g, dB = s·Gᵀ(xs·Aᵀ),
 /// dm = (Σ_t x∘D)/c or (Σ_t dY∘z)/c, db = Σ_t dY. A feature whose norm is 0 has g = 0 and dm = 0.
+/// With a dropout mask M: see [`DropoutForm`].
 ///
 /// # Errors
 /// A tensor whose length contradicts the case's shape.
 pub fn evaluate(case: &Case) -> Result<Results, CaseError> {
     let parts = Parts::new(case)?;
-    Ok(evaluate_parts(case, &parts, &parts.z(), &parts.d()))
+    Ok(evaluate_parts(case, &parts, &parts.z(case), &parts.d(case)))
 }
 
 /// The output alone, `[T,O]`.
@@ -277,11 +322,15 @@ pub fn evaluate(case: &Case) -> Result<Results, CaseError> {
 /// A tensor whose length contradicts the case's shape.
 pub fn forward(case: &Case) -> Result<Vec<f64>, CaseError> {
     let parts = Parts::new(case)?;
-    Ok(output(case, &parts, &parts.z()).into_data())
+    Ok(output(case, &parts, &parts.z(case)).into_data())
 }
 
 fn output(case: &Case, parts: &Parts, z: &Matrix) -> Matrix {
-    let y = z.scale_columns(&parts.g_out);
+    let mut y = z.scale_columns(&parts.g_out);
+    if case.drops_as_peft() {
+        let rest = parts.x.zip(&parts.dropped(), |x, dropped| x - dropped);
+        y = y.plus(&rest.times(&parts.w.transposed()));
+    }
     match &case.bias {
         Some(bias) => y.with_columns(bias, |y, bias| y + bias),
         None => y,
@@ -291,7 +340,8 @@ fn output(case: &Case, parts: &Parts, z: &Matrix) -> Matrix {
 fn evaluate_parts(case: &Case, parts: &Parts, z: &Matrix, d: &Matrix) -> Results {
     let Parts { x, a, sb, dy, c, g_in, g_out, .. } = parts;
     let p = dy.scale_columns(g_out).times(sb);
-    let h = x.scale_columns(g_in).times(&a.transposed());
+    let h = parts.dropped().times(&a.transposed());
+    let dropped_x = x.zip(&parts.mask, |x, m| x * m);
     let sums = match case.norm {
         Norm::None => Vec::new(),
         Norm::Input => x.zip(d, |x, d| x * d).column_sums(),
@@ -300,7 +350,7 @@ fn evaluate_parts(case: &Case, parts: &Parts, z: &Matrix, d: &Matrix) -> Results
     Results {
         output: output(case, parts, z).into_data(),
         grad_input: d.scale_columns(g_in).into_data(),
-        grad_lora_a: p.transposed().times(x).scale_columns(g_in).into_data(),
+        grad_lora_a: p.transposed().times(&dropped_x).scale_columns(g_in).into_data(),
         grad_lora_b: dy.transposed().times(&h).scale_rows(g_out).scaled(case.scaling).into_data(),
         grad_magnitude: sums.iter().zip(c).map(|(&sum, &c)| over_norm(sum, c)).collect(),
         grad_bias: dy.column_sums(),

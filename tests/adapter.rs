@@ -155,6 +155,8 @@ fn step<E: Element>(kernels: &Kernels, buffers: &Buffers, case: &Case) -> [Vec<f
         weight: weight.as_view(),
         bias: prepared.bias(),
         seed: 1,
+        dropout: None,
+        z: None,
         y: y.as_view_mut().into(),
         h: h.slice_mut(..tokens * spec.padded_rank()),
     };
@@ -166,6 +168,8 @@ fn step<E: Element>(kernels: &Kernels, buffers: &Buffers, case: &Case) -> [Vec<f
         weight: weight.as_view(),
         bias: prepared.bias(),
         output: Some(y.as_view().into()),
+        z: None,
+        dropout: None,
         grad_output: dy.as_view().into(),
         h: h.slice(..tokens * spec.padded_rank()),
         grad_input: Some(dx.as_view_mut().into()),

@@ -122,6 +122,8 @@ impl Layer {
             weight: self.weight.as_view(),
             bias: Some(self.bias.as_view()),
             seed: 0,
+            dropout: None,
+            z: None,
             y: self.y.as_view_mut().into(),
             h: self.h.as_view_mut(),
         };
@@ -145,6 +147,8 @@ impl Layer {
             weight: self.weight.as_view(),
             bias: Some(self.bias.as_view()),
             output: Some(self.y.as_view().into()),
+            z: None,
+            dropout: None,
             grad_output: grad_output.as_view().into(),
             h: self.h.as_view(),
             grad_input: None,

@@ -63,6 +63,8 @@ fn fresh<E: Element>(
         weight: device_weight.as_view(),
         bias: Some(bias.as_view()),
         seed: 5,
+        dropout: None,
+        z: None,
         y: y.as_view_mut().into(),
         h: h.slice_mut(..tokens * spec.padded_rank()),
     };

@@ -9,8 +9,8 @@ use common::case::{CaseFile, NormGrad};
 use common::compare::{self, Comparison};
 use common::random::{fresh_seed, random_case};
 use common::run::Runner;
-use fused_dora::reference::{Case, Results, evaluate};
-use fused_dora::{Dtype, Norm};
+use fused_dora::reference::{Case, CaseDropout, Results, evaluate};
+use fused_dora::{Dropout, DropoutForm, Dtype, Norm};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
@@ -156,6 +156,29 @@ fn rows_with_gaps() {
     }
 }
 
+/// Dropout in both forms, with the mask that the counter gives.
+#[test]
+fn dropout() {
+    let mut random = StdRng::seed_from_u64(fresh_seed());
+    let shapes = [[70, 64, 136, 16], [33, 21, 35, 3], [130, 150, 40, 70], [9, 40, 24, 0]];
+    for (i, shape) in shapes.into_iter().enumerate() {
+        for form in [DropoutForm::Adapter, DropoutForm::Peft] {
+            let probability = [0.1, 0.5, 0.0, 0.3][i];
+            let dropout = Dropout::new(probability, form, random.random()).expect("a probability");
+            let runner = runner().with_dropout(dropout);
+            each_dtype_and_norm(|dtype, norm| {
+                if (form, norm) == (DropoutForm::Peft, Norm::Input) {
+                    return;
+                }
+                let mut case = random_case(&mut random, shape, norm, i % 2 == 0).rounded(dtype);
+                let mask = dropout.mask(shape[0], shape[1]).into_iter().map(f64::from).collect();
+                case.dropout = Some(CaseDropout { form, mask });
+                check(&runner, &format!("dropout {form:?}"), &case, [None; 6], dtype);
+            });
+        }
+    }
+}
+
 /// A projection of the size that Llama models have, in many tiles and chunks of every kind.
 fn llama_sized(norm: Norm) {
     let mut random = StdRng::seed_from_u64(fresh_seed());
@@ -273,6 +296,7 @@ fn small_gains_are_right_on_average() {
         lora_b: vec![0.0; features],
         magnitude: vec![0.0; features],
         grad_output: vec![0.0; tokens * features],
+        dropout: None,
     };
     (0..features).for_each(|i| case.weight[i * features + i] = 1.0);
     for dtype in [Dtype::Bf16, Dtype::F16] {

@@ -101,6 +101,8 @@ impl Layer {
             weight: prepare.weight,
             bias: case.bias.as_ref().map_or(0, |bias| memory.bf16(bias)),
             seed: 1,
+            dropout: None,
+            z: 0,
             y: raw::Matrix::dense(memory.room(tokens * outputs, 2), outputs),
             h: memory.room(tokens * r, 2),
         };
@@ -110,6 +112,8 @@ impl Layer {
             weight: forward.weight,
             bias: forward.bias,
             output: forward.y,
+            z: 0,
+            dropout: None,
             grad_output: raw::Matrix::dense(memory.bf16(&case.grad_output), outputs),
             h: forward.h,
             grad_input: raw::Matrix::dense(memory.room(tokens * inputs, 2), inputs),

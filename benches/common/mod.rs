@@ -128,6 +128,8 @@ impl Layer {
             weight: self.weight.as_view(),
             bias: None,
             seed: 1,
+            dropout: None,
+            z: None,
             y: self.y.as_view_mut().into(),
             h: self.h.as_view_mut(),
         };
@@ -168,6 +170,8 @@ impl Layer {
             weight: self.weight.as_view(),
             bias: None,
             output: Some(self.y.as_view().into()),
+            z: None,
+            dropout: None,
             grad_output: self.grad_output.as_view().into(),
             h: self.h.as_view(),
             grad_input: Some(self.grad_input.as_view_mut().into()),

@@ -241,6 +241,8 @@ impl<E: Element> Layer<E> {
             weight: self.weight.as_view(),
             bias: Some(self.bias.as_view()),
             seed,
+            dropout: None,
+            z: None,
             y: self.y.slice_mut(..outputs).into(),
             h: self.h.slice_mut(..tokens * self.spec.padded_rank()),
         };
@@ -269,6 +271,8 @@ impl<E: Element> Layer<E> {
             weight: self.weight.as_view(),
             bias: Some(self.bias.as_view()),
             output: Some(self.y.slice(..outputs).into()),
+            z: None,
+            dropout: None,
             grad_output: self.grad_output.slice(..outputs).into(),
             h: self.h.slice(..tokens * spec.padded_rank()),
             grad_input: wants_input.then(|| self.grad_input.slice_mut(..inputs).into()),

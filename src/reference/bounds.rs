@@ -44,11 +44,21 @@ const RECOVER_SLACK: f64 = 1e-3;
 /// - Δ(db) = acc(T)Σ_t |dY|.
 /// - To everything, u|value| is added, for being stored as f32.
 ///
+/// With dropout, xd = xs∘M is rounded: Δ(xd) = M∘Δ(xs) + r(xd). H is of xd instead of xs, and dA of
+/// x∘M, which errs by r(x∘M).
+///
+/// - Adapter form: in Δ(z), Δ(xs)|V|ᵀ becomes Δ(xs)|W|ᵀ + Δ(xd)|A|ᵀ|sB|ᵀ; in Δ(D), all terms of P·A
+///   are multiplied by M.
+/// - PEFT's form: Δ(z) is of xd instead of xs, and dm takes z as it is stored, so that it has r(z)
+///   instead of the recovery's terms. y before rounding has besides acc(I)|x − xd||W|ᵀ + Δ(u)|W|ᵀ with
+///   Δ(u) = Δ(xd) + r(x − xd). In Δ(D), G − dY stands for G, all is multiplied by M, and
+///   acc(O)|dY||W| is added.
+///
 /// # Errors
 /// A tensor whose length contradicts the case's shape.
 pub fn bounds(case: &Case, dtype: Dtype) -> Result<Results, CaseError> {
     let parts = Parts::new(case)?;
-    let (z, d) = (parts.z(), parts.d());
+    let (z, d) = (parts.z(case), parts.d(case));
     let values = evaluate_parts(case, &parts, &z, &d);
     let mut bounds = Terms::new(case, &parts, dtype).bounds(&z, &d, &values);
     for (bound, value) in bounds.tensors_mut().into_iter().zip(values.tensors()) {
@@ -127,6 +137,7 @@ struct Terms<'a> {
     a: Matrix,
     sb: Matrix,
     dy: Matrix,
+    mask: &'a Matrix,
     packed_a: Packed,
 }
 
@@ -156,6 +167,7 @@ impl<'a> Terms<'a> {
             a,
             sb,
             dy,
+            mask: &parts.mask,
             packed_a: Packed::exactly(&parts.a, dtype),
         }
     }
@@ -187,20 +199,43 @@ impl<'a> Terms<'a> {
         (xs, error)
     }
 
+    /// Elementwise with the mask of dropout.
+    fn masked(&self, matrix: &Matrix) -> Matrix {
+        matrix.zip(self.mask, |value, m| value * m)
+    }
+
+    /// xd = xs∘M and Δ(xd).
+    fn xd(&self, xs: &Matrix, xs_error: &Matrix) -> (Matrix, Matrix) {
+        if self.case.dropout.is_none() {
+            return (xs.clone(), xs_error.clone());
+        }
+        let xd = self.masked(xs);
+        let error = self.stored(&xd, &self.masked(xs_error));
+        (xd, error)
+    }
+
     /// Δ(z), and |H| and Δ(H) for dB.
     fn forward(&self) -> (Matrix, Matrix, Matrix) {
         let sums = accumulation(self.case.in_features);
         let (xs, xs_error) = self.xs();
+        let (xd, xd_error) = self.xd(&xs, &xs_error);
         let (a, sb) = (self.a.transposed(), self.sb.transposed());
-        let h = xs.times(&self.parts.a.transposed());
-        let own = xs.abs().times(&a).scaled(sums);
-        let own = own.plus(&xs.times(&self.packed_a.error.transposed()).abs());
-        let from_xs = xs_error.times(&a);
-        let rounded = h.zip(&own.plus(&from_xs), |h, e| self.round(h.abs() + e));
+        let h = xd.times(&self.parts.a.transposed());
+        let own = xd.abs().times(&a).scaled(sums);
+        let own = own.plus(&xd.times(&self.packed_a.error.transposed()).abs());
+        let from_xd = xd_error.times(&a);
+        let rounded = h.zip(&own.plus(&from_xd), |h, e| self.round(h.abs() + e));
         let h_error = own.plus(&rounded);
 
+        let (base, from_inputs) = match (&self.case.dropout, self.case.drops_as_peft()) {
+            (_, true) => (&xd, xd_error.times(&self.parts.v.abs().transposed())),
+            (None, _) => (&xs, xs_error.times(&self.parts.v.abs().transposed())),
+            (Some(_), false) => {
+                (&xs, xs_error.times(&self.w.transposed()).plus(&from_xd.times(&sb)))
+            }
+        };
         let packed_sb = Packed::exactly(&self.parts.sb, self.dtype).error.transposed();
-        let z_error = xs
+        let z_error = base
             .abs()
             .times(&self.w.transposed())
             .plus(&h.abs().times(&sb))
@@ -208,8 +243,17 @@ impl<'a> Terms<'a> {
             .plus(&h_error.times(&sb))
             .plus(&h.times(&packed_sb).abs())
             .plus(&h_error.times(&packed_sb.abs()))
-            .plus(&xs_error.times(&self.parts.v.abs().transposed()));
-        (z_error, h.abs(), h_error.plus(&from_xs))
+            .plus(&from_inputs);
+        (z_error, h.abs(), h_error.plus(&from_xd))
+    }
+
+    /// What x − xd adds to the error of y in PEFT's form.
+    fn rest_error(&self) -> Matrix {
+        let (xs, xs_error) = self.xs();
+        let (xd, xd_error) = self.xd(&xs, &xs_error);
+        let rest = xs.zip(&xd, |x, xd| (x - xd).abs());
+        let sums = accumulation(self.case.in_features);
+        self.stored(&rest, &xd_error).plus(&rest.scaled(sums)).times(&self.w.transposed())
     }
 
     /// |P| and Δ(P).
@@ -238,24 +282,35 @@ impl<'a> Terms<'a> {
 
     /// Δ(D).
     fn d_error(&self, p: &Matrix, p_error: &Matrix) -> Matrix {
+        let sums = accumulation(self.case.out_features);
         let g = self.parts.dy.scale_columns(&self.parts.g_out);
         let signed_p = g.times(&self.parts.sb);
-        let error = g
-            .abs()
-            .times(&self.w)
-            .plus(&p.times(&self.a))
-            .scaled(accumulation(self.case.out_features))
+        let low_rank = p
+            .times(&self.a)
+            .scaled(sums)
             .plus(&p_error.times(&self.a))
             .plus(&signed_p.times(&self.packed_a.error).abs())
             .plus(&p_error.times(&self.packed_a.error.abs()));
-        if self.case.norm != Norm::Output {
-            return error;
+        if self.case.drops_as_peft() {
+            let less = g.zip(&self.parts.dy, |g, dy| g - dy);
+            let dropped = less.abs().times(&self.w).scaled(sums).plus(&self.packed_grad(&less, &g));
+            let kept = self.dy.times(&self.w).scaled(sums);
+            return self.masked(&dropped.plus(&low_rank)).plus(&kept);
         }
-        let doubt = self.gain_doubt();
-        let low = g.with_columns(&doubt, |g, doubt| g * (1.0 - doubt));
-        let high = g.with_columns(&doubt, |g, doubt| g * (1.0 + doubt));
-        let packed = Packed::between(&g, &low, &high, self.dtype);
-        error.plus(&packed.error.times(&self.parts.w).abs()).plus(&packed.doubt.times(&self.w))
+        let error = g.abs().times(&self.w).scaled(sums).plus(&self.masked(&low_rank));
+        match self.case.norm {
+            Norm::Output => error.plus(&self.packed_grad(&g, &g)),
+            Norm::None | Norm::Input => error,
+        }
+    }
+
+    /// |E(G)·W| + F(G)|W| for a packed G whose part `scaled` has g in it.
+    fn packed_grad(&self, g: &Matrix, scaled: &Matrix) -> Matrix {
+        let doubt = scaled.abs().scale_columns(&self.gain_doubt());
+        let low = g.zip(&doubt, |g, doubt| g - doubt);
+        let high = g.plus(&doubt);
+        let packed = Packed::between(g, &low, &high, self.dtype);
+        packed.error.times(&self.parts.w).abs().plus(&packed.doubt.times(&self.w))
     }
 
     fn bounds(&self, z: &Matrix, d: &Matrix, values: &Results) -> Results {
@@ -266,17 +321,28 @@ impl<'a> Terms<'a> {
         let d_error = self.d_error(&p, &p_error);
 
         let y = Matrix::new(tokens, out_features, values.output.clone());
-        let y_error =
+        let mut y_error =
             z_error.plus(&z.abs().scale_columns(&self.delta_out)).scale_columns(&self.g_out);
+        if self.case.drops_as_peft() {
+            y_error = y_error.plus(&self.rest_error());
+        }
         let y_error = self.stored(&y, &y_error);
         let dx = Matrix::new(tokens, in_features, values.grad_input.clone());
         let dx_error =
             d_error.plus(&d.abs().scale_columns(&self.delta_in)).scale_columns(&self.g_in);
         let da = Matrix::new(rank, in_features, values.grad_lora_a.clone()).abs();
+        // What is dropped is rounded.
+        let seen = self.masked(&self.x);
+        let seen = match &self.case.dropout {
+            Some(_) => self.stored(&seen, &seen.scaled(0.0)).plus(&seen),
+            None => seen,
+        };
+        let seen_error = seen.zip(&self.masked(&self.x), |seen, x| seen - x);
         let da_error = p
             .zip(&p_error, |p, error| over_tokens * (p + error) + error)
             .transposed()
-            .times(&self.x)
+            .times(&seen)
+            .plus(&p.transposed().times(&seen_error))
             .scale_columns(&self.g_in)
             .plus(&da.scale_columns(&self.delta_in));
         let db = Matrix::new(out_features, rank, values.grad_lora_b.clone()).abs();
@@ -296,7 +362,13 @@ impl<'a> Terms<'a> {
             Norm::Output => {
                 let error = z.zip(&z_error, |z, error| over_tokens * z.abs() + error);
                 let sums = self.dy.zip(&error, |dy, error| dy * error).column_sums();
-                let recovery = self.recovery_error(z, &y, &y_error);
+                let recovery = match self.case.drops_as_peft() {
+                    true => {
+                        let stored = z.zip(&z_error, |z, e| self.round(z.abs() + e));
+                        self.dy.zip(&stored, |dy, error| dy * error).column_sums()
+                    }
+                    false => self.recovery_error(z, &y, &y_error),
+                };
                 let sums = sums.iter().zip(recovery).map(|(sum, recovery)| sum + recovery);
                 (sums.collect(), &self.delta_out)
             }

@@ -151,6 +151,7 @@ impl<'a> Reader<'a> {
                 Norm::Output => self.needed("magnitude", &[out_features], &weight)?,
             },
             grad_output: self.needed("grad_output", &[tokens, out_features], &input)?,
+            dropout: None,
         };
         let mut expected = [const { None }; 6];
         for ((slot, name), shape) in expected.iter_mut().zip(EXPECTED).zip(case.result_shapes()) {

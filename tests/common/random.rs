@@ -36,6 +36,7 @@ pub fn random_case(random: &mut StdRng, shape: [usize; 4], norm: Norm, bias: boo
         lora_b: normal(out_features * rank, 0.02),
         magnitude: Vec::new(),
         grad_output: normal(tokens * out_features, 1.0),
+        dropout: None,
     };
     case.magnitude = vec![0.0; case.magnitudes()];
     let norms = case.norms().expect("a consistent case");

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use fused_dora::cudarc::driver::{CudaContext, CudaSlice, CudaStream, CudaView, CudaViewMut};
 use fused_dora::reference::Case;
 use fused_dora::{
-    Backward, DoraSpec, Dtype, Element, Error, Forward, Kernels, Magnitude, MatrixView,
-    MatrixViewMut, Norm, Prepare, Prepared, Result, Rows, Scaling, Workspace,
+    Backward, DoraSpec, Dropout, DropoutForm, Dtype, Element, Error, Forward, Kernels, Magnitude,
+    MatrixView, MatrixViewMut, Norm, Prepare, Prepared, Result, Rows, Scaling, Workspace,
 };
 
 /// The device's answer that nothing overwrote: a NaN of all ones in every dtype.
@@ -18,13 +18,14 @@ pub struct Runner {
     kernels: Kernels,
     offset: usize,
     gap: usize,
+    dropout: Option<Dropout>,
 }
 
 impl Runner {
     /// Loads the kernels into `context`.
     pub fn new(context: &Arc<CudaContext>) -> Result<Self> {
         let kernels = Kernels::load(context)?;
-        Ok(Self { stream: context.default_stream(), kernels, offset: 0, gap: 0 })
+        Ok(Self { stream: context.default_stream(), kernels, offset: 0, gap: 0, dropout: None })
     }
 
     /// The same, with every tensor `offset` elements into its allocation, so that none starts at a
@@ -37,6 +38,11 @@ impl Runner {
     /// long. The gaps hold NaN, and must do so afterwards.
     pub fn with_gap(self, gap: usize) -> Self {
         Self { gap, ..self }
+    }
+
+    /// The same with dropout, of which the case has the mask.
+    pub fn with_dropout(self, dropout: Dropout) -> Self {
+        Self { dropout: Some(dropout), ..self }
     }
 
     /// Prepares the case's adapter, runs one forward and one backward in `dtype`, and returns the
@@ -67,6 +73,9 @@ impl Runner {
         let has_norm = case.norm != Norm::None;
 
         let mut y = self.poisoned_rows::<E>(tokens, outputs)?;
+        let form = self.dropout.map(|dropout| dropout.form());
+        let keeps_z = case.norm == Norm::Output && form == Some(DropoutForm::Peft);
+        let mut z = self.poisoned::<E>(if keeps_z { tokens * outputs } else { 0 })?;
         let mut h = self.poisoned::<E>(tokens * spec.padded_rank())?;
         let mut grad_input = self.poisoned_rows::<E>(tokens, inputs)?;
         let mut grad_lora_a = self.poisoned::<f32>(case.lora_a.len())?;
@@ -93,6 +102,8 @@ impl Runner {
             weight: weight.view(),
             bias: bias_view(),
             seed: 1,
+            dropout: self.dropout,
+            z: keeps_z.then(|| z.view_mut()),
             y: y.rows_mut(),
             h: h.view_mut(),
         };
@@ -102,7 +113,9 @@ impl Runner {
             x: x.rows(),
             weight: weight.view(),
             bias: bias_view(),
-            output: Some(y.rows()),
+            output: (!keeps_z).then(|| y.rows()),
+            z: keeps_z.then(|| z.view()),
+            dropout: self.dropout,
             grad_output: grad_output.rows(),
             h: h.view(),
             grad_input: Some(grad_input.rows_mut()),
