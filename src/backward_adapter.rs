@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use cudarc::driver::{CudaStream, DevicePtr, DevicePtrMut, DeviceRepr};
 
-use crate::backward::{Backward, zero};
+use crate::backward::{Backward, Gradients, zero};
 use crate::error::Result;
 use crate::forward::are_aligned;
 use crate::kernels::{Entry, Kernels, THREADS};
@@ -53,6 +53,8 @@ struct BackwardAdapterParams {
     padded_rank: i32,
     chunk: i32,
     aligned: i32,
+    accumulate: i32,
+    _padding: i32,
 }
 
 // SAFETY: a C struct of plain values, laid out as the kernel declares it.
@@ -112,6 +114,9 @@ impl Kernels {
         let left_behind = Some((*spec, tokens));
         let scratch = workspace.reserve(stream, plan.needs(), tokens, left_behind)?;
         if tokens == 0 {
+            if io.gradients == Gradients::Accumulate {
+                return Ok(());
+            }
             zero(stream, &mut io.grad_lora_b)?;
             if let Some(grad) = &mut io.grad_bias {
                 zero(stream, grad)?;
@@ -174,6 +179,8 @@ impl Kernels {
             padded_rank: spec.padded_rank() as i32,
             chunk: plan.split.len as i32,
             aligned: i32::from(are_aligned::<E>(&row_lengths, &[grad_output, h, gsb])),
+            accumulate: io.gradients.accumulate(),
+            _padding: 0,
         };
         // SAFETY: the struct is the kernel's; each buffer was checked against the shape that it
         // accesses, and its guard orders this launch on the stream.

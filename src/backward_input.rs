@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use cudarc::driver::{CudaStream, DevicePtr, DevicePtrMut, DeviceRepr};
 
-use crate::backward::{Backward, zero};
+use crate::backward::{Backward, Gradients, zero};
 use crate::backward_adapter::Carried;
 use crate::error::Result;
 use crate::forward::{MAIN_TILE, are_aligned};
@@ -44,7 +44,7 @@ struct BackwardInputParams {
     padded_rank: i32,
     chunk: i32,
     aligned: i32,
-    _padding: i32,
+    accumulate: i32,
 }
 
 // SAFETY: a C struct of plain values, laid out as the kernels declare it.
@@ -92,6 +92,9 @@ impl Kernels {
         let scratch = workspace.reserve(stream, plan.needs(), tokens, None)?;
         let on_input = spec.norm() == Norm::Input;
         if tokens == 0 {
+            if io.gradients == Gradients::Accumulate {
+                return Ok(());
+            }
             zero(stream, &mut io.grad_lora_a)?;
             return match &mut io.grad_magnitude {
                 Some(grad) if on_input => zero(stream, grad),
@@ -142,7 +145,7 @@ impl Kernels {
             padded_rank: spec.padded_rank() as i32,
             chunk: plan.split.len as i32,
             aligned: i32::from(are_aligned::<E>(&row_lengths, &pointers)),
-            _padding: 0,
+            accumulate: io.gradients.accumulate(),
         };
         // SAFETY: the struct is the kernels'; each buffer was checked against the shape that they
         // access, and its guard orders these launches on the stream.

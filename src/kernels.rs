@@ -23,11 +23,12 @@ pub(crate) const THREADS: u32 = 128;
 const NEEDED_CAPABILITY: (i32, i32) = (8, 0);
 
 /// The kernel files, in the order of [`Entry`].
-const FILES: [(&str, Option<&str>); 4] = [
+const FILES: [(&str, Option<&str>); 5] = [
     ("prepare.cu", embedded::PREPARE),
     ("forward.cu", embedded::FORWARD),
     ("backward_adapter.cu", embedded::BACKWARD_ADAPTER),
     ("backward_input.cu", embedded::BACKWARD_INPUT),
+    ("norm_gradient.cu", embedded::NORM_GRADIENT),
 ];
 
 /// One kernel, whatever its dtype.
@@ -39,16 +40,20 @@ pub(crate) enum Entry {
     BackwardAdapter,
     BackwardInput,
     BackwardInputLoraA,
+    NormGradient,
+    NormGradientFinish,
 }
 
 impl Entry {
-    const ALL: [Self; 6] = [
+    const ALL: [Self; 8] = [
         Self::Prepare,
         Self::ForwardLowRank,
         Self::Forward,
         Self::BackwardAdapter,
         Self::BackwardInput,
         Self::BackwardInputLoraA,
+        Self::NormGradient,
+        Self::NormGradientFinish,
     ];
 
     /// The entry point's name up to the dtype, and the index of its file.
@@ -60,6 +65,8 @@ impl Entry {
             Self::BackwardAdapter => ("backward_adapter", 2),
             Self::BackwardInput => ("backward_input", 3),
             Self::BackwardInputLoraA => ("backward_input_lora_a", 3),
+            Self::NormGradient => ("norm_gradient", 4),
+            Self::NormGradientFinish => ("norm_gradient_finish", 4),
         }
     }
 }

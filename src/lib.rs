@@ -21,12 +21,13 @@ mod device;
 mod error;
 pub mod forward;
 mod kernels;
+pub mod norm_gradient;
 pub mod prepare;
 pub mod reference;
 mod spec;
 mod workspace;
 
-pub use backward::Backward;
+pub use backward::{Backward, Gradients};
 pub use cudarc;
 pub use device::open_device;
 pub use error::{Error, Result};
@@ -34,6 +35,7 @@ pub use forward::Forward;
 pub use kernels::Kernels;
 #[doc(hidden)]
 pub use kernels::load_image;
+pub use norm_gradient::NormGradient;
 pub use prepare::{Magnitude, Prepare, Prepared};
-pub use spec::{DoraSpec, Dtype, Element, Norm, Scaling};
+pub use spec::{DoraSpec, Dtype, Element, Norm, NormGrad, Scaling};
 pub use workspace::Workspace;

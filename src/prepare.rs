@@ -7,6 +7,7 @@ use cudarc::driver::{
 };
 
 use crate::error::{During, Error, Result};
+use crate::forward::are_aligned;
 use crate::kernels::{Entry, Kernels, THREADS};
 use crate::spec::{DoraSpec, Element, Norm, check_len};
 use crate::workspace::{Needs, Regions, Split, Workspace};
@@ -41,6 +42,8 @@ struct PrepareParams {
     norm_on_input: i32,
     has_norm: i32,
     split_tiles: i32,
+    aligned: i32,
+    _padding: i32,
 }
 
 // SAFETY: a C struct of plain values, laid out as the kernel declares it.
@@ -225,6 +228,8 @@ impl Kernels {
             norm_on_input: i32::from(spec.norm() == Norm::Input),
             has_norm: i32::from(spec.norm() != Norm::None),
             split_tiles: (plan.split.len / STRIP) as i32,
+            aligned: i32::from(are_aligned::<E>(&[spec.in_features()], &[weight])),
+            _padding: 0,
         };
         prepared.ready = false;
         // SAFETY: the struct is the kernel's; each buffer was checked against the shape that the

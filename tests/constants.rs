@@ -2,7 +2,7 @@
 
 mod common;
 
-use fused_dora::{Kernels, backward_adapter, backward_input, forward, prepare};
+use fused_dora::{Kernels, backward_adapter, backward_input, forward, norm_gradient, prepare};
 
 fn assert_geometry(symbol: &str, mirrored: &[usize]) {
     let context = common::device::open().expect("a device");
@@ -31,4 +31,9 @@ fn backward_adapter_agrees() {
 #[test]
 fn backward_input_agrees() {
     assert_geometry("backward_input_geometry", &backward_input::GEOMETRY);
+}
+
+#[test]
+fn norm_gradient_agrees() {
+    assert_geometry("norm_gradient_geometry", &norm_gradient::GEOMETRY);
 }

@@ -7,8 +7,8 @@ use std::sync::{Mutex, PoisonError};
 
 use common::device::{Choice, open_choice};
 use fused_dora::{
-    Backward, DoraSpec, Dtype, Forward, Kernels, Magnitude, Norm, Prepare, Prepared, Scaling,
-    Workspace,
+    Backward, DoraSpec, Dtype, Forward, Gradients, Kernels, Magnitude, Norm, NormGrad, Prepare,
+    Prepared, Scaling, Workspace,
 };
 use half::bf16;
 
@@ -43,7 +43,9 @@ fn few_launches_and_nothing_else() {
 
     for norm in [Norm::None, Norm::Input, Norm::Output] {
         let scaling = Scaling::RankStabilized { alpha: 4.0 };
-        let spec = DoraSpec::new(INPUTS, OUTPUTS, RANK, scaling, norm, Dtype::Bf16).expect("spec");
+        let norm_grad = if norm == Norm::None { NormGrad::Detached } else { NormGrad::Exact };
+        let spec = DoraSpec::new(INPUTS, OUTPUTS, RANK, scaling, norm, norm_grad, Dtype::Bf16)
+            .expect("spec");
         let bf16s = |n: usize| stream.alloc_zeros::<bf16>(n).expect("memory");
         let f32s = |n: usize| stream.alloc_zeros::<f32>(n.max(1)).expect("memory");
         let (x, weight) = (bf16s(TOKENS * INPUTS), bf16s(OUTPUTS * INPUTS));
@@ -85,6 +87,7 @@ fn few_launches_and_nothing_else() {
         let mut backward = |with_grad_input: bool| {
             let mut io = Backward {
                 tokens: TOKENS,
+                gradients: Gradients::Overwrite,
                 x: x.as_view(),
                 weight: weight.as_view(),
                 bias: None,
@@ -114,9 +117,9 @@ fn a_refused_backward_launches_nothing() {
     let stream = device.context.default_stream();
     let kernels = Kernels::load(&device.context).expect("kernels");
     let (inputs, outputs, rank, tokens) = (784, 10, 8, 65);
-    let scaling = Scaling::Standard { alpha: 16.0 };
-    let spec =
-        DoraSpec::new(inputs, outputs, rank, scaling, Norm::None, Dtype::Bf16).expect("a layer");
+    let (scaling, detached) = (Scaling::Standard { alpha: 16.0 }, NormGrad::Detached);
+    let spec = DoraSpec::new(inputs, outputs, rank, scaling, Norm::None, detached, Dtype::Bf16)
+        .expect("a layer");
     let bf16s = |n: usize| stream.alloc_zeros::<bf16>(n).expect("memory");
     let f32s = |n: usize| stream.alloc_zeros::<f32>(n).expect("memory");
     let (x, weight, dy) =
@@ -137,6 +140,7 @@ fn a_refused_backward_launches_nothing() {
     let before = device.launches();
     let mut io = Backward {
         tokens,
+        gradients: Gradients::Overwrite,
         x: x.as_view(),
         weight: weight.as_view(),
         bias: None,

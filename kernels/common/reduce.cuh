@@ -26,3 +26,8 @@ __device__ __forceinline__ float ordered_sum(const float* partials, int count, i
     for (int p = 0; p < count; ++p) sum += __ldcg(partials + p * stride);
     return sum;
 }
+
+// A finished gradient: `=`, or `+=` where micro-batches accumulate.
+__device__ __forceinline__ void store_gradient(float* out, float value, int accumulate) {
+    *out = accumulate ? *out + value : value;
+}
