@@ -5,8 +5,9 @@
 //   axis output:  G = dY∘g, rounded to T, for dX;   dm = (Σ_t dY∘z)/c,   z = (y − b)/g
 //
 // Shapes, row-major: dY, y, G [T,O]; gsb [O,R] (sb where there is no g on the output); H, P [T,R];
-// dB [O,r], db, dm [O] f32; R = rank padded to 16. All outputs are written with `=`.
-// Rows of dY, y and x may lie further apart than they are long.
+// dB [O,r], db, dm [O] f32; R = rank padded to 16. G and P are written with `=`; dB, db and dm with
+// `=`, or with `+=` where `accumulate` is set. Rows of dY, y and x may lie further apart than they
+// are long.
 // z comes back from y unless that would magnify y's rounding: where |g| is tiny, or the bias hides
 // g·z, it is computed again as x·Wᵀ + H·(sB)ᵀ. dm = 0 where c = 0.
 // With PEFT's dropout (see forward.cu), axis output: G = dY∘(g − 1), and z is kept by the forward.
@@ -46,6 +47,7 @@ struct BackwardAdapterParams {
     int chunk;              // tokens per chunk, a multiple of the tile
     int peft_dropout;       // PEFT's dropout
     int aligned;            // every row of every operand starts at a 16-byte boundary
+    int accumulate;         // dB, db and dm are added to what is there
 };
 
 constexpr int kRankTile = 64;
@@ -270,16 +272,20 @@ __device__ __forceinline__ void finish_strip(const BackwardAdapterParams& p) {
         const int k = k0 + i % ranks;
         const float sum = ordered_sum(p.partial_b + row * p.padded_rank + k, gridDim.y,
                                       i64(p.out_features) * p.padded_rank);
-        p.grad_lora_b[row * p.rank + k] = p.scaling * (p.gain ? p.gain[row] * sum : sum);
+        store_gradient(p.grad_lora_b + row * p.rank + k,
+                       p.scaling * (p.gain ? p.gain[row] * sum : sum), p.accumulate);
     }
     if (blockIdx.z != 0 || threadIdx.x >= features) return;
     const int col = o0 + threadIdx.x;
     if (p.grad_bias) {
-        p.grad_bias[col] = ordered_sum(p.partial_bias + col, gridDim.y, p.out_features);
+        store_gradient(p.grad_bias + col,
+                       ordered_sum(p.partial_bias + col, gridDim.y, p.out_features),
+                       p.accumulate);
     }
     if (p.grad_magnitude) {
         const float sum = ordered_sum(p.partial_m + col, gridDim.y, p.out_features);
-        p.grad_magnitude[col] = p.norm[col] > 0.0f ? sum / p.norm[col] : 0.0f;
+        store_gradient(p.grad_magnitude + col, p.norm[col] > 0.0f ? sum / p.norm[col] : 0.0f,
+                       p.accumulate);
     }
 }
 

@@ -8,8 +8,8 @@
 // With dropout (mask M, see dropout.cuh), in the adapter branch: D = G·W + (P·A)∘M,
 // dA = Pᵀ(x∘M). PEFT's form, axis output, G = dY∘(g − 1): D = dY·W + (G·W + P·A)∘M.
 // Shapes, row-major: G [T,O]; W [O,I]; P [T,R]; a [R,I]; x, dX [T,I] of T; dm [I], dA [r,I] f32;
-// R = rank padded to 16. All outputs are written with `=`. dm = 0 where c = 0. Rows of G, x and dX
-// may lie further apart than they are long.
+// R = rank padded to 16. dX is written with `=`; dm and dA with `=`, or with `+=` where `accumulate`
+// is set. dm = 0 where c = 0. Rows of G, x and dX may lie further apart than they are long.
 // Launch: backward_input: grid ⌈T/128⌉·⌈I/128⌉; backward_input_lora_a: grid (⌈I/64⌉, ⌈R/64⌉, chunks
 // of T); block 128. Sums over T are partial per CTA and added in order by the last one to arrive.
 // Formulas: chain rule on forward.cu with c constant: DoRA (arXiv:2402.09353) §4.3.
@@ -39,6 +39,7 @@ struct BackwardInputParams {
     int grad_stride, x_stride, grad_input_stride;
     int chunk;              // tokens per CTA of backward_input_lora_a
     int aligned;            // every row of every operand starts at a 16-byte boundary
+    int accumulate;         // dm and dA are added to what is there
 };
 
 // ---- dX and dm --------------------------------------------------------------------------------
@@ -88,7 +89,8 @@ __device__ __forceinline__ void magnitude_gradient(const BackwardInputParams& p,
     if (!arrive_last(p.tile_counters + tile.n, tiles_m, flag)) return;
     if (col < p.in_features) {
         const float sum = ordered_sum(p.partial_m + col, tiles_m, p.in_features);
-        p.grad_magnitude[col] = p.norm[col] > 0.0f ? sum / p.norm[col] : 0.0f;
+        store_gradient(p.grad_magnitude + col, p.norm[col] > 0.0f ? sum / p.norm[col] : 0.0f,
+                       p.accumulate);
     }
 }
 
@@ -211,7 +213,7 @@ __device__ __forceinline__ void backward_lora_a(const BackwardInputParams& p,
         const i64 at = i64(m0 + i / Shape::kTileN) * p.in_features + col;
         const float sum =
             ordered_sum(p.partial_a + at, gridDim.z, i64(p.padded_rank) * p.in_features);
-        p.grad_lora_a[at] = p.gain ? p.gain[col] * sum : sum;
+        store_gradient(p.grad_lora_a + at, p.gain ? p.gain[col] * sum : sum, p.accumulate);
     }
 }
 

@@ -16,11 +16,31 @@ use crate::rows::{MatrixView, MatrixViewMut};
 use crate::spec::{DoraSpec, Element, Norm, check_len};
 use crate::workspace::Workspace;
 
-/// Inputs and outputs of the backward, row-major. Gradients are written (`=`).
+/// What becomes of the parameters' gradients (dA, dB, dm and db) that are in their buffers. There
+/// is no default: a wrong one would go unnoticed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Gradients {
+    /// They are replaced (`=`): the first micro-batch of an optimizer step.
+    Overwrite,
+    /// The new ones are added to them (`+=`): the later micro-batches.
+    Accumulate,
+}
+
+impl Gradients {
+    /// The kernels' flag.
+    pub(crate) fn accumulate(self) -> i32 {
+        i32::from(self == Self::Accumulate)
+    }
+}
+
+/// Inputs and outputs of the backward, row-major.
 #[derive(Debug)]
 pub struct Backward<'a, E> {
     /// T, the number of tokens, as in the forward; may be 0, which gives zero gradients.
     pub tokens: usize,
+    /// Whether dA, dB, dm and db are written or added to. Sums are in f32; the same calls in the
+    /// same order give the same bits.
+    pub gradients: Gradients,
     /// x `[T, I]`, as given to the forward.
     pub x: MatrixView<'a, E>,
     /// W `[O, I]`, as given to the forward.
@@ -40,13 +60,13 @@ pub struct Backward<'a, E> {
     pub h: CudaView<'a, E>,
     /// dX `[T, I]`, written; `None` for a first layer, whose input needs no gradient.
     pub grad_input: Option<MatrixViewMut<'a, E>>,
-    /// dA `[r, I]`, written.
+    /// dA `[r, I]`, written or added to.
     pub grad_lora_a: CudaViewMut<'a, f32>,
-    /// dB `[O, r]`, written.
+    /// dB `[O, r]`, written or added to.
     pub grad_lora_b: CudaViewMut<'a, f32>,
-    /// dm `[I]` or `[O]`, written; `None` for plain LoRA only.
+    /// dm `[I]` or `[O]`, written or added to; `None` for plain LoRA only.
     pub grad_magnitude: Option<CudaViewMut<'a, f32>>,
-    /// db `[O]`, written; `None` where the bias is frozen.
+    /// db `[O]`, written or added to; `None` where the bias is frozen.
     pub grad_bias: Option<CudaViewMut<'a, f32>>,
 }
 
@@ -147,6 +167,7 @@ impl<E: Element> Backward<'_, E> {
         let (grad_bias, grad_bias_guard) = self.grad_bias.as_mut().map_or((0, None), &mut write);
         let raw = raw::Backward {
             tokens: self.tokens,
+            gradients: self.gradients,
             x: raw::Matrix { pointer: x, stride: x_stride },
             weight,
             bias,
@@ -232,7 +253,10 @@ pub(crate) unsafe fn zero(stream: &CudaStream, gradients: u64, len: usize) -> Re
 impl Kernels {
     /// All gradients of one layer, the norm c held constant: [`Kernels::backward_adapter`], then
     /// [`Kernels::backward_input`]. Three launches (two where dX is not wanted and m is not on the
-    /// input, and one less for rank 0).
+    /// input, and one less for rank 0). For a spec with [`NormGrad::Exact`],
+    /// [`Kernels::norm_gradient`] completes dA and dB once all micro-batches are through.
+    ///
+    /// [`NormGrad::Exact`]: crate::NormGrad::Exact
     ///
     /// Formulas: the chain rule on the forward; c constant as in DoRA (arXiv:2402.09353) §4.3.
     ///

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use cudarc::driver::{CudaStream, DeviceRepr};
 
-use crate::backward::{Backward, zero};
+use crate::backward::{Backward, Gradients, zero};
 use crate::error::Result;
 use crate::forward::are_aligned;
 use crate::kernels::{Entry, Kernels, THREADS};
@@ -58,6 +58,8 @@ struct BackwardAdapterParams {
     chunk: i32,
     peft_dropout: i32,
     aligned: i32,
+    accumulate: i32,
+    _padding: i32,
 }
 
 // SAFETY: a C struct of plain values, laid out as the kernel declares it.
@@ -149,6 +151,9 @@ impl Kernels {
         let only_on_output = |pointer| if on_output { pointer } else { 0 };
         let grad_magnitude = only_on_output(io.grad_magnitude);
         if tokens == 0 {
+            if io.gradients == Gradients::Accumulate {
+                return Ok(());
+            }
             // SAFETY: the caller vouches for the addresses.
             return unsafe {
                 zero(stream, io.grad_lora_b, spec.out_features() * spec.rank())?;
@@ -198,6 +203,8 @@ impl Kernels {
                 &row_lengths,
                 &[io.grad_output.pointer, io.h, gsb],
             )),
+            accumulate: io.gradients.accumulate(),
+            _padding: 0,
         };
         // SAFETY: the struct is the kernel's; the caller vouches for the addresses.
         unsafe { self.launch(stream, Entry::BackwardAdapter, dtype, plan.grid(), &params) }

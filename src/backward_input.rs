@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use cudarc::driver::{CudaStream, DeviceRepr};
 
-use crate::backward::{Backward, zero};
+use crate::backward::{Backward, Gradients, zero};
 use crate::backward_adapter::Carried;
 use crate::dropout::{Dropout, KernelDropout};
 use crate::error::Result;
@@ -51,6 +51,8 @@ struct BackwardInputParams {
     grad_input_stride: i32,
     chunk: i32,
     aligned: i32,
+    accumulate: i32,
+    _padding: i32,
 }
 
 // SAFETY: a C struct of plain values, laid out as the kernels declare it.
@@ -130,6 +132,9 @@ impl Kernels {
         let only_on_input = |pointer| if on_input { pointer } else { 0 };
         let grad_magnitude = only_on_input(io.grad_magnitude);
         if tokens == 0 {
+            if io.gradients == Gradients::Accumulate {
+                return Ok(());
+            }
             // SAFETY: the caller vouches for the addresses.
             return unsafe {
                 zero(stream, io.grad_lora_a, spec.rank() * spec.in_features())?;
@@ -181,6 +186,8 @@ impl Kernels {
             grad_input_stride: io.grad_input.stride as i32,
             chunk: plan.split.len as i32,
             aligned: i32::from(are_aligned(dtype, &row_lengths, &pointers)),
+            accumulate: io.gradients.accumulate(),
+            _padding: 0,
         };
         let [input, lora_a] = entries(io.dropout.as_ref());
         // SAFETY: the struct is the kernels'; the caller vouches for the addresses.

@@ -85,6 +85,12 @@ pub enum Error {
         /// Why it has no place here.
         reason: &'static str,
     },
+    /// `norm_gradient` for a layer whose gradients do not flow through a norm.
+    #[error("the gradient through the norm was asked for, but {reason}")]
+    NoNormGradient {
+        /// Why there is none, and what to do.
+        reason: &'static str,
+    },
     /// The prepared operands were never computed, or belong to another spec.
     #[error(
         "the prepared operands {problem}: call prepare with this spec after each change of A, B or m"

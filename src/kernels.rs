@@ -23,12 +23,13 @@ pub(crate) const THREADS: u32 = 128;
 const NEEDED_CAPABILITY: (i32, i32) = (8, 0);
 
 /// The kernel files, in the order of [`Entry`].
-const FILES: [(&str, Option<&str>); 5] = [
+const FILES: [(&str, Option<&str>); 6] = [
     ("prepare.cu", embedded::PREPARE),
     ("forward.cu", embedded::FORWARD),
     ("backward_adapter.cu", embedded::BACKWARD_ADAPTER),
     ("backward_input.cu", embedded::BACKWARD_INPUT),
     ("adamw.cu", embedded::ADAMW),
+    ("norm_gradient.cu", embedded::NORM_GRADIENT),
 ];
 
 /// One kernel, whatever its dtype.
@@ -46,10 +47,12 @@ pub(crate) enum Entry {
     BackwardInputLoraADropout,
     AdamW,
     GradientNorm,
+    NormGradient,
+    NormGradientFinish,
 }
 
 impl Entry {
-    const ALL: [Self; 12] = [
+    const ALL: [Self; 14] = [
         Self::Prepare,
         Self::ForwardLowRank,
         Self::ForwardLowRankDropout,
@@ -62,6 +65,8 @@ impl Entry {
         Self::BackwardInputLoraADropout,
         Self::AdamW,
         Self::GradientNorm,
+        Self::NormGradient,
+        Self::NormGradientFinish,
     ];
 
     /// The entry point's name up to the dtype, and the index of its file.
@@ -79,6 +84,8 @@ impl Entry {
             Self::BackwardInputLoraADropout => ("backward_input_lora_a_dropout", 3),
             Self::AdamW => ("adamw", 4),
             Self::GradientNorm => ("gradient_norm", 4),
+            Self::NormGradient => ("norm_gradient", 5),
+            Self::NormGradientFinish => ("norm_gradient_finish", 5),
         }
     }
 

@@ -24,6 +24,7 @@ mod dropout;
 mod error;
 pub mod forward;
 mod kernels;
+pub mod norm_gradient;
 pub mod prepare;
 pub mod raw;
 pub mod reference;
@@ -35,7 +36,7 @@ pub use adamw::{
     AdamW, AdamWConfig, AdapterGroups, Clip, GradientNorm, OptimizerGroup, OptimizerPart, Schedule,
 };
 pub use adapter::{AdapterLayout, AdapterView, AdapterViewMut, Part};
-pub use backward::Backward;
+pub use backward::{Backward, Gradients};
 pub use cudarc;
 pub use device::open_device;
 pub use dropout::{Dropout, DropoutForm};
@@ -44,7 +45,8 @@ pub use forward::Forward;
 pub use kernels::Kernels;
 #[doc(hidden)]
 pub use kernels::load_image;
+pub use norm_gradient::NormGradient;
 pub use prepare::{Magnitude, Prepare, Prepared};
 pub use rows::{MatrixView, MatrixViewMut, Rows};
-pub use spec::{DoraSpec, Dtype, Element, Norm, Scaling};
+pub use spec::{DoraSpec, Dtype, Element, Norm, NormGrad, Scaling};
 pub use workspace::Workspace;

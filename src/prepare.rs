@@ -7,6 +7,7 @@ use cudarc::driver::{
 };
 
 use crate::error::{During, Error, Result};
+use crate::forward::are_aligned;
 use crate::kernels::{Entry, Kernels, THREADS};
 use crate::raw::{self, absent_or, present};
 use crate::spec::{DoraSpec, Element, Norm, check_len};
@@ -44,6 +45,8 @@ struct PrepareParams {
     norm_on_input: i32,
     has_norm: i32,
     split_tiles: i32,
+    aligned: i32,
+    _padding: i32,
 }
 
 // SAFETY: a C struct of plain values, laid out as the kernel declares it.
@@ -301,6 +304,8 @@ impl Kernels {
             norm_on_input: i32::from(spec.norm() == Norm::Input),
             has_norm: i32::from(spec.norm() != Norm::None),
             split_tiles: (plan.split.len / STRIP) as i32,
+            aligned: i32::from(are_aligned(spec.dtype(), &[spec.in_features()], &[inputs.weight])),
+            _padding: 0,
         };
         // SAFETY: the struct is the kernel's; the caller vouches for the addresses.
         unsafe { self.launch(stream, Entry::Prepare, spec.dtype(), plan.grid(), &params) }

@@ -5,6 +5,7 @@
 //! | [`Kernels::prepare_raw`](crate::Kernels::prepare_raw) | [`Prepare`] | [`crate::Prepare`] |
 //! | [`Kernels::forward_raw`](crate::Kernels::forward_raw) | [`Forward`] | [`crate::Forward`] |
 //! | [`Kernels::backward_raw`](crate::Kernels::backward_raw) | [`Backward`] | [`crate::Backward`] |
+//! | [`Kernels::norm_gradient_raw`](crate::Kernels::norm_gradient_raw) | [`NormGradient`] | [`crate::NormGradient`] |
 //!
 //! An address of 0 stands for a tensor that is absent. Shapes and dtypes are those of the structs
 //! for cudarc's buffers; matrices are row-major. What can be told from numbers (strides, alignment,
@@ -16,6 +17,7 @@
 //! context with [`CudaContext::from_raw_context`](cudarc::driver::CudaContext::from_raw_context).
 //! The ops allocate nothing, wait for nothing and read nothing back.
 
+use crate::backward::Gradients;
 use crate::dropout::Dropout;
 use crate::error::{Error, Result};
 use crate::kernels::Kernels;
@@ -125,6 +127,8 @@ pub struct Forward {
 pub struct Backward {
     /// T.
     pub tokens: usize,
+    /// What becomes of the gradients that are in the buffers.
+    pub gradients: Gradients,
     /// x `[T, I]`.
     pub x: Matrix,
     /// W `[O, I]`.
@@ -151,6 +155,23 @@ pub struct Backward {
     pub grad_magnitude: u64,
     /// db `[O]`, f32; 0 where it is not wanted.
     pub grad_bias: u64,
+}
+
+/// Inputs of [`Kernels::norm_gradient_raw`], all of them needed.
+#[derive(Debug, Clone, Copy)]
+pub struct NormGradient {
+    /// W `[O, I]`.
+    pub weight: u64,
+    /// A `[r, I]`, f32.
+    pub lora_a: u64,
+    /// B `[O, r]`, f32.
+    pub lora_b: u64,
+    /// dm `[I]` or `[O]`, f32.
+    pub grad_magnitude: u64,
+    /// dA `[r, I]`, f32, read and written.
+    pub grad_lora_a: u64,
+    /// dB `[O, r]`, f32, read and written.
+    pub grad_lora_b: u64,
 }
 
 /// Checks the address of a tensor that must be there.

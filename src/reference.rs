@@ -1,8 +1,8 @@
 //! The DoRA linear layer in plain float64 loops: what every kernel is compared with.
 //!
-//! [`evaluate`] computes the output and all gradients with the norm detached (the DoRA paper,
-//! §4.3); [`bounds`] says how far a kernel may be from them, element by element. Speed is no
-//! concern here beyond what tests need.
+//! [`evaluate`] computes the output and all gradients, with the norm detached (the DoRA paper,
+//! §4.3) or not; [`bounds`] says how far a kernel may be from them, element by element. Speed is
+//! no concern here beyond what tests need.
 
 mod adamw;
 mod bounds;
@@ -13,7 +13,7 @@ pub use bounds::bounds;
 
 use half::{bf16, f16};
 
-use crate::{DropoutForm, Dtype, Norm};
+use crate::{DropoutForm, Dtype, Norm, NormGrad};
 use matrix::Matrix;
 
 /// u, the unit roundoff of f32.
@@ -34,6 +34,8 @@ pub struct Case {
     pub scaling: f64,
     /// The features that have a magnitude, or none for plain LoRA.
     pub norm: Norm,
+    /// Whether the gradients of A and B flow through the norm; without one it makes no difference.
+    pub norm_grad: NormGrad,
     /// x `[T,I]`.
     pub input: Vec<f64>,
     /// W `[O,I]`.
@@ -295,6 +297,21 @@ impl Parts {
         };
         kept.times(&self.w).plus(&dropped.zip(&self.mask, |d, m| d * m))
     }
+
+    /// k = dm·m/c², what the gradient through the norm scales V by; empty for plain LoRA.
+    fn k(&self, case: &Case, grad_magnitude: &[f64]) -> Vec<f64> {
+        let terms = grad_magnitude.iter().zip(&case.magnitude).zip(&self.c);
+        terms.map(|((dm, m), c)| over_norm(dm * m, c * c)).collect()
+    }
+}
+
+/// `matrix [O,I]` times one factor per feature of the norm's axis; zero for plain LoRA.
+fn along_norm(case: &Case, matrix: &Matrix, factors: &[f64]) -> Matrix {
+    match case.norm {
+        Norm::None => matrix.scaled(0.0),
+        Norm::Input => matrix.scale_columns(factors),
+        Norm::Output => matrix.scale_rows(factors),
+    }
 }
 
 /// `value / norm`, and 0 for a feature whose norm is 0.
@@ -302,18 +319,31 @@ fn over_norm(value: f64, norm: f64) -> f64 {
     if norm == 0.0 { 0.0 } else { value / norm }
 }
 
-/// The output and the gradients of a case, the norm being a constant of the backward.
+/// The output and the gradients of a case.
 ///
 /// With xs = x∘g on the input axis and G = dY∘g on the output axis (x and dY elsewhere):
 /// y = (xs·Vᵀ)∘g + b, P = G·(sB), D = G·V, dX = D∘g, dA = (Pᵀx)∘g, dB = s·Gᵀ(xs·Aᵀ),
 /// dm = (Σ_t x∘D)/c or (Σ_t dY∘z)/c, db = Σ_t dY. A feature whose norm is 0 has g = 0 and dm = 0.
 /// With a dropout mask M: see [`DropoutForm`].
+/// Where the norm is not a constant of the backward, [`NormGrad::Exact`], its own gradient
+/// −dm·m/c² reaches V along V/c: with k = dm·m/c² (0 where c = 0) and V∘k scaled along the norm's
+/// axis, dA −= s·Bᵀ(V∘k) and dB −= s·(V∘k)Aᵀ.
 ///
 /// # Errors
 /// A tensor whose length contradicts the case's shape.
 pub fn evaluate(case: &Case) -> Result<Results, CaseError> {
     let parts = Parts::new(case)?;
-    Ok(evaluate_parts(case, &parts, &parts.z(case), &parts.d(case)))
+    let mut results = detached(case, &parts, &parts.z(case), &parts.d(case));
+    if case.norm_grad == NormGrad::Exact {
+        let (from_a, from_b) = through_norm(case, &parts, &results.grad_magnitude);
+        subtract(&mut results.grad_lora_a, from_a);
+        subtract(&mut results.grad_lora_b, from_b);
+    }
+    Ok(results)
+}
+
+fn subtract(values: &mut [f64], amounts: Matrix) {
+    values.iter_mut().zip(amounts.into_data()).for_each(|(value, amount)| *value -= amount);
 }
 
 /// The output alone, `[T,O]`.
@@ -337,7 +367,8 @@ fn output(case: &Case, parts: &Parts, z: &Matrix) -> Matrix {
     }
 }
 
-fn evaluate_parts(case: &Case, parts: &Parts, z: &Matrix, d: &Matrix) -> Results {
+/// The results with the norm as a constant.
+fn detached(case: &Case, parts: &Parts, z: &Matrix, d: &Matrix) -> Results {
     let Parts { x, a, sb, dy, c, g_in, g_out, .. } = parts;
     let p = dy.scale_columns(g_out).times(sb);
     let h = parts.dropped().times(&a.transposed());
@@ -355,6 +386,15 @@ fn evaluate_parts(case: &Case, parts: &Parts, z: &Matrix, d: &Matrix) -> Results
         grad_magnitude: sums.iter().zip(c).map(|(&sum, &c)| over_norm(sum, c)).collect(),
         grad_bias: dy.column_sums(),
     }
+}
+
+/// What has to be subtracted from dA and dB where the norm is not a constant: s·Bᵀ(V∘k) and
+/// s·(V∘k)Aᵀ.
+fn through_norm(case: &Case, parts: &Parts, grad_magnitude: &[f64]) -> (Matrix, Matrix) {
+    let kv = along_norm(case, &parts.v, &parts.k(case, grad_magnitude));
+    let from_a = parts.sb.transposed().times(&kv);
+    let from_b = kv.times(&parts.a.transposed()).scaled(case.scaling);
+    (from_a, from_b)
 }
 
 /// `value` rounded to nearest, ties to even, in a compute dtype, by way of f32.

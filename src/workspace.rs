@@ -8,7 +8,7 @@ use crate::error::{During, Error, Result};
 use crate::kernels::Kernels;
 use crate::raw::{self, WorkspaceSize};
 use crate::spec::DoraSpec;
-use crate::{adamw, backward_adapter, backward_input, forward, prepare};
+use crate::{adamw, backward_adapter, backward_input, forward, norm_gradient, prepare};
 
 /// Regions start at multiples of this many bytes, like allocations.
 const ALIGNMENT: usize = 256;
@@ -153,6 +153,7 @@ impl Layout {
                 forward::needs(spec, tokens),
                 backward_adapter::needs(spec, tokens, sm_count),
                 backward_input::needs(spec, tokens, sm_count),
+                norm_gradient::needs(spec, sm_count),
             ];
             for op in of_ops {
                 needs.counters = needs.counters.max(op.counters);
@@ -198,7 +199,7 @@ pub(crate) struct Parts {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Dtype, Norm, Scaling};
+    use crate::{Dtype, Norm, NormGrad, Scaling};
 
     /// A workspace for some number of tokens must do for every smaller one.
     #[test]
@@ -209,7 +210,8 @@ mod tests {
             for norm in [Norm::None, Norm::Input, Norm::Output] {
                 for (dtype, sm_count) in [(Dtype::Bf16, 108), (Dtype::F32, 132), (Dtype::F16, 16)] {
                     let scaling = Scaling::Value(1.0);
-                    let spec = DoraSpec::new(inputs, outputs, rank, scaling, norm, dtype)
+                    let detached = NormGrad::Detached;
+                    let spec = DoraSpec::new(inputs, outputs, rank, scaling, norm, detached, dtype)
                         .expect("a layer");
                     let needs = |tokens| {
                         [

@@ -10,8 +10,8 @@ use common::random::{fresh_seed, random_case};
 use fused_dora::cudarc::driver::{CudaContext, CudaStream};
 use fused_dora::reference::{Case, Results, evaluate};
 use fused_dora::{
-    AdapterLayout, Backward, DoraSpec, Dtype, Element, Error, Forward, Kernels, Magnitude, Norm,
-    Part, Prepare, Prepared, Scaling, Workspace,
+    AdapterLayout, Backward, DoraSpec, Dtype, Element, Error, Forward, Gradients, Kernels,
+    Magnitude, Norm, NormGrad, Part, Prepare, Prepared, Scaling, Workspace,
 };
 use half::{bf16, f16};
 use rand::SeedableRng;
@@ -24,7 +24,8 @@ fn context() -> Arc<CudaContext> {
 }
 
 fn spec(norm: Norm, rank: usize) -> DoraSpec {
-    DoraSpec::new(7, 5, rank, Scaling::Value(1.0), norm, Dtype::F32).expect("a layer")
+    DoraSpec::new(7, 5, rank, Scaling::Value(1.0), norm, NormGrad::Detached, Dtype::F32)
+        .expect("a layer")
 }
 
 #[test]
@@ -164,6 +165,7 @@ fn step<E: Element>(kernels: &Kernels, buffers: &Buffers, case: &Case) -> [Vec<f
     let grad = layout.view_mut(gradients.as_view_mut()).expect("the layout's length");
     let mut io = Backward {
         tokens,
+        gradients: Gradients::Overwrite,
         x: x.as_view().into(),
         weight: weight.as_view(),
         bias: prepared.bias(),

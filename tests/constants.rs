@@ -2,7 +2,9 @@
 
 mod common;
 
-use fused_dora::{Kernels, adamw, backward_adapter, backward_input, forward, prepare};
+use fused_dora::{
+    Kernels, adamw, backward_adapter, backward_input, forward, norm_gradient, prepare,
+};
 
 fn assert_geometry(symbol: &str, mirrored: &[usize]) {
     let context = common::device::open().expect("a device");
@@ -36,4 +38,9 @@ fn backward_input_agrees() {
 #[test]
 fn adamw_agrees() {
     assert_geometry("adamw_geometry", &adamw::GEOMETRY);
+}
+
+#[test]
+fn norm_gradient_agrees() {
+    assert_geometry("norm_gradient_geometry", &norm_gradient::GEOMETRY);
 }

@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use fused_dora::cudarc::driver::{CudaContext, CudaSlice, CudaStream, sys};
 use fused_dora::{
-    Backward, DoraSpec, Dtype, Error, Forward, Kernels, Magnitude, Norm, Prepare, Prepared,
-    Scaling, Workspace, open_device,
+    Backward, DoraSpec, Dtype, Error, Forward, Gradients, Kernels, Magnitude, Norm, NormGrad,
+    Prepare, Prepared, Scaling, Workspace, open_device,
 };
 use half::bf16;
 
@@ -17,14 +17,16 @@ const OUTPUTS: usize = 12;
 const RANK: usize = 3;
 
 fn spec(norm: Norm) -> DoraSpec {
-    DoraSpec::new(INPUTS, OUTPUTS, RANK, Scaling::Standard { alpha: 6.0 }, norm, Dtype::Bf16)
+    let (scaling, detached) = (Scaling::Standard { alpha: 6.0 }, NormGrad::Detached);
+    DoraSpec::new(INPUTS, OUTPUTS, RANK, scaling, norm, detached, Dtype::Bf16)
         .expect("a layer that can exist")
 }
 
 #[test]
 fn impossible_layers() {
     let make = |inputs, outputs, rank, scaling| {
-        DoraSpec::new(inputs, outputs, rank, scaling, Norm::Input, Dtype::F32)
+        let (norm, detached) = (Norm::Input, NormGrad::Detached);
+        DoraSpec::new(inputs, outputs, rank, scaling, norm, detached, Dtype::F32)
             .expect_err("an impossible layer")
             .to_string()
     };
@@ -36,12 +38,16 @@ fn impossible_layers() {
     assert!(make(4, 4, 2, Scaling::Standard { alpha: f32::NAN }).starts_with("scaling is NaN"));
     assert!(make(4, 4, 2, Scaling::Value(f32::INFINITY)).starts_with("scaling is inf"));
     assert!(make(4, 4, 2, Scaling::RankStabilized { alpha: f32::NAN }).contains("a finite number"));
+    let lora = DoraSpec::new(4, 4, 2, two, Norm::None, NormGrad::Exact, Dtype::F32);
+    let error = lora.expect_err("plain LoRA has no norm").to_string();
+    assert!(error.starts_with("norm_grad is Exact: it must be Detached for plain LoRA"), "{error}");
 }
 
 #[test]
 fn scalings() {
     let of = |scaling| {
-        DoraSpec::new(4, 4, 16, scaling, Norm::None, Dtype::F32).expect("a layer").scaling()
+        let (norm, detached) = (Norm::None, NormGrad::Detached);
+        DoraSpec::new(4, 4, 16, scaling, norm, detached, Dtype::F32).expect("a layer").scaling()
     };
     assert_eq!(of(Scaling::Standard { alpha: 32.0 }), 2.0);
     assert_eq!(of(Scaling::RankStabilized { alpha: 32.0 }), 8.0);
@@ -143,6 +149,7 @@ impl Layer {
         let has_magnitude = self.spec.norm() != Norm::None;
         let mut io = Backward {
             tokens: TOKENS,
+            gradients: Gradients::Overwrite,
             x: self.x.as_view().into(),
             weight: self.weight.as_view(),
             bias: Some(self.bias.as_view()),
@@ -250,9 +257,10 @@ fn wrong_dtype() {
 fn small_workspace() {
     let mut layer = Layer::new(Norm::Input);
     layer.prepare().expect("a magnitude");
+    layer.forward(TOKENS).expect("prepared");
     layer.workspace =
         Workspace::new(&layer.kernels, &layer.stream, &[], TOKENS).expect("an empty workspace");
-    match layer.forward(TOKENS) {
+    match layer.backward(|_| {}, true) {
         Err(Error::WorkspaceTooSmall { tokens: TOKENS, needed, available }) => {
             assert!(needed > available);
         }

@@ -4,8 +4,8 @@ mod common;
 
 use fused_dora::cudarc::driver::CudaStream;
 use fused_dora::{
-    DoraSpec, Dtype, Element, Forward, Kernels, Magnitude, Norm, Prepare, Prepared, Scaling,
-    Workspace,
+    DoraSpec, Dtype, Element, Forward, Kernels, Magnitude, Norm, NormGrad, Prepare, Prepared,
+    Scaling, Workspace,
 };
 use half::{bf16, f16};
 use rand::rngs::StdRng;
@@ -27,9 +27,9 @@ fn fresh<E: Element>(
     norm: Norm,
     [tokens, inputs, outputs, rank]: [usize; 4],
 ) -> Fresh<E> {
+    let (scaling, detached) = (Scaling::Standard { alpha: 16.0 }, NormGrad::Detached);
     let spec =
-        DoraSpec::new(inputs, outputs, rank, Scaling::Standard { alpha: 16.0 }, norm, E::DTYPE)
-            .expect("a layer");
+        DoraSpec::new(inputs, outputs, rank, scaling, norm, detached, E::DTYPE).expect("a layer");
     let mut random = StdRng::seed_from_u64(11);
     let mut uniform =
         |n: usize| -> Vec<f32> { (0..n).map(|_| random.random_range(-1.0..1.0)).collect() };
@@ -130,7 +130,7 @@ fn norm_survives_cancellation() {
     let kernels = Kernels::load(&context).expect("kernels");
     let stream = context.default_stream();
     let (inputs, outputs, rank) = (300, 200, 4);
-    let scaling = Scaling::Value(1.0);
+    let (scaling, detached) = (Scaling::Value(1.0), NormGrad::Detached);
     let mut random = StdRng::seed_from_u64(12);
     let mut uniform =
         |n: usize| -> Vec<f32> { (0..n).map(|_| random.random_range(-1.0..1.0)).collect() };
@@ -144,8 +144,8 @@ fn norm_survives_cancellation() {
             .map(|at| (-(1.0 - remainder) * low_rank(at / inputs, at % inputs)) as f32)
             .collect();
         for norm in [Norm::Input, Norm::Output] {
-            let spec =
-                DoraSpec::new(inputs, outputs, rank, scaling, norm, Dtype::F32).expect("a layer");
+            let spec = DoraSpec::new(inputs, outputs, rank, scaling, norm, detached, Dtype::F32)
+                .expect("a layer");
             let (w, device_a, device_b) = (
                 stream.clone_htod(&weight).expect("W"),
                 stream.clone_htod(&a).expect("A"),

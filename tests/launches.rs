@@ -8,7 +8,8 @@ use std::sync::{Mutex, PoisonError};
 use common::device::{Choice, open_choice};
 use fused_dora::{
     AdamW, AdamWConfig, AdapterGroups, AdapterLayout, Backward, Clip, DoraSpec, Dtype, Forward,
-    GradientNorm, Kernels, Magnitude, Norm, Prepare, Prepared, Scaling, Schedule, Workspace,
+    GradientNorm, Gradients, Kernels, Magnitude, Norm, NormGrad, Prepare, Prepared, Scaling,
+    Schedule, Workspace,
 };
 use half::bf16;
 
@@ -44,7 +45,9 @@ fn few_launches_and_nothing_else() {
     let norms = [Norm::None, Norm::Input, Norm::Output];
     for (norm, rank) in norms.into_iter().flat_map(|norm| [(norm, RANK), (norm, 0)]) {
         let scaling = Scaling::RankStabilized { alpha: 4.0 };
-        let spec = DoraSpec::new(INPUTS, OUTPUTS, rank, scaling, norm, Dtype::Bf16).expect("spec");
+        let norm_grad = if norm == Norm::None { NormGrad::Detached } else { NormGrad::Exact };
+        let spec = DoraSpec::new(INPUTS, OUTPUTS, rank, scaling, norm, norm_grad, Dtype::Bf16)
+            .expect("spec");
         let bf16s = |n: usize| stream.alloc_zeros::<bf16>(n.max(1)).expect("memory");
         let f32s = |n: usize| stream.alloc_zeros::<f32>(n.max(1)).expect("memory");
         let (x, weight) = (bf16s(TOKENS * INPUTS), bf16s(OUTPUTS * INPUTS));
@@ -93,6 +96,7 @@ fn few_launches_and_nothing_else() {
         let mut backward = |with_grad_input: bool| {
             let mut io = Backward {
                 tokens: TOKENS,
+                gradients: Gradients::Overwrite,
                 x: x.as_view().into(),
                 weight: weight.as_view(),
                 bias: prepared.bias(),
@@ -146,9 +150,9 @@ fn a_refused_backward_launches_nothing() {
     let stream = device.context.default_stream();
     let kernels = Kernels::load(&device.context).expect("kernels");
     let (inputs, outputs, rank, tokens) = (784, 10, 8, 65);
-    let scaling = Scaling::Standard { alpha: 16.0 };
-    let spec =
-        DoraSpec::new(inputs, outputs, rank, scaling, Norm::None, Dtype::Bf16).expect("a layer");
+    let (scaling, detached) = (Scaling::Standard { alpha: 16.0 }, NormGrad::Detached);
+    let spec = DoraSpec::new(inputs, outputs, rank, scaling, Norm::None, detached, Dtype::Bf16)
+        .expect("a layer");
     let bf16s = |n: usize| stream.alloc_zeros::<bf16>(n).expect("memory");
     let f32s = |n: usize| stream.alloc_zeros::<f32>(n).expect("memory");
     let (x, weight, dy) =
@@ -170,6 +174,7 @@ fn a_refused_backward_launches_nothing() {
     let before = device.launches();
     let mut io = Backward {
         tokens,
+        gradients: Gradients::Overwrite,
         x: x.as_view().into(),
         weight: weight.as_view(),
         bias: None,

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use common::random::{fresh_seed, random_case};
 use fused_dora::cudarc::driver::{CudaSlice, CudaStream, DevicePtr};
 use fused_dora::reference::Case;
-use fused_dora::{DoraSpec, Dtype, Error, Kernels, Norm, raw};
+use fused_dora::{DoraSpec, Dtype, Error, Gradients, Kernels, Norm, raw};
 use half::bf16;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
@@ -108,6 +108,7 @@ impl Layer {
         };
         let backward = raw::Backward {
             tokens,
+            gradients: Gradients::Overwrite,
             x: forward.x,
             weight: forward.weight,
             bias: forward.bias,

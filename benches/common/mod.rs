@@ -13,8 +13,9 @@ use criterion::{Criterion, Throughput};
 use cuda_emulator::client::{Choice, Emulator, Selected, select};
 use fused_dora::cudarc::driver::{CudaSlice, CudaStream, sys::CUevent_flags};
 use fused_dora::{
-    AdamW, AdamWConfig, AdapterGroups, AdapterLayout, Backward, DoraSpec, Dtype, Forward, Kernels,
-    Magnitude, Norm, OptimizerPart, Prepare, Prepared, Scaling, Schedule, Workspace, open_device,
+    AdamW, AdamWConfig, AdapterGroups, AdapterLayout, Backward, DoraSpec, Dtype, Forward,
+    Gradients, Kernels, Magnitude, Norm, NormGrad, NormGradient, OptimizerPart, Prepare, Prepared,
+    Scaling, Schedule, Workspace, open_device,
 };
 use half::bf16;
 use rand::rngs::StdRng;
@@ -25,7 +26,7 @@ const SHAPES: [[usize; 4]; 3] =
     [[8192, 4096, 4096, 16], [8192, 4096, 14336, 16], [2048, 4096, 4096, 64]];
 
 /// (T, I, O, r) where every instruction is interpreted.
-const EMULATED_SHAPES: [[usize; 4]; 2] = [[128, 256, 256, 16], [64, 256, 512, 64]];
+const EMULATED_SHAPES: [[usize; 4]; 2] = [[1, 4096, 4096, 16], [1, 4096, 4096, 64]];
 
 /// One bf16 layer, its batch and its gradients.
 pub struct Layer {
@@ -58,7 +59,8 @@ impl Layer {
     /// A layer of (T, I, O, r), prepared, and run once so that every buffer holds something.
     pub fn new([tokens, inputs, outputs, rank]: [usize; 4], norm: Norm) -> Outcome<Self> {
         let scaling = Scaling::Standard { alpha: 2.0 * rank as f32 };
-        let spec = DoraSpec::new(inputs, outputs, rank, scaling, norm, Dtype::Bf16)?;
+        let norm_grad = if norm == Norm::None { NormGrad::Detached } else { NormGrad::Exact };
+        let spec = DoraSpec::new(inputs, outputs, rank, scaling, norm, norm_grad, Dtype::Bf16)?;
         let context = open_device(0)?;
         let kernels = Kernels::load(&context)?;
         let stream = context.new_stream()?;
@@ -162,10 +164,28 @@ impl Layer {
         Ok(self.kernels.adamw(&self.stream, &AdamWConfig::default(), io)?)
     }
 
+    /// The gradient through the norm; nothing for plain LoRA, which has none.
+    pub fn norm_gradient(&mut self) -> Outcome {
+        if self.spec.norm() == Norm::None {
+            return Ok(());
+        }
+        let io = NormGradient {
+            weight: self.weight.as_view(),
+            lora_a: self.lora_a.as_view(),
+            lora_b: self.lora_b.as_view(),
+            grad_magnitude: self.grad_magnitude.as_view(),
+            grad_lora_a: self.grad_lora_a.as_view_mut(),
+            grad_lora_b: self.grad_lora_b.as_view_mut(),
+        };
+        let Self { kernels, stream, spec, workspace, prepared, .. } = self;
+        Ok(kernels.norm_gradient(stream, spec, prepared, workspace, io)?)
+    }
+
     fn backward(&mut self, op: BackwardOp) -> Outcome {
         let has_magnitude = self.spec.norm() != Norm::None;
         let mut io = Backward {
             tokens: self.tokens,
+            gradients: Gradients::Overwrite,
             x: self.x.as_view().into(),
             weight: self.weight.as_view(),
             bias: None,

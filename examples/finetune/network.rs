@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use fused_dora::cudarc::driver::{CudaContext, CudaSlice, CudaStream};
 use fused_dora::{
-    Backward, DoraSpec, Element, Forward, Kernels, Magnitude, Norm, Prepare, Prepared, Result,
-    Scaling, Workspace,
+    Backward, DoraSpec, Element, Forward, Gradients, Kernels, Magnitude, Norm, NormGrad, Prepare,
+    Prepared, Result, Scaling, Workspace,
 };
 use rand::Rng;
 
@@ -80,7 +80,9 @@ impl<'a, E: Element> Network<'a, E> {
             .map(|linear| {
                 let scaling = Scaling::Standard { alpha: adapter.alpha };
                 let (inputs, outputs) = (linear.in_features, linear.out_features);
-                DoraSpec::new(inputs, outputs, adapter.rank, scaling, adapter.norm, E::DTYPE)
+                let (rank, norm) = (adapter.rank, adapter.norm);
+                let detached = NormGrad::Detached;
+                DoraSpec::new(inputs, outputs, rank, scaling, norm, detached, E::DTYPE)
             })
             .collect::<Result<Vec<_>>>()?;
         let mut workspace = Workspace::new(&engine.kernels, &engine.stream, &specs, max_tokens)?;
@@ -267,6 +269,7 @@ impl<E: Element> Layer<E> {
         let (grad_lora_b, grad_magnitude) = rest.split_at_mut(b.len());
         let mut io = Backward {
             tokens,
+            gradients: Gradients::Overwrite,
             x: self.x.slice(..inputs).into(),
             weight: self.weight.as_view(),
             bias: Some(self.bias.as_view()),

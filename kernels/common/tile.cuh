@@ -24,6 +24,9 @@ struct Matrix {
     __device__ __forceinline__ const T* at(int row, int col) const {
         return data + i64(row) * stride + col;
     }
+    __device__ __forceinline__ T or_zero(int row, int col) const {
+        return row < rows && col < cols ? *at(row, col) : T{};
+    }
 };
 
 // ROWS×COLS elements of T in shared memory, rows of 16-byte chunks. The chunk index is XORed with

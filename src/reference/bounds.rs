@@ -1,7 +1,10 @@
 //! How far a kernel's results may be from the float64 reference.
 
-use super::{Case, CaseError, Matrix, Parts, Results, U, evaluate_parts, over_norm, rounded};
-use crate::{Dtype, Norm};
+use super::{
+    Case, CaseError, Matrix, Parts, Results, U, along_norm, detached, over_norm, rounded,
+    through_norm,
+};
+use crate::{Dtype, Norm, NormGrad};
 
 /// The backward takes z from the stored output, as (y − b)/g, only where |g| is at least this …
 const RECOVER_G: f64 = 1.0 / 64.0;
@@ -54,15 +57,39 @@ const RECOVER_SLACK: f64 = 1e-3;
 ///   Δ(u) = Δ(xd) + r(x − xd). In Δ(D), G − dY stands for G, all is multiplied by M, and
 ///   acc(O)|dY||W| is added.
 ///
+/// Where the gradients flow through the norm, dA and dB lose C_A = s·Bᵀ(V∘k) and C_B = s·(V∘k)Aᵀ,
+/// which are summed as W's part and the low-rank part. With B' = k∘B on the output axis, A' = A∘k
+/// on the input axis (B and A elsewhere), and k the other way round, outside:
+///
+/// - Δ(k) = (2δ + 4u)|k| + (1 + 2δ + 4u)Δ(dm)|m|/c²: c enters twice, and four operations round.
+/// - Δ(C_A) = s|k|(acc(O)|B'|ᵀ|W| + s(acc(O) + acc(r))|B'|ᵀ|B||A|) + s·Δ(k)|BᵀV| (input axis) or
+///   s|B|ᵀ(Δ(k)|V|) (output axis); |k| here is |k| + Δ(k). acc has room for the products' factors,
+///   which are sums of two tf32 numbers and miss at most 2⁻²² = 4u of an f32.
+/// - Δ(C_B) = s|k|(acc(I)|W||A'|ᵀ + s(acc(I) + acc(r))|B||A||A'|ᵀ) + s(Δ(k)|V|)|A|ᵀ or s·Δ(k)|VAᵀ|.
+/// - u|dA| and u|dB| are added once more, for the subtraction.
+///
 /// # Errors
 /// A tensor whose length contradicts the case's shape.
 pub fn bounds(case: &Case, dtype: Dtype) -> Result<Results, CaseError> {
     let parts = Parts::new(case)?;
     let (z, d) = (parts.z(case), parts.d(case));
-    let values = evaluate_parts(case, &parts, &z, &d);
-    let mut bounds = Terms::new(case, &parts, dtype).bounds(&z, &d, &values);
+    let values = detached(case, &parts, &z, &d);
+    let terms = Terms::new(case, &parts, dtype);
+    let mut bounds = terms.bounds(&z, &d, &values);
     for (bound, value) in bounds.tensors_mut().into_iter().zip(values.tensors()) {
         bound.iter_mut().zip(value).for_each(|(bound, value)| *bound += U * value.abs());
+    }
+    if case.norm_grad == NormGrad::Exact {
+        let (from_a, from_b) = through_norm(case, &parts, &values.grad_magnitude);
+        let [error_a, error_b] = terms.through_norm(&values, &bounds.grad_magnitude);
+        let subtracted = |bounds: &mut [f64], values: &[f64], amounts: Matrix, errors: Matrix| {
+            let terms = values.iter().zip(amounts.into_data()).zip(errors.into_data());
+            for (bound, ((value, amount), error)) in bounds.iter_mut().zip(terms) {
+                *bound += error + U * (value - amount).abs();
+            }
+        };
+        subtracted(&mut bounds.grad_lora_a, &values.grad_lora_a, from_a, error_a);
+        subtracted(&mut bounds.grad_lora_b, &values.grad_lora_b, from_b, error_b);
     }
     Ok(bounds)
 }
@@ -386,6 +413,63 @@ impl<'a> Terms<'a> {
                 .collect(),
             grad_bias: self.dy.column_sums().iter().map(|sum| over_tokens * sum).collect(),
         }
+    }
+
+    /// Δ(C_A) and Δ(C_B): what the gradient through the norm adds to the errors of dA and dB.
+    fn through_norm(&self, values: &Results, dm_error: &[f64]) -> [Matrix; 2] {
+        let &Case { in_features, out_features, rank, scaling, norm, .. } = self.case;
+        let parts = self.parts;
+        let k = parts.k(self.case, &values.grad_magnitude);
+        let of_dm = parts.k(self.case, dm_error);
+        let delta = if norm == Norm::Input { &self.delta_in } else { &self.delta_out };
+        let k_error: Vec<f64> = k
+            .iter()
+            .zip(&of_dm)
+            .zip(delta)
+            .map(|((k, of_dm), &delta)| {
+                let relative = 2.0 * delta + 4.0 * U;
+                relative * k.abs() + (1.0 + relative) * of_dm.abs()
+            })
+            .collect();
+        let k: Vec<f64> = k.iter().zip(&k_error).map(|(k, error)| k.abs() + error).collect();
+
+        // |B'|, |A'|, and the factors outside.
+        let (mut left, mut right) = (self.sb.clone(), self.a.clone());
+        let (mut k_in, mut k_out) = (vec![1.0; in_features], vec![1.0; out_features]);
+        match norm {
+            Norm::None => {}
+            Norm::Input => (right, k_in) = (right.scale_columns(&k), k),
+            Norm::Output => (left, k_out) = (left.scale_rows(&k), k),
+        }
+        let [over_outputs, over_inputs, over_rank] =
+            [out_features, in_features, rank].map(accumulation);
+        let low_rank = left.transposed().times(&self.sb).times(&self.a);
+        let sum_a = left
+            .transposed()
+            .times(&self.w)
+            .scaled(over_outputs)
+            .plus(&low_rank.scaled(over_outputs + over_rank))
+            .scale_columns(&k_in);
+        let low_rank = self.sb.times(&self.a.times(&right.transposed()));
+        let sum_b = self
+            .w
+            .times(&right.transposed())
+            .scaled(over_inputs)
+            .plus(&low_rank.scaled(over_inputs + over_rank))
+            .scale_rows(&k_out)
+            .scaled(scaling.abs());
+        let v = along_norm(self.case, &parts.v.abs(), &k_error);
+        let (of_k_a, of_k_b) = match norm {
+            Norm::Input => {
+                let product = parts.sb.transposed().times(&parts.v).abs();
+                (product.scale_columns(&k_error), v.times(&self.a.transposed()))
+            }
+            _ => {
+                let product = parts.v.times(&parts.a.transposed()).abs();
+                (self.sb.transposed().times(&v), product.scale_rows(&k_error))
+            }
+        };
+        [sum_a.plus(&of_k_a), sum_b.plus(&of_k_b.scaled(scaling.abs()))]
     }
 
     /// What taking z back from the stored output adds to its error.

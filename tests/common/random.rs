@@ -1,7 +1,7 @@
 //! Random layers, of fresh numbers each run.
 
-use fused_dora::Norm;
 use fused_dora::reference::Case;
+use fused_dora::{Norm, NormGrad};
 use rand::Rng;
 use rand::rngs::StdRng;
 
@@ -29,6 +29,7 @@ pub fn random_case(random: &mut StdRng, shape: [usize; 4], norm: Norm, bias: boo
         rank,
         scaling: 2.0,
         norm,
+        norm_grad: NormGrad::Detached,
         input: normal(tokens * in_features, 1.0),
         weight: normal(out_features * in_features, 0.05),
         bias: bias.then(|| normal(out_features, 0.1)),

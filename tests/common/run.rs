@@ -5,8 +5,9 @@ use std::sync::Arc;
 use fused_dora::cudarc::driver::{CudaContext, CudaSlice, CudaStream, CudaView, CudaViewMut};
 use fused_dora::reference::Case;
 use fused_dora::{
-    Backward, DoraSpec, Dropout, DropoutForm, Dtype, Element, Error, Forward, Kernels, Magnitude,
-    MatrixView, MatrixViewMut, Norm, Prepare, Prepared, Result, Rows, Scaling, Workspace,
+    Backward, DoraSpec, Dropout, DropoutForm, Dtype, Element, Error, Forward, Gradients, Kernels,
+    Magnitude, MatrixView, MatrixViewMut, Norm, NormGrad, NormGradient, Prepare, Prepared, Result,
+    Rows, Scaling, Workspace,
 };
 
 /// The device's answer that nothing overwrote: a NaN of all ones in every dtype.
@@ -110,6 +111,7 @@ impl Runner {
         self.kernels.forward(stream, spec, &prepared, &mut workspace, forward)?;
         let mut backward = Backward {
             tokens,
+            gradients: Gradients::Overwrite,
             x: x.rows(),
             weight: weight.view(),
             bias: bias_view(),
@@ -125,6 +127,17 @@ impl Runner {
             grad_bias: Some(grad_bias.view_mut()),
         };
         self.kernels.backward(stream, spec, &prepared, &mut workspace, &mut backward)?;
+        if spec.norm_grad() == NormGrad::Exact {
+            let io = NormGradient {
+                weight: weight.view(),
+                lora_a: lora_a.view(),
+                lora_b: lora_b.view(),
+                grad_magnitude: grad_magnitude.view(),
+                grad_lora_a: grad_lora_a.view_mut(),
+                grad_lora_b: grad_lora_b.view_mut(),
+            };
+            self.kernels.norm_gradient(stream, spec, &prepared, &mut workspace, io)?;
+        }
         Ok([
             self.download_rows(&y)?,
             self.download_rows(&grad_input)?,
@@ -185,7 +198,8 @@ impl Runner {
 /// The layer that a case describes.
 pub fn spec(case: &Case, dtype: Dtype) -> Result<DoraSpec> {
     let scaling = Scaling::Value(case.scaling as f32);
-    DoraSpec::new(case.in_features, case.out_features, case.rank, scaling, case.norm, dtype)
+    let &Case { in_features, out_features, rank, norm, norm_grad, .. } = case;
+    DoraSpec::new(in_features, out_features, rank, scaling, norm, norm_grad, dtype)
 }
 
 /// A driver error of a copy, as the crate's error.
