@@ -7,14 +7,14 @@
 // Shapes, row-major: W [O,I] of T; A [r,I], B [O,r], m, b [O] f32; c, g f32 [I] (axis input) or [O]
 // (axis output); a [R,I], sb and gsb [O,R] of T. With `magnitude_out` instead of m, m = c is
 // written: a fresh adapter, for which g = 1 exactly. All outputs are written with `=`. Rank 0: V = W.
-// The norm is direct: a tile of B·A in tensor-core accumulators, W added, squared, summed in f32.
-// A and s·B enter it as sums of three bf16, which carry an f32's 24 bits: where V nearly cancels,
-// its elements keep an error of about 2⁻²³ of the terms that cancel.
+// The norm is direct: a tile of s·B·A in tensor-core accumulators (common/low_rank.cuh), W added,
+// squared, summed in f32. Where V nearly cancels, its elements keep an error of about 2⁻²³ of the
+// terms that cancel.
 // Launch: grid (strips of 64 along the norm's feature, splits of the summed one), block 128. The
 // last split of a strip adds the partial sums in order. Without a norm (plain LoRA) it only packs.
 // Formulas: DoRA (arXiv:2402.09353) eq. 5.
 
-#include "common/pipeline.cuh"
+#include "common/low_rank.cuh"
 #include "common/reduce.cuh"
 
 struct PrepareParams {
@@ -39,59 +39,9 @@ struct PrepareParams {
     int split_tiles;         // tiles of 64 per split
 };
 
-constexpr int kStrip = 64;     // features whose norm one CTA computes; also a tile's depth
-constexpr int kRankStep = 16;  // ranks staged at a time
-constexpr int kParts = 3;      // bf16 summands per f32
+constexpr int kStrip = kTile;  // features whose norm one CTA computes; also a tile's depth
 
-using Mma = TileMma<bf16, kStrip, kStrip, kRankStep, 2, 2, Major::K, Major::MN>;
-
-// v = parts[0] + parts[1] + parts[2] up to 2⁻²⁴ of v.
-__device__ __forceinline__ void split(float v, bf16 (&parts)[kParts]) {
-#pragma unroll
-    for (int i = 0; i < kParts; ++i) {
-        parts[i] = from_float<bf16>(v);
-        v -= to_float(parts[i]);
-    }
-}
-
-// The tile (row0, col0) of s·B·A into `mma`: the products of parts whose orders add up to < kParts.
-__device__ __forceinline__ void low_rank_tile(const PrepareParams& p, Mma& mma,
-                                              unsigned char* shared, int row0, int col0) {
-    const auto tile_b = [&](int part) { return Mma::TileA(shared + part * Mma::TileA::kBytes); };
-    const auto tile_a = [&](int part) {
-        return Mma::TileB(shared + kParts * Mma::TileA::kBytes + part * Mma::TileB::kBytes);
-    };
-    mma.clear();
-    for (int k0 = 0; k0 < p.rank; k0 += kRankStep) {
-        __syncthreads();  // the previous step has been read
-        for (int index = threadIdx.x; index < kStrip * kRankStep; index += kThreads) {
-            bf16 parts[kParts];
-            {
-                const int r = index / kRankStep, k = index % kRankStep, row = row0 + r;
-                const bool inside = row < p.out_features && k0 + k < p.rank;
-                split(inside ? p.scaling * p.lora_b[i64(row) * p.rank + k0 + k] : 0.0f, parts);
-#pragma unroll
-                for (int i = 0; i < kParts; ++i) *tile_b(i).at(r, k) = parts[i];
-            }
-            {
-                const int k = index / kStrip, c = index % kStrip, col = col0 + c;
-                const bool inside = k0 + k < p.rank && col < p.in_features;
-                split(inside ? p.lora_a[i64(k0 + k) * p.in_features + col] : 0.0f, parts);
-#pragma unroll
-                for (int i = 0; i < kParts; ++i) *tile_a(i).at(k, c) = parts[i];
-            }
-        }
-        __syncthreads();
-        // Smallest products first.
-#pragma unroll
-        for (int order = kParts - 1; order >= 0; --order) {
-#pragma unroll
-            for (int i = 0; i <= order; ++i) {
-                mma.multiply(tile_b(i), tile_a(order - i), kStrip, kStrip, kRankStep);
-            }
-        }
-    }
-}
+using Mma = LowRankMma;
 
 // Writes a, sb and the bias, which do not wait for g: all CTAs share the elements.
 template <typename T>
@@ -119,6 +69,8 @@ template <typename T>
 __device__ __forceinline__ void square_sums(const PrepareParams& p, unsigned char* shared,
                                             float* sums) {
     const T* weight = static_cast<const T*>(p.weight);
+    const Factors factors{p.lora_a,      p.lora_b,       p.scaling,
+                          p.in_features, p.out_features, p.rank};
     const int summed = p.norm_on_input ? p.out_features : p.in_features;
     const int first = blockIdx.y * p.split_tiles * kStrip;
     const int end = min(summed, first + p.split_tiles * kStrip);
@@ -127,7 +79,7 @@ __device__ __forceinline__ void square_sums(const PrepareParams& p, unsigned cha
         const int row0 = p.norm_on_input ? along : blockIdx.x * kStrip;
         const int col0 = p.norm_on_input ? blockIdx.x * kStrip : along;
         Mma mma;
-        low_rank_tile(p, mma, shared, row0, col0);
+        low_rank_tile(factors, mma, shared, row0, col0);
 #pragma unroll
         for (int i = 0; i < Mma::kRows; ++i) {
             const int row = row0 + Mma::row(i);
@@ -207,8 +159,7 @@ extern "C" __constant__ int prepare_geometry[] = {kStrip, kThreads, sizeof(Prepa
 #define FUSED_DORA_PREPARE(NAME, T)                                                             \
     extern "C" __global__ void __launch_bounds__(kThreads)                                      \
         prepare_##NAME(const __grid_constant__ PrepareParams p) {                               \
-        __shared__ __align__(128) unsigned char                                                 \
-            shared[kParts * (Mma::TileA::kBytes + Mma::TileB::kBytes)];                         \
+        __shared__ __align__(128) unsigned char shared[kLowRankBytes];                          \
         __shared__ float strip[kStrip];                                                         \
         __shared__ u32 flag;                                                                    \
         prepare<T>(p, shared, strip, &flag);                                                    \

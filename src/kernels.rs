@@ -23,12 +23,13 @@ pub(crate) const THREADS: u32 = 128;
 const NEEDED_CAPABILITY: (i32, i32) = (8, 0);
 
 /// The kernel files, in the order of [`Entry`].
-const FILES: [(&str, Option<&str>); 5] = [
+const FILES: [(&str, Option<&str>); 6] = [
     ("prepare.cu", embedded::PREPARE),
     ("forward.cu", embedded::FORWARD),
     ("backward_adapter.cu", embedded::BACKWARD_ADAPTER),
     ("backward_input.cu", embedded::BACKWARD_INPUT),
     ("adamw.cu", embedded::ADAMW),
+    ("merge.cu", embedded::MERGE),
 ];
 
 /// One kernel, whatever its dtype.
@@ -42,10 +43,12 @@ pub(crate) enum Entry {
     BackwardInputLoraA,
     AdamW,
     GradientNorm,
+    Merge,
+    Unmerge,
 }
 
 impl Entry {
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 10] = [
         Self::Prepare,
         Self::ForwardLowRank,
         Self::Forward,
@@ -54,6 +57,8 @@ impl Entry {
         Self::BackwardInputLoraA,
         Self::AdamW,
         Self::GradientNorm,
+        Self::Merge,
+        Self::Unmerge,
     ];
 
     /// The entry point's name up to the dtype, and the index of its file.
@@ -67,6 +72,8 @@ impl Entry {
             Self::BackwardInputLoraA => ("backward_input_lora_a", 3),
             Self::AdamW => ("adamw", 4),
             Self::GradientNorm => ("gradient_norm", 4),
+            Self::Merge => ("merge", 5),
+            Self::Unmerge => ("unmerge", 5),
         }
     }
 

@@ -23,6 +23,7 @@ mod device;
 mod error;
 pub mod forward;
 mod kernels;
+pub mod merge;
 pub mod prepare;
 pub mod reference;
 mod spec;
@@ -40,6 +41,7 @@ pub use forward::Forward;
 pub use kernels::Kernels;
 #[doc(hidden)]
 pub use kernels::load_image;
+pub use merge::{InPlace, Merge, MergeReport, Unmerge};
 pub use prepare::{Magnitude, Prepare, Prepared};
 pub use spec::{DoraSpec, Dtype, Element, Norm, Scaling};
 pub use workspace::Workspace;

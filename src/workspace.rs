@@ -7,7 +7,7 @@ use cudarc::driver::{CudaSlice, CudaStream, DevicePtrMut, SyncOnDrop};
 use crate::error::{During, Error, Result};
 use crate::kernels::Kernels;
 use crate::spec::DoraSpec;
-use crate::{adamw, backward_adapter, backward_input, forward, prepare};
+use crate::{adamw, backward_adapter, backward_input, forward, merge, prepare};
 
 /// Regions start at multiples of this many bytes, like allocations.
 const ALIGNMENT: usize = 256;
@@ -111,6 +111,7 @@ impl Workspace {
                 forward::needs(spec, tokens),
                 backward_adapter::needs(spec, tokens, sm_count),
                 backward_input::needs(spec, tokens, sm_count),
+                merge::needs(spec, sm_count),
             ];
             for op in of_ops {
                 needs.counters = needs.counters.max(op.counters);

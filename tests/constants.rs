@@ -2,7 +2,7 @@
 
 mod common;
 
-use fused_dora::{Kernels, adamw, backward_adapter, backward_input, forward, prepare};
+use fused_dora::{Kernels, adamw, backward_adapter, backward_input, forward, merge, prepare};
 
 fn assert_geometry(symbol: &str, mirrored: &[usize]) {
     let context = common::device::open().expect("a device");
@@ -36,4 +36,9 @@ fn backward_input_agrees() {
 #[test]
 fn adamw_agrees() {
     assert_geometry("adamw_geometry", &adamw::GEOMETRY);
+}
+
+#[test]
+fn merge_agrees() {
+    assert_geometry("merge_geometry", &merge::GEOMETRY);
 }
