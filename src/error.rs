@@ -121,6 +121,19 @@ pub enum Error {
         /// Tokens of this call.
         tokens: usize,
     },
+    /// A merged weight that no longer holds what the weight was.
+    #[error(
+        "{axis} feature {feature} has a gain of {gain}, with which W' holds nothing of what W was \
+         there: W has to come from its file"
+    )]
+    LostFeature {
+        /// The norm axis.
+        axis: &'static str,
+        /// The first such feature.
+        feature: usize,
+        /// Its g = m/c.
+        gain: f32,
+    },
     /// A launch that the device cannot do.
     #[error("{kernel} needs {what} of {needed}, but the device allows {limit}: {cure}")]
     DeviceLimit {

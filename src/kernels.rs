@@ -23,13 +23,14 @@ pub(crate) const THREADS: u32 = 128;
 const NEEDED_CAPABILITY: (i32, i32) = (8, 0);
 
 /// The kernel files, in the order of [`Entry`].
-const FILES: [(&str, Option<&str>); 6] = [
+const FILES: [(&str, Option<&str>); 7] = [
     ("prepare.cu", embedded::PREPARE),
     ("forward.cu", embedded::FORWARD),
     ("backward_adapter.cu", embedded::BACKWARD_ADAPTER),
     ("backward_input.cu", embedded::BACKWARD_INPUT),
     ("adamw.cu", embedded::ADAMW),
     ("norm_gradient.cu", embedded::NORM_GRADIENT),
+    ("merge.cu", embedded::MERGE),
 ];
 
 /// One kernel, whatever its dtype.
@@ -49,10 +50,12 @@ pub(crate) enum Entry {
     GradientNorm,
     NormGradient,
     NormGradientFinish,
+    Merge,
+    Unmerge,
 }
 
 impl Entry {
-    const ALL: [Self; 14] = [
+    const ALL: [Self; 16] = [
         Self::Prepare,
         Self::ForwardLowRank,
         Self::ForwardLowRankDropout,
@@ -67,6 +70,8 @@ impl Entry {
         Self::GradientNorm,
         Self::NormGradient,
         Self::NormGradientFinish,
+        Self::Merge,
+        Self::Unmerge,
     ];
 
     /// The entry point's name up to the dtype, and the index of its file.
@@ -86,6 +91,8 @@ impl Entry {
             Self::GradientNorm => ("gradient_norm", 4),
             Self::NormGradient => ("norm_gradient", 5),
             Self::NormGradientFinish => ("norm_gradient_finish", 5),
+            Self::Merge => ("merge", 6),
+            Self::Unmerge => ("unmerge", 6),
         }
     }
 

@@ -24,6 +24,7 @@ mod dropout;
 mod error;
 pub mod forward;
 mod kernels;
+pub mod merge;
 pub mod norm_gradient;
 pub mod prepare;
 pub mod raw;
@@ -45,6 +46,7 @@ pub use forward::Forward;
 pub use kernels::Kernels;
 #[doc(hidden)]
 pub use kernels::load_image;
+pub use merge::{InPlace, Merge, MergeReport, Unmerge};
 pub use norm_gradient::NormGradient;
 pub use prepare::{Magnitude, Prepare, Prepared};
 pub use rows::{MatrixView, MatrixViewMut, Rows};

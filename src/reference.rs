@@ -7,9 +7,11 @@
 mod adamw;
 mod bounds;
 mod matrix;
+mod merge;
 
 pub use adamw::{AdamWState, AdamWStep, Tracked};
 pub use bounds::bounds;
+pub use merge::{Merged, Weight, merge, unmerge};
 
 use half::{bf16, f16};
 

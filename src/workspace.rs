@@ -8,7 +8,7 @@ use crate::error::{During, Error, Result};
 use crate::kernels::Kernels;
 use crate::raw::{self, WorkspaceSize};
 use crate::spec::DoraSpec;
-use crate::{adamw, backward_adapter, backward_input, forward, norm_gradient, prepare};
+use crate::{adamw, backward_adapter, backward_input, forward, merge, norm_gradient, prepare};
 
 /// Regions start at multiples of this many bytes, like allocations.
 const ALIGNMENT: usize = 256;
@@ -154,6 +154,7 @@ impl Layout {
                 backward_adapter::needs(spec, tokens, sm_count),
                 backward_input::needs(spec, tokens, sm_count),
                 norm_gradient::needs(spec, sm_count),
+                merge::needs(spec, sm_count),
             ];
             for op in of_ops {
                 needs.counters = needs.counters.max(op.counters);

@@ -3,7 +3,7 @@
 mod common;
 
 use fused_dora::{
-    Kernels, adamw, backward_adapter, backward_input, forward, norm_gradient, prepare,
+    Kernels, adamw, backward_adapter, backward_input, forward, merge, norm_gradient, prepare,
 };
 
 fn assert_geometry(symbol: &str, mirrored: &[usize]) {
@@ -43,4 +43,9 @@ fn adamw_agrees() {
 #[test]
 fn norm_gradient_agrees() {
     assert_geometry("norm_gradient_geometry", &norm_gradient::GEOMETRY);
+}
+
+#[test]
+fn merge_agrees() {
+    assert_geometry("merge_geometry", &merge::GEOMETRY);
 }

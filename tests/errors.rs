@@ -255,13 +255,14 @@ fn wrong_dtype() {
 
 #[test]
 fn small_workspace() {
+    const MANY: usize = 50 * TOKENS;
     let mut layer = Layer::new(Norm::Input);
     layer.prepare().expect("a magnitude");
-    layer.forward(TOKENS).expect("prepared");
-    layer.workspace =
-        Workspace::new(&layer.kernels, &layer.stream, &[], TOKENS).expect("an empty workspace");
-    match layer.backward(|_| {}, true) {
-        Err(Error::WorkspaceTooSmall { tokens: TOKENS, needed, available }) => {
+    layer.x = layer.resize(MANY * INPUTS);
+    layer.y = layer.resize(MANY * OUTPUTS);
+    layer.h = layer.resize(MANY * layer.spec.padded_rank());
+    match layer.forward(MANY) {
+        Err(Error::WorkspaceTooSmall { tokens: MANY, needed, available }) => {
             assert!(needed > available);
         }
         other => panic!("a workspace error, not {other:?}"),

@@ -8,8 +8,8 @@ use std::sync::{Mutex, PoisonError};
 use common::device::{Choice, open_choice};
 use fused_dora::{
     AdamW, AdamWConfig, AdapterGroups, AdapterLayout, Backward, Clip, DoraSpec, Dtype, Forward,
-    GradientNorm, Gradients, Kernels, Magnitude, Norm, NormGrad, Prepare, Prepared, Scaling,
-    Schedule, Workspace,
+    GradientNorm, Gradients, Kernels, Magnitude, Merge, MergeReport, Norm, NormGrad, Prepare,
+    Prepared, Scaling, Schedule, Workspace,
 };
 use half::bf16;
 
@@ -115,6 +115,19 @@ fn few_launches_and_nothing_else() {
         };
         counted("backward", 2 + of_rank, &mut || backward(true));
         counted("backward of a first layer", 1 + of_input + of_rank, &mut || backward(false));
+
+        let (mut merged, mut report) =
+            (f32s(OUTPUTS * INPUTS), stream.alloc_zeros(MergeReport::LEN).expect("memory"));
+        counted("merge", 1, &mut || {
+            let io = Merge {
+                weight: weight.as_view(),
+                lora_a: lora_a.slice(..len_a),
+                lora_b: lora_b.slice(..len_b),
+                merged: merged.as_view_mut(),
+                report: Some(report.as_view_mut()),
+            };
+            kernels.merge(&stream, &spec, &prepared, &mut workspace, io).expect("merge");
+        });
 
         let layout = AdapterLayout::with_bias(&spec);
         let parts: Vec<_> = AdapterGroups::default().parts(&layout, 0).collect();

@@ -14,8 +14,8 @@ use cuda_emulator::client::{Choice, Emulator, Selected, select};
 use fused_dora::cudarc::driver::{CudaSlice, CudaStream, sys::CUevent_flags};
 use fused_dora::{
     AdamW, AdamWConfig, AdapterGroups, AdapterLayout, Backward, DoraSpec, Dtype, Forward,
-    Gradients, Kernels, Magnitude, Norm, NormGrad, NormGradient, OptimizerPart, Prepare, Prepared,
-    Scaling, Schedule, Workspace, open_device,
+    Gradients, Kernels, Magnitude, Merge, MergeReport, Norm, NormGrad, NormGradient, OptimizerPart,
+    Prepare, Prepared, Scaling, Schedule, Workspace, open_device,
 };
 use half::bf16;
 use rand::rngs::StdRng;
@@ -51,6 +51,8 @@ pub struct Layer {
     parts: Vec<OptimizerPart>,
     /// Parameters, gradients and the two moments of the optimizer.
     optimized: [CudaSlice<f32>; 4],
+    merged: CudaSlice<bf16>,
+    report: CudaSlice<f64>,
 }
 
 type Outcome<T = ()> = Result<T, Box<dyn Error>>;
@@ -94,6 +96,8 @@ impl Layer {
             grad_lora_a: stream.alloc_zeros(rank * inputs)?,
             grad_lora_b: stream.alloc_zeros(outputs * rank)?,
             grad_magnitude: stream.alloc_zeros(spec.magnitude_len().max(1))?,
+            merged: stream.alloc_zeros(outputs * inputs)?,
+            report: stream.alloc_zeros(MergeReport::LEN)?,
             kernels,
             stream,
             spec,
@@ -179,6 +183,19 @@ impl Layer {
         };
         let Self { kernels, stream, spec, workspace, prepared, .. } = self;
         Ok(kernels.norm_gradient(stream, spec, prepared, workspace, io)?)
+    }
+
+    /// W and W' once each, and the report.
+    pub fn merge(&mut self) -> Outcome {
+        let io = Merge {
+            weight: self.weight.as_view(),
+            lora_a: self.lora_a.as_view(),
+            lora_b: self.lora_b.as_view(),
+            merged: self.merged.as_view_mut(),
+            report: Some(self.report.as_view_mut()),
+        };
+        let Self { kernels, stream, spec, workspace, prepared, .. } = self;
+        Ok(kernels.merge(stream, spec, prepared, workspace, io)?)
     }
 
     fn backward(&mut self, op: BackwardOp) -> Outcome {

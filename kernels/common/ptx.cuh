@@ -14,10 +14,16 @@ __device__ __forceinline__ void cp_async_16(void* shared, const void* global, in
                  : "memory");
 }
 
-// Stores four floats as one access, which the compiler would take apart.
+// Stores of several words as one access, which the compiler would take apart.
 __device__ __forceinline__ void st_global_v4(float* to, const float (&v)[4]) {
     asm volatile("st.global.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(to)),
                  "f"(v[0]), "f"(v[1]), "f"(v[2]), "f"(v[3])
+                 : "memory");
+}
+
+__device__ __forceinline__ void st_global_v4(u16* to, const u16 (&v)[4]) {
+    asm volatile("st.global.v4.u16 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(to)),
+                 "h"(v[0]), "h"(v[1]), "h"(v[2]), "h"(v[3])
                  : "memory");
 }
 

@@ -87,6 +87,40 @@ __device__ __forceinline__ void store_chunk(T* destination, int rows, int cols, 
     }
 }
 
+// Four neighbours of a row: one access where rows start at multiples of four elements.
+template <typename T>
+struct __align__(4 * sizeof(T)) Quad {
+    T values[4];
+};
+
+// Elements col..col+3 of a row of `cols`, zero beyond its end.
+template <bool ALIGNED, typename T>
+__device__ __forceinline__ Quad<T> load_quad(const T* row, int col, int cols) {
+    if (ALIGNED) return *reinterpret_cast<const Quad<T>*>(row + col);
+    Quad<T> out = {};
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+        if (col + e < cols) out.values[e] = row[col + e];
+    }
+    return out;
+}
+
+template <bool ALIGNED, typename T>
+__device__ __forceinline__ void store_quad(T* row, int col, int cols, const Quad<T>& quad) {
+    if constexpr (ALIGNED && kIsFloat<T>) {
+        st_global_v4(row + col, quad.values);
+    } else if constexpr (ALIGNED) {
+        const u16 bits[4] = {quad.values[0].bits, quad.values[1].bits, quad.values[2].bits,
+                             quad.values[3].bits};
+        st_global_v4(reinterpret_cast<u16*>(row + col), bits);
+    } else {
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+            if (col + e < cols) row[col + e] = quad.values[e];
+        }
+    }
+}
+
 // Calls visit(row, chunk) for this thread's share of a tile's chunks. Unrolled where ALIGNED; the
 // element-by-element path stays a loop, for the sake of its size.
 template <bool ALIGNED, typename TILE, typename F>

@@ -95,12 +95,12 @@ pub fn bounds(case: &Case, dtype: Dtype) -> Result<Results, CaseError> {
 }
 
 /// acc(n): the relative error of an f32 accumulation over `n` terms.
-fn accumulation(n: usize) -> f64 {
+pub(super) fn accumulation(n: usize) -> f64 {
     64.0 * U * (1.0 + n as f64 / 4096.0)
 }
 
 /// r(v): the error of one rounding to the dtype of values as large as `v`.
-fn rounding(v: f64, dtype: Dtype) -> f64 {
+pub(super) fn rounding(v: f64, dtype: Dtype) -> f64 {
     let (epsilon, eta) = match dtype {
         Dtype::Bf16 => (2f64.powi(-8), 2f64.powi(-134)),
         Dtype::F16 => (2f64.powi(-11), 2f64.powi(-25)),
