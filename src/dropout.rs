@@ -107,6 +107,12 @@ impl Dropout {
     }
 }
 
+/// The `index`th number of a seed, uniform in [0, 1), a multiple of 2⁻²⁴.
+pub(crate) fn uniform(seed: u64, index: u64) -> f32 {
+    let words = philox(seed, [(index / 4) as u32, (index >> 34) as u32, 0, 0]);
+    (words[(index % 4) as usize] >> 8) as f32 / (1u32 << 24) as f32
+}
+
 /// Philox4x32-10.
 fn philox(seed: u64, counter: [u32; 4]) -> [u32; 4] {
     const MULTIPLIERS: [u32; 2] = [0xd251_1f53, 0xcd9e_8d57];

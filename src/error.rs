@@ -134,6 +134,14 @@ pub enum Error {
         /// Its g = m/c.
         gain: f32,
     },
+    /// An adapter that is not there, or does not fit its layer.
+    #[error("the adapter `{name}` {problem}")]
+    Adapter {
+        /// The adapter's name; empty where none is active.
+        name: String,
+        /// What is wrong, and what to do.
+        problem: String,
+    },
     /// A launch that the device cannot do.
     #[error("{kernel} needs {what} of {needed}, but the device allows {limit}: {cure}")]
     DeviceLimit {

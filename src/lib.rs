@@ -24,6 +24,7 @@ mod dropout;
 mod error;
 pub mod forward;
 mod kernels;
+mod linear;
 pub mod merge;
 pub mod norm_gradient;
 pub mod prepare;
@@ -46,6 +47,9 @@ pub use forward::Forward;
 pub use kernels::Kernels;
 #[doc(hidden)]
 pub use kernels::load_image;
+pub use linear::{
+    Adapter, DoraLinear, LinearBackward, LinearForward, Moments, Saved, SharedWorkspace,
+};
 pub use merge::{InPlace, Merge, MergeReport, Unmerge};
 pub use norm_gradient::NormGradient;
 pub use prepare::{Magnitude, Prepare, Prepared};
