@@ -6,8 +6,8 @@
 //
 // G is dY, or dY∘g rounded to T (axis output); P = dY·(sB) or dY·(g∘sB), from backward_adapter.
 // Shapes, row-major: G [T,O]; W [O,I]; P [T,R]; a [R,I]; x, dX [T,I] of T; dm [I], dA [r,I] f32;
-// R = rank padded to 16. dX is written with `=`; dm and dA with `=`, or with `+=` where `accumulate`
-// is set. dm = 0 where c = 0.
+// R = rank padded to 16. dX is written with `=`; dm and dA with `=`, or with `+=` where
+// `accumulate` is set. dm = 0 where c = 0.
 // Launch: backward_input: grid ⌈T/128⌉·⌈I/128⌉; backward_input_lora_a: grid (⌈I/64⌉, ⌈R/64⌉, chunks
 // of T); block 128. Sums over T are partial per CTA and added in order by the last one to arrive.
 // Formulas: chain rule on forward.cu with c constant: DoRA (arXiv:2402.09353) §4.3.

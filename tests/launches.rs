@@ -7,8 +7,8 @@ use std::sync::{Mutex, PoisonError};
 
 use common::device::{Choice, open_choice};
 use fused_dora::{
-    Backward, DoraSpec, Dtype, Forward, Gradients, Kernels, Magnitude, Norm, NormGrad, Prepare,
-    Prepared, Scaling, Workspace,
+    Backward, DoraSpec, Dtype, Forward, Gradients, Kernels, Magnitude, Norm, NormGrad,
+    NormGradient, Prepare, Prepared, Scaling, Workspace,
 };
 use half::bf16;
 
@@ -105,6 +105,21 @@ fn few_launches_and_nothing_else() {
         counted("backward", 3, &mut || backward(true));
         let without = if norm == Norm::Input { 3 } else { 2 };
         counted("backward of a first layer", without, &mut || backward(false));
+        if has_norm {
+            counted("norm_gradient", 2, &mut || {
+                let io = NormGradient {
+                    weight: weight.as_view(),
+                    lora_a: lora_a.as_view(),
+                    lora_b: lora_b.as_view(),
+                    grad_magnitude: grad_m.as_view(),
+                    grad_lora_a: grad_a.as_view_mut(),
+                    grad_lora_b: grad_b.as_view_mut(),
+                };
+                kernels
+                    .norm_gradient(&stream, &spec, &prepared, &mut workspace, io)
+                    .expect("norm_gradient");
+            });
+        }
     }
 }
 

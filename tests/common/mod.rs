@@ -5,4 +5,5 @@ pub mod case;
 pub mod compare;
 pub mod device;
 pub mod options;
+pub mod random;
 pub mod run;

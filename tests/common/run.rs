@@ -32,97 +32,27 @@ impl Runner {
         Self { offset, ..self }
     }
 
-    /// Prepares the case's adapter, runs one forward and one backward in `dtype`, and returns the
-    /// six results in the order of [`Results::NAMES`](fused_dora::reference::Results::NAMES).
+    /// Prepares the case's adapter, runs one forward, one backward and, where the case's gradients
+    /// flow through the norm, `norm_gradient` in `dtype`, and returns the six results in the order
+    /// of [`Results::NAMES`](fused_dora::reference::Results::NAMES).
     ///
     /// Every output holds NaN beforehand, so that an element that no kernel writes is noticed.
     pub fn run(&self, case: &Case, dtype: Dtype) -> Result<[Vec<f32>; 6]> {
-        let spec = spec(case, dtype)?;
         match dtype {
-            Dtype::Bf16 => self.run_as::<half::bf16>(case, &spec),
-            Dtype::F16 => self.run_as::<half::f16>(case, &spec),
-            Dtype::F32 => self.run_as::<f32>(case, &spec),
+            Dtype::Bf16 => self.run_as::<half::bf16>(case),
+            Dtype::F16 => self.run_as::<half::f16>(case),
+            Dtype::F32 => self.run_as::<f32>(case),
         }
     }
 
-    fn run_as<E: Element>(&self, case: &Case, spec: &DoraSpec) -> Result<[Vec<f32>; 6]> {
-        let stream = &self.stream;
-        let tokens = case.tokens;
-        let x = self.upload::<E>(&case.input)?;
-        let weight = self.upload::<E>(&case.weight)?;
-        let bias = case.bias.as_deref().map(|bias| self.upload::<E>(bias)).transpose()?;
-        let bias_view = || bias.as_ref().map(Buffer::view);
-        let grad_output = self.upload::<E>(&case.grad_output)?;
-        let lora_a = self.upload::<f32>(&case.lora_a)?;
-        let lora_b = self.upload::<f32>(&case.lora_b)?;
-        let magnitude = self.upload::<f32>(&case.magnitude)?;
-        let has_norm = case.norm != Norm::None;
-
-        let mut y = self.poisoned::<E>(tokens * case.out_features)?;
-        let mut h = self.poisoned::<E>(tokens * spec.padded_rank())?;
-        let mut grad_input = self.poisoned::<E>(tokens * case.in_features)?;
-        let mut grad_lora_a = self.poisoned::<f32>(case.lora_a.len())?;
-        let mut grad_lora_b = self.poisoned::<f32>(case.lora_b.len())?;
-        let mut grad_magnitude = self.poisoned::<f32>(case.magnitude.len())?;
-        let mut grad_bias = self.poisoned::<f32>(case.out_features)?;
-
-        let mut workspace = Workspace::new(&self.kernels, stream, &[*spec], tokens)?;
-        let mut prepared = Prepared::<E>::new(stream, spec)?;
-        let inputs = Prepare {
-            weight: weight.view(),
-            lora_a: lora_a.view(),
-            lora_b: lora_b.view(),
-            magnitude: match has_norm {
-                true => Magnitude::Given(magnitude.view()),
-                false => Magnitude::None,
-            },
-        };
-        self.kernels.prepare(stream, spec, &mut workspace, &mut prepared, inputs)?;
-        let forward = Forward {
-            tokens,
-            x: x.view(),
-            weight: weight.view(),
-            bias: bias_view(),
-            seed: 1,
-            y: y.view_mut(),
-            h: h.view_mut(),
-        };
-        self.kernels.forward(stream, spec, &prepared, &mut workspace, forward)?;
-        let mut backward = Backward {
-            tokens,
-            gradients: Gradients::Overwrite,
-            x: x.view(),
-            weight: weight.view(),
-            bias: bias_view(),
-            output: Some(y.view()),
-            grad_output: grad_output.view(),
-            h: h.view(),
-            grad_input: Some(grad_input.view_mut()),
-            grad_lora_a: grad_lora_a.view_mut(),
-            grad_lora_b: grad_lora_b.view_mut(),
-            grad_magnitude: has_norm.then(|| grad_magnitude.view_mut()),
-            grad_bias: Some(grad_bias.view_mut()),
-        };
-        self.kernels.backward(stream, spec, &prepared, &mut workspace, &mut backward)?;
-        if spec.norm_grad() == NormGrad::Exact {
-            let io = NormGradient {
-                weight: weight.view(),
-                lora_a: lora_a.view(),
-                lora_b: lora_b.view(),
-                grad_magnitude: grad_magnitude.view(),
-                grad_lora_a: grad_lora_a.view_mut(),
-                grad_lora_b: grad_lora_b.view_mut(),
-            };
-            self.kernels.norm_gradient(stream, spec, &prepared, &mut workspace, io)?;
+    fn run_as<E: Element>(&self, case: &Case) -> Result<[Vec<f32>; 6]> {
+        let mut layer = Layer::<E>::new(self, case)?;
+        let [y, dx] = layer.micro_batch(case, Gradients::Overwrite)?;
+        if layer.spec.norm_grad() == NormGrad::Exact {
+            layer.norm_gradient()?;
         }
-        Ok([
-            self.download(&y)?,
-            self.download(&grad_input)?,
-            self.download(&grad_lora_a)?,
-            self.download(&grad_lora_b)?,
-            self.download(&grad_magnitude)?,
-            self.download(&grad_bias)?,
-        ])
+        let [da, db, dm, dbias] = layer.gradients()?;
+        Ok([y, dx, da, db, dm, dbias])
     }
 
     fn upload<E: Element>(&self, values: &[f64]) -> Result<Buffer<E>> {
@@ -142,11 +72,171 @@ impl Runner {
         Ok(Buffer { slice, offset, len })
     }
 
-    fn download<E: Element>(&self, buffer: &Buffer<E>) -> Result<Vec<f32>> {
-        let values =
-            self.stream.clone_dtoh(&buffer.view()).map_err(driver("copying from the device"))?;
-        Ok(values.into_iter().map(Element::to_f32).collect())
+    fn download<T: Copy + Default, E: Element>(
+        &self,
+        view: &CudaView<'_, E>,
+        map: impl Fn(E) -> T,
+    ) -> Result<Vec<T>> {
+        let values = self.stream.clone_dtoh(view).map_err(driver("copying from the device"))?;
+        Ok(values.into_iter().map(map).collect())
     }
+}
+
+/// One layer on the device: W, the prepared adapter, and the gradients of its parameters.
+pub struct Layer<'a, E> {
+    runner: &'a Runner,
+    spec: DoraSpec,
+    /// Of the stochastic rounding.
+    pub seed: u64,
+    workspace: Workspace,
+    prepared: Prepared<E>,
+    weight: Buffer<E>,
+    bias: Option<Buffer<E>>,
+    lora_a: Buffer<f32>,
+    lora_b: Buffer<f32>,
+    /// dA, dB, dm, db.
+    gradients: [Buffer<f32>; 4],
+}
+
+impl<'a, E: Element> Layer<'a, E> {
+    /// Uploads and prepares the case's layer, for micro-batches of up to its tokens. All gradients
+    /// hold NaN.
+    pub fn new(runner: &'a Runner, case: &Case) -> Result<Self> {
+        let spec = spec(case, E::DTYPE)?;
+        let Runner { stream, kernels, .. } = runner;
+        let mut layer = Self {
+            runner,
+            spec,
+            seed: 1,
+            workspace: Workspace::new(kernels, stream, &[spec], case.tokens)?,
+            prepared: Prepared::new(stream, &spec)?,
+            weight: runner.upload(&case.weight)?,
+            bias: case.bias.as_deref().map(|bias| runner.upload(bias)).transpose()?,
+            lora_a: runner.upload(&case.lora_a)?,
+            lora_b: runner.upload(&case.lora_b)?,
+            gradients: [
+                runner.poisoned(case.lora_a.len())?,
+                runner.poisoned(case.lora_b.len())?,
+                runner.poisoned(case.magnitude.len())?,
+                runner.poisoned(case.out_features)?,
+            ],
+        };
+        let magnitude = runner.upload::<f32>(&case.magnitude)?;
+        let Self { workspace, prepared, weight, lora_a, lora_b, .. } = &mut layer;
+        let inputs = Prepare {
+            weight: weight.view(),
+            lora_a: lora_a.view(),
+            lora_b: lora_b.view(),
+            magnitude: match case.norm {
+                Norm::None => Magnitude::None,
+                Norm::Input | Norm::Output => Magnitude::Given(magnitude.view()),
+            },
+        };
+        kernels.prepare(stream, &spec, workspace, prepared, inputs)?;
+        Ok(layer)
+    }
+
+    /// y of the batch's input.
+    pub fn forward(&mut self, batch: &Case) -> Result<Vec<f32>> {
+        let Activations { y, .. } = self.activations(batch)?;
+        self.runner.download(&y.view(), Element::to_f32)
+    }
+
+    fn activations(&mut self, batch: &Case) -> Result<Activations<E>> {
+        let (runner, spec) = (self.runner, &self.spec);
+        let tokens = batch.tokens;
+        let x = runner.upload::<E>(&batch.input)?;
+        let mut y = runner.poisoned::<E>(tokens * spec.out_features())?;
+        let mut h = runner.poisoned::<E>(tokens * spec.padded_rank())?;
+        let io = Forward {
+            tokens,
+            x: x.view(),
+            weight: self.weight.view(),
+            bias: self.bias.as_ref().map(Buffer::view),
+            seed: self.seed,
+            y: y.view_mut(),
+            h: h.view_mut(),
+        };
+        let Runner { stream, kernels, .. } = runner;
+        kernels.forward(stream, spec, &self.prepared, &mut self.workspace, io)?;
+        Ok(Activations { x, y, h })
+    }
+
+    /// One forward and one backward of the batch's input and output gradient: y and dX.
+    pub fn micro_batch(&mut self, batch: &Case, gradients: Gradients) -> Result<[Vec<f32>; 2]> {
+        let Activations { x, y, h } = self.activations(batch)?;
+        let (runner, spec) = (self.runner, &self.spec);
+        let grad_output = runner.upload::<E>(&batch.grad_output)?;
+        let mut grad_input = runner.poisoned::<E>(batch.tokens * spec.in_features())?;
+        let [grad_lora_a, grad_lora_b, grad_magnitude, grad_bias] = &mut self.gradients;
+        let mut io = Backward {
+            tokens: batch.tokens,
+            gradients,
+            x: x.view(),
+            weight: self.weight.view(),
+            bias: self.bias.as_ref().map(Buffer::view),
+            output: Some(y.view()),
+            grad_output: grad_output.view(),
+            h: h.view(),
+            grad_input: Some(grad_input.view_mut()),
+            grad_lora_a: grad_lora_a.view_mut(),
+            grad_lora_b: grad_lora_b.view_mut(),
+            grad_magnitude: (spec.norm() != Norm::None).then(|| grad_magnitude.view_mut()),
+            grad_bias: Some(grad_bias.view_mut()),
+        };
+        let Runner { stream, kernels, .. } = runner;
+        kernels.backward(stream, spec, &self.prepared, &mut self.workspace, &mut io)?;
+        Ok([
+            runner.download(&y.view(), Element::to_f32)?,
+            runner.download(&grad_input.view(), Element::to_f32)?,
+        ])
+    }
+
+    /// Subtracts what flows through the norm from dA and dB.
+    pub fn norm_gradient(&mut self) -> Result<()> {
+        let [grad_lora_a, grad_lora_b, grad_magnitude, _] = &mut self.gradients;
+        let io = NormGradient {
+            weight: self.weight.view(),
+            lora_a: self.lora_a.view(),
+            lora_b: self.lora_b.view(),
+            grad_magnitude: grad_magnitude.view(),
+            grad_lora_a: grad_lora_a.view_mut(),
+            grad_lora_b: grad_lora_b.view_mut(),
+        };
+        let Runner { stream, kernels, .. } = self.runner;
+        kernels.norm_gradient(stream, &self.spec, &self.prepared, &mut self.workspace, io)
+    }
+
+    /// dA, dB, dm and db.
+    pub fn gradients(&self) -> Result<[Vec<f32>; 4]> {
+        let [da, db, dm, dbias] = &self.gradients;
+        let download = |buffer: &Buffer<f32>| self.runner.download(&buffer.view(), |value| value);
+        Ok([download(da)?, download(db)?, download(dm)?, download(dbias)?])
+    }
+
+    /// Replaces dA, dB, dm and db.
+    pub fn set_gradients(&mut self, values: [&[f64]; 4]) -> Result<()> {
+        for (buffer, values) in self.gradients.iter_mut().zip(values) {
+            assert_eq!(buffer.len, values.len());
+            *buffer = self.runner.upload(values)?;
+        }
+        Ok(())
+    }
+
+    /// c and g; empty for plain LoRA.
+    pub fn norm_and_gain(&self) -> Result<[Vec<f32>; 2]> {
+        let features = self.spec.magnitude_len();
+        let download =
+            |view: CudaView<'_, f32>| self.runner.download(&view.slice(..features), |value| value);
+        Ok([download(self.prepared.norm())?, download(self.prepared.gain())?])
+    }
+}
+
+/// What a forward leaves for the backward.
+struct Activations<E> {
+    x: Buffer<E>,
+    y: Buffer<E>,
+    h: Buffer<E>,
 }
 
 /// The layer that a case describes.
