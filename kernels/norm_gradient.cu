@@ -43,7 +43,7 @@ struct NormGradientParams {
 };
 
 constexpr int kRankTile = 64;     // ranks of a CTA
-constexpr int kGramTile = 64;     // ranks along both sides of a tile of a Gram matrix
+constexpr int kGramTile = 32;     // ranks along both sides of a tile of a Gram matrix
 constexpr int kFinishFeatures = 64, kFinishRanks = 16;
 
 __device__ __forceinline__ float k_of(const NormGradientParams& p, int feature) {
@@ -210,7 +210,7 @@ struct ColumnSums {
     }
 };
 
-template <bool ALIGNED, typename T>
+template <typename T>
 __device__ __forceinline__ void contract_weight(const NormGradientParams& p,
                                                 const Shared<T>& shared) {
     constexpr int kSteps = kRankTile / kTf32Depth;
@@ -231,7 +231,7 @@ __device__ __forceinline__ void contract_weight(const NormGradientParams& p,
         ceil_div(end - begin, Shared<T>::kRows),
         [&](int step, int stage) {
             const int row0 = begin + step * Shared<T>::kRows;
-            copy_tile_async<ALIGNED>(shared.weight(stage), weight, row0, col0);
+            copy_tile_async(p.aligned, shared.weight(stage), weight, row0, col0);
             if (threadIdx.x < Shared<T>::kRows) {
                 shared.k_of_rows(stage)[threadIdx.x] = Side::b(p).factor(p, row0 + threadIdx.x);
             }
@@ -274,10 +274,11 @@ __device__ __forceinline__ void gram(const NormGradientParams& p, unsigned char*
     using Tile = Tf32Tile<kGramTile>;
     using Mma = TileMma<float, kGramTile, kGramTile, kTf32Depth, 2, 2, Major::K, Major::K>;
     static_assert(2 * Tile::kBytes <= Shared<T>::kBytes, "both factors fit");
+    if (blockIdx.z > 0) return;
     const int tiles = ceil_div(p.padded_rank, kGramTile);
-    const bool of_b = tile < tiles;
+    const bool of_b = tile < tiles * tiles;
     const Side side = of_b ? Side::b(p) : Side::a(p);
-    const int l0 = tile % tiles * kGramTile, k0 = blockIdx.z * kGramTile;
+    const int l0 = tile / tiles % tiles * kGramTile, k0 = tile % tiles * kGramTile;
     const int length = ceil_div(ceil_div(side.features, p.chunks), kTf32Depth) * kTf32Depth;
     const int begin = blockIdx.y * length, end = min(side.features, begin + length);
     const Tile left(memory), right(memory + Tile::kBytes);
@@ -338,6 +339,11 @@ __device__ __forceinline__ void finish(const NormGradientParams& p,
     };
     const i64 size = i64(p.padded_rank) * p.padded_rank;
     const float* grams = p.grams + (of_a ? 0 : p.chunks) * size;
+    const float* x[kOutputs];
+#pragma unroll
+    for (int i = 0; i < kOutputs; ++i) {
+        x[i] = side.data + side.at(min(feature(i), side.features - 1), 0);
+    }
     float low_rank[kOutputs] = {};
     for (int l0 = 0; l0 < p.rank; l0 += kDepth) {
         const int depth = min(kDepth, p.rank - l0);
@@ -350,8 +356,8 @@ __device__ __forceinline__ void finish(const NormGradientParams& p,
         for (int l = 0; l < depth; ++l) {
 #pragma unroll
             for (int i = 0; i < kOutputs; ++i) {
-                low_rank[i] =
-                    fmaf(side.or_zero(p, feature(i), l0 + l), g[l][rank(i)], low_rank[i]);
+                low_rank[i] = fmaf(*x[i], g[l][rank(i)], low_rank[i]);
+                x[i] += side.rank_stride;
             }
         }
     }
@@ -371,13 +377,8 @@ __device__ __forceinline__ void finish(const NormGradientParams& p,
 
 template <typename T>
 __device__ __forceinline__ void norm_gradient(const NormGradientParams& p, unsigned char* memory) {
-    const Shared<T> shared{memory};
     const int tile = int(blockIdx.x) - p.strips;
-    if (tile >= 0) {
-        gram<T>(p, memory, tile);
-    } else {
-        p.aligned ? contract_weight<true>(p, shared) : contract_weight<false>(p, shared);
-    }
+    tile >= 0 ? gram<T>(p, memory, tile) : contract_weight<T>(p, {memory});
 }
 
 // Mirrored in src/norm_gradient.rs; a test compares them.

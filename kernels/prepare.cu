@@ -120,7 +120,7 @@ struct SquareSums {
     float v[2][kStrip], w[2][kStrip];  // of the warps that hold the same features
 };
 
-template <bool ON_INPUT, bool ALIGNED, typename T>
+template <bool ON_INPUT, typename T>
 __device__ __forceinline__ void square_sums(const PrepareParams& p, const Shared<T>& shared,
                                             int first, int end, SquareSums& sums) {
     constexpr int kFeatures = ON_INPUT ? Distribution::kCols : Distribution::kRows;
@@ -132,7 +132,7 @@ __device__ __forceinline__ void square_sums(const PrepareParams& p, const Shared
     pipeline<Shared<T>::kStages>(
         ceil_div(end - first, kStrip),
         [&](int step, int stage) {
-            copy_tile_async<ALIGNED>(shared.weight(stage), weight, row0(step), col0(step));
+            copy_tile_async(p.aligned, shared.weight(stage), weight, row0(step), col0(step));
         },
         [&](int step, int stage) {
             Distribution product;
@@ -219,13 +219,8 @@ __device__ __forceinline__ void strip_partials(const PrepareParams& p, const Sha
     const int first = blockIdx.y * p.split_tiles * kStrip;
     const int end = min(summed, first + p.split_tiles * kStrip);
     SquareSums& sums = *reinterpret_cast<SquareSums*>(shared.memory);  // where W's stages were
-    if (p.norm_on_input) {
-        p.aligned ? square_sums<true, true>(p, shared, first, end, sums)
-                  : square_sums<true, false>(p, shared, first, end, sums);
-    } else {
-        p.aligned ? square_sums<false, true>(p, shared, first, end, sums)
-                  : square_sums<false, false>(p, shared, first, end, sums);
-    }
+    p.norm_on_input ? square_sums<true>(p, shared, first, end, sums)
+                    : square_sums<false>(p, shared, first, end, sums);
     const int f = threadIdx.x % kStrip, half = threadIdx.x / kStrip;
     const int feature = blockIdx.x * kStrip + f;
     const bool cancels =

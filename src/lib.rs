@@ -8,7 +8,10 @@
 //! One step of one layer:
 //! 1. [`Kernels::prepare`], after each change of A, B or m: norms, gains, packed operands;
 //! 2. [`Kernels::forward`]: y, and H for the backward;
-//! 3. [`Kernels::backward`]: the gradients of x, A, B, m and b.
+//! 3. [`Kernels::backward`]: the gradients of x, A, B, m and b; over several micro-batches they
+//!    accumulate on request;
+//! 4. [`Kernels::norm_gradient`], before the optimizer, where the gradients of A and B are to flow
+//!    through the norm ([`NormGrad::Exact`]).
 //!
 //! Shapes, throughout: x `[T, I]` tokens × input features, W `[O, I]`, A `[r, I]`, B `[O, r]`, all
 //! row-major and contiguous; R is r rounded up to a multiple of 16. x, W, b, y and their gradients

@@ -20,7 +20,7 @@ const ROWS: usize = 32;
 
 /// Ranks of a CTA (kRankTile), and along both sides of a tile of a Gram matrix (kGramTile).
 const RANK_TILE: usize = 64;
-const GRAM_TILE: usize = 64;
+const GRAM_TILE: usize = 32;
 
 /// Features and ranks of a CTA of the second launch (kFinishFeatures, kFinishRanks).
 const FINISH_TILE: [usize; 2] = [64, 16];
@@ -269,7 +269,7 @@ impl Plan {
         let partial_a = partial(split.count, rank, spec.in_features());
         let partial_b = partial(strips, rank, spec.out_features());
         let grams = partial(2 * split.count, rank, rank);
-        let gram_tiles = 2 * rank.div_ceil(GRAM_TILE);
+        let gram_tiles = 2 * rank.div_ceil(GRAM_TILE).pow(2);
         let bytes = regions.bytes();
         Self { strips, split, rank_tiles, gram_tiles, partial_a, partial_b, grams, bytes }
     }

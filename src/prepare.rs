@@ -188,7 +188,9 @@ impl Kernels {
     /// Computes c = ‖W + s·B·A‖ and g = m/c in f32 and packs A, s·B (and g∘s·B) for the tensor
     /// cores, and a trained bias: one launch, to be repeated after each change of A, B, m or b.
     ///
-    /// V's elements carry an error of about 2⁻²³ of the terms that they are the sum of.
+    /// c has a relative error below 1e-5, and about 1e-7 where nothing cancels, whatever the dtype
+    /// and however tensor cores round: features of which V = W + s·B·A leaves less than a quarter
+    /// of W are summed again in twice the precision of f32, which takes longer.
     /// Formula: DoRA (arXiv:2402.09353) eq. 5.
     ///
     /// # Errors

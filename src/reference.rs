@@ -10,7 +10,7 @@ mod matrix;
 mod merge;
 
 pub use adamw::{AdamWState, AdamWStep, Tracked};
-pub use bounds::bounds;
+pub use bounds::{bounds, norm_gradient_bounds};
 pub use merge::{Merged, Weight, merge, unmerge};
 
 use half::{bf16, f16};
@@ -337,7 +337,7 @@ pub fn evaluate(case: &Case) -> Result<Results, CaseError> {
     let parts = Parts::new(case)?;
     let mut results = detached(case, &parts, &parts.z(case), &parts.d(case));
     if case.norm_grad == NormGrad::Exact {
-        let (from_a, from_b) = through_norm(case, &parts, &results.grad_magnitude);
+        let [from_a, from_b] = through_norm(case, &parts, &results.grad_magnitude);
         subtract(&mut results.grad_lora_a, from_a);
         subtract(&mut results.grad_lora_b, from_b);
     }
@@ -346,6 +346,17 @@ pub fn evaluate(case: &Case) -> Result<Results, CaseError> {
 
 fn subtract(values: &mut [f64], amounts: Matrix) {
     values.iter_mut().zip(amounts.into_data()).for_each(|(value, amount)| *value -= amount);
+}
+
+/// What the gradient through the norm takes from dA `[r,I]` and dB `[O,r]`, for some dm: the case's
+/// x and dY are not used.
+///
+/// # Errors
+/// A tensor whose length contradicts the case's shape.
+pub fn norm_gradient(case: &Case, grad_magnitude: &[f64]) -> Result<[Vec<f64>; 2], CaseError> {
+    let parts = Parts::new(case)?;
+    check("grad_magnitude", grad_magnitude.len(), case.magnitudes(), 1)?;
+    Ok(through_norm(case, &parts, grad_magnitude).map(Matrix::into_data))
 }
 
 /// The output alone, `[T,O]`.
@@ -392,11 +403,11 @@ fn detached(case: &Case, parts: &Parts, z: &Matrix, d: &Matrix) -> Results {
 
 /// What has to be subtracted from dA and dB where the norm is not a constant: s·Bᵀ(V∘k) and
 /// s·(V∘k)Aᵀ.
-fn through_norm(case: &Case, parts: &Parts, grad_magnitude: &[f64]) -> (Matrix, Matrix) {
+fn through_norm(case: &Case, parts: &Parts, grad_magnitude: &[f64]) -> [Matrix; 2] {
     let kv = along_norm(case, &parts.v, &parts.k(case, grad_magnitude));
     let from_a = parts.sb.transposed().times(&kv);
     let from_b = kv.times(&parts.a.transposed()).scaled(case.scaling);
-    (from_a, from_b)
+    [from_a, from_b]
 }
 
 /// `value` rounded to nearest, ties to even, in a compute dtype, by way of f32.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use fused_dora::cudarc::driver::{CudaContext, CudaSlice, CudaStream, sys};
 use fused_dora::{
     Backward, DoraSpec, Dtype, Error, Forward, Gradients, Kernels, Magnitude, Norm, NormGrad,
-    Prepare, Prepared, Scaling, Workspace, open_device,
+    NormGradient, Prepare, Prepared, Scaling, Workspace, open_device,
 };
 use half::bf16;
 
@@ -17,8 +17,12 @@ const OUTPUTS: usize = 12;
 const RANK: usize = 3;
 
 fn spec(norm: Norm) -> DoraSpec {
-    let (scaling, detached) = (Scaling::Standard { alpha: 6.0 }, NormGrad::Detached);
-    DoraSpec::new(INPUTS, OUTPUTS, RANK, scaling, norm, detached, Dtype::Bf16)
+    spec_with(norm, NormGrad::Detached)
+}
+
+fn spec_with(norm: Norm, norm_grad: NormGrad) -> DoraSpec {
+    let scaling = Scaling::Standard { alpha: 6.0 };
+    DoraSpec::new(INPUTS, OUTPUTS, RANK, scaling, norm, norm_grad, Dtype::Bf16)
         .expect("a layer that can exist")
 }
 
@@ -74,10 +78,13 @@ struct Layer {
 
 impl Layer {
     fn new(norm: Norm) -> Self {
+        Self::with_spec(spec(norm))
+    }
+
+    fn with_spec(spec: DoraSpec) -> Self {
         let context = common::device::open().expect("a device");
         let stream = context.default_stream();
         let kernels = Kernels::load(&context).expect("kernels");
-        let spec = spec(norm);
         let bf16s = |n| stream.alloc_zeros::<bf16>(n).expect("memory");
         let f32s = |n| stream.alloc_zeros::<f32>(n).expect("memory");
         Self {
@@ -171,6 +178,26 @@ impl Layer {
         } else {
             kernels.backward_input(stream, spec, prepared, workspace, &mut io)
         }
+    }
+
+    /// Runs `norm_gradient` on tensors that `change` may replace.
+    fn norm_gradient(
+        &mut self,
+        change: impl FnOnce(&mut NormGradient<'_, bf16>),
+    ) -> Result<(), Error> {
+        let f32s = |n| self.stream.alloc_zeros::<f32>(n).expect("memory");
+        let (mut grad_a, mut grad_b) = (f32s(RANK * INPUTS), f32s(OUTPUTS * RANK));
+        let mut io = NormGradient {
+            weight: self.weight.as_view(),
+            lora_a: self.lora_a.as_view(),
+            lora_b: self.lora_b.as_view(),
+            grad_magnitude: self.grad_magnitude.as_view(),
+            grad_lora_a: grad_a.as_view_mut(),
+            grad_lora_b: grad_b.as_view_mut(),
+        };
+        change(&mut io);
+        let Self { kernels, stream, spec, workspace, prepared, .. } = self;
+        kernels.norm_gradient(stream, spec, prepared, workspace, io)
     }
 
     fn resize(&self, elements: usize) -> CudaSlice<bf16> {
@@ -298,6 +325,40 @@ fn too_many_tokens() {
     let beyond = |result| matches!(result, Err(Error::InvalidSpec { parameter: "tokens", .. }));
     assert!(beyond(layer.forward(usize::MAX)));
     assert!(beyond(layer.backward(|io| io.tokens = usize::MAX, true)));
+}
+
+/// Only layers whose gradients flow through a norm have a `norm_gradient`.
+#[test]
+fn no_norm_gradient() {
+    for (norm, reason) in [(Norm::None, "has no norm"), (Norm::Input, "NormGrad::Exact")] {
+        let mut layer = Layer::new(norm);
+        layer.prepare().expect("all shapes right");
+        match layer.norm_gradient(|_| {}) {
+            Err(error @ Error::NoNormGradient { .. }) => {
+                assert!(error.to_string().contains(reason), "{error}");
+            }
+            other => panic!("NoNormGradient, not {other:?}"),
+        }
+    }
+}
+
+#[test]
+fn wrong_norm_gradient() {
+    let exact = spec_with(Norm::Output, NormGrad::Exact);
+    let mut layer = Layer::with_spec(exact);
+    assert!(matches!(layer.norm_gradient(|_| {}), Err(Error::NotPrepared { .. })));
+    layer.prepare().expect("all shapes right");
+    layer.norm_gradient(|_| {}).expect("all shapes right");
+    let result = layer.norm_gradient(|io| io.grad_magnitude = io.grad_magnitude.slice(..3));
+    assert_shape(result, "grad_magnitude", OUTPUTS, 3);
+    let result = layer.norm_gradient(|io| io.weight = io.weight.slice(..5));
+    assert_shape(result, "weight", OUTPUTS * INPUTS, 5);
+    let result = layer.norm_gradient(|io| io.lora_b = io.lora_b.slice(..1));
+    assert_shape(result, "lora_B", OUTPUTS * RANK, 1);
+
+    // What was prepared for a detached norm is another spec's.
+    layer.spec = spec(Norm::Output);
+    assert!(matches!(layer.forward(TOKENS), Err(Error::NotPrepared { .. })));
 }
 
 /// Another context's memory means nothing to the kernels of this one.

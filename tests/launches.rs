@@ -8,8 +8,8 @@ use std::sync::{Mutex, PoisonError};
 use common::device::{Choice, open_choice};
 use fused_dora::{
     AdamW, AdamWConfig, AdapterGroups, AdapterLayout, Backward, Clip, DoraSpec, Dtype, Forward,
-    GradientNorm, Gradients, Kernels, Magnitude, Merge, MergeReport, Norm, NormGrad, Prepare,
-    Prepared, Scaling, Schedule, Workspace,
+    GradientNorm, Gradients, Kernels, Magnitude, Merge, MergeReport, Norm, NormGrad, NormGradient,
+    Prepare, Prepared, Scaling, Schedule, Workspace,
 };
 use half::bf16;
 
@@ -116,6 +116,21 @@ fn few_launches_and_nothing_else() {
         counted("backward", 2 + of_rank, &mut || backward(true));
         counted("backward of a first layer", 1 + of_input + of_rank, &mut || backward(false));
 
+        if has_norm && rank > 0 {
+            counted("norm_gradient", 2, &mut || {
+                let io = NormGradient {
+                    weight: weight.as_view(),
+                    lora_a: lora_a.slice(..len_a),
+                    lora_b: lora_b.slice(..len_b),
+                    grad_magnitude: grad_m.as_view(),
+                    grad_lora_a: grad_a.slice_mut(..len_a),
+                    grad_lora_b: grad_b.slice_mut(..len_b),
+                };
+                kernels
+                    .norm_gradient(&stream, &spec, &prepared, &mut workspace, io)
+                    .expect("norm_gradient");
+            });
+        }
         let (mut merged, mut report) =
             (f32s(OUTPUTS * INPUTS), stream.alloc_zeros(MergeReport::LEN).expect("memory"));
         counted("merge", 1, &mut || {

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use common::case::CaseFile;
 use common::compare::{self, Comparison};
-use common::random::{fresh_seed, random_case};
+use common::random::{NORMS, each_dtype_and_norm, fresh_seed, random_case};
 use common::run::Runner;
 use fused_dora::reference::{Case, CaseDropout, Results, evaluate};
 use fused_dora::{Dropout, DropoutForm, Dtype, Norm, NormGrad};
@@ -75,8 +75,6 @@ fn golden_cases_in_f16() {
 fn golden_cases_in_f32() {
     golden(Dtype::F32);
 }
-
-const NORMS: [Norm; 3] = [Norm::None, Norm::Input, Norm::Output];
 
 fn ragged(dtype: Dtype) {
     let runner = runner();
@@ -185,12 +183,6 @@ fn llama_sized_layer_with_norms_of_inputs() {
 #[test]
 fn llama_sized_layer_with_norms_of_outputs() {
     llama_sized(Norm::Output);
-}
-
-fn each_dtype_and_norm(mut visit: impl FnMut(Dtype, Norm)) {
-    for dtype in Dtype::ALL {
-        NORMS.into_iter().for_each(|norm| visit(dtype, norm));
-    }
 }
 
 #[test]

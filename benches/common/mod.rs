@@ -26,7 +26,7 @@ const SHAPES: [[usize; 4]; 3] =
     [[8192, 4096, 4096, 16], [8192, 4096, 14336, 16], [2048, 4096, 4096, 64]];
 
 /// (T, I, O, r) where every instruction is interpreted.
-const EMULATED_SHAPES: [[usize; 4]; 2] = [[1, 4096, 4096, 16], [1, 4096, 4096, 64]];
+const EMULATED_SHAPES: [[usize; 4]; 2] = [[128, 256, 256, 16], [64, 256, 512, 64]];
 
 /// One bf16 layer, its batch and its gradients.
 pub struct Layer {

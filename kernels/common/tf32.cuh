@@ -1,6 +1,6 @@
-// Products of f32 matrices on tensor cores: each factor is a sum of two tf32 numbers, whose products
-// mma.sync.m16n8k8 takes exactly and adds in f32. Two of them miss at most 2⁻²² of an f32; a bf16 or
-// an f16 is one.
+// Products of f32 matrices on tensor cores: each factor is a sum of two tf32 numbers, whose
+// products mma.sync.m16n8k8 takes exactly and adds in f32. Two of them miss at most 2⁻²² of an f32;
+// a bf16 or an f16 is one.
 //
 // Factors are split once, on their way into shared memory. The accumulators are distributed as
 // those of TileMma.

@@ -153,3 +153,14 @@ __device__ __forceinline__ void copy_tile_async(SharedTile<T, ROWS, COLS> tile,
         }
     });
 }
+
+// The same where ALIGNED is not worth a copy of the kernel.
+template <typename T, int ROWS, int COLS>
+__device__ __forceinline__ void copy_tile_async(bool aligned, SharedTile<T, ROWS, COLS> tile,
+                                                const Matrix<T>& source, int row0, int col0) {
+    if (aligned) {
+        copy_tile_async<true>(tile, source, row0, col0);
+    } else {
+        copy_tile_async<false>(tile, source, row0, col0);
+    }
+}

@@ -1,7 +1,7 @@
 //! How far a kernel's results may be from the float64 reference.
 
 use super::{
-    Case, CaseError, Matrix, Parts, Results, U, along_norm, detached, over_norm, rounded,
+    Case, CaseError, Matrix, Parts, Results, U, along_norm, check, detached, over_norm, rounded,
     through_norm,
 };
 use crate::{Dtype, Norm, NormGrad};
@@ -27,7 +27,8 @@ const RECOVER_SLACK: f64 = 1e-3;
 /// dY, H = xs·Aᵀ, P = G·(sB). The terms:
 ///
 /// - δ: Σ|V|·64u(|W| + s|B||A|)/c² + acc(n), summed along the norm's axis of n elements; the norm
-///   takes A and sB with all 24 bits of an f32, whatever the dtype.
+///   takes A and B as f32, whatever the dtype (as sums of two tf32 numbers, which miss at most
+///   2⁻²² = 4u of an f32).
 /// - Δ(xs) = 2r(xs) + δ|xs|, x∘g being rounded stochastically to either neighbour (axis input).
 /// - H before rounding: acc(I)|xs||A|ᵀ + |xs·E(A)ᵀ|, and Δ(xs)|A|ᵀ.
 /// - Δ(z) = acc(I)(|xs||W|ᵀ + |H||sB|ᵀ) + Δ(H)|sB|ᵀ + |H·E(sB)ᵀ| + Δ(H)|E(sB)|ᵀ + Δ(xs)|V|ᵀ; the
@@ -80,8 +81,8 @@ pub fn bounds(case: &Case, dtype: Dtype) -> Result<Results, CaseError> {
         bound.iter_mut().zip(value).for_each(|(bound, value)| *bound += U * value.abs());
     }
     if case.norm_grad == NormGrad::Exact {
-        let (from_a, from_b) = through_norm(case, &parts, &values.grad_magnitude);
-        let [error_a, error_b] = terms.through_norm(&values, &bounds.grad_magnitude);
+        let [from_a, from_b] = through_norm(case, &parts, &values.grad_magnitude);
+        let [error_a, error_b] = terms.through_norm(&values.grad_magnitude, &bounds.grad_magnitude);
         let subtracted = |bounds: &mut [f64], values: &[f64], amounts: Matrix, errors: Matrix| {
             let terms = values.iter().zip(amounts.into_data()).zip(errors.into_data());
             for (bound, ((value, amount), error)) in bounds.iter_mut().zip(terms) {
@@ -92,6 +93,24 @@ pub fn bounds(case: &Case, dtype: Dtype) -> Result<Results, CaseError> {
         subtracted(&mut bounds.grad_lora_b, &values.grad_lora_b, from_b, error_b);
     }
     Ok(bounds)
+}
+
+/// Bounds on the errors of what [`norm_gradient`](super::norm_gradient) takes from dA and dB, for a
+/// dm that is itself off by up to `error`. Rounding the differences comes on top: u of each.
+///
+/// # Errors
+/// A tensor whose length contradicts the case's shape.
+pub fn norm_gradient_bounds(
+    case: &Case,
+    dtype: Dtype,
+    grad_magnitude: &[f64],
+    error: &[f64],
+) -> Result<[Vec<f64>; 2], CaseError> {
+    let parts = Parts::new(case)?;
+    check("grad_magnitude", grad_magnitude.len(), case.magnitudes(), 1)?;
+    check("grad_magnitude's error", error.len(), case.magnitudes(), 1)?;
+    let terms = Terms::new(case, &parts, dtype);
+    Ok(terms.through_norm(grad_magnitude, error).map(Matrix::into_data))
 }
 
 /// acc(n): the relative error of an f32 accumulation over `n` terms.
@@ -416,10 +435,10 @@ impl<'a> Terms<'a> {
     }
 
     /// Δ(C_A) and Δ(C_B): what the gradient through the norm adds to the errors of dA and dB.
-    fn through_norm(&self, values: &Results, dm_error: &[f64]) -> [Matrix; 2] {
+    fn through_norm(&self, grad_magnitude: &[f64], dm_error: &[f64]) -> [Matrix; 2] {
         let &Case { in_features, out_features, rank, scaling, norm, .. } = self.case;
         let parts = self.parts;
-        let k = parts.k(self.case, &values.grad_magnitude);
+        let k = parts.k(self.case, grad_magnitude);
         let of_dm = parts.k(self.case, dm_error);
         let delta = if norm == Norm::Input { &self.delta_in } else { &self.delta_out };
         let k_error: Vec<f64> = k
