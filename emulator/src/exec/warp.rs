@@ -5,6 +5,7 @@
 //! long while others could run gives way, so that threads that wait for each other make progress.
 
 use super::access::Pointers;
+use super::call::Call;
 use super::context::*;
 use super::copy::Copies;
 use super::lanes::{self, LANES, V32, V64, Wide};
@@ -66,6 +67,8 @@ pub(crate) struct Warp {
     pub(crate) index: u32,
     pub(crate) copies: Copies,
     pub(crate) local: Vec<u128>,
+    /// Calls that each lane has to return from.
+    pub(super) calls: [Vec<Call>; LANES],
     pub(crate) last_allocation: usize,
     /// Host addresses of the access that runs.
     pub(crate) pointers: Pointers,
@@ -87,6 +90,7 @@ impl Warp {
             index: 0,
             copies: Copies::default(),
             local: Vec::new(),
+            calls: [const { Vec::new() }; LANES],
             last_allocation: 0,
             pointers: [std::ptr::null_mut(); LANES],
             ran: 0,
@@ -127,10 +131,11 @@ impl Warp {
             self.r[slot as usize] = V32(values);
         }
         self.parts.clear();
-        self.parts.push(Part::at(0, self.present));
+        self.parts.push(Part::at(kernel.entry, self.present));
+        self.calls.iter_mut().for_each(Vec::clear);
         self.copies.reset();
         self.local.clear();
-        self.local.resize(kernel.local_stride() * LANES / 16, u128::MAX);
+        self.local.resize(context.local_stride() * LANES / 16, u128::MAX);
         self.last_allocation = 0;
     }
 
