@@ -1,9 +1,11 @@
 //! The device: memory, modules and launches behind one shared handle.
 
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
-use crate::counters::Counters;
+use crate::counters::{Counters, MeasuredLaunch};
 use crate::fault::Fault;
+use crate::heap::Heap;
 use crate::memory::{Memory, MemoryError};
 use crate::module::{Function, Module, ModuleError};
 use crate::profile::Profile;
@@ -42,11 +44,15 @@ pub struct Config {
     /// Whether reads of memory and registers that nothing wrote, races, and copies that nothing
     /// waited for are faults. It costs time.
     pub sanitizer: bool,
+    /// Whether launches are measured: the counters that say so, and a record of every launch. It
+    /// costs time, and memory for each launch until [`Device::take_launches`].
+    pub measure: bool,
 }
 
 impl Default for Config {
     /// Takes the number of threads from `CUDA_EMULATOR_THREADS`, or else one per processor; the
-    /// sanitizer is on unless `CUDA_EMULATOR_SANITIZER` is 0.
+    /// sanitizer is on unless `CUDA_EMULATOR_SANITIZER` is 0; launches are measured where
+    /// `CUDA_EMULATOR_MEASURE` is 1.
     fn default() -> Self {
         let threads = std::env::var("CUDA_EMULATOR_THREADS")
             .ok()
@@ -63,9 +69,15 @@ impl Default for Config {
             ptx_version: (9, 5),
             sanitizer: std::env::var("CUDA_EMULATOR_SANITIZER")
                 .map_or(true, |value| value.trim() != "0"),
+            measure: std::env::var("CUDA_EMULATOR_MEASURE").is_ok_and(|value| value.trim() == "1"),
         }
     }
 }
+
+/// What a fresh context of CUDA gives to a thread's stack.
+const STACK_LIMIT: u32 = 1 << 10;
+/// What a fresh context of CUDA gives to the heap of kernels.
+const HEAP_BYTES: u64 = 8 << 20;
 
 /// One launch of a kernel.
 #[derive(Clone, Copy, Debug)]
@@ -189,6 +201,10 @@ pub struct Device {
     config: Config,
     memory: Memory,
     counters: Mutex<Counters>,
+    /// What was measured of each launch.
+    launches: Mutex<Vec<MeasuredLaunch>>,
+    stack_limit: AtomicU32,
+    heap: Heap,
     /// Held shared by launches and exclusively by accesses of the host.
     activity: RwLock<()>,
 }
@@ -206,6 +222,9 @@ impl Device {
             config,
             memory: Memory::new(profile.total_memory, config.sanitizer),
             counters: Mutex::default(),
+            launches: Mutex::default(),
+            stack_limit: AtomicU32::new(STACK_LIMIT),
+            heap: Heap::new(HEAP_BYTES),
             activity: RwLock::new(()),
         }
     }
@@ -218,6 +237,30 @@ impl Device {
     /// The settings of the device.
     pub fn config(&self) -> &Config {
         &self.config
+    }
+
+    /// Bytes that recursive calls and `alloca` may take of a thread's stack.
+    pub fn stack_limit(&self) -> u32 {
+        self.stack_limit.load(Ordering::Relaxed)
+    }
+
+    /// Sets what [`Device::stack_limit`] says for later launches.
+    pub fn set_stack_limit(&self, bytes: u32) {
+        self.stack_limit.store(bytes, Ordering::Relaxed);
+    }
+
+    /// Bytes of the heap that kernels allocate from.
+    pub fn heap_bytes(&self) -> u64 {
+        self.heap.bytes()
+    }
+
+    /// Sets the size of the heap; `false` once a module that uses it was loaded.
+    pub fn set_heap_bytes(&self, bytes: u64) -> bool {
+        self.heap.resize(bytes)
+    }
+
+    pub(crate) fn heap(&self) -> &Heap {
+        &self.heap
     }
 
     /// Allocates global memory, filled with poison; `None` when there is not enough.
@@ -288,7 +331,13 @@ impl Device {
 
     /// Loads a module of PTX text and gives its variables device memory.
     pub fn load_module(&self, ptx: &str) -> Result<Arc<Module>, ModuleError> {
-        Module::load(ptx, &self.profile, &self.config, &self.memory).map(Arc::new)
+        let module = Module::load(ptx, &self.profile, &self.config, &self.memory)?;
+        if module.uses_heap() && !self.heap.place(&self.memory) {
+            module.unload(&self.memory);
+            let bytes = self.heap.bytes();
+            return Err(ModuleError::OutOfMemory { name: "malloc".to_owned(), bytes });
+        }
+        Ok(Arc::new(module))
     }
 
     /// Frees a module's variables; its functions can no longer be launched.
@@ -302,7 +351,24 @@ impl Device {
         let _kernel = self.activity.read().unwrap_or_else(PoisonError::into_inner);
         let (counted, result) = crate::exec::launch(self, function, launch);
         self.count(|counters| *counters += counted);
+        if self.config.measure {
+            let measured = MeasuredLaunch {
+                kernel: function.name().to_owned(),
+                grid: launch.grid,
+                block: launch.block,
+                static_shared: function.static_shared(),
+                dynamic_shared: launch.dynamic_shared,
+                counters: counted,
+            };
+            self.launches.lock().unwrap_or_else(PoisonError::into_inner).push(measured);
+        }
         result
+    }
+
+    /// What was measured of each launch since the device was made or this was called, in order;
+    /// nothing unless [`Config::measure`] is set. A launch that failed is there with what it did.
+    pub fn take_launches(&self) -> Vec<MeasuredLaunch> {
+        std::mem::take(&mut self.launches.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// What was counted since the device was made.

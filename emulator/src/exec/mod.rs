@@ -4,36 +4,45 @@
 
 mod access;
 mod atomic;
+mod bits;
 mod block;
 mod builtin;
+mod call;
 mod clocks;
 mod collective;
 mod context;
 mod convert;
 mod copy;
+mod double;
 mod execute;
 mod float;
 mod global_shadow;
 mod jitter;
 mod lanes;
 mod matrix;
+mod measure;
 pub(crate) mod op;
+mod print;
 mod round;
 mod sanitize;
 mod scalar;
 mod schedule;
 mod shadow;
 mod special;
+mod video;
 mod warp;
 mod watch;
 
-pub(crate) use context::{LOCAL_BASE, LOCAL_WINDOW, PARAM_BASE, PARAM_WINDOW};
-pub(crate) use context::{SHARED_BASE, SHARED_WINDOW, WINDOW_BYTES};
+pub(crate) use context::{
+    FUNCTION_BASE, FUNCTION_STEP, LOCAL_BASE, LOCAL_WINDOW, PARAM_BASE, PARAM_WINDOW,
+};
+pub(crate) use context::{SHARED_BASE, SHARED_WINDOW};
 pub(crate) use convert::Convert;
-pub(crate) use float::{Float, FloatMode, Test as FloatTest, rounds_double};
+pub(crate) use float::{Float, FloatMode, Test as FloatTest};
 pub(crate) use round::Rounding;
 pub(crate) use scalar::{Comparison, Integer, Permute, Relation, Scalar};
 pub(crate) use special::Special;
+pub(crate) use video::Video;
 pub(crate) use watch::{RegisterClass, Watch, WatchedInstruction, WatchedRead};
 
 use std::collections::VecDeque;
@@ -44,6 +53,7 @@ use self::block::{Block, Turn};
 use self::context::Context;
 use self::global_shadow::GlobalShadow;
 use self::lanes::Wide;
+use self::measure::Traffic;
 use self::schedule::BlockOrder;
 use crate::counters::Counters;
 use crate::device::{Device, InvalidLaunch, Launch, LaunchError};
@@ -128,16 +138,20 @@ fn run(device: &Device, function: &Function, launch: &Launch) -> (Counters, Opti
         word[..chunk.len()].copy_from_slice(chunk);
         AtomicU64::new(u64::from_le_bytes(word))
     });
+    let table = device.memory().table();
     let context = Context {
         kernel,
-        table: device.memory().table(),
+        traffic: config.measure.then(|| Traffic::new(&table)),
+        table,
         memory: device.memory(),
+        heap: device.heap(),
         param_words: words.collect(),
         param_bytes: launch.params.len(),
         grid: launch.grid,
         block: launch.block,
         shared_bytes: kernel.static_shared + launch.dynamic_shared,
         dynamic_shared: launch.dynamic_shared,
+        local_bytes: kernel.local_bytes + if kernel.grows { device.stack_limit() } else { 0 },
         config,
         sm_count: device.profile().sm_count,
         launch: LAUNCHES.fetch_add(1, Ordering::Relaxed),
@@ -166,6 +180,10 @@ fn run(device: &Device, function: &Function, launch: &Launch) -> (Counters, Opti
             counters
         })
     };
+    let mut counters = counters;
+    if let Some(traffic) = &context.traffic {
+        traffic.add_to(&mut counters);
+    }
     let fault = context.fault.into_inner().unwrap_or_else(PoisonError::into_inner);
     (counters, fault.map(|(_, fault)| fault))
 }
@@ -216,6 +234,9 @@ fn worker(
                 }
             }
         }
+    }
+    for measure in running.iter().chain(&spare).filter_map(|block| block.measure.as_deref()) {
+        counters += measure.counters(context.kernel);
     }
     counters
 }

@@ -5,6 +5,7 @@
 //! long while others could run gives way, so that threads that wait for each other make progress.
 
 use super::access::Pointers;
+use super::call::Call;
 use super::context::*;
 use super::copy::Copies;
 use super::lanes::{self, LANES, V32, V64, Wide};
@@ -70,6 +71,8 @@ pub(crate) struct Warp {
     pub(crate) local_shadow: Vec<u8>,
     /// Lanes in which a watched register holds a value, by the registers' numbers in the watch.
     pub(super) defined: Vec<u32>,
+    /// Calls that each lane has to return from.
+    pub(super) calls: [Vec<Call>; LANES],
     pub(crate) last_allocation: usize,
     /// Host addresses of the access that runs.
     pub(crate) pointers: Pointers,
@@ -93,6 +96,7 @@ impl Warp {
             local: Vec::new(),
             local_shadow: Vec::new(),
             defined: Vec::new(),
+            calls: [const { Vec::new() }; LANES],
             last_allocation: 0,
             pointers: [std::ptr::null_mut(); LANES],
             ran: 0,
@@ -133,14 +137,15 @@ impl Warp {
             self.r[slot as usize] = V32(values);
         }
         self.parts.clear();
-        self.parts.push(Part::at(0, self.present));
+        self.parts.push(Part::at(kernel.entry, self.present));
+        self.calls.iter_mut().for_each(Vec::clear);
         self.copies.reset();
         self.local.clear();
-        self.local.resize(kernel.local_stride() * LANES / 16, u128::MAX);
+        self.local.resize(context.local_stride() * LANES / 16, u128::MAX);
         self.local_shadow.clear();
         self.defined.clear();
         if context.config.sanitizer {
-            self.local_shadow.resize(kernel.local_stride() * LANES, 0);
+            self.local_shadow.resize(context.local_stride() * LANES, 0);
             self.defined.resize(kernel.watch.registers.len(), 0);
         }
         self.last_allocation = 0;
@@ -282,6 +287,7 @@ impl Warp {
         let alone = self.parts.len() == 1;
         let active = self.parts[at].mask;
         let mut pc = self.parts[at].pc;
+        machine.enter(pc);
         let mut left = quantum;
         let pause = loop {
             if left == 0 {
@@ -301,7 +307,9 @@ impl Warp {
                     if mask == 0 {
                         Next::Step
                     } else if mask == active {
+                        machine.leave(pc + 1);
                         pc = *target;
+                        machine.enter(pc);
                         if alone {
                             continue;
                         }
@@ -320,6 +328,7 @@ impl Warp {
                         return Err(stop);
                     }
                     if active == mask {
+                        machine.leave(pc + 1);
                         return Ok((quantum - left, None));
                     }
                     pc += 1;
@@ -342,15 +351,23 @@ impl Warp {
                 }
                 Next::Reselect => {
                     // The instruction placed the parts itself.
+                    machine.leave(pc + 1);
                     return Ok((quantum - left, None));
                 }
                 Next::Wait => {
+                    machine.leave(pc + 1);
                     self.parts[at].waiting = true;
-                    break None;
+                    self.parts[at].pc = pc;
+                    return Ok((quantum - left, None));
                 }
-                Next::Pause(pause) => break Some(pause),
+                Next::Pause(pause) => {
+                    machine.leave(pc + 1);
+                    self.parts[at].pc = pc;
+                    return Ok((quantum - left, Some(pause)));
+                }
             }
         };
+        machine.leave(pc);
         self.parts[at].pc = pc;
         Ok((quantum - left, pause))
     }
