@@ -162,8 +162,8 @@ impl DoraSpec {
     /// A layer of `in_features` I → `out_features` O with an adapter of rank r.
     ///
     /// # Errors
-    /// [`Error::InvalidSpec`] if a dimension is 0 or beyond 2³⁰, the scaling is not finite, or plain
-    /// LoRA is to have a gradient through its norm.
+    /// [`Error::InvalidSpec`] if a dimension is 0 or beyond 2³⁰, the scaling is not finite, or
+    /// plain LoRA is to have a gradient through its norm.
     pub fn new(
         in_features: usize,
         out_features: usize,

@@ -33,7 +33,8 @@ pub(crate) fn test(matrix: bool) -> Result<(), Failure> {
     // Chips differ in how tensor cores add up: the emulated device's default is one way of three.
     for accumulator in ["exact", "truncate"] {
         step(&format!("kernels with tensor-core sums: {accumulator}"), || {
-            let numeric = ["--package", "fused-dora", "--test", "ops", "--test", "init"];
+            let numeric = ["ops", "init", "norm_gradient"].map(|test| ["--test", test]);
+            let numeric = [["--package", "fused-dora"].as_slice(), numeric.as_flattened()].concat();
             let mut tests = tests(nextest, &numeric);
             run("the tests", tests.env("CUDA_EMULATOR_ACCUMULATOR", accumulator))
         })?;
