@@ -46,17 +46,21 @@ fn fresh<E: Element>(
     let mut h = stream.alloc_zeros::<E>((tokens * spec.padded_rank()).max(1)).expect("H");
     let mut workspace = Workspace::new(kernels, stream, &[spec], tokens).expect("workspace");
     let mut prepared = Prepared::<E>::new(stream, &spec).expect("prepared operands");
-    let adapter = Prepare {
-        weight: device_weight.as_view(),
-        lora_a: lora_a.slice(..rank * inputs),
-        lora_b: lora_b.slice(..outputs * rank),
-        magnitude: match norm {
-            Norm::None => Magnitude::None,
-            Norm::Input | Norm::Output => Magnitude::Init(magnitude.as_view_mut()),
-        },
-        bias: None,
-    };
-    kernels.prepare(stream, &spec, &mut workspace, &mut prepared, adapter).expect("prepare");
+    // Twice, as in a training, whose later steps give m: c comes out the same.
+    for first in [true, false] {
+        let inputs = Prepare {
+            weight: device_weight.as_view(),
+            lora_a: lora_a.slice(..rank * inputs),
+            lora_b: lora_b.slice(..outputs * rank),
+            magnitude: match norm {
+                Norm::None => Magnitude::None,
+                _ if first => Magnitude::Init(magnitude.as_view_mut()),
+                _ => Magnitude::Given(magnitude.as_view()),
+            },
+            bias: None,
+        };
+        kernels.prepare(stream, &spec, &mut workspace, &mut prepared, inputs).expect("prepare");
+    }
     let io = Forward {
         tokens,
         x: x.as_view().into(),
@@ -82,7 +86,7 @@ fn leaves_the_layer_as_it_was<E: Element>() {
     let context = common::device::open().expect("a device");
     let kernels = Kernels::load(&context).expect("kernels");
     let stream = context.default_stream();
-    for shape in [[64, 128, 128, 8], [33, 51, 77, 8], [33, 51, 77, 0]] {
+    for shape in [[64, 128, 128, 8], [33, 51, 77, 8], [33, 51, 77, 0], [1, 257, 5, 8]] {
         let [_, inputs, outputs, _] = shape;
         // Plain LoRA with B = 0 is the base layer: no gain touches it.
         let base = fresh::<E>(&kernels, &stream, Norm::None, shape);
