@@ -23,13 +23,14 @@ pub(crate) const THREADS: u32 = 128;
 const NEEDED_CAPABILITY: (i32, i32) = (8, 0);
 
 /// The kernel files, in the order of [`Entry`].
-const FILES: [(&str, Option<&str>); 6] = [
+const FILES: [(&str, Option<&str>); 7] = [
     ("prepare.cu", embedded::PREPARE),
     ("forward.cu", embedded::FORWARD),
     ("backward_adapter.cu", embedded::BACKWARD_ADAPTER),
     ("backward_input.cu", embedded::BACKWARD_INPUT),
     ("adamw.cu", embedded::ADAMW),
     ("merge.cu", embedded::MERGE),
+    ("decompose.cu", embedded::DECOMPOSE),
 ];
 
 /// One kernel, whatever its dtype.
@@ -45,10 +46,11 @@ pub(crate) enum Entry {
     GradientNorm,
     Merge,
     Unmerge,
+    Decompose,
 }
 
 impl Entry {
-    const ALL: [Self; 10] = [
+    const ALL: [Self; 11] = [
         Self::Prepare,
         Self::ForwardLowRank,
         Self::Forward,
@@ -59,6 +61,7 @@ impl Entry {
         Self::GradientNorm,
         Self::Merge,
         Self::Unmerge,
+        Self::Decompose,
     ];
 
     /// The entry point's name up to the dtype, and the index of its file.
@@ -74,6 +77,7 @@ impl Entry {
             Self::GradientNorm => ("gradient_norm", 4),
             Self::Merge => ("merge", 5),
             Self::Unmerge => ("unmerge", 5),
+            Self::Decompose => ("decompose", 6),
         }
     }
 

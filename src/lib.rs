@@ -19,6 +19,7 @@ mod adapter;
 mod backward;
 pub mod backward_adapter;
 pub mod backward_input;
+pub mod decompose;
 mod device;
 mod error;
 pub mod forward;
@@ -35,6 +36,7 @@ pub use adamw::{
 pub use adapter::{AdapterLayout, AdapterView, AdapterViewMut, Part};
 pub use backward::Backward;
 pub use cudarc;
+pub use decompose::{Decompose, DecomposeAdapter, Decomposition};
 pub use device::open_device;
 pub use error::{Error, Result};
 pub use forward::Forward;

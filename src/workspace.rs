@@ -7,7 +7,7 @@ use cudarc::driver::{CudaSlice, CudaStream, DevicePtrMut, SyncOnDrop};
 use crate::error::{During, Error, Result};
 use crate::kernels::Kernels;
 use crate::spec::DoraSpec;
-use crate::{adamw, backward_adapter, backward_input, forward, merge, prepare};
+use crate::{adamw, backward_adapter, backward_input, decompose, forward, merge, prepare};
 
 /// Regions start at multiples of this many bytes, like allocations.
 const ALIGNMENT: usize = 256;
@@ -113,7 +113,7 @@ impl Workspace {
                 backward_input::needs(spec, tokens, sm_count),
                 merge::needs(spec, sm_count),
             ];
-            for op in of_ops {
+            for op in of_ops.into_iter().chain(decompose::needs(spec, sm_count)) {
                 needs.counters = needs.counters.max(op.counters);
                 needs.bytes = needs.bytes.max(op.bytes);
             }

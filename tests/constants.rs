@@ -2,7 +2,9 @@
 
 mod common;
 
-use fused_dora::{Kernels, adamw, backward_adapter, backward_input, forward, merge, prepare};
+use fused_dora::{
+    Kernels, adamw, backward_adapter, backward_input, decompose, forward, merge, prepare,
+};
 
 fn assert_geometry(symbol: &str, mirrored: &[usize]) {
     let context = common::device::open().expect("a device");
@@ -41,4 +43,9 @@ fn adamw_agrees() {
 #[test]
 fn merge_agrees() {
     assert_geometry("merge_geometry", &merge::GEOMETRY);
+}
+
+#[test]
+fn decompose_agrees() {
+    assert_geometry("decompose_geometry", &decompose::GEOMETRY);
 }

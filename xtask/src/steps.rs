@@ -33,8 +33,10 @@ pub(crate) fn test(matrix: bool) -> Result<(), Failure> {
     // Chips differ in how tensor cores add up: the emulated device's default is one way of three.
     for accumulator in ["exact", "truncate"] {
         step(&format!("kernels with tensor-core sums: {accumulator}"), || {
-            let numeric =
-                ["--package", "fused-dora", "--test", "ops", "--test", "init", "--test", "merge"];
+            let mut numeric = vec!["--package", "fused-dora"];
+            numeric.extend(
+                ["ops", "init", "merge", "decompose"].iter().flat_map(|name| ["--test", *name]),
+            );
             let mut tests = tests(nextest, &numeric);
             run("the tests", tests.env("CUDA_EMULATOR_ACCUMULATOR", accumulator))
         })?;
