@@ -147,16 +147,19 @@ __device__ __forceinline__ void strip_moments(const DecomposeParams& p, unsigned
     }
 }
 
+// 0 for what rounding made negative; NaN stays, which fmax would drop.
+__device__ __forceinline__ double not_negative(double v) { return v < 0.0 ? 0.0 : v; }
+
 // |‖t‖ − ‖w‖| and 1 − cos of one feature.
 __device__ __forceinline__ void finish_feature(double a, double b, double e, double& magnitude,
                                                double& direction) {
-    const double square = fmax(a + (2.0 * b + e), 0.0);
+    const double square = not_negative(a + (2.0 * b + e));
     const double norm_w = sqrt(a), norm_t = sqrt(square), both = norm_w + norm_t;
-    magnitude = both > 0.0 ? fabs((2.0 * b + e) / both) : 0.0;
+    magnitude = both == 0.0 ? 0.0 : fabs((2.0 * b + e) / both);
     direction = 0.0;
-    if (!(a > 0.0 && square > 0.0)) return;
+    if (a == 0.0 || square == 0.0) return;
     const double cosine = (a + b) / (norm_w * norm_t);
-    const double sine_square = fmax(e - b / a * b, 0.0) / square;
+    const double sine_square = not_negative(e - b / a * b) / square;
     direction = cosine > 0.0 ? sine_square / (1.0 + cosine) : 1.0 - cosine;
 }
 

@@ -58,7 +58,7 @@ pub struct Decomposition {
     /// ΔM, the mean over n of |‖t_n‖ − ‖w_n‖|; in the weight's own unit.
     pub magnitude: f64,
     /// ΔD, the mean over n of 1 − cos(t_n, w_n), from 0 to 2. Where w_n or t_n is 0 there is no
-    /// direction to change: such features add 0.
+    /// direction to change: such features add 0. NaN in a weight makes both NaN.
     pub direction: f64,
 }
 
