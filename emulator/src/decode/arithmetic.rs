@@ -114,6 +114,7 @@ impl Decoder<'_> {
         op: Float,
         mode: FloatMode,
         count: usize,
+        approximate: bool,
     ) -> Result<()> {
         if !exists::float(op, mode) {
             let (opcode, ty) = (&instruction.opcode, mode.ty);
@@ -124,7 +125,11 @@ impl Decoder<'_> {
         if mode.ty == Type::F64 && !rounds_double(op, mode.rounding) {
             return self.fail("directed rounding of f64 is supported for sums only");
         }
-        self.emit_scalar(Scalar::Float(op, mode), target, Target::Nowhere, sources);
+        let scalar = match approximate && self.jitter {
+            true => Scalar::Approximate(op, mode),
+            false => Scalar::Float(op, mode),
+        };
+        self.emit_scalar(scalar, target, Target::Nowhere, sources);
         Ok(())
     }
 
@@ -211,14 +216,18 @@ impl Decoder<'_> {
         ty: Type,
     ) -> Result<()> {
         let mut mode = self.float_mode(modifiers, ty);
+        let mut approximate = false;
         let (op, count) = match instruction.opcode.as_str() {
             "add" => (Float::Add, 2),
             "sub" => (Float::Sub, 2),
             "mul" => (Float::Mul, 2),
             "fma" | "mad" => (Float::Fma, 3),
-            "div" if modifiers.take("approx") => (Float::DivApprox, 2),
+            "div" if modifiers.take("approx") => {
+                approximate = true;
+                (Float::DivApprox, 2)
+            }
             "div" => {
-                modifiers.take("full");
+                approximate = modifiers.take("full");
                 (Float::Div, 2)
             }
             "neg" => (Float::Neg, 1),
@@ -232,7 +241,7 @@ impl Decoder<'_> {
                 (if name == "min" { Float::Min } else { Float::Max }, 2)
             }
         };
-        self.float(instruction, op, mode, count)
+        self.float(instruction, op, mode, count, approximate)
     }
 
     fn carrying(
@@ -291,7 +300,7 @@ impl Decoder<'_> {
                 self.emit_scalar(scalar, target, Target::Nowhere, sources);
                 return Ok(());
             }
-            "copysign" => return self.float(instruction, Float::Copysign, mode, 2),
+            "copysign" => return self.float(instruction, Float::Copysign, mode, 2, false),
             "rcp" if approximate && ty == Type::F64 => Float::ReciprocalUpper,
             "rcp" => Float::Reciprocal,
             "sqrt" => Float::SquareRoot,
@@ -306,7 +315,7 @@ impl Decoder<'_> {
         if !approximate && !matches!(op, Float::Reciprocal | Float::SquareRoot) {
             return self.fail(format!("`{opcode}` exists as an approximation only"));
         }
-        self.float(instruction, op, mode, 1)
+        self.float(instruction, op, mode, 1, approximate)
     }
 
     fn bits(&mut self, instruction: &Instruction, modifiers: &mut Modifiers) -> Result<()> {

@@ -72,6 +72,7 @@ impl Warp {
         let to = self.translate_lane(machine, Space::Local, address, 4, 4, intent, lane)?;
         // SAFETY: `translate_lane` found 4 bytes of the thread's local memory.
         unsafe { to.cast::<u32>().write_unaligned(value) };
+        self.local_is_written(to, 4);
         Ok(())
     }
 

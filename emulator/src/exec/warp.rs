@@ -66,6 +66,10 @@ pub(crate) struct Warp {
     pub(crate) index: u32,
     pub(crate) copies: Copies,
     pub(crate) local: Vec<u128>,
+    /// Which bytes of it were written to, where the sanitizer is on.
+    pub(crate) local_shadow: Vec<u8>,
+    /// Lanes in which a watched register holds a value, by the registers' numbers in the watch.
+    pub(super) defined: Vec<u32>,
     pub(crate) last_allocation: usize,
     /// Host addresses of the access that runs.
     pub(crate) pointers: Pointers,
@@ -87,6 +91,8 @@ impl Warp {
             index: 0,
             copies: Copies::default(),
             local: Vec::new(),
+            local_shadow: Vec::new(),
+            defined: Vec::new(),
             last_allocation: 0,
             pointers: [std::ptr::null_mut(); LANES],
             ran: 0,
@@ -131,6 +137,12 @@ impl Warp {
         self.copies.reset();
         self.local.clear();
         self.local.resize(kernel.local_stride() * LANES / 16, u128::MAX);
+        self.local_shadow.clear();
+        self.defined.clear();
+        if context.config.sanitizer {
+            self.local_shadow.resize(kernel.local_stride() * LANES, 0);
+            self.defined.resize(kernel.watch.registers.len(), 0);
+        }
         self.last_allocation = 0;
     }
 
@@ -278,6 +290,12 @@ impl Warp {
             left -= 1;
             let instruction = &code[pc as usize];
             let mask = active & self.test(instruction.guard);
+            if instruction.watched
+                && let Err(stop) = self.watch(machine, pc, active, mask)
+            {
+                self.parts[at].pc = pc;
+                return Err(stop);
+            }
             let next = match &instruction.op {
                 Op::Branch(target) => {
                     if mask == 0 {
@@ -297,7 +315,10 @@ impl Warp {
                 }
                 Op::Exit if mask == 0 => Next::Step,
                 Op::Exit => {
-                    self.exit(machine, at, mask);
+                    if let Err(stop) = self.exit(machine, at, mask) {
+                        self.parts[at].pc = pc;
+                        return Err(stop);
+                    }
                     if active == mask {
                         return Ok((quantum - left, None));
                     }
@@ -335,7 +356,14 @@ impl Warp {
     }
 
     /// Ends threads; what waits for them is looked at again.
-    fn exit(&mut self, machine: &mut Machine, at: usize, mask: u32) {
+    fn exit(&mut self, machine: &mut Machine, at: usize, mask: u32) -> Result<(), Box<Stop>> {
+        if let (true, Some((lane, pc))) =
+            (machine.context.config.sanitizer, self.copies.under_way(mask))
+        {
+            let place = machine.context.kernel.where_is(pc);
+            let detail = format!("the thread exits and has not waited for its copy at {place}");
+            return Err(Stop::lane(FaultKind::UnawaitedCopy, lane, detail));
+        }
         self.exited |= mask;
         self.copies.wait_all(machine, self.index, mask);
         self.parts[at].mask &= !mask;
@@ -343,6 +371,7 @@ impl Warp {
             self.parts.swap_remove(at);
         }
         self.parts.iter_mut().for_each(|part| part.waiting = false);
+        Ok(())
     }
 
     /// Whether all lanes that an instruction needs are here; if not, the part waits.
