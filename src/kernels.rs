@@ -23,7 +23,7 @@ pub(crate) const THREADS: u32 = 128;
 const NEEDED_CAPABILITY: (i32, i32) = (8, 0);
 
 /// The kernel files, in the order of [`Entry`].
-const FILES: [(&str, Option<&str>); 7] = [
+const FILES: [(&str, Option<&str>); 8] = [
     ("prepare.cu", embedded::PREPARE),
     ("forward.cu", embedded::FORWARD),
     ("backward_adapter.cu", embedded::BACKWARD_ADAPTER),
@@ -31,6 +31,7 @@ const FILES: [(&str, Option<&str>); 7] = [
     ("adamw.cu", embedded::ADAMW),
     ("norm_gradient.cu", embedded::NORM_GRADIENT),
     ("merge.cu", embedded::MERGE),
+    ("decompose.cu", embedded::DECOMPOSE),
 ];
 
 /// One kernel, whatever its dtype.
@@ -52,10 +53,11 @@ pub(crate) enum Entry {
     NormGradientFinish,
     Merge,
     Unmerge,
+    Decompose,
 }
 
 impl Entry {
-    const ALL: [Self; 16] = [
+    const ALL: [Self; 17] = [
         Self::Prepare,
         Self::ForwardLowRank,
         Self::ForwardLowRankDropout,
@@ -72,6 +74,7 @@ impl Entry {
         Self::NormGradientFinish,
         Self::Merge,
         Self::Unmerge,
+        Self::Decompose,
     ];
 
     /// The entry point's name up to the dtype, and the index of its file.
@@ -93,6 +96,7 @@ impl Entry {
             Self::NormGradientFinish => ("norm_gradient_finish", 5),
             Self::Merge => ("merge", 6),
             Self::Unmerge => ("unmerge", 6),
+            Self::Decompose => ("decompose", 7),
         }
     }
 

@@ -22,6 +22,7 @@ mod adapter;
 mod backward;
 pub mod backward_adapter;
 pub mod backward_input;
+pub mod decompose;
 mod device;
 mod dropout;
 mod error;
@@ -43,6 +44,7 @@ pub use adamw::{
 pub use adapter::{AdapterLayout, AdapterView, AdapterViewMut, Part};
 pub use backward::{Backward, Gradients};
 pub use cudarc;
+pub use decompose::{Decompose, DecomposeAdapter, Decomposition};
 pub use device::open_device;
 pub use dropout::{Dropout, DropoutForm};
 pub use error::{Error, Result};

@@ -304,14 +304,12 @@ impl Kernels {
             Some(report) => optional(report.device_ptr_mut(stream)),
             None => (0, None),
         };
-        let quads = |pointer: u64, dtype: Dtype| pointer.is_multiple_of(4 * dtype.bytes() as u64);
         let [source_dtype, target_dtype] = match entry {
             Entry::Unmerge => [merged, E::DTYPE],
             _ => [E::DTYPE, merged],
         };
-        let aligned = spec.in_features().is_multiple_of(4)
-            && quads(source, source_dtype)
-            && quads(target, target_dtype);
+        let aligned = starts_at_quads(spec.in_features(), source, source_dtype)
+            && starts_at_quads(spec.in_features(), target, target_dtype);
         let params = MergeParams {
             source,
             target,
@@ -352,18 +350,33 @@ struct Conversion<'a> {
 
 impl Conversion<'_> {
     fn check(&self, kernels: &Kernels, spec: &DoraSpec) -> Result<()> {
-        kernels.check_buffer(&self.lora_a)?;
-        kernels.check_buffer(&self.lora_b)?;
-        let rank = ("r", spec.rank());
-        check_len("lora_A", self.lora_a.len(), rank, ("I", spec.in_features()))?;
-        check_len("lora_B", self.lora_b.len(), ("O", spec.out_features()), rank)?;
+        check_factors(kernels, spec, &self.lora_a, &self.lora_b)?;
         let Some(report) = &self.report else { return Ok(()) };
         kernels.check_buffer(report)?;
         check_len("report", report.len(), ("1", 1), ("sums", SUMS))
     }
 }
 
-fn check_weight(tensor: &'static str, spec: &DoraSpec, found: usize) -> Result<()> {
+/// Whether A and B are of the layer's shape and in the kernels' context.
+pub(crate) fn check_factors(
+    kernels: &Kernels,
+    spec: &DoraSpec,
+    lora_a: &CudaView<'_, f32>,
+    lora_b: &CudaView<'_, f32>,
+) -> Result<()> {
+    kernels.check_buffer(lora_a)?;
+    kernels.check_buffer(lora_b)?;
+    let rank = ("r", spec.rank());
+    check_len("lora_A", lora_a.len(), rank, ("I", spec.in_features()))?;
+    check_len("lora_B", lora_b.len(), ("O", spec.out_features()), rank)
+}
+
+/// Whether all rows of such a matrix start at multiples of four elements.
+pub(crate) fn starts_at_quads(row_length: usize, pointer: u64, dtype: Dtype) -> bool {
+    row_length.is_multiple_of(4) && pointer.is_multiple_of(4 * dtype.bytes() as u64)
+}
+
+pub(crate) fn check_weight(tensor: &'static str, spec: &DoraSpec, found: usize) -> Result<()> {
     check_len(tensor, found, ("O", spec.out_features()), ("I", spec.in_features()))
 }
 

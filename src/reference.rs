@@ -6,11 +6,13 @@
 
 mod adamw;
 mod bounds;
+mod decompose;
 mod matrix;
 mod merge;
 
 pub use adamw::{AdamWState, AdamWStep, Tracked};
 pub use bounds::{bounds, norm_gradient_bounds};
+pub use decompose::decompose;
 pub use merge::{Merged, Weight, merge, unmerge};
 
 use half::{bf16, f16};

@@ -8,7 +8,9 @@ use crate::error::{During, Error, Result};
 use crate::kernels::Kernels;
 use crate::raw::{self, WorkspaceSize};
 use crate::spec::DoraSpec;
-use crate::{adamw, backward_adapter, backward_input, forward, merge, norm_gradient, prepare};
+use crate::{
+    adamw, backward_adapter, backward_input, decompose, forward, merge, norm_gradient, prepare,
+};
 
 /// Regions start at multiples of this many bytes, like allocations.
 const ALIGNMENT: usize = 256;
@@ -156,7 +158,7 @@ impl Layout {
                 norm_gradient::needs(spec, sm_count),
                 merge::needs(spec, sm_count),
             ];
-            for op in of_ops {
+            for op in of_ops.into_iter().chain(decompose::needs(spec, sm_count)) {
                 needs.counters = needs.counters.max(op.counters);
                 needs.bytes = needs.bytes.max(op.bytes);
             }

@@ -3,7 +3,8 @@
 mod common;
 
 use fused_dora::{
-    Kernels, adamw, backward_adapter, backward_input, forward, merge, norm_gradient, prepare,
+    Kernels, adamw, backward_adapter, backward_input, decompose, forward, merge, norm_gradient,
+    prepare,
 };
 
 fn assert_geometry(symbol: &str, mirrored: &[usize]) {
@@ -48,4 +49,9 @@ fn norm_gradient_agrees() {
 #[test]
 fn merge_agrees() {
     assert_geometry("merge_geometry", &merge::GEOMETRY);
+}
+
+#[test]
+fn decompose_agrees() {
+    assert_geometry("decompose_geometry", &decompose::GEOMETRY);
 }

@@ -6,8 +6,9 @@ use std::sync::Arc;
 
 use fused_dora::cudarc::driver::{CudaContext, CudaSlice, CudaStream, sys};
 use fused_dora::{
-    Backward, DoraSpec, Dtype, Error, Forward, Gradients, Kernels, Magnitude, Norm, NormGrad,
-    NormGradient, Prepare, Prepared, Scaling, Workspace, open_device,
+    AdamW, AdamWConfig, Backward, Decompose, Decomposition, DoraSpec, Dtype, Error, Forward,
+    GradientNorm, Gradients, Kernels, Magnitude, Merge, MergeReport, Norm, NormGrad, NormGradient,
+    Prepare, Prepared, Scaling, Schedule, Workspace, open_device,
 };
 use half::bf16;
 
@@ -378,6 +379,47 @@ fn foreign_context() {
     layer.kernels.context().bind_to_thread().expect("the first context");
     layer.x = foreign;
     assert!(matches!(layer.forward(TOKENS), Err(Error::ContextMismatch)));
+    foreign_to_the_adapter_ops(&mut layer, &other);
     layer.stream = other.default_stream();
     assert!(matches!(layer.forward(TOKENS), Err(Error::ContextMismatch)));
+}
+
+fn foreign_to_the_adapter_ops(layer: &mut Layer, other: &Arc<CudaContext>) {
+    let mut foreign = other.default_stream().alloc_zeros(OUTPUTS * INPUTS).expect("memory");
+    layer.kernels.context().bind_to_thread().expect("the first context");
+    let Layer { kernels, stream, spec, workspace, prepared, weight, lora_a, lora_b, .. } = layer;
+    let mut own = [0; 4].map(|_| stream.alloc_zeros::<f32>(OUTPUTS * INPUTS).expect("memory"));
+    let mut sums = stream.alloc_zeros(MergeReport::LEN).expect("memory");
+    let [parameters, exp_avg, exp_avg_sq, norm] = &mut own;
+    let gradients = foreign.as_view();
+    let io = GradientNorm { parts: &[], gradients, norm: norm.slice_mut(..1) };
+    let of_norm = kernels.gradient_norm(stream, workspace, io);
+    let io = AdamW {
+        parts: &[],
+        schedule: Schedule::Host { learning_rate: 1e-3, step: 1 },
+        clip: None,
+        parameters: parameters.as_view_mut(),
+        gradients: foreign.as_view(),
+        exp_avg: exp_avg.as_view_mut(),
+        exp_avg_sq: exp_avg_sq.as_view_mut(),
+    };
+    let of_step = kernels.adamw(stream, &AdamWConfig::default(), io);
+    let io = Decompose {
+        axis: Norm::Input,
+        weight: weight.as_view(),
+        changed: foreign.as_view(),
+        result: sums.slice_mut(..Decomposition::LEN),
+    };
+    let of_change = kernels.decompose(stream, spec, workspace, io);
+    let io = Merge {
+        weight: weight.as_view(),
+        lora_a: lora_a.as_view(),
+        lora_b: lora_b.as_view(),
+        merged: foreign.as_view_mut(),
+        report: None,
+    };
+    let of_merge = kernels.merge(stream, spec, prepared, workspace, io);
+    for outcome in [of_norm, of_step, of_change, of_merge] {
+        assert!(matches!(outcome, Err(Error::ContextMismatch)), "{outcome:?}");
+    }
 }

@@ -7,9 +7,9 @@ use std::sync::{Mutex, PoisonError};
 
 use common::device::{Choice, open_choice};
 use fused_dora::{
-    AdamW, AdamWConfig, AdapterGroups, AdapterLayout, Backward, Clip, DoraSpec, Dtype, Forward,
-    GradientNorm, Gradients, Kernels, Magnitude, Merge, MergeReport, Norm, NormGrad, NormGradient,
-    Prepare, Prepared, Scaling, Schedule, Workspace,
+    AdamW, AdamWConfig, AdapterGroups, AdapterLayout, Backward, Clip, Decompose, DecomposeAdapter,
+    Decomposition, DoraSpec, Dtype, Forward, GradientNorm, Gradients, Kernels, Magnitude, Merge,
+    MergeReport, Norm, NormGrad, NormGradient, Prepare, Prepared, Scaling, Schedule, Workspace,
 };
 use half::bf16;
 
@@ -142,6 +142,25 @@ fn few_launches_and_nothing_else() {
                 report: Some(report.as_view_mut()),
             };
             kernels.merge(&stream, &spec, &prepared, &mut workspace, io).expect("merge");
+        });
+
+        let mut result = stream.alloc_zeros(Decomposition::LEN).expect("memory");
+        counted("decompose", 1, &mut || {
+            let (axis, weight, changed) = (Norm::Output, weight.as_view(), merged.as_view());
+            let io = Decompose { axis, weight, changed, result: result.as_view_mut() };
+            kernels.decompose(&stream, &spec, &mut workspace, io).expect("decompose");
+        });
+        counted("decompose_adapter", 1, &mut || {
+            let io = DecomposeAdapter {
+                axis: Norm::Input,
+                weight: weight.as_view(),
+                lora_a: lora_a.slice(..len_a),
+                lora_b: lora_b.slice(..len_b),
+                result: result.as_view_mut(),
+            };
+            kernels
+                .decompose_adapter(&stream, &spec, &prepared, &mut workspace, io)
+                .expect("decompose");
         });
 
         let layout = AdapterLayout::with_bias(&spec);

@@ -2,123 +2,20 @@
 
 mod common;
 
-use std::sync::Arc;
-
 use common::compare::Comparison;
+use common::layer::{Buffer, Device, Layer};
 use common::random::{fresh_seed, random_case};
-use fused_dora::cudarc::driver::{CudaSlice, CudaStream, CudaView, CudaViewMut};
 use fused_dora::reference::{self, Case};
 use fused_dora::{
-    DoraSpec, Dtype, Element, Error, InPlace, Kernels, Magnitude, Merge, MergeReport, Norm,
-    Prepare, Prepared, Result, Unmerge, Workspace,
+    Dtype, Element, Error, InPlace, Merge, MergeReport, Norm, Prepared, Result, Unmerge,
 };
 use half::{bf16, f16};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 
-const POISON: f32 = f32::from_bits(u32::MAX);
 const NORMS: [Norm; 3] = [Norm::None, Norm::Input, Norm::Output];
 
-struct Device {
-    stream: Arc<CudaStream>,
-    kernels: Kernels,
-    /// Elements before each tensor in its allocation.
-    offset: usize,
-}
-
-impl Device {
-    fn new(offset: usize) -> Self {
-        let context = common::device::open().expect("a device");
-        let kernels = Kernels::load(&context).expect("kernels");
-        Self { stream: context.default_stream(), kernels, offset }
-    }
-
-    fn upload<E: Element>(&self, values: &[f64]) -> Buffer<E> {
-        self.buffer(values.iter().map(|&value| E::from_f32(value as f32)))
-    }
-
-    fn poisoned<E: Element>(&self, len: usize) -> Buffer<E> {
-        self.buffer((0..len).map(|_| E::from_f32(POISON)))
-    }
-
-    fn buffer<E: Element>(&self, values: impl Iterator<Item = E>) -> Buffer<E> {
-        let mut padded = vec![E::from_f32(POISON); self.offset];
-        padded.extend(values);
-        let len = padded.len() - self.offset;
-        // One element at least: a driver allocates no empty buffers.
-        padded.push(E::from_f32(POISON));
-        let slice = self.stream.clone_htod(&padded).expect("memory");
-        Buffer { slice, range: self.offset..self.offset + len }
-    }
-
-    fn download<E: Element>(&self, buffer: &Buffer<E>) -> Vec<f32> {
-        let values = self.stream.clone_dtoh(&buffer.slice).expect("a copy");
-        // What lies around the tensor is as it was.
-        let around = values.iter().enumerate().filter(|(i, _)| !buffer.range.contains(i));
-        assert!(around.into_iter().all(|(_, value)| value.to_f32().is_nan()));
-        values[buffer.range.clone()].iter().map(|value| value.to_f32()).collect()
-    }
-}
-
-/// A tensor somewhere in its allocation.
-struct Buffer<E> {
-    slice: CudaSlice<E>,
-    range: std::ops::Range<usize>,
-}
-
-impl<E> Buffer<E> {
-    fn view(&self) -> CudaView<'_, E> {
-        self.slice.slice(self.range.clone())
-    }
-
-    fn view_mut(&mut self) -> CudaViewMut<'_, E> {
-        self.slice.slice_mut(self.range.clone())
-    }
-}
-
-/// A prepared layer on the device.
-struct Layer<'a, E> {
-    device: &'a Device,
-    case: Case,
-    spec: DoraSpec,
-    weight: Buffer<E>,
-    lora_a: Buffer<f32>,
-    lora_b: Buffer<f32>,
-    prepared: Prepared<E>,
-    workspace: Workspace,
-    /// g as the device has it.
-    gain: Vec<f64>,
-}
-
-impl<'a, E: Element> Layer<'a, E> {
-    fn new(device: &'a Device, case: &Case) -> Self {
-        let case = case.rounded(E::DTYPE);
-        let spec = common::run::spec(&case, E::DTYPE).expect("a layer");
-        let stream = &device.stream;
-        let mut workspace = Workspace::new(&device.kernels, stream, &[spec], 0).expect("memory");
-        let mut prepared = Prepared::new(stream, &spec).expect("memory");
-        let weight = device.upload(&case.weight);
-        let (lora_a, lora_b) = (device.upload(&case.lora_a), device.upload(&case.lora_b));
-        let magnitude = device.upload(&case.magnitude);
-        let adapter = Prepare {
-            weight: weight.view(),
-            lora_a: lora_a.view(),
-            lora_b: lora_b.view(),
-            magnitude: match case.norm {
-                Norm::None => Magnitude::None,
-                Norm::Input | Norm::Output => Magnitude::Given(magnitude.view()),
-            },
-            bias: None,
-        };
-        device
-            .kernels
-            .prepare(stream, &spec, &mut workspace, &mut prepared, adapter)
-            .expect("prepare");
-        let gain = stream.clone_dtoh(&prepared.gain()).expect("g");
-        let gain = gain.into_iter().take(case.magnitudes()).map(f64::from).collect();
-        Self { device, case, spec, weight, lora_a, lora_b, prepared, workspace, gain }
-    }
-
+impl<E: Element> Layer<'_, E> {
     fn merge<F: Element>(&mut self) -> (Buffer<F>, MergeReport) {
         let mut merged = self.device.poisoned::<F>(self.case.weight.len());
         let stream = &self.device.stream;
@@ -290,7 +187,7 @@ fn off_every_boundary() {
 fn many_tiles() {
     let device = Device::new(0);
     let mut random = StdRng::seed_from_u64(fresh_seed());
-    let case = random_case(&mut random, [0, 1400, 1403, 3], Norm::Output, false);
+    let case = random_case(&mut random, [0, 1300, 1283, 3], Norm::Output, false);
     let mut layer = Layer::<bf16>::new(&device, &case);
     layer.check::<bf16>();
     let reports = [(); 2].map(|()| layer.merge::<bf16>().1);

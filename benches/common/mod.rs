@@ -13,9 +13,9 @@ use criterion::{Criterion, Throughput};
 use cuda_emulator::client::{Choice, Emulator, Selected, select};
 use fused_dora::cudarc::driver::{CudaSlice, CudaStream, sys::CUevent_flags};
 use fused_dora::{
-    AdamW, AdamWConfig, AdapterGroups, AdapterLayout, Backward, DoraSpec, Dtype, Forward,
-    Gradients, Kernels, Magnitude, Merge, MergeReport, Norm, NormGrad, NormGradient, OptimizerPart,
-    Prepare, Prepared, Scaling, Schedule, Workspace, open_device,
+    AdamW, AdamWConfig, AdapterGroups, AdapterLayout, Backward, DecomposeAdapter, Decomposition,
+    DoraSpec, Dtype, Forward, Gradients, Kernels, Magnitude, Merge, MergeReport, Norm, NormGrad,
+    NormGradient, OptimizerPart, Prepare, Prepared, Scaling, Schedule, Workspace, open_device,
 };
 use half::bf16;
 use rand::rngs::StdRng;
@@ -196,6 +196,19 @@ impl Layer {
         };
         let Self { kernels, stream, spec, workspace, prepared, .. } = self;
         Ok(kernels.merge(stream, spec, prepared, workspace, io)?)
+    }
+
+    /// The adapter's change along the columns: W once.
+    pub fn decompose(&mut self) -> Outcome {
+        let io = DecomposeAdapter {
+            axis: Norm::Input,
+            weight: self.weight.as_view(),
+            lora_a: self.lora_a.as_view(),
+            lora_b: self.lora_b.as_view(),
+            result: self.report.slice_mut(..Decomposition::LEN),
+        };
+        let Self { kernels, stream, spec, workspace, prepared, .. } = self;
+        Ok(kernels.decompose_adapter(stream, spec, prepared, workspace, io)?)
     }
 
     fn backward(&mut self, op: BackwardOp) -> Outcome {

@@ -20,6 +20,8 @@ pub struct Merged {
     pub weight: Weight,
     /// Δ = W' − W, and the bound on its error before it is added and rounded.
     pub change: Weight,
+    /// The part of that bound which the product s·B·A is answerable for.
+    pub product_error: Vec<f64>,
 }
 
 /// The case's W' = V∘g, Δ = (g − 1)∘W + g∘(s·B·A), for gains `[I]`, `[O]` or, for plain LoRA, none.
@@ -39,8 +41,8 @@ pub fn merge(case: &Case, gain: &[f64], to: Dtype) -> Result<Merged, CaseError> 
     let g = scaled(case, &ones, gain, |one, g| one * g);
     let merged = v.zip(&g, |v, g| v * g);
     let change = w.zip(&g, |w, g| (g - 1.0) * w).plus(&low_rank.zip(&g, |ba, g| g * ba));
-    let error = g
-        .zip(&terms, |g, terms| accumulation(case.rank) * g.abs() * terms)
+    let product = g.zip(&terms, |g, terms| accumulation(case.rank) * g.abs() * terms);
+    let error = product
         .plus(&w.zip(&g, |w, g| U * ((g - 1.0) * w).abs()))
         .plus(&low_rank.zip(&g, |ba, g| U * (g * ba).abs()))
         .plus(&change.map(|change| U * change.abs()));
@@ -49,6 +51,7 @@ pub fn merge(case: &Case, gain: &[f64], to: Dtype) -> Result<Merged, CaseError> 
     Ok(Merged {
         weight: Weight { values: merged.into_data(), bounds: bounds.into_data() },
         change: Weight { values: change.into_data(), bounds: error.into_data() },
+        product_error: product.into_data(),
     })
 }
 
