@@ -210,7 +210,7 @@ fn a_fresh_adapter_changes_nothing() {
         bench.layer.activate(Some("fresh")).expect("attached");
         bench.saved = bench.layer.saved(TOKENS, None).expect("memory");
         bench.forward(None).expect("forward");
-        assert_eq!(bits(&bench.activations()[..1]), bits(&[plain.clone()]), "{norm:?}");
+        assert_eq!(bits(&bench.activations()[..1]), bits(std::slice::from_ref(&plain)), "{norm:?}");
         let adapter = bench.layer.detach("fresh").expect("attached");
         let parameters = bench.stream.clone_dtoh(&adapter.parameters()).expect("a copy");
         let lora_a = &parameters[adapter.layout().range(Part::LoraA)];
