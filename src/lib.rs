@@ -13,9 +13,13 @@
 //! 4. [`Kernels::norm_gradient`], before the optimizer, where the gradients of A and B are to flow
 //!    through the norm ([`NormGrad::Exact`]).
 //!
+//! [`DoraLinear`] does all of that for a layer that owns its adapters, [`raw`] for tensors that are
+//! given by their addresses.
+//!
 //! Shapes, throughout: x `[T, I]` tokens × input features, W `[O, I]`, A `[r, I]`, B `[O, r]`, all
-//! row-major and contiguous; R is r rounded up to a multiple of 16. x, W, b, y and their gradients
-//! are of one [`Dtype`]; adapter parameters and their gradients are f32.
+//! row-major; x, y and their gradients may have row strides ([`Rows`]), all others are contiguous. R
+//! is r rounded up to a multiple of 16. x, W, b, y and their gradients are of one [`Dtype`]; adapter
+//! parameters and their gradients are f32.
 
 pub mod adamw;
 mod adapter;
