@@ -148,9 +148,22 @@ impl Kernels {
     /// [`Error::UnsupportedArchitecture`] before Ampere, [`Error::PtxTooNew`] if the driver is
     /// older than the NVRTC that compiled the kernels, or the driver's error.
     pub fn load(context: &Arc<CudaContext>) -> Result<Self> {
+        Self::load_with(context, &[])
+    }
+
+    /// Loads the kernels with other PTX for the files that `replaced` names, such as `forward.cu`;
+    /// for the test that changes kernels to see whether anyone notices.
+    ///
+    /// # Errors
+    /// As [`Kernels::load`].
+    #[doc(hidden)]
+    pub fn load_with(context: &Arc<CudaContext>, replaced: &[(&str, &str)]) -> Result<Self> {
         let images = FILES
             .iter()
-            .map(|(name, ptx)| ptx.map(|ptx| (*name, ptx)).ok_or(Error::KernelsNotBuilt))
+            .map(|&(name, embedded)| {
+                let other = replaced.iter().find(|(file, _)| *file == name).map(|(_, ptx)| *ptx);
+                other.or(embedded).map(|ptx| (name, ptx)).ok_or(Error::KernelsNotBuilt)
+            })
             .collect::<Result<Vec<_>>>()?;
         let found = context.compute_capability().during("reading the compute capability")?;
         if found < NEEDED_CAPABILITY {

@@ -16,86 +16,6 @@ use rand::{Rng, SeedableRng};
 const AXES: [Norm; 2] = [Norm::Input, Norm::Output];
 const NORMS: [Norm; 3] = [Norm::None, Norm::Input, Norm::Output];
 
-impl<E: Element> Layer<'_, E> {
-    fn poisoned_result(&self) -> CudaSlice<f64> {
-        self.device.stream.clone_htod(&[f64::NAN; Decomposition::LEN]).expect("memory")
-    }
-
-    /// Of two dense weights.
-    fn dense<F: Element>(&mut self, changed: &[f64], axis: Norm) -> Result<Decomposition> {
-        let mut result = self.poisoned_result();
-        let changed = self.device.upload::<F>(changed);
-        let io = Decompose {
-            axis,
-            weight: self.weight.view(),
-            changed: changed.view(),
-            result: result.as_view_mut(),
-        };
-        let (kernels, stream) = (&self.device.kernels, &self.device.stream);
-        kernels.decompose(stream, &self.spec, &mut self.workspace, io)?;
-        Decomposition::read(stream, &result.as_view())
-    }
-
-    /// Of the weight and its adapter.
-    fn adapted(&mut self, axis: Norm) -> Result<Decomposition> {
-        let mut result = self.poisoned_result();
-        let io = DecomposeAdapter {
-            axis,
-            weight: self.weight.view(),
-            lora_a: self.lora_a.view(),
-            lora_b: self.lora_b.view(),
-            result: result.as_view_mut(),
-        };
-        let (kernels, stream) = (&self.device.kernels, &self.device.stream);
-        kernels.decompose_adapter(stream, &self.spec, &self.prepared, &mut self.workspace, io)?;
-        Decomposition::read(stream, &result.as_view())
-    }
-
-    #[track_caller]
-    fn check(&self, found: Decomposition, axis: Norm, change: &[f64], change_error: &[f64]) {
-        let shape = [self.case.out_features, self.case.in_features];
-        let (expected, bound) =
-            reference::decompose(shape, axis, &self.case.weight, change, change_error);
-        for (name, found, expected, bound) in [
-            ("ΔM", found.magnitude, expected.magnitude, bound.magnitude),
-            ("ΔD", found.direction, expected.direction, bound.direction),
-        ] {
-            let error = (found - expected).abs();
-            assert!(
-                error <= bound,
-                "{shape:?} r={} norm {:?} {} axis {axis:?}: {name} {found:e}, not {expected:e}: \
-                 {error:e} > {bound:e}",
-                self.case.rank,
-                self.case.norm,
-                E::DTYPE,
-            );
-        }
-    }
-
-    /// Two dense weights, `scale` of W apart.
-    fn check_dense<F: Element>(&mut self, random: &mut StdRng, scale: f64) {
-        let weight = self.case.weight.clone();
-        let changed: Vec<f64> = weight
-            .iter()
-            .map(|w| rounded(w + scale * random.random_range(-0.05..0.05), F::DTYPE))
-            .collect();
-        let change: Vec<f64> = changed.iter().zip(&weight).map(|(t, w)| t - w).collect();
-        for axis in AXES {
-            let found = self.dense::<F>(&changed, axis).expect("the op");
-            self.check(found, axis, &change, &vec![0.0; change.len()]);
-        }
-    }
-
-    fn check_adapter(&mut self) {
-        let merged =
-            reference::merge(&self.case, &self.gain, Dtype::F32).expect("a consistent case");
-        for axis in AXES {
-            let found = self.adapted(axis).expect("the op");
-            self.check(found, axis, &merged.change.values, &merged.product_error);
-        }
-    }
-}
-
 const SHAPES: [[usize; 3]; 7] =
     [[64, 64, 16], [1, 1, 1], [130, 65, 5], [257, 3, 40], [72, 200, 8], [67, 130, 0], [128, 64, 0]];
 
@@ -255,7 +175,7 @@ fn edges() {
             assert_eq!(found.magnitude, 0.0);
             assert!((found.direction - 2.0 * share).abs() < 1e-12, "{found:?}");
             let found = of(&mut layer, &zero).expect("the op");
-            layer.check(found, axis, &negative, &zero);
+            layer.check_decomposition(found, axis, &negative, &zero);
             assert_eq!(found.direction, 0.0);
             let mut lost = weight.clone();
             lost[77] = f64::NAN;

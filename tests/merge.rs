@@ -2,8 +2,7 @@
 
 mod common;
 
-use common::compare::Comparison;
-use common::layer::{Buffer, Device, Layer};
+use common::layer::{Device, Layer};
 use common::random::{fresh_seed, random_case};
 use fused_dora::reference::{self, Case};
 use fused_dora::{
@@ -15,129 +14,11 @@ use rand::rngs::StdRng;
 
 const NORMS: [Norm; 3] = [Norm::None, Norm::Input, Norm::Output];
 
-impl<E: Element> Layer<'_, E> {
-    fn merge<F: Element>(&mut self) -> (Buffer<F>, MergeReport) {
-        let mut merged = self.device.poisoned::<F>(self.case.weight.len());
-        let stream = &self.device.stream;
-        let mut report = stream.clone_htod(&[f64::NAN; MergeReport::LEN]).expect("memory");
-        let io = Merge {
-            weight: self.weight.view(),
-            lora_a: self.lora_a.view(),
-            lora_b: self.lora_b.view(),
-            merged: merged.view_mut(),
-            report: Some(report.as_view_mut()),
-        };
-        let (spec, prepared, workspace) = (&self.spec, &self.prepared, &mut self.workspace);
-        self.device.kernels.merge(stream, spec, prepared, workspace, io).expect("the merge");
-        (merged, MergeReport::read(stream, &report.as_view()).expect("the report"))
-    }
-
-    fn unmerge<F: Element>(&mut self, merged: &Buffer<F>) -> Result<Vec<f32>> {
-        let mut weight = self.device.poisoned::<E>(self.case.weight.len());
-        let io = Unmerge {
-            merged: merged.view(),
-            lora_a: self.lora_a.view(),
-            lora_b: self.lora_b.view(),
-            weight: weight.view_mut(),
-        };
-        let (spec, prepared, workspace) = (&self.spec, &self.prepared, &mut self.workspace);
-        let stream = &self.device.stream;
-        self.device.kernels.unmerge(stream, spec, prepared, workspace, io)?;
-        Ok(self.device.download(&weight))
-    }
-
-    fn merge_in_place(&mut self) -> MergeReport {
-        let Self { device, spec, weight, lora_a, lora_b, prepared, workspace, .. } = self;
-        let stream = &device.stream;
-        let mut report = stream.clone_htod(&[f64::NAN; MergeReport::LEN]).expect("memory");
-        let io =
-            InPlace { weight: weight.view_mut(), lora_a: lora_a.view(), lora_b: lora_b.view() };
-        let out = Some(report.as_view_mut());
-        let kernels = &device.kernels;
-        kernels.merge_in_place(stream, spec, prepared, workspace, io, out).expect("the merge");
-        MergeReport::read(stream, &report.as_view()).expect("the report")
-    }
-
-    fn unmerge_in_place(&mut self) -> Result<()> {
-        let Self { device, spec, weight, lora_a, lora_b, prepared, workspace, .. } = self;
-        let io =
-            InPlace { weight: weight.view_mut(), lora_a: lora_a.view(), lora_b: lora_b.view() };
-        device.kernels.unmerge_in_place(&device.stream, spec, prepared, workspace, io)
-    }
-
-    #[track_caller]
-    fn compare(&self, name: &str, dtype: Dtype, found: &[f32], expected: &reference::Weight) {
-        let shape = [self.case.out_features, self.case.in_features];
-        let (values, bounds) = (&expected.values, &expected.bounds);
-        let comparison = Comparison::new(name, &shape, dtype, found, values, bounds);
-        let (norm, rank) = (self.case.norm, self.case.rank);
-        assert!(comparison.ok(), "from {} norm {norm:?} r={rank}\n{comparison}", E::DTYPE);
-    }
-
-    /// Merge and unmerge by way of `F`, and the report.
-    fn check<F: Element>(&mut self) {
-        let (merged, report) = self.merge::<F>();
-        let expected = reference::merge(&self.case, &self.gain, F::DTYPE).expect("consistent");
-        let found = self.device.download(&merged);
-        self.compare("merged", F::DTYPE, &found, &expected.weight);
-        check_report(&report, &found, &expected);
-
-        let restored = self.unmerge(&merged).expect("gains that are not 0");
-        let found: Vec<f64> = found.into_iter().map(f64::from).collect();
-        let mut expected_weight =
-            reference::unmerge(&self.case, &self.gain, &found, E::DTYPE).expect("consistent");
-        self.compare("unmerged", E::DTYPE, &restored, &expected_weight);
-        // Of the original, it is off by what the merge was off, too.
-        let magnified = reference::unmerge(
-            &Case { lora_b: vec![0.0; self.case.lora_b.len()], ..self.case.clone() },
-            &self.gain,
-            &expected.weight.bounds,
-            Dtype::F32,
-        );
-        let magnified = magnified.expect("consistent").values;
-        let more = expected_weight.bounds.iter_mut().zip(magnified);
-        more.for_each(|(bound, error)| *bound += error.abs());
-        expected_weight.values.clone_from(&self.case.weight);
-        self.compare("round trip", E::DTYPE, &restored, &expected_weight);
-    }
-}
-
-/// The report's sums, from what was found and what was expected; the kernel's Δ and E are off by
-/// no more than Δ's bound and a few roundings.
-#[track_caller]
-fn check_report(report: &MergeReport, found: &[f32], expected: &reference::Merged) {
-    const SUMS: f64 = 64.0 * f32::EPSILON as f64;
-    let (mut sums, mut bounds) = ([0.0; 3], [0.0; 3]);
-    let change = expected.change.values.iter().zip(&expected.change.bounds);
-    for ((&found, &merged), (&change, &e)) in found.iter().zip(&expected.weight.values).zip(change)
-    {
-        let error = f64::from(found) - merged;
-        let e_error = e + SUMS * error.abs();
-        let terms = [change * change, error * error, error * change];
-        let errors = [
-            2.0 * change.abs() * e + e * e,
-            2.0 * error.abs() * e_error + e_error * e_error,
-            error.abs() * e + change.abs() * e_error + e * e_error,
-        ];
-        for i in 0..3 {
-            sums[i] += terms[i];
-            bounds[i] += errors[i] + SUMS * terms[i].abs();
-        }
-    }
-    let of_report = [report.change_squared, report.error_squared, report.error_along_change];
-    for (name, ((found, expected), bound)) in
-        ["‖Δ‖²", "‖E‖²", "⟨E, Δ⟩"].into_iter().zip(of_report.into_iter().zip(sums).zip(bounds))
-    {
-        let error = (found - expected).abs();
-        assert!(error <= bound, "{name}: {found:e}, not {expected:e}: {error:e} > {bound:e}");
-    }
-}
-
 fn all_pairs<E: Element>(device: &Device, case: &Case) {
     let mut layer = Layer::<E>::new(device, case);
-    layer.check::<bf16>();
-    layer.check::<f16>();
-    layer.check::<f32>();
+    layer.check_merge::<bf16>();
+    layer.check_merge::<f16>();
+    layer.check_merge::<f32>();
 }
 
 /// LoRA, DoRA and magnitude-only on both axes, at tile edges and off them.
@@ -189,7 +70,7 @@ fn many_tiles() {
     let mut random = StdRng::seed_from_u64(fresh_seed());
     let case = random_case(&mut random, [0, 1300, 1283, 3], Norm::Output, false);
     let mut layer = Layer::<bf16>::new(&device, &case);
-    layer.check::<bf16>();
+    layer.check_merge::<bf16>();
     let reports = [(); 2].map(|()| layer.merge::<bf16>().1);
     assert_eq!(reports[0], reports[1], "the sums have one order");
 }
@@ -276,7 +157,7 @@ fn gains_of_zero() {
         };
         assert!((0..found.len()).filter(of_feature).all(|i| found[i] == 0.0));
         let expected = reference::merge(&layer.case, &layer.gain, Dtype::F32).expect("consistent");
-        layer.compare("merged", Dtype::F32, &found, &expected.weight);
+        layer.compare_weight("merged", Dtype::F32, &found, &expected.weight);
 
         let error = layer.unmerge(&merged).expect_err("a gain of 0");
         assert!(

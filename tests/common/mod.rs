@@ -3,8 +3,12 @@
 
 pub mod case;
 pub mod compare;
+pub mod decompose;
 pub mod device;
 pub mod layer;
+pub mod merge;
+pub mod norm_gradient;
+pub mod optimizer;
 pub mod options;
 pub mod random;
 pub mod run;

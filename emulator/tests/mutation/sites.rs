@@ -3,7 +3,7 @@
 //! `code;  //~ category` drops the line, and `code;  //~ category: other code;` replaces it. A line
 //! of markers only is about the next line of code.
 
-use super::table::Mutant;
+use super::table::{Mutant, scope};
 
 const MARKER: &str = "//~";
 
@@ -27,6 +27,7 @@ pub fn mutants(file: &str, text: &str) -> Vec<Mutant> {
                 category: category.trim().to_owned(),
                 file: file.to_owned(),
                 line: at + 1,
+                scope: scope(&lines[..=at]),
                 code: code.trim().to_owned(),
                 becomes: becomes.trim().to_owned(),
                 text: changed.join("\n"),

@@ -13,7 +13,9 @@ pub struct Mutant {
     pub file: String,
     /// The line, from 1.
     pub line: usize,
-    /// The line's code as it should be.
+    /// The function that the line is in.
+    pub scope: String,
+    /// The code as it should be.
     pub code: String,
     /// What replaces it.
     pub becomes: String,
@@ -34,6 +36,21 @@ impl Mutant {
     }
 }
 
+/// The function or type that the last of some lines is in: the nearest one that begins above it.
+pub fn scope(lines: &[&str]) -> String {
+    let function = |line: &str| {
+        let before = line.split_once('(')?.0;
+        let is_one = ["__device__", "__global__"].iter().any(|word| line.contains(word));
+        let name = before.rsplit([' ', '*', '&']).next()?;
+        (is_one && !name.starts_with("__")).then(|| name.to_owned())
+    };
+    let structure = |line: &str| {
+        let name = line.strip_prefix("struct ")?.strip_suffix(" {")?;
+        Some(name.to_owned())
+    };
+    lines.iter().rev().find_map(|line| function(line).or(structure(line))).unwrap_or_default()
+}
+
 /// What became of a mutant.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
@@ -50,11 +67,13 @@ pub enum Verdict {
 pub struct Survivor {
     /// The file's name.
     pub file: &'static str,
-    /// The line's code as it should be.
+    /// The function that it is in.
+    pub scope: &'static str,
+    /// The code as it should be.
     pub code: &'static str,
     /// What replaces it.
     pub becomes: &'static str,
-    /// Which of several equal changes of the file, from 0.
+    /// Which of several equal changes of the function, from 0.
     pub nth: usize,
     /// Why it survives.
     pub why: Why,
@@ -73,8 +92,8 @@ impl Survivor {
     /// The place in a list of mutants of the one that this is about.
     fn find(&self, rows: &[(Mutant, Verdict)]) -> Option<usize> {
         let is_this = |mutant: &Mutant| {
-            (mutant.file.as_str(), mutant.code.as_str(), mutant.becomes.as_str())
-                == (self.file, self.code, self.becomes)
+            let Mutant { file, scope, code, becomes, .. } = mutant;
+            [file, scope, code, becomes] == [self.file, self.scope, self.code, self.becomes]
         };
         let same = rows.iter().enumerate().filter(|(_, (mutant, _))| is_this(mutant));
         same.map(|(at, _)| at).nth(self.nth)
@@ -96,10 +115,11 @@ pub fn judge(rows: &[(Mutant, Verdict)], survivors: &[Survivor]) -> Vec<String> 
     let mut problems = Vec::new();
     let mut explained: BTreeMap<usize, Why> = BTreeMap::new();
     for survivor in survivors {
-        let Survivor { file, code, becomes, .. } = survivor;
+        let Survivor { file, scope, code, becomes, .. } = survivor;
         match survivor.find(rows) {
             None => problems.push(format!(
-                "the list of survivors has `{code}` → `{becomes}` of {file}, which is no mutant"
+                "the list of survivors has `{code}` → `{becomes}` in {scope} of {file}, which is no \
+                 mutant"
             )),
             Some(at) if rows[at].1 != Verdict::Survived => problems.push(format!(
                 "{}: {} is in the list of survivors and was found",
@@ -121,7 +141,8 @@ pub fn judge(rows: &[(Mutant, Verdict)], survivors: &[Survivor]) -> Vec<String> 
             (Verdict::Survived, Some(Why::Equivalent(reason))) => format!("equivalent: {reason}"),
             (Verdict::Survived, Some(Why::Unseen(reason))) => format!("NOT SEEN: {reason}"),
             (Verdict::Survived, None) => {
-                problems.push(format!("{place}: {}: {change}: not noticed", mutant.category));
+                let Mutant { category, scope, .. } = mutant;
+                problems.push(format!("{place}: {category} in {scope}: {change}: not noticed"));
                 "NOT NOTICED".to_owned()
             }
         };

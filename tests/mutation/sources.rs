@@ -1,0 +1,111 @@
+//! The kernels' sources as they stand, and their PTX after a change.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use fused_dora::Dtype;
+use regex::Regex;
+
+use super::nvrtc::{Nvrtc, Source, fetched_folder};
+
+/// As the build script's.
+const OPTIONS: [&str; 3] = ["--gpu-architecture=compute_80", "--std=c++17", "--generate-line-info"];
+
+/// All files, by their names as `#include` has them: `forward.cu`, `common/tile.cuh`.
+pub struct Sources {
+    files: BTreeMap<String, String>,
+    nvrtc: Nvrtc,
+}
+
+impl Sources {
+    /// Reads the sources and finds NVRTC.
+    pub fn read() -> Self {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels");
+        let mut files = BTreeMap::new();
+        for (folder, prefix) in [(root.clone(), ""), (root.join("common"), "common/")] {
+            for entry in std::fs::read_dir(folder).expect("the kernels' folder") {
+                let path = entry.expect("an entry").path();
+                if path.extension().is_some_and(|extension| extension == "cu" || extension == "cuh")
+                {
+                    let name = path.file_name().expect("a file").to_string_lossy().into_owned();
+                    let text = std::fs::read_to_string(&path).expect("a source");
+                    files.insert(format!("{prefix}{name}"), text);
+                }
+            }
+        }
+        let built = std::env::current_exe().expect("the test's own path");
+        let nvrtc = Nvrtc::find(fetched_folder(&built).as_deref()).unwrap_or_else(|error| {
+            panic!("mutants are compiled: run `cargo xtask nvrtc` first ({error})")
+        });
+        Self { files, nvrtc }
+    }
+
+    /// Every file's name and text.
+    pub fn files(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.files.iter().map(|(name, text)| (name.as_str(), text.as_str()))
+    }
+
+    /// The kernel files.
+    pub fn kernels(&self) -> impl Iterator<Item = &str> {
+        self.files.keys().map(String::as_str).filter(|name| name.ends_with(".cu"))
+    }
+
+    /// Whether a file is another or includes it, at any depth.
+    pub fn includes(&self, file: &str, other: &str) -> bool {
+        let text = self.files.get(file).map_or("", String::as_str);
+        let included = text.lines().filter_map(|line| {
+            line.strip_prefix("#include \"").and_then(|rest| rest.strip_suffix('"'))
+        });
+        file == other || included.into_iter().any(|header| self.includes(header, other))
+    }
+
+    /// The PTX of a kernel file for one dtype, after a change of a file's text. The entry points
+    /// of other dtypes are empty.
+    pub fn compile(&self, kernel: &str, dtype: Dtype, changed: Option<(&str, &str)>) -> String {
+        let text = |name: &str| match changed {
+            Some((file, text)) if file == name => text.to_owned(),
+            _ => self.files[name].clone(),
+        };
+        let headers: Vec<(String, String)> = self
+            .files
+            .keys()
+            .filter(|name| name.ends_with(".cuh"))
+            .map(|name| (name.clone(), text(name)))
+            .collect();
+        let text = only(&text(kernel), dtype);
+        let source = Source { name: kernel, text: &text, headers: &headers };
+        let ptx = self.nvrtc.compile(&source, &OPTIONS);
+        let mut ptx = ptx.unwrap_or_else(|error| panic!("{kernel}: {error}"));
+        let suffix = format!("_{dtype}");
+        for entry in entries(&ptx).iter().filter_map(|entry| entry.strip_suffix(&suffix)) {
+            let others = Dtype::ALL.into_iter().filter(|other| *other != dtype);
+            others.for_each(|other| ptx += &empty_entry(&format!("{entry}_{other}")));
+        }
+        ptx
+    }
+}
+
+/// A kernel file without the entry points of all dtypes but one.
+fn only(text: &str, dtype: Dtype) -> String {
+    let stamp = Regex::new(r"^FUSED_DORA_\w+\((\w+), \w+\)$").expect("a pattern");
+    let other = |line: &str| stamp.captures(line).is_some_and(|found| found[1] != *dtype.name());
+    text.lines().map(|line| if other(line) { "" } else { line }).collect::<Vec<_>>().join("\n")
+}
+
+/// The names of a module's entry points.
+fn entries(ptx: &str) -> Vec<String> {
+    let entry = Regex::new(r"\.entry (\w+)").expect("a pattern");
+    entry.captures_iter(ptx).map(|found| found[1].to_owned()).collect()
+}
+
+fn empty_entry(name: &str) -> String {
+    format!("\n.visible .entry {name}()\n{{\n\tret;\n}}\n")
+}
+
+/// The module with nothing in its entry points.
+pub fn emptied(ptx: &str) -> String {
+    let directives = [".version", ".target", ".address_size"];
+    let is_head = |line: &&str| directives.iter().any(|directive| line.starts_with(directive));
+    let head: Vec<&str> = ptx.lines().filter(is_head).collect();
+    entries(ptx).iter().fold(head.join("\n"), |text, entry| text + &empty_entry(entry))
+}

@@ -1,0 +1,176 @@
+//! Runs of the ops with changed kernels, small, and such that every predicate matters: ragged
+//! shapes with several chunks of tokens, several strips of features and several rank tiles, rows
+//! that are aligned and rows that are not, bias and none, gains and norms of zero.
+
+use std::sync::Arc;
+
+use fused_dora::reference::{Case, CaseDropout, Results, evaluate};
+use fused_dora::{AdapterGroups, Dropout, DropoutForm, Dtype, Element, Kernels, Norm};
+use half::bf16;
+use rand::SeedableRng;
+use rand::rngs::StdRng;
+
+use crate::common::compare::{self, Comparison};
+use crate::common::layer::{Device, Layer};
+use crate::common::norm_gradient;
+use crate::common::optimizer::{self, Clipping, Problem};
+use crate::common::random::random_case;
+use crate::common::run::Runner;
+
+/// What can be wrong: a panic's message tells of everything else.
+pub type Outcome = Result<(), String>;
+
+/// A run of some kernel files in one dtype.
+pub struct Trial {
+    /// The files whose kernels it launches.
+    pub files: &'static [&'static str],
+    /// Runs it, and compares all results with float64.
+    pub run: Box<dyn Fn(&Arc<Kernels>) -> Outcome + Send + Sync>,
+}
+
+/// All trials in a dtype, in the order in which they are tried.
+pub fn trials<E: Element>(seed: u64) -> Vec<Trial> {
+    let mut all = layers::<E>(&mut StdRng::seed_from_u64(seed));
+    let mut add = |files, run: fn(&Arc<Kernels>, &mut StdRng)| {
+        let run = move |kernels: &Arc<Kernels>| {
+            run(kernels, &mut StdRng::seed_from_u64(seed));
+            Ok(())
+        };
+        all.push(Trial { files, run: Box::new(run) });
+    };
+    add(&["prepare.cu", "norm_gradient.cu"], norm_gradients::<E>);
+    add(&["prepare.cu", "merge.cu"], merges::<E>);
+    add(&["prepare.cu", "decompose.cu"], decompositions::<E>);
+    if E::DTYPE == Dtype::F32 {
+        add(&["adamw.cu"], optimizer_steps);
+    }
+    all
+}
+
+const LAYER: &[&str] = &["prepare.cu", "forward.cu", "backward_adapter.cu", "backward_input.cu"];
+
+/// Prepare, forward and backward.
+fn layers<E: Element>(random: &mut StdRng) -> Vec<Trial> {
+    let mut trials = Vec::new();
+    let mut add = |case: Case, gap: usize, dropout: Option<Dropout>| {
+        let case = case.rounded(E::DTYPE);
+        let expected = evaluate(&case).expect("a consistent case");
+        let bounds = compare::bounds(&case, E::DTYPE).expect("a consistent case");
+        let run = move |kernels: &Arc<Kernels>| {
+            let mut runner = Runner::with_kernels(kernels).with_gap(gap);
+            if let Some(dropout) = dropout {
+                runner = runner.with_dropout(dropout);
+            }
+            let found = runner.run(&case, E::DTYPE).map_err(|error| error.to_string())?;
+            compare_results(&case, E::DTYPE, &found, &expected, &bounds)
+        };
+        trials.push(Trial { files: LAYER, run: Box::new(run) });
+    };
+    for (shape, norm, bias, gap) in [
+        ([140, 131, 150, 67], Norm::Output, true, 0),
+        ([140, 131, 150, 19], Norm::Input, true, 0),
+        ([140, 136, 152, 19], Norm::Output, false, 8),
+        ([140, 136, 152, 67], Norm::Input, false, 0),
+        ([70, 83, 150, 5], Norm::None, true, 3),
+        ([1030, 9, 9, 1], Norm::Input, false, 0),
+    ] {
+        add(random_case(random, shape, norm, bias), gap, None);
+    }
+    for norm in [Norm::Output, Norm::Input] {
+        let mut case = random_case(random, [70, 40, 150, 4], norm, true);
+        extreme(&mut case);
+        add(case, 0, None);
+    }
+    for (form, norm, shape) in [
+        (DropoutForm::Peft, Norm::Output, [70, 40, 150, 19]),
+        (DropoutForm::Peft, Norm::Output, [40, 83, 75, 3]),
+        (DropoutForm::Adapter, Norm::Input, [70, 83, 150, 19]),
+        (DropoutForm::Adapter, Norm::None, [40, 48, 64, 3]),
+    ] {
+        let dropout = Dropout::new(0.3, form, 7).expect("a probability");
+        let mut case = random_case(random, shape, norm, true);
+        let mask = dropout.mask(shape[0], shape[1]).into_iter().map(f64::from).collect();
+        case.dropout = Some(CaseDropout { form, mask });
+        add(case, 0, Some(dropout));
+    }
+    trials
+}
+
+/// Neighbouring gains of zero, biases that hide z, and a row and a column of V that are zero.
+fn extreme(case: &mut Case) {
+    for (i, m) in case.magnitude.iter_mut().enumerate() {
+        *m *= [1.0, 0.0, 1e-4, -1e-3, -1.0][i % 5];
+    }
+    for (i, b) in case.bias.iter_mut().flatten().enumerate() {
+        *b *= [1.0, 30.0, 300.0, 1e4][i % 4];
+    }
+    let (row, col) = (5, 7);
+    case.weight[row * case.in_features..][..case.in_features].fill(0.0);
+    case.lora_b[row * case.rank..][..case.rank].fill(0.0);
+    case.weight.iter_mut().skip(col).step_by(case.in_features).for_each(|w| *w = 0.0);
+    case.lora_a.iter_mut().skip(col).step_by(case.in_features).for_each(|a| *a = 0.0);
+}
+
+fn compare_results(
+    case: &Case,
+    dtype: Dtype,
+    found: &[Vec<f32>; 6],
+    expected: &Results,
+    bounds: &Results,
+) -> Outcome {
+    let shapes = case.result_shapes();
+    for (i, found) in found.iter().enumerate() {
+        let (expected, bounds) = (expected.tensors()[i], bounds.tensors()[i]);
+        let comparison =
+            Comparison::new(Results::NAMES[i], &shapes[i], dtype, found, expected, bounds);
+        if !comparison.ok() {
+            return Err(comparison.to_string());
+        }
+    }
+    Ok(())
+}
+
+fn norm_gradients<E: Element>(kernels: &Arc<Kernels>, random: &mut StdRng) {
+    let runner = Runner::with_kernels(kernels);
+    for (shape, norm) in [
+        ([131, 150, 67], Norm::Input),
+        ([131, 150, 67], Norm::Output),
+        ([136, 152, 19], Norm::Input),
+    ] {
+        let case = norm_gradient::exact_case(random, shape, norm, E::DTYPE);
+        norm_gradient::check::<E>(&runner, random, &case);
+    }
+}
+
+fn merges<E: Element>(kernels: &Arc<Kernels>, random: &mut StdRng) {
+    let device = Device::with_kernels(kernels, 0);
+    for (shape, norm) in [
+        ([0, 131, 150, 19], Norm::Output),
+        ([0, 136, 152, 5], Norm::Input),
+        ([0, 1300, 700, 3], Norm::None),
+    ] {
+        let mut layer = Layer::<E>::new(&device, &random_case(random, shape, norm, false));
+        layer.check_merge::<E>();
+    }
+}
+
+fn decompositions<E: Element>(kernels: &Arc<Kernels>, random: &mut StdRng) {
+    let device = Device::with_kernels(kernels, 0);
+    for (shape, norm) in [([0, 131, 150, 19], Norm::Output), ([0, 136, 152, 5], Norm::Input)] {
+        let mut layer = Layer::<E>::new(&device, &random_case(random, shape, norm, false));
+        layer.check_adapter();
+        layer.check_dense::<bf16>(random, 1e-2);
+    }
+}
+
+fn optimizer_steps(kernels: &Arc<Kernels>, _: &mut StdRng) {
+    let mut device = optimizer::Device::with_kernels(kernels);
+    let clipping = Clipping::Norm(10.0);
+    for offset in [0, 1] {
+        let problem = Problem { offset, ..optimizer::adapters() };
+        problem.run(&mut device, 2, optimizer::From::Host, clipping);
+    }
+    let layouts = vec![optimizer::layout([9, 6, 1], Norm::Output, true); 20];
+    let problem = Problem::of_adapters(&layouts, AdapterGroups::default());
+    problem.run(&mut device, 2, optimizer::From::Device, clipping);
+}
