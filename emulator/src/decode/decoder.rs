@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
+use super::class::class;
 use super::modifiers::Modifiers;
 use super::{Kernel, Place, Source as Text, liveness, unwritten};
 use crate::exec::op::{FALSE, Instruction as Executed, Op, P, Q, R, Source, TRUE, Test};
@@ -196,6 +197,7 @@ impl<'a> Decoder<'a> {
             registers: self.flow.most_live(&self.code),
             watch: unwritten::watch(&self.flow, &mut self.code),
             ptx_version: (10 * major + minor) as i32,
+            classes: self.code.iter().map(|instruction| class(&instruction.op)).collect(),
             code: self.code,
             places: self.places,
             source,

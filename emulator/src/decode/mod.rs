@@ -5,6 +5,7 @@
 //! not know refuses the module.
 
 mod arithmetic;
+mod class;
 mod control;
 mod conversion;
 mod decoder;
@@ -22,6 +23,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 
+use crate::counters::InstructionClass;
 use crate::device::Config;
 use crate::exec::op::Instruction;
 use crate::exec::{Special, Watch};
@@ -68,6 +70,8 @@ pub(crate) struct Kernel {
     pub(crate) watch: Watch,
     pub(crate) ptx_version: i32,
     pub(crate) code: Vec<Instruction>,
+    /// The class of each instruction.
+    pub(crate) classes: Vec<InstructionClass>,
     places: Vec<Place>,
     source: Arc<Source>,
     /// Registers of 32 bits, of 64 bits, and predicates.

@@ -294,6 +294,7 @@ impl Warp {
                 }
             }
         }
+        self.measure_matrices(machine, mask);
         Ok(())
     }
 }

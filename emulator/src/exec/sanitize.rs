@@ -177,16 +177,16 @@ impl Warp {
         let Some(shadow) = machine.shared.shadow() else { return };
         let clocks = &mut shadow.clocks;
         if matches!(deeds.order, Order::Release | Order::AcquireRelease) {
-            clocks.fence(warp);
+            clocks.fence(warp, deeds.mask);
         }
         for lane in lanes(deeds.mask) {
             let place = self.pointers[lane].addr();
             if self.is_shared(deeds.address, lane) {
-                clocks.tell(warp, block, place);
+                clocks.tell(warp, lane, block, place);
             } else if let (Some(global), Some(known)) =
-                (&context.global_shadow, clocks.fenced(warp))
+                (&context.global_shadow, clocks.fenced(warp, lane))
             {
-                global.tell(block, known, place);
+                global.tell(block, &known, place);
             }
         }
     }
@@ -205,7 +205,7 @@ impl Warp {
             }
         }
         if matches!(order, Order::Acquire | Order::AcquireRelease) {
-            clocks.fence(warp);
+            clocks.fence(warp, mask);
         }
     }
 

@@ -282,6 +282,7 @@ impl Warp {
         let alone = self.parts.len() == 1;
         let active = self.parts[at].mask;
         let mut pc = self.parts[at].pc;
+        machine.enter(pc);
         let mut left = quantum;
         let pause = loop {
             if left == 0 {
@@ -301,7 +302,9 @@ impl Warp {
                     if mask == 0 {
                         Next::Step
                     } else if mask == active {
+                        machine.leave(pc + 1);
                         pc = *target;
+                        machine.enter(pc);
                         if alone {
                             continue;
                         }
@@ -320,6 +323,7 @@ impl Warp {
                         return Err(stop);
                     }
                     if active == mask {
+                        machine.leave(pc + 1);
                         return Ok((quantum - left, None));
                     }
                     pc += 1;
@@ -342,15 +346,23 @@ impl Warp {
                 }
                 Next::Reselect => {
                     // The instruction placed the parts itself.
+                    machine.leave(pc + 1);
                     return Ok((quantum - left, None));
                 }
                 Next::Wait => {
+                    machine.leave(pc + 1);
                     self.parts[at].waiting = true;
-                    break None;
+                    self.parts[at].pc = pc;
+                    return Ok((quantum - left, None));
                 }
-                Next::Pause(pause) => break Some(pause),
+                Next::Pause(pause) => {
+                    machine.leave(pc + 1);
+                    self.parts[at].pc = pc;
+                    return Ok((quantum - left, Some(pause)));
+                }
             }
         };
+        machine.leave(pc);
         self.parts[at].pc = pc;
         Ok((quantum - left, pause))
     }

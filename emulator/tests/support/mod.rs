@@ -12,13 +12,18 @@ use cuda_emulator::{Config, Device, Fault, Launch, LaunchError, Module, profile}
 
 /// Compiles CUDA C++ for compute_80, with line information.
 pub fn compile(source: &str) -> String {
+    compile_named("test.cu", source, &[])
+}
+
+/// The same, of a file of that name with headers of its own.
+pub fn compile_named(name: &str, text: &str, headers: &[(String, String)]) -> String {
     let built = std::env::current_exe().expect("the test's own path");
     let fetched = nvrtc::fetched_folder(&built)
         .or_else(|| nvrtc::fetched_folder(&workspace().join("target/debug")));
     let nvrtc = nvrtc::Nvrtc::find(fetched.as_deref()).unwrap_or_else(|error| {
         panic!("these tests compile CUDA: run `cargo xtask nvrtc` first ({error})")
     });
-    let source = nvrtc::Source { name: "test.cu", text: source, headers: &[] };
+    let source = nvrtc::Source { name, text, headers };
     let options = ["--gpu-architecture=compute_80", "-lineinfo", "-default-device"];
     nvrtc.compile(&source, &options).unwrap_or_else(|error| panic!("{error}"))
 }
@@ -93,6 +98,27 @@ impl Bench {
         shared: u32,
         args: &[Arg],
     ) -> Result<(), LaunchError> {
+        self.launch_with(kernel, [grid, block, shared], false, args)
+    }
+
+    /// Launches blocks that may wait for each other.
+    pub fn try_cooperative(
+        &self,
+        kernel: &str,
+        grid: u32,
+        block: u32,
+        args: &[Arg],
+    ) -> Result<(), LaunchError> {
+        self.launch_with(kernel, [grid, block, 0], true, args)
+    }
+
+    fn launch_with(
+        &self,
+        kernel: &str,
+        [grid, block, shared]: [u32; 3],
+        cooperative: bool,
+        args: &[Arg],
+    ) -> Result<(), LaunchError> {
         let function = self.module.function(kernel).expect("the kernel");
         let mut params = vec![0; function.param_bytes()];
         assert_eq!(function.params().len(), args.len(), "arguments of {kernel}");
@@ -112,7 +138,7 @@ impl Bench {
             dynamic_shared: shared,
             dynamic_shared_limit: 160 << 10,
             params: &params,
-            cooperative: false,
+            cooperative,
         };
         self.device.launch(&function, &launch)
     }
