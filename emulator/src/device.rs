@@ -1,9 +1,11 @@
 //! The device: memory, modules and launches behind one shared handle.
 
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use crate::counters::{Counters, MeasuredLaunch};
 use crate::fault::Fault;
+use crate::heap::Heap;
 use crate::memory::{Memory, MemoryError};
 use crate::module::{Function, Module, ModuleError};
 use crate::profile::Profile;
@@ -71,6 +73,11 @@ impl Default for Config {
         }
     }
 }
+
+/// What a fresh context of CUDA gives to a thread's stack.
+const STACK_LIMIT: u32 = 1 << 10;
+/// What a fresh context of CUDA gives to the heap of kernels.
+const HEAP_BYTES: u64 = 8 << 20;
 
 /// One launch of a kernel.
 #[derive(Clone, Copy, Debug)]
@@ -196,6 +203,8 @@ pub struct Device {
     counters: Mutex<Counters>,
     /// What was measured of each launch.
     launches: Mutex<Vec<MeasuredLaunch>>,
+    stack_limit: AtomicU32,
+    heap: Heap,
     /// Held shared by launches and exclusively by accesses of the host.
     activity: RwLock<()>,
 }
@@ -214,6 +223,8 @@ impl Device {
             memory: Memory::new(profile.total_memory, config.sanitizer),
             counters: Mutex::default(),
             launches: Mutex::default(),
+            stack_limit: AtomicU32::new(STACK_LIMIT),
+            heap: Heap::new(HEAP_BYTES),
             activity: RwLock::new(()),
         }
     }
@@ -226,6 +237,30 @@ impl Device {
     /// The settings of the device.
     pub fn config(&self) -> &Config {
         &self.config
+    }
+
+    /// Bytes that recursive calls and `alloca` may take of a thread's stack.
+    pub fn stack_limit(&self) -> u32 {
+        self.stack_limit.load(Ordering::Relaxed)
+    }
+
+    /// Sets what [`Device::stack_limit`] says for later launches.
+    pub fn set_stack_limit(&self, bytes: u32) {
+        self.stack_limit.store(bytes, Ordering::Relaxed);
+    }
+
+    /// Bytes of the heap that kernels allocate from.
+    pub fn heap_bytes(&self) -> u64 {
+        self.heap.bytes()
+    }
+
+    /// Sets the size of the heap; `false` once a module that uses it was loaded.
+    pub fn set_heap_bytes(&self, bytes: u64) -> bool {
+        self.heap.resize(bytes)
+    }
+
+    pub(crate) fn heap(&self) -> &Heap {
+        &self.heap
     }
 
     /// Allocates global memory, filled with poison; `None` when there is not enough.
@@ -296,7 +331,13 @@ impl Device {
 
     /// Loads a module of PTX text and gives its variables device memory.
     pub fn load_module(&self, ptx: &str) -> Result<Arc<Module>, ModuleError> {
-        Module::load(ptx, &self.profile, &self.config, &self.memory).map(Arc::new)
+        let module = Module::load(ptx, &self.profile, &self.config, &self.memory)?;
+        if module.uses_heap() && !self.heap.place(&self.memory) {
+            module.unload(&self.memory);
+            let bytes = self.heap.bytes();
+            return Err(ModuleError::OutOfMemory { name: "malloc".to_owned(), bytes });
+        }
+        Ok(Arc::new(module))
     }
 
     /// Frees a module's variables; its functions can no longer be launched.

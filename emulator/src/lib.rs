@@ -24,13 +24,14 @@ mod device;
 pub mod driver;
 mod exec;
 pub mod fault;
+mod heap;
 pub mod memory;
 mod module;
 pub mod profile;
 mod ptx;
 
 pub use counters::{ByClass, Counters, InstructionClass, MeasuredLaunch};
-pub use decode::supported_opcodes;
+pub use decode::{Form, Needs, Slot, supported_forms};
 pub use device::{Accumulator, Config, Device, InvalidLaunch, Launch, LaunchError};
 pub use fault::{Fault, FaultKind};
 pub use memory::MemoryError;

@@ -101,6 +101,11 @@ impl Module {
         Ok(Module { functions, variables, unloaded })
     }
 
+    /// Whether one of its kernels allocates memory.
+    pub(crate) fn uses_heap(&self) -> bool {
+        self.functions.values().any(|function| function.kernel.uses_heap)
+    }
+
     pub(crate) fn unload(&self, memory: &Memory) {
         if !self.unloaded.swap(true, Ordering::AcqRel) {
             // A variable that the program freed by its address is an error that `free` reported.

@@ -336,7 +336,8 @@ fn atomics() {
         atom.global.inc.u32 %v0, [%out], 7;\natom.global.dec.u32 %v1, [%out+4], 3;\n\
         atom.global.cas.b32 %v2, [%out+8], 9, 10;\natom.global.max.s32 %v3, [%out+12], -1;\n\
         red.global.add.f32 [%out+16], 0f40000000;\natom.global.exch.b32 %v4, [%out+20], 5;\n\
-        atom.global.add.noftz.f16x2 %v5, [%out+24], 0x3c003c00;";
+        mov.b32 %v5, 0x3c003c00;\n\
+        atom.global.add.noftz.f16x2 %v5, [%out+24], %v5;";
     let words = Bench::ptx(body).words(7);
     assert_eq!(words[..6], [0, 3, 10, 0, f(3.0), 5]);
     assert_eq!(words[6], 0x7fff_7fff);
@@ -345,8 +346,8 @@ fn atomics() {
 #[test]
 fn copies_of_no_bytes_touch_nothing() {
     let body = ".reg .b32 %n, %s, %v; .reg .pred p; .shared .align 16 .b8 tile[512];\n\
-        mov.u32 %s, tile;\nmad.lo.u32 %s, %lane, 16, %s;\nmov.u32 %n, 0;\n\
-        cp.async.cg.shared.global [%s], [0], 16, %n;\n\
+        mov.u32 %s, tile;\nmad.lo.u32 %s, %lane, 16, %s;\nmov.u32 %n, 0;\n.reg .b64 %nowhere;\nmov.u64 %nowhere, 0;\n\
+        cp.async.cg.shared.global [%s], [%nowhere], 16, %n;\n\
         cp.async.wait_all;\nld.shared.u32 %v, [%s];\nst.global.u32 [%out], %v;";
     assert_eq!(Bench::ptx(body).words(1), [0]);
     let bench = Bench::ptx(&body.replace("%n, 0;", "%n, 17;"));

@@ -27,6 +27,9 @@ pub(super) fn class(op: &Op) -> Class {
         | Op::Compare32(..)
         | Op::Compare64(..)
         | Op::Logic(..)
+        | Op::IsSpace(..)
+        | Op::TransposeMatrix(..)
+        | Op::StackAllocate(_)
         | Op::Clock(..)
         | Op::ActiveMask(_) => Class::Move,
         Op::Scalar(op) => scalar(&op.scalar),
@@ -35,12 +38,15 @@ pub(super) fn class(op: &Op) -> Class {
         Op::Atomic(_) => Class::Atomic,
         Op::Copy(_) | Op::CopyCommit | Op::CopyWait(_) | Op::CopyWaitAll => Class::AsyncCopy,
         Op::LoadMatrix(_) => Class::LoadMatrix,
+        Op::StoreMatrix(_) => Class::SharedStore,
         Op::Mma(_) => Class::Tensor,
         Op::Shuffle(_) | Op::Collective(_) => Class::Collective,
         Op::Barrier(_) | Op::Fence => Class::Barrier,
         Op::Branch(_)
         | Op::BranchIndexed(_)
-        | Op::Builtin(_)
+        | Op::Call(_)
+        | Op::Return(_)
+        | Op::Builtin(..)
         | Op::Exit
         | Op::Trap
         | Op::Nothing => Class::Control,
@@ -92,7 +98,7 @@ fn binary(op: Bin32) -> Class {
 fn scalar(op: &Scalar) -> Class {
     match op {
         Scalar::Integer(Integer::Copy, _) => Class::Move,
-        Scalar::Integer(..) => Class::Integer,
+        Scalar::Integer(..) | Scalar::Video { .. } => Class::Integer,
         Scalar::Float(op, _) => match op {
             Float::Add
             | Float::Sub

@@ -1,12 +1,9 @@
 //! Branches, calls, and the order in which the groups of instructions are tried.
 
-use std::collections::HashMap;
-
-use super::decoder::{Decoder, Result, Symbol};
+use super::decoder::{Decoder, Result};
 use super::modifiers::Modifiers;
-use super::opcodes::OPCODES;
 use crate::exec::op::*;
-use crate::ptx::{FunctionTree, Instruction, Operand, Type};
+use crate::ptx::{Instruction, Operand, Type};
 
 impl<'a> Decoder<'a> {
     /// Decodes one instruction; what takes a modifier removes it.
@@ -15,12 +12,13 @@ impl<'a> Decoder<'a> {
         instruction: &'a Instruction,
         modifiers: &mut Modifiers,
     ) -> Result<()> {
-        let known = OPCODES.contains(&instruction.opcode.as_str())
-            && (self.arithmetic(instruction, modifiers)?
-                || self.memory(instruction, modifiers)?
-                || self.conversion(instruction, modifiers)?
-                || self.warp(instruction, modifiers)?
-                || self.control(instruction, modifiers)?);
+        let known = self.arithmetic(instruction, modifiers)?
+            || self.logic(instruction, modifiers)?
+            || self.memory(instruction, modifiers)?
+            || self.synchronising(instruction, modifiers)?
+            || self.conversion(instruction, modifiers)?
+            || self.warp(instruction, modifiers)?
+            || self.control(instruction, modifiers)?;
         if known {
             Ok(())
         } else {
@@ -39,11 +37,9 @@ impl<'a> Decoder<'a> {
             }
             "brx" => {
                 modifiers.take("uni");
-                if !modifiers.take("idx") {
-                    return self.fail("only `brx.idx` is supported");
-                }
+                modifiers.take("idx");
                 self.count(instruction, &[2])?;
-                let index = self.r(&operands[0])?;
+                let index = self.word(&operands[0])?;
                 let Operand::Name(list) = &operands[1] else {
                     return self.fail("the name of a list of targets is expected");
                 };
@@ -62,18 +58,48 @@ impl<'a> Decoder<'a> {
             }
             "ret" => {
                 modifiers.take("uni");
-                match self.frames.last().and_then(|frame| frame.after) {
-                    Some(after) => self.emit(Op::Branch(after as u32)),
-                    None => self.emit(Op::Exit),
-                }
+                self.leave();
             }
             "exit" => self.emit(Op::Exit),
             "trap" | "brkpt" => self.emit(Op::Trap),
             "nanosleep" => {
                 modifiers.ty();
                 self.count(instruction, &[1])?;
-                self.r(&operands[0])?;
+                self.word(&operands[0])?;
                 self.emit(Op::Nothing);
+            }
+            // The kernels before this one are complete when it starts, and its memory is visible.
+            "griddepcontrol" => {
+                modifiers.drop_all(|_| true);
+                self.emit(Op::Nothing);
+            }
+            "pmevent" => {
+                modifiers.take("mask");
+                self.count(instruction, &[1])?;
+                let Operand::Integer(0..=0xffff) = operands[0] else {
+                    return self.fail("`pmevent` takes a constant of 16 bits");
+                };
+                self.emit(Op::Nothing);
+            }
+            "stacksave" => {
+                modifiers.ty();
+                self.count(instruction, &[1])?;
+                let stack = self.stack_pointer();
+                if let Target::Q(d) = self.target(&operands[0], Type::U64)? {
+                    self.emit(Op::Copy64(d, stack));
+                }
+            }
+            "stackrestore" => {
+                modifiers.ty();
+                self.count(instruction, &[1])?;
+                let stack = self.stack_pointer();
+                if let Source::Q(a) = self.source(&operands[0], Type::U64)? {
+                    self.emit(Op::Copy64(stack, a));
+                }
+            }
+            "alloca" => {
+                modifiers.ty();
+                self.allocate(instruction)?;
             }
             _ => return Ok(false),
         }
@@ -89,84 +115,27 @@ impl<'a> Decoder<'a> {
         }
     }
 
-    /// A call: device functions are expanded in place.
-    fn call(&mut self, instruction: &'a Instruction) -> Result<()> {
-        type Call<'o> = (&'o [Operand], &'o String, &'o [Operand]);
-        let (returns, name, arguments): Call<'_> = match &instruction.operands[..] {
-            [Operand::Name(name)] => (&[], name, &[]),
-            [Operand::Name(name), Operand::List(arguments)] => (&[], name, arguments),
-            [Operand::List(returns), Operand::Name(name)] => (returns, name, &[]),
-            [Operand::List(returns), Operand::Name(name), Operand::List(arguments)] => {
-                (returns, name, arguments)
+    /// `alloca pointer, size, alignment`: takes more of the stack until the function returns.
+    fn allocate(&mut self, instruction: &Instruction) -> Result<()> {
+        const LEAST: u64 = 8;
+        const MOST: u64 = 1 << 23;
+        self.count(instruction, &[2, 3])?;
+        let operands = &instruction.operands;
+        let align = match operands.get(2) {
+            None => LEAST,
+            Some(Operand::Integer(align)) if align.is_power_of_two() && *align <= MOST => {
+                (*align).max(LEAST)
             }
-            _ => return self.fail("this form of call is not supported"),
+            _ => return self.fail(format!("the alignment must be a power of two up to {MOST}")),
         };
-        let tree = self.tree;
-        let named = || tree.functions.iter().filter(|f| !f.is_kernel && f.name == *name);
-        let Some(function) = named().find(|f| f.body.is_some()).or_else(|| named().next()) else {
-            return self.fail(format!("calls through registers are not supported: `{name}`"));
-        };
-        if self.frames.iter().any(|frame| frame.name == *name) {
-            return self.fail(format!("recursion is not supported: `{name}`"));
+        let size = self.source(&operands[1], Type::U64)?;
+        let target = self.target(&operands[0], Type::U64)?;
+        let current = self.current;
+        self.bodies[current].allocates = true;
+        let stack = self.stack_pointer();
+        if let (Source::Q(size), Target::Q(pointer)) = (size, target) {
+            self.emit(Op::StackAllocate(Box::new(StackAllocation { pointer, size, align, stack })));
         }
-        let places = self.call_places(function, returns, arguments)?;
-        let after = self.new_label();
-        if self.guard.predicate != TRUE {
-            self.guard.negated = !self.guard.negated;
-            self.emit(Op::Branch(after as u32));
-            self.always();
-        }
-        match &function.body {
-            Some(body) => {
-                let formals = function.returns.iter().chain(&function.params);
-                let symbols: HashMap<_, _> = formals
-                    .map(|formal| formal.name.clone())
-                    .zip(places.into_iter().map(Symbol::Local))
-                    .collect();
-                self.enter(name, symbols, after);
-                self.body(body)?;
-                self.leave();
-            }
-            None => self.builtin(name, &places)?,
-        }
-        self.place_label(after);
-        Ok(())
-    }
-
-    /// Where in local memory the results and the arguments of a call lie.
-    fn call_places(
-        &mut self,
-        function: &FunctionTree,
-        returns: &[Operand],
-        arguments: &[Operand],
-    ) -> Result<Vec<u32>> {
-        if returns.len() != function.returns.len() || arguments.len() != function.params.len() {
-            return self.fail(format!("the call does not fit `{}`", function.name));
-        }
-        let mut places = Vec::new();
-        for operand in returns.iter().chain(arguments) {
-            let Operand::Name(name) = operand else {
-                return self.fail("only .param variables can be passed");
-            };
-            match self.symbol(name)? {
-                Symbol::Local(offset) => places.push(offset),
-                _ => return self.fail(format!("`{name}` is not a .param variable of the caller")),
-            }
-        }
-        Ok(places)
-    }
-
-    fn builtin(&mut self, name: &str, places: &[u32]) -> Result<()> {
-        let builtin = match (name, places) {
-            ("vprintf", &[result, format, arguments]) => {
-                Builtin::Print { format, arguments, result: Some(result) }
-            }
-            ("__assertfail", &[message, file, line, function, _]) => {
-                Builtin::AssertFail { message, file, line, function }
-            }
-            _ => return self.fail(format!("the function `{name}` has no body")),
-        };
-        self.emit(Op::Builtin(Box::new(builtin)));
         Ok(())
     }
 

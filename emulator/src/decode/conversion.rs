@@ -1,16 +1,12 @@
 //! Moves, conversions between types, and conversions between address spaces.
 
-use super::decoder::{Decoder, Result, SINK};
+use super::decoder::{Decoder, NONE, Result, SINK};
 use super::modifiers::Modifiers;
 use crate::exec::op::*;
-use crate::exec::{Comparison, Special};
 use crate::exec::{
-    Convert, Integer, LOCAL_WINDOW, PARAM_WINDOW, Relation, Rounding, SHARED_WINDOW, Scalar,
-    WINDOW_BYTES,
+    Convert, Integer, LOCAL_WINDOW, PARAM_WINDOW, Rounding, SHARED_WINDOW, Scalar, Special,
 };
 use crate::ptx::{Instruction, Operand, Type};
-
-const NONE: Source = Source::P(Test { predicate: FALSE, negated: false });
 
 impl Decoder<'_> {
     /// Decodes a move or a conversion; `false` if it is none.
@@ -33,6 +29,10 @@ impl Decoder<'_> {
         self.count(instruction, &[2])?;
         let ty = self.required_type(modifiers)?;
         let [d, a] = &instruction.operands[..] else { return Ok(()) };
+        let vector = matches!((d, a), (Operand::Vector(_), _) | (_, Operand::Vector(_)));
+        if vector && !matches!(ty, Type::B16 | Type::B32 | Type::B64) {
+            return self.fail("packing and unpacking is for .b16, .b32 and .b64");
+        }
         match (d, a) {
             (Operand::Vector(parts), whole) => self.unpack(parts, whole, ty),
             (whole, Operand::Vector(parts)) => self.pack(whole, parts, ty),
@@ -47,21 +47,14 @@ impl Decoder<'_> {
             (d, Operand::Name(name)) if clock(name).is_some() => {
                 let target = self.target(d, ty)?;
                 let (clock, bits) = clock(name).unwrap_or((Clock::Cycles, 32));
-                if bits != ty.bits() {
+                if bits != ty.bits() || !ty.is_integer() {
                     return self.fail(format!("`{name}` has {bits} bits"));
                 }
                 self.emit(Op::Clock(clock, target));
                 Ok(())
             }
             (d, a) => {
-                if let Operand::Name(name) = a
-                    && name.starts_with('%')
-                    && Special::by_name(name).is_none()
-                    && self.symbol(name).is_err()
-                {
-                    return self.fail(format!("unknown register `{name}`"));
-                }
-                let a = self.source(a, ty)?;
+                let a = self.moved(a, ty)?;
                 let d = self.target(d, ty)?;
                 let scalar = Scalar::Integer(Integer::Copy, ty);
                 self.emit_scalar(scalar, d, Target::Nowhere, [a, NONE, NONE, NONE]);
@@ -128,7 +121,7 @@ impl Decoder<'_> {
         let source = self.source(whole, ty)?;
         let mut targets = Vec::new();
         for operand in parts {
-            targets.push(self.target(operand, part)?);
+            targets.push(self.optional_target(operand, part)?);
         }
         match (part.bits(), &targets[..], source) {
             (32, &[low, high], Source::Q(a)) => self.emit(Op::Unpack64 { low, high, a }),
@@ -180,22 +173,26 @@ impl Decoder<'_> {
         let (flush, saturate) = (modifiers.take("ftz"), modifiers.take("sat"));
         let (relu, finite) = (modifiers.take("relu"), modifiers.take("satfinite"));
         let (to, from) = (self.required_type(modifiers)?, self.required_type(modifiers)?);
-        let packed = matches!(to, Type::F16x2 | Type::Bf16x2);
-        if from.is_float() && !to.is_float() && to_integer.is_none() {
-            return self.fail("a conversion to an integer needs its rounding");
-        }
-        let unsupported = [from, to].iter().any(|ty| matches!(ty, Type::Pred | Type::U16x2))
-            || matches!(from, Type::F16x2 | Type::Bf16x2 | Type::Tf32)
-            || (packed && from != Type::F32);
-        if unsupported {
-            return self.fail(format!("the conversion of {from:?} to {to:?} is not supported"));
-        }
-        self.count(instruction, if packed { &[3] } else { &[2] })?;
+        let pair = matches!(to, Type::F16x2 | Type::Bf16x2 | Type::E4m3x2 | Type::E5m2x2);
+        let pairs = pair && from == Type::F32;
+        // Conversions of the newer formats take no wider registers.
+        let newer = |ty: Type| ty.is_float() && !matches!(ty, Type::F16 | Type::F32 | Type::F64);
+        let exact = newer(to) || newer(from);
+        self.count(instruction, if pairs { &[3] } else { &[2] })?;
         let mut sources = [NONE; 4];
         for (source, operand) in sources.iter_mut().zip(&instruction.operands[1..]) {
-            *source = self.any_source(operand, from)?;
+            *source = match operand {
+                Operand::Name(name) if Special::by_name(name).is_some() && to.is_integer() => {
+                    self.moved(operand, from)?
+                }
+                operand if exact => self.source(operand, from)?,
+                operand => self.wide_source(operand, from)?,
+            };
         }
-        let target = self.any_target(&instruction.operands[0])?;
+        let target = match exact {
+            true => self.target(&instruction.operands[0], to)?,
+            false => self.wide_target(&instruction.operands[0], to)?,
+        };
         let convert = Convert {
             to,
             from,
@@ -206,15 +203,6 @@ impl Decoder<'_> {
             relu,
             finite,
         };
-        let convert = Convert {
-            // Where nothing is rounded, the mode says nothing.
-            rounding: if from.is_integer() && to.is_integer() {
-                Rounding::Nearest
-            } else {
-                convert.rounding
-            },
-            ..convert
-        };
         self.emit_scalar(Scalar::Convert(convert), target, Target::Nowhere, sources);
         Ok(())
     }
@@ -223,12 +211,9 @@ impl Decoder<'_> {
     fn cvta(&mut self, instruction: &Instruction, modifiers: &mut Modifiers) -> Result<()> {
         self.count(instruction, &[2])?;
         let to_space = modifiers.take("to");
-        let start = modifiers.pick(&SPACES);
+        let start = modifiers.pick(&WINDOWS).unwrap_or(0);
         let ty = self.required_type(modifiers)?;
-        let (Some(start), 64) = (start, ty.bits()) else {
-            return self.fail("`cvta` needs a state space and 64-bit addresses");
-        };
-        let a = self.source(&instruction.operands[1], ty)?;
+        let a = self.moved(&instruction.operands[1], ty)?;
         let target = self.target(&instruction.operands[0], ty)?;
         let start = Source::Q(self.constant64(start));
         let op = if to_space { Integer::Sub } else { Integer::Add };
@@ -239,21 +224,22 @@ impl Decoder<'_> {
 
     fn is_space(&mut self, instruction: &Instruction, modifiers: &mut Modifiers) -> Result<()> {
         self.count(instruction, &[2])?;
-        let Some(start) = modifiers.pick(&SPACES) else {
-            return self.fail("`isspacep` needs a state space");
-        };
+        let window = modifiers.pick(&[
+            ("global", Window::Global),
+            ("const", Window::Constant),
+            ("shared", Window::Shared),
+            ("shared::cta", Window::Shared),
+            ("local", Window::Local),
+            ("param", Window::Param),
+            ("param::entry", Window::Param),
+        ]);
+        let Some(window) = window else { return self.fail("`isspacep` needs a state space") };
         let a = self.source(&instruction.operands[1], Type::U64)?;
-        let target = self.target(&instruction.operands[0], Type::Pred)?;
-        let length = if start == 0 { PARAM_WINDOW } else { WINDOW_BYTES };
-        let offset = self.new_q();
-        let start = Source::Q(self.constant64(start));
-        let subtract = Scalar::Integer(Integer::Sub, Type::U64);
-        self.emit_scalar(subtract, Target::Q(offset), Target::Nowhere, [a, start, NONE, NONE]);
-        let comparison =
-            Comparison { relation: Relation::Lt, ty: Type::U64, flush: false, combine: None };
-        let length = Source::Q(self.constant64(length));
-        let sources = [Source::Q(offset), length, NONE, NONE];
-        self.emit_scalar(Scalar::SetPredicate(comparison), target, Target::Nowhere, sources);
+        if let (Target::P(d), Source::Q(a)) =
+            (self.target(&instruction.operands[0], Type::Pred)?, a)
+        {
+            self.emit(Op::IsSpace(window, d, a));
+        }
         Ok(())
     }
 
@@ -266,7 +252,7 @@ impl Decoder<'_> {
 }
 
 /// Where the generic addresses of each space start.
-const SPACES: [(&str, u64); 8] = [
+const WINDOWS: [(&str, u64); 7] = [
     ("global", 0),
     ("const", 0),
     ("shared", SHARED_WINDOW),
@@ -274,7 +260,6 @@ const SPACES: [(&str, u64); 8] = [
     ("local", LOCAL_WINDOW),
     ("param", PARAM_WINDOW),
     ("param::entry", PARAM_WINDOW),
-    ("param::func", LOCAL_WINDOW),
 ];
 
 /// The type of each of the equal parts of a type.

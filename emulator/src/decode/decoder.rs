@@ -1,16 +1,20 @@
 //! Names, registers, constants and addresses while a kernel is decoded.
 
-use std::collections::{BTreeMap, HashMap};
+use std::cell::OnceCell;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use super::class::class;
+use super::forms::{self, Needs};
+use super::functions::{Body, function_address};
 use super::modifiers::Modifiers;
-use super::{Kernel, Place, Source as Text, liveness, unwritten};
-use crate::exec::op::{FALSE, Instruction as Executed, Op, P, Q, R, Source, TRUE, Test};
-use crate::exec::{SHARED_BASE, Special};
+use super::{Kernel, Place, Source as Text, liveness, target_number, unwritten};
+use crate::exec::op::{Builtin, FALSE, Instruction as Executed, Op, P, Q, R, Source, TRUE, Test};
+use crate::exec::{LOCAL_BASE, SHARED_BASE, Special};
 use crate::module::Param;
 use crate::ptx::{
-    FunctionTree, Instruction, Operand, Problem, Statement, Tree, Type, Variable, VariableSpace,
+    FunctionTree, Instruction, Operand, Problem, Prototype, Statement, Tree, Type, Variable,
+    VariableSpace,
 };
 
 pub(super) type Result<T> = std::result::Result<T, Problem>;
@@ -19,11 +23,11 @@ pub(super) type Result<T> = std::result::Result<T, Problem>;
 pub(super) const CARRY: P = 2;
 /// Registers that nobody reads.
 pub(super) const SINK: u16 = 0;
+/// A source that is not there.
+pub(super) const NONE: Source = Source::P(Test { predicate: FALSE, negated: false });
 
-/// Scopes within each other, those of expanded functions included.
+/// Scopes within each other.
 const MOST_SCOPES: usize = 256;
-/// Labels and calls of a kernel, those of expanded functions included.
-const MOST_LABELS: usize = 1 << 16;
 /// Registers that the declarations of a kernel may name.
 const MOST_DECLARED: usize = 1 << 20;
 /// Local memory of a thread in bytes, as the CUDA programming guide limits it.
@@ -46,11 +50,15 @@ pub(super) struct Register {
 pub(super) enum Symbol {
     Register(Register),
     Global(u64),
+    /// A variable in constant memory.
+    Constant(u64),
     /// Offset in the shared memory of the block.
     Shared(u64),
     DynamicShared,
-    /// Offset in the local memory of the thread.
+    /// Offset in the frame of the function, in the local memory of the thread.
     Local(u32),
+    /// What a pointer to a function holds.
+    Function(u64),
     /// Offset in the parameter image of the kernel.
     Param(u64),
 }
@@ -60,22 +68,26 @@ pub(super) struct Scope {
     pub(super) symbols: HashMap<String, Symbol>,
     labels: HashMap<String, Label>,
     targets: HashMap<String, Vec<String>>,
-}
-
-/// The kernel, or a device function that is expanded in it.
-pub(super) struct Frame {
-    /// The outermost scope that belongs to it.
-    first_scope: usize,
-    /// Where `ret` goes; `None` ends the thread.
-    pub(super) after: Option<Label>,
-    pub(super) name: String,
+    prototypes: HashMap<String, Prototype>,
 }
 
 pub(super) struct Decoder<'a> {
     pub(super) tree: &'a Tree,
     variables: &'a BTreeMap<String, (u64, u64)>,
     pub(super) scopes: Vec<Scope>,
-    pub(super) frames: Vec<Frame>,
+    /// What the module's target provides.
+    target: Needs,
+    /// The kernel, and the functions that it may call.
+    pub(super) bodies: Vec<Body<'a>>,
+    /// The body that is decoded.
+    pub(super) current: usize,
+    /// Where the frame of the function starts; that of the kernel is at the start of local memory.
+    pub(super) frame: Option<Q>,
+    /// Results of the function that its declaration puts into registers.
+    pub(super) register_results: Vec<(Type, u16, Param)>,
+    /// The register that holds where the free part of the stack starts.
+    stack: Option<Q>,
+    pub(super) pointed_at: OnceCell<BTreeSet<&'a str>>,
     code: Vec<Executed>,
     places: Vec<Place>,
     labels: Vec<Option<u32>>,
@@ -83,9 +95,9 @@ pub(super) struct Decoder<'a> {
     place: Place,
     /// Registers that were declared, used or not.
     declared: usize,
-    r_count: usize,
-    q_count: usize,
-    p_count: usize,
+    pub(super) r_count: usize,
+    pub(super) q_count: usize,
+    pub(super) p_count: usize,
     constants32: HashMap<u32, R>,
     constants64: HashMap<u64, Q>,
     /// Constants that hold the address of dynamic shared memory plus an offset.
@@ -96,7 +108,7 @@ pub(super) struct Decoder<'a> {
     /// Offsets of shared variables, by their declarations in the tree.
     shared: HashMap<*const Variable, u64>,
     shared_bytes: u64,
-    local_bytes: u32,
+    pub(super) local_bytes: u32,
     pub(super) flow: liveness::Flow,
     /// Whether approximations have errors.
     pub(super) jitter: bool,
@@ -115,7 +127,13 @@ impl<'a> Decoder<'a> {
             tree,
             variables,
             scopes: Vec::new(),
-            frames: vec![Frame { first_scope: 0, after: None, name: function.name.clone() }],
+            target: Needs { capability: target_number(&tree.target), version: tree.version },
+            bodies: Vec::new(),
+            current: 0,
+            frame: None,
+            register_results: Vec::new(),
+            stack: None,
+            pointed_at: OnceCell::new(),
             code: Vec::new(),
             places: Vec::new(),
             labels: Vec::new(),
@@ -137,31 +155,56 @@ impl<'a> Decoder<'a> {
             flow: liveness::Flow::default(),
             jitter,
         };
-        let (params, param_bytes, symbols) = lay_out(&function.params)?;
+        let (params, param_bytes, symbols) = lay_out(function.params.iter())?;
         decoder.scopes.push(Scope { symbols, ..Scope::default() });
+        let start = decoder.new_label();
+        decoder.bodies.push(Body::new(function, start, params));
+        decoder.place_label(start);
         decoder.body(function.body.as_deref().unwrap_or_default())?;
         decoder.always();
-        decoder.emit(Op::Exit);
-        decoder.finish(source, function, params, param_bytes)
+        decoder.leave();
+        decoder.bodies[0].set_frame_bytes(decoder.local_bytes);
+        let length = decoder.code.len();
+        decoder.functions()?;
+        decoder.finish(source, function, length, param_bytes)
     }
 
+    /// Completes a kernel whose own instructions are the first of `length`.
     fn finish(
         mut self,
         source: Arc<Text>,
         function: &FunctionTree,
-        params: Vec<Param>,
+        length: usize,
         param_bytes: usize,
     ) -> Result<Kernel> {
+        // Functions go first: threads at the lowest place run first, so that those that do not call
+        // wait for the others where these come back.
+        self.code.rotate_left(length);
+        self.places.rotate_left(length);
+        self.flow.rotate_left(length);
+        let after = (self.code.len() - length) as u32;
+        let place = |label: usize| match self.labels[label] {
+            Some(place) if (place as usize) < length => place + after,
+            Some(place) => place - length as u32,
+            None => u32::MAX,
+        };
         for instruction in &mut self.code {
-            let place = |label: u32| self.labels[label as usize].unwrap_or(u32::MAX);
             match &mut instruction.op {
-                Op::Branch(target) => *target = place(*target),
+                Op::Branch(target) => *target = place(*target as usize),
                 Op::BranchIndexed(branch) => {
-                    branch.targets.iter_mut().for_each(|target| *target = place(*target));
+                    branch.targets.iter_mut().for_each(|target| *target = place(*target as usize));
                 }
                 _ => {}
             }
         }
+        let (functions, local_bytes, grows) = self.link(place);
+        if local_bytes > MOST_LOCAL {
+            let message = format!("a thread has {MOST_LOCAL} bytes of local memory");
+            return Err(Problem::new(function.line, &message));
+        }
+        let uses_heap = self.code.iter().any(|i| {
+            matches!(i.op, Op::Builtin(Builtin::Allocate { .. } | Builtin::Free { .. }, _))
+        });
         let limit = usize::from(u16::MAX);
         if self.r_count > limit || self.q_count > limit || self.p_count > limit {
             return Err(Problem::new(function.line, "the kernel has too many registers"));
@@ -180,22 +223,31 @@ impl<'a> Decoder<'a> {
         constants32.extend(dynamic32.map(|&(r, offset)| (start.wrapping_add(offset) as u32, r)));
         let dynamic64 = self.dynamic64.iter();
         constants64.extend(dynamic64.map(|&(q, offset)| (start.wrapping_add(offset), q)));
+        if let Some(stack) = self.stack {
+            let start = self.bodies[0].frame_end();
+            constants64.push((LOCAL_BASE + u64::from(start), stack));
+        }
         let constants = self.tree.variables.iter().filter(|v| v.space == VariableSpace::Const);
         let (major, minor) = self.tree.version;
         Ok(Kernel {
             name: function.name.clone(),
-            params,
+            params: self.bodies.swap_remove(0).into_formals(),
             param_bytes,
             static_shared,
-            local_bytes: self.local_bytes,
+            local_bytes,
+            grows,
+            uses_heap,
+            entry: after,
+            stack: self.stack.unwrap_or(SINK),
             const_bytes: constants.filter_map(|v| v.bytes).sum::<u64>() as u32,
             max_threads: function
                 .required_threads
                 .or(function.max_threads)
                 .map(|[x, y, z]| x.saturating_mul(y).saturating_mul(z)),
             required_block: function.required_threads,
-            registers: self.flow.most_live(&self.code),
-            watch: unwritten::watch(&self.flow, &mut self.code),
+            registers: self.flow.most_live(&self.code, &functions),
+            watch: unwritten::watch(&self.flow, &mut self.code, after, &functions),
+            functions,
             ptx_version: (10 * major + minor) as i32,
             classes: self.code.iter().map(|instruction| class(&instruction.op)).collect(),
             code: self.code,
@@ -236,16 +288,24 @@ impl<'a> Decoder<'a> {
         self.labels[label] = Some(self.code.len() as u32);
     }
 
-    /// Enters a device function's own scope, with the given parameters.
-    pub(super) fn enter(&mut self, name: &str, symbols: HashMap<String, Symbol>, after: Label) {
-        let first_scope = self.scopes.len();
-        self.frames.push(Frame { first_scope, after: Some(after), name: name.to_owned() });
-        self.scopes.push(Scope { symbols, ..Scope::default() });
+    /// Starts a function whose frame's place is in a register.
+    pub(super) fn start_function(&mut self, number: usize, frame: Q, line: u32) {
+        (self.current, self.frame) = (number, Some(frame));
+        self.scopes.clear();
+        self.register_results.clear();
+        self.place = Place { line, location: None, text: 0..0 };
+        self.always();
     }
 
-    pub(super) fn leave(&mut self) {
-        if let Some(frame) = self.frames.pop() {
-            self.scopes.truncate(frame.first_scope);
+    /// The register that holds where the free part of the stack starts.
+    pub(super) fn stack_pointer(&mut self) -> Q {
+        match self.stack {
+            Some(stack) => stack,
+            None => {
+                let stack = self.new_q();
+                self.stack = Some(stack);
+                stack
+            }
         }
     }
 
@@ -253,9 +313,6 @@ impl<'a> Decoder<'a> {
     pub(super) fn body(&mut self, statements: &'a [Statement]) -> Result<()> {
         if self.scopes.len() >= MOST_SCOPES {
             return self.fail(format!("more than {MOST_SCOPES} scopes within each other"));
-        }
-        if self.labels.len() > MOST_LABELS {
-            return self.fail(format!("the kernel expands to more than {MOST_LABELS} labels"));
         }
         let mut scope = Scope::default();
         for statement in statements {
@@ -268,6 +325,9 @@ impl<'a> Decoder<'a> {
                 }
                 Statement::Targets(name, targets) => {
                     scope.targets.insert(name.clone(), targets.clone());
+                }
+                Statement::Prototype(name, prototype) => {
+                    scope.prototypes.insert(name.clone(), prototype.clone());
                 }
                 _ => {}
             }
@@ -282,7 +342,7 @@ impl<'a> Decoder<'a> {
                         self.place_label(label);
                     }
                 }
-                Statement::Targets(..) => {}
+                Statement::Targets(..) | Statement::Prototype(..) => {}
                 Statement::Scope(inner) => self.body(inner)?,
                 Statement::Instruction(instruction) => self.statement(instruction)?,
             }
@@ -301,11 +361,15 @@ impl<'a> Decoder<'a> {
             };
             self.guard = Test { negated: *negated, ..test };
         }
-        let mut modifiers = Modifiers::new(&instruction.modifiers);
+        let names: Vec<&str> = instruction.modifiers.iter().map(String::as_str).collect();
+        if let Err(message) = forms::check(&instruction.opcode, &names, self.target) {
+            return self.fail(message);
+        }
+        let mut modifiers = Modifiers::new(names);
         self.instruction(instruction, &mut modifiers)?;
         if let Some(left) = modifiers.rest() {
             let opcode = &instruction.opcode;
-            return self.fail(format!("unknown modifier `.{left}` of the instruction `{opcode}`"));
+            return self.fail(format!("the modifier `.{left}` of `{opcode}` is not supported"));
         }
         Ok(())
     }
@@ -358,7 +422,7 @@ impl<'a> Decoder<'a> {
     }
 
     fn allot_shared(&mut self, variable: &Variable) -> u64 {
-        // A function that is expanded twice has its variables once.
+        // Named in several functions, it is still one variable.
         let key = std::ptr::from_ref(variable);
         if let Some(&offset) = self.shared.get(&key) {
             return offset;
@@ -370,23 +434,21 @@ impl<'a> Decoder<'a> {
         offset
     }
 
-    pub(super) fn own_scopes(&self) -> &[Scope] {
-        let first = self.frames.last().map_or(0, |frame| frame.first_scope);
-        &self.scopes[first..]
-    }
-
     pub(super) fn find_label(&self, name: &str) -> Option<Label> {
-        self.own_scopes().iter().rev().find_map(|scope| scope.labels.get(name).copied())
+        self.scopes.iter().rev().find_map(|scope| scope.labels.get(name).copied())
     }
 
     pub(super) fn find_targets(&self, name: &str) -> Option<Vec<String>> {
-        self.own_scopes().iter().rev().find_map(|scope| scope.targets.get(name).cloned())
+        self.scopes.iter().rev().find_map(|scope| scope.targets.get(name).cloned())
+    }
+
+    pub(super) fn find_prototype(&self, name: &str) -> Option<Prototype> {
+        self.scopes.iter().rev().find_map(|scope| scope.prototypes.get(name).cloned())
     }
 
     /// What a name stands for.
     pub(super) fn symbol(&mut self, name: &str) -> Result<Symbol> {
-        let first = self.frames.last().map_or(0, |frame| frame.first_scope);
-        for at in (first..self.scopes.len()).rev() {
+        for at in (0..self.scopes.len()).rev() {
             if let Some(symbol) = self.scopes[at].symbols.get(name) {
                 let mut symbol = symbol.clone();
                 if let Symbol::Register(register) = &mut symbol
@@ -400,10 +462,14 @@ impl<'a> Decoder<'a> {
                 return Ok(symbol);
             }
         }
-        if let Some(&(address, _)) = self.variables.get(name) {
-            return Ok(Symbol::Global(address));
-        }
         let tree = self.tree;
+        if let Some(&(address, _)) = self.variables.get(name) {
+            let constant = |v: &Variable| v.name == name && v.space == VariableSpace::Const;
+            return Ok(match tree.variables.iter().any(constant) {
+                true => Symbol::Constant(address),
+                false => Symbol::Global(address),
+            });
+        }
         let shared = |v: &&Variable| v.name == name && v.space == VariableSpace::Shared;
         match tree.variables.iter().find(shared) {
             Some(variable) if variable.bytes.is_none() => {
@@ -411,7 +477,10 @@ impl<'a> Decoder<'a> {
                 Ok(Symbol::DynamicShared)
             }
             Some(variable) => Ok(Symbol::Shared(self.allot_shared(variable))),
-            None => self.fail(format!("unknown name `{name}`")),
+            None => match function_address(tree, name) {
+                Some(address) => Ok(Symbol::Function(address)),
+                None => self.fail(format!("unknown name `{name}`")),
+            },
         }
     }
 
@@ -475,7 +544,7 @@ impl<'a> Decoder<'a> {
 /// Places parameters one after the other, each at its alignment.
 type Layout = (Vec<Param>, usize, HashMap<String, Symbol>);
 
-fn lay_out(variables: &[Variable]) -> Result<Layout> {
+pub(super) fn lay_out<'v>(variables: impl Iterator<Item = &'v Variable>) -> Result<Layout> {
     let (mut params, mut symbols, mut end) = (Vec::new(), HashMap::new(), 0_usize);
     for variable in variables {
         let Some(size) = variable.bytes.and_then(|bytes| usize::try_from(bytes).ok()) else {

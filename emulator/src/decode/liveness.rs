@@ -2,8 +2,9 @@
 
 use std::collections::HashMap;
 
+use super::functions::Function;
 use crate::exec::RegisterClass;
-use crate::exec::op::{Instruction, Op, TRUE};
+use crate::exec::op::{Called, Instruction, Op, TRUE};
 use crate::ptx::Type;
 
 /// Reads and writes of the registers that the program names, by instruction.
@@ -87,8 +88,15 @@ impl Flow {
         self.places[register]
     }
 
+    /// Moves the first instructions to the end.
+    pub(super) fn rotate_left(&mut self, count: usize) {
+        self.reads.rotate_left(count);
+        self.writes.rotate_left(count);
+    }
+
     /// The most registers that are live at once.
-    pub(super) fn most_live(&self, code: &[Instruction]) -> u32 {
+    pub(super) fn most_live(&self, code: &[Instruction], functions: &[Function]) -> u32 {
+        let returns = return_places(code, functions.len());
         let words = self.places.len().div_ceil(64).max(1);
         let mut live = vec![0_u64; words * (code.len() + 1)];
         let mut set = vec![0_u64; words];
@@ -112,6 +120,25 @@ impl Flow {
                     Op::BranchIndexed(branch) => {
                         branch.targets.iter().for_each(|&target| merge(target as usize));
                         merge(at + 1);
+                    }
+                    Op::Call(call) => {
+                        match call.callee {
+                            Called::Function(number) => {
+                                merge(functions[number as usize].entry as usize);
+                            }
+                            Called::Pointer(_) => {
+                                functions.iter().for_each(|f| merge(f.entry as usize));
+                            }
+                        }
+                        if guarded {
+                            merge(at + 1);
+                        }
+                    }
+                    Op::Return(number) => {
+                        returns[*number as usize].iter().for_each(|&place| merge(place));
+                        if guarded {
+                            merge(at + 1);
+                        }
                     }
                     Op::Exit if !guarded => {}
                     _ => merge(at + 1),
@@ -147,4 +174,17 @@ impl Flow {
         }
         count
     }
+}
+
+/// Where each function may return to.
+fn return_places(code: &[Instruction], functions: usize) -> Vec<Vec<usize>> {
+    let mut places = vec![Vec::new(); functions];
+    for (at, instruction) in code.iter().enumerate() {
+        let Op::Call(call) = &instruction.op else { continue };
+        match call.callee {
+            Called::Function(number) => places[number as usize].push(at + 1),
+            Called::Pointer(_) => places.iter_mut().for_each(|places| places.push(at + 1)),
+        }
+    }
+    places
 }

@@ -5,17 +5,20 @@
 //! not know refuses the module.
 
 mod arithmetic;
+mod atomics;
 mod class;
 mod control;
 mod conversion;
 mod decoder;
-mod exists;
+mod forms;
+mod functions;
 mod liveness;
+mod logic;
 mod lower;
 mod memory;
 mod modifiers;
-mod opcodes;
 mod operands;
+mod table;
 mod unwritten;
 mod warp;
 
@@ -33,11 +36,8 @@ use crate::profile::Profile;
 use crate::ptx::{self, Initial, Location, Problem, Tree, Variable, VariableSpace};
 
 use self::decoder::Decoder;
-
-/// The opcodes that modules may contain, sorted.
-pub fn supported_opcodes() -> &'static [&'static str] {
-    opcodes::OPCODES
-}
+pub use self::forms::{Form, Needs, Slot, supported_forms};
+pub(crate) use self::functions::{Function, Saved};
 
 /// What a message says about an instruction.
 #[derive(Clone, Debug)]
@@ -61,7 +61,14 @@ pub(crate) struct Kernel {
     pub(crate) params: Vec<Param>,
     pub(crate) param_bytes: usize,
     pub(crate) static_shared: u32,
+    /// Local memory of a thread that is known to be needed.
     pub(crate) local_bytes: u32,
+    /// Whether recursion or `alloca` may need more of it.
+    pub(crate) grows: bool,
+    /// The register that holds where the free part of the stack starts.
+    pub(crate) stack: u16,
+    /// Whether it allocates or frees memory.
+    pub(crate) uses_heap: bool,
     pub(crate) const_bytes: u32,
     pub(crate) max_threads: Option<u32>,
     pub(crate) required_block: Option<[u32; 3]>,
@@ -72,6 +79,9 @@ pub(crate) struct Kernel {
     pub(crate) code: Vec<Instruction>,
     /// The class of each instruction.
     pub(crate) classes: Vec<InstructionClass>,
+    /// The place of the kernel's first instruction.
+    pub(crate) entry: u32,
+    pub(crate) functions: Vec<Function>,
     places: Vec<Place>,
     source: Arc<Source>,
     /// Registers of 32 bits, of 64 bits, and predicates.
@@ -84,11 +94,6 @@ pub(crate) struct Kernel {
 }
 
 impl Kernel {
-    /// Bytes of local memory that a thread takes on the host.
-    pub(crate) fn local_stride(&self) -> usize {
-        self.local_bytes.next_multiple_of(16) as usize
-    }
-
     /// The PTX line of an instruction.
     pub(crate) fn place(&self, pc: u32) -> u32 {
         self.places.get(pc as usize).map_or(0, |place| place.line)
@@ -170,14 +175,20 @@ fn check_version(text: &str, config: &Config) -> Result<(), ModuleError> {
     Ok(())
 }
 
+/// The number of a target such as `sm_80` or `sm_90a`, or zero.
+fn target_number(target: &str) -> u32 {
+    let number = target.strip_prefix("sm_").or_else(|| target.strip_prefix("compute_"));
+    let digits = number.map_or("", |n| n.trim_end_matches(|c: char| c.is_ascii_lowercase()));
+    digits.parse().unwrap_or(0)
+}
+
 /// Checks that the device can run code for a target such as `sm_80` or `sm_90a`.
 fn check_target(target: &str, profile: &Profile) -> Result<(), ModuleError> {
     let (device, name) = (profile.compute_capability, target.to_owned());
-    let number = target.strip_prefix("sm_").or_else(|| target.strip_prefix("compute_"));
-    let digits = number.map_or("", |n| n.trim_end_matches(|c: char| c.is_ascii_lowercase()));
-    let Ok(number) = digits.parse::<u32>() else {
+    let number = target_number(target);
+    if number == 0 {
         return Err(ModuleError::NotPtx(format!("unknown target `{target}`")));
-    };
+    }
     let wanted = (number / 10, number % 10);
     let fits = match target.as_bytes().last() {
         Some(b'a') => wanted == device,
@@ -235,7 +246,9 @@ fn initialise(
                 Initial::Bits(bits) => *bits,
                 Initial::Address(name, offset) => variables
                     .get(name)
-                    .map(|(address, _)| address.wrapping_add(*offset as u64))
+                    .map(|(address, _)| *address)
+                    .or_else(|| functions::function_address(tree, name))
+                    .map(|address| address.wrapping_add(*offset as u64))
                     .ok_or_else(|| fail(format!("`{name}` has no address in device memory")))?,
             };
             image

@@ -7,8 +7,8 @@ use crate::ptx::Type;
 pub(super) struct Modifiers<'a>(Vec<&'a str>);
 
 impl<'a> Modifiers<'a> {
-    pub(super) fn new(modifiers: &'a [String]) -> Self {
-        Self(modifiers.iter().map(String::as_str).collect())
+    pub(super) fn new(modifiers: Vec<&'a str>) -> Self {
+        Self(modifiers)
     }
 
     /// Takes a modifier, if it is there.

@@ -1,7 +1,7 @@
 //! Operands: registers, constants and addresses, with the widths that their types ask for.
 
-use super::decoder::{Decoder, Register, Result, SINK, Symbol};
-use crate::exec::op::{Op, R, Source, Target, Test};
+use super::decoder::{Decoder, Result, SINK, Symbol};
+use crate::exec::op::{Bin64, Op, Q, R, Source, Target, Test};
 use crate::exec::{LOCAL_BASE, PARAM_BASE, SHARED_BASE, Special};
 use crate::ptx::{Instruction, Operand, Type};
 
@@ -10,9 +10,13 @@ impl Decoder<'_> {
     pub(super) fn address_of(&mut self, symbol: &Symbol, offset: i64, ty: Type) -> Result<Source> {
         let offset = offset as u64;
         let value = match symbol {
-            Symbol::Global(address) => *address,
+            Symbol::Global(address) | Symbol::Constant(address) => *address,
             Symbol::Shared(at) => SHARED_BASE.wrapping_add(*at),
-            Symbol::Local(at) => LOCAL_BASE + u64::from(*at),
+            Symbol::Local(at) => match self.frame {
+                Some(frame) => return self.frame_address(frame, u64::from(*at), offset, ty),
+                None => LOCAL_BASE + u64::from(*at),
+            },
+            Symbol::Function(address) => *address,
             Symbol::Param(at) => PARAM_BASE + at,
             Symbol::DynamicShared if ty.bits() == 64 => {
                 let slot = self.new_q();
@@ -33,47 +37,49 @@ impl Decoder<'_> {
         Ok(self.constant(value, ty))
     }
 
-    /// A source operand of exactly the type's width.
-    pub(super) fn source(&mut self, operand: &Operand, ty: Type) -> Result<Source> {
-        let source = self.any_source(operand, ty)?;
-        let bits = match (source, operand) {
-            (Source::P(_), _) => 1,
-            (Source::Q(_), _) => 64,
-            (Source::R(_), Operand::Name(name)) if !name.contains('.') => {
-                let fits =
-                    self.register_bits(name).is_none_or(|bits| bits == ty.bits()) || ty.bits() == 8;
-                if fits { ty.bits() } else { 0 }
-            }
-            (Source::R(_), _) => ty.bits().min(32),
-        };
-        if bits == ty.bits() {
-            return Ok(source);
+    /// The address of a variable in the frame of a function.
+    fn frame_address(&mut self, frame: Q, at: u64, offset: u64, ty: Type) -> Result<Source> {
+        let (sum, by) = (self.new_q(), self.constant64(at.wrapping_add(offset)));
+        self.emit_always(Op::Bin64(Bin64::Add, sum, frame, by));
+        if ty.bits() == 64 {
+            return Ok(Source::Q(sum));
         }
-        self.fail(format!("an operand does not have the {} bits of its type", ty.bits()))
+        let narrow = self.new_temporary();
+        self.emit_always(Op::Truncate(narrow, sum));
+        Ok(Source::R(narrow))
     }
 
-    fn register_bits(&self, name: &str) -> Option<u32> {
-        self.own_scopes().iter().rev().find_map(|scope| match scope.symbols.get(name) {
-            Some(Symbol::Register(register)) => Some(register.ty.bits()),
-            _ => None,
-        })
+    /// A source operand: a register of exactly the type's width and kind, or a constant.
+    pub(super) fn source(&mut self, operand: &Operand, ty: Type) -> Result<Source> {
+        match self.register(operand)? {
+            Some(register) if register.bits() != ty.bits() || !register.agrees(ty) => {
+                self.mismatch(operand, register, ty)
+            }
+            Some(_) => self.read(operand),
+            None => self.constant_source(operand, ty),
+        }
     }
 
-    /// A source operand whose register may be wider than the type.
-    pub(super) fn any_source(&mut self, operand: &Operand, ty: Type) -> Result<Source> {
+    /// A source operand of an instruction that takes registers wider than its type.
+    pub(super) fn wide_source(&mut self, operand: &Operand, ty: Type) -> Result<Source> {
+        match self.register(operand)? {
+            Some(register) if register.bits() < ty.bits() || !register.agrees(ty) => {
+                self.mismatch(operand, register, ty)
+            }
+            Some(_) => self.read(operand),
+            None => self.constant_source(operand, ty),
+        }
+    }
+
+    /// A source operand that may also be a special register or the address of a variable.
+    pub(super) fn moved(&mut self, operand: &Operand, ty: Type) -> Result<Source> {
         match operand {
             Operand::Name(name) => {
                 if let Some(special) = Special::by_name(name) {
-                    let slot = self.special(special);
-                    if ty.bits() == 64 {
-                        let wide = self.new_q();
-                        self.emit_always(Op::Extend { signed: false, d: wide, a: slot });
-                        return Ok(Source::Q(wide));
-                    }
-                    return Ok(Source::R(slot));
+                    return self.special_source(name, special, ty);
                 }
                 match self.symbol(name)? {
-                    Symbol::Register(register) => Ok(self.read(register)),
+                    Symbol::Register(_) => self.source(operand, ty),
                     symbol => self.address_of(&symbol, 0, ty),
                 }
             }
@@ -81,29 +87,69 @@ impl Decoder<'_> {
                 let symbol = self.symbol(name)?;
                 self.address_of(&symbol, *offset, ty)
             }
-            Operand::Integer(value) if ty == Type::F64 || ty == Type::F32 => {
-                // Bits of a float are written as 0f or 0d; a plain integer is its value.
-                let value = *value as i64 as f64;
-                let bits =
-                    if ty == Type::F64 { value.to_bits() } else { (value as f32).to_bits().into() };
-                Ok(self.constant(bits, ty))
-            }
-            Operand::Integer(value) => Ok(self.constant(*value, ty)),
-            Operand::Single(bits) if ty.bits() == 64 => {
-                Ok(self.constant(f64::from(f32::from_bits(*bits)).to_bits(), ty))
-            }
-            Operand::Single(bits) => Ok(self.constant(u64::from(*bits), ty)),
-            Operand::Double(bits) if ty.bits() == 64 => Ok(self.constant(*bits, ty)),
-            Operand::Double(bits) => {
-                let value = f64::from_bits(*bits) as f32;
-                Ok(self.constant(u64::from(value.to_bits()), ty))
-            }
-            Operand::Not(name) => match self.any_source(&Operand::Name(name.clone()), ty)? {
-                Source::P(test) => Ok(Source::P(Test { negated: !test.negated, ..test })),
-                _ => self.fail(format!("`{name}` is not a predicate")),
-            },
-            _ => self.fail("a register or a constant is expected here"),
+            _ => self.source(operand, ty),
         }
+    }
+
+    fn special_source(&mut self, name: &str, special: Special, ty: Type) -> Result<Source> {
+        let fits = ty.is_integer() && (ty.bits() <= 32 || special == Special::Grid);
+        if !fits {
+            return self.fail(format!("`{name}` cannot be an operand of type {ty:?}"));
+        }
+        let slot = self.special(special);
+        if ty.bits() < 64 {
+            return Ok(Source::R(slot));
+        }
+        let wide = self.new_q();
+        self.emit_always(Op::Extend { signed: false, d: wide, a: slot });
+        Ok(Source::Q(wide))
+    }
+
+    fn constant_source(&mut self, operand: &Operand, ty: Type) -> Result<Source> {
+        let bits = match (operand, ty) {
+            (Operand::Integer(value), _) if ty.is_integer() || ty == Type::Pred => *value,
+            (Operand::Single(bits), Type::F32 | Type::B32) => u64::from(*bits),
+            (Operand::Single(bits), Type::F64) => f64::from(f32::from_bits(*bits)).to_bits(),
+            (Operand::Double(bits), Type::F64 | Type::B64) => *bits,
+            (Operand::Double(bits), Type::F32) => {
+                u64::from((f64::from_bits(*bits) as f32).to_bits())
+            }
+            (Operand::Name(name) | Operand::SymbolPlus(name, _), _) => {
+                return self.fail(match Special::by_name(name) {
+                    Some(_) => format!("`{name}` has to be moved to a register first"),
+                    None => format!("the address of `{name}` has to be moved to a register first"),
+                });
+            }
+            (Operand::Integer(_) | Operand::Single(_) | Operand::Double(_), _) => {
+                return self.fail(format!("this constant cannot be an operand of type {ty:?}"));
+            }
+            _ => return self.fail("a register or a constant is expected here"),
+        };
+        Ok(self.constant(bits, ty))
+    }
+
+    /// The type of a register that the program declared.
+    pub(super) fn register(&mut self, operand: &Operand) -> Result<Option<Type>> {
+        let (Operand::Name(name) | Operand::Not(name)) = operand else { return Ok(None) };
+        if Special::by_name(name).is_some() {
+            return Ok(None);
+        }
+        let ty = match self.symbol(name)? {
+            Symbol::Register(register) => Some(register.ty),
+            _ => None,
+        };
+        match (operand, ty) {
+            (Operand::Name(_), ty) | (Operand::Not(_), ty @ Some(Type::Pred)) => Ok(ty),
+            _ => self.fail(format!("`{name}` is not a predicate")),
+        }
+    }
+
+    fn mismatch<T>(&self, operand: &Operand, register: Type, ty: Type) -> Result<T> {
+        let name = match operand {
+            Operand::Name(name) | Operand::Not(name) => name.as_str(),
+            _ => "the operand",
+        };
+        self.fail(format!("`{name}` is {register:?}, which cannot be an operand of type {ty:?}"))
     }
 
     fn emit_always(&mut self, op: Op) {
@@ -113,22 +159,29 @@ impl Decoder<'_> {
         self.guard = guard;
     }
 
-    fn read(&mut self, register: Register) -> Source {
+    /// The register of a name, read.
+    fn read(&mut self, operand: &Operand) -> Result<Source> {
+        let (name, negated) = match operand {
+            Operand::Name(name) => (name, false),
+            Operand::Not(name) => (name, true),
+            _ => return self.fail("a register is expected here"),
+        };
+        let Symbol::Register(register) = self.symbol(name)? else {
+            return self.fail(format!("`{name}` is not a register"));
+        };
         let slot = register.slot.unwrap_or(SINK);
         self.flow.read(register.ty, slot);
-        match register.ty.bits() {
-            1 => Source::P(Test { predicate: slot, negated: false }),
+        Ok(match register.ty.bits() {
+            1 => Source::P(Test { predicate: slot, negated }),
             64 => Source::Q(slot),
             _ => Source::R(slot),
-        }
+        })
     }
 
-    /// A destination of any width.
-    pub(super) fn any_target(&mut self, operand: &Operand) -> Result<Target> {
-        let name = match operand {
-            Operand::Sink => return Ok(Target::Nowhere),
-            Operand::Name(name) => name,
-            _ => return self.fail("a register is expected as the destination"),
+    /// The register of a name, written.
+    fn written(&mut self, operand: &Operand) -> Result<Target> {
+        let Operand::Name(name) = operand else {
+            return self.fail("a register is expected as the destination");
         };
         let Symbol::Register(register) = self.symbol(name)? else {
             return self.fail(format!("`{name}` is not a register"));
@@ -142,19 +195,29 @@ impl Decoder<'_> {
         })
     }
 
-    /// A destination of exactly the type's width.
+    /// A destination of exactly the type's width, and of its kind.
     pub(super) fn target(&mut self, operand: &Operand, ty: Type) -> Result<Target> {
-        let target = self.any_target(operand)?;
-        let bits = match target {
-            Target::R(_, bits) => u32::from(bits),
-            Target::Q(_) => 64,
-            Target::P(_) => 1,
-            Target::Nowhere => return Ok(Target::Nowhere),
-        };
-        if bits == ty.bits() {
-            return Ok(target);
+        match self.register(operand)? {
+            Some(register) if register.bits() != ty.bits() || !register.agrees(ty) => {
+                self.mismatch(operand, register, ty)
+            }
+            _ => self.written(operand),
         }
-        self.fail(format!("the destination has {bits} bits where its type has {}", ty.bits()))
+    }
+
+    /// A destination of an instruction that takes registers wider than its type.
+    pub(super) fn wide_target(&mut self, operand: &Operand, ty: Type) -> Result<Target> {
+        match self.register(operand)? {
+            Some(register) if register.bits() < ty.bits() || !register.agrees(ty) => {
+                self.mismatch(operand, register, ty)
+            }
+            _ => self.written(operand),
+        }
+    }
+
+    /// A destination that may be `_`.
+    pub(super) fn optional_target(&mut self, operand: &Operand, ty: Type) -> Result<Target> {
+        if *operand == Operand::Sink { Ok(Target::Nowhere) } else { self.target(operand, ty) }
     }
 
     /// A 32-bit source register.
@@ -165,12 +228,32 @@ impl Decoder<'_> {
         }
     }
 
+    /// A 32-bit integer.
+    pub(super) fn word(&mut self, operand: &Operand) -> Result<R> {
+        match self.source(operand, Type::U32)? {
+            Source::R(r) => Ok(r),
+            _ => self.fail("a 32-bit operand is expected"),
+        }
+    }
+
     /// A 32-bit destination register.
     pub(super) fn r_target(&mut self, operand: &Operand) -> Result<R> {
         match self.target(operand, Type::B32)? {
             Target::R(r, _) => Ok(r),
-            _ => Ok(SINK),
+            _ => self.fail("a 32-bit register is expected as the destination"),
         }
+    }
+
+    /// Checks that the registers of a vector have one width.
+    pub(super) fn same_widths(&mut self, elements: &[Operand]) -> Result<()> {
+        let mut width = None;
+        for element in elements {
+            let Some(ty) = self.register(element)? else { continue };
+            if width.replace(ty.bits()).is_some_and(|before| before != ty.bits()) {
+                return self.fail("the registers of a vector must have one width");
+            }
+        }
+        Ok(())
     }
 
     /// A predicate operand.

@@ -15,7 +15,15 @@ impl Decoder<'_> {
         let operands = &instruction.operands;
         match instruction.opcode.as_str() {
             "mma" => self.mma(instruction, modifiers)?,
-            "ldmatrix" => self.load_matrix(instruction, modifiers)?,
+            "ldmatrix" => self.move_matrices(instruction, modifiers, false)?,
+            "stmatrix" => self.move_matrices(instruction, modifiers, true)?,
+            "movmatrix" => {
+                modifiers.drop_all(|_| true);
+                self.count(instruction, &[2])?;
+                let a = self.r(&operands[1])?;
+                let d = self.r_target(&operands[0])?;
+                self.emit(Op::TransposeMatrix(d, a));
+            }
             "shfl" => self.shuffle(instruction, modifiers)?,
             "vote" => self.vote(instruction, modifiers)?,
             "match" => self.match_values(instruction, modifiers)?,
@@ -28,12 +36,12 @@ impl Decoder<'_> {
             }
             "elect" => {
                 self.count(instruction, &[2])?;
-                self.require(modifiers, "sync")?;
+                modifiers.take("sync");
                 let Operand::Pair(d, p) = &operands[0] else {
                     return self.fail("`elect` writes a register and a predicate");
                 };
-                let members = self.r(&operands[1])?;
-                let target = self.target(d, Type::B32)?;
+                let members = self.word(&operands[1])?;
+                let target = self.optional_target(d, Type::B32)?;
                 let Target::P(elected) = self.target(p, Type::Pred)? else {
                     return self.fail("`elect` writes a predicate");
                 };
@@ -45,91 +53,100 @@ impl Decoder<'_> {
         Ok(true)
     }
 
-    fn require(&mut self, modifiers: &mut Modifiers, name: &str) -> Result<()> {
-        if modifiers.take(name) {
-            return Ok(());
-        }
-        self.fail(format!("the instruction needs `.{name}`"))
-    }
-
     fn collective(&mut self, collective: Collective, members: R) {
         self.emit(Op::Collective(Box::new(CollectiveOp { collective, members })));
     }
 
-    fn registers(&mut self, operand: &Operand, count: usize, target: bool) -> Result<[R; 4]> {
-        let elements = match operand {
-            Operand::Vector(elements) => &elements[..],
-            single => std::slice::from_ref(single),
+    /// The registers of a fragment, in braces.
+    fn registers(
+        &mut self,
+        operand: &Operand,
+        count: usize,
+        ty: Type,
+        target: bool,
+    ) -> Result<[R; 4]> {
+        let Operand::Vector(elements) = operand else {
+            return self.fail("registers in braces are expected");
         };
         if elements.len() != count {
             return self.fail(format!("{} registers where {count} are needed", elements.len()));
         }
         let mut registers = [super::decoder::SINK; 4];
         for (register, element) in registers.iter_mut().zip(elements) {
-            *register = if target { self.r_target(element)? } else { self.r(element)? };
+            *register = match (target, element) {
+                (true, Operand::Sink) => super::decoder::SINK,
+                (true, element) => match self.target(element, ty)? {
+                    Target::R(r, _) => r,
+                    _ => return self.fail("a 32-bit register is expected as the destination"),
+                },
+                (false, element) => match self.source(element, ty)? {
+                    Source::R(r) => r,
+                    _ => return self.fail("a 32-bit operand is expected"),
+                },
+            };
         }
         Ok(registers)
     }
 
     fn mma(&mut self, instruction: &Instruction, modifiers: &mut Modifiers) -> Result<()> {
-        self.require(modifiers, "sync")?;
-        self.require(modifiers, "aligned")?;
-        let k = modifiers.pick(&[("m16n8k4", 4), ("m16n8k8", 8), ("m16n8k16", 16)]);
-        let Some(k) = k else { return self.fail("this shape of `mma` is not supported") };
-        self.require(modifiers, "row")?;
-        self.require(modifiers, "col")?;
-        let at = |layout| instruction.modifiers.iter().position(|modifier| modifier == layout);
-        if at("row") > at("col") {
+        let layout = |name: &str| matches!(name, "sync" | "aligned" | "row" | "col");
+        let order = |name| instruction.modifiers.iter().position(|modifier| modifier == name);
+        if order("row") > order("col") {
             return self.fail("`mma` takes A by rows and B by columns");
         }
+        modifiers.drop_all(layout);
+        let k = modifiers.pick(&[("m16n8k4", 4), ("m16n8k8", 8), ("m16n8k16", 16)]).unwrap_or(16);
         let mut types = [Type::B8; 4];
         for ty in &mut types {
             *ty = self.required_type(modifiers)?;
         }
         self.count(instruction, &[4])?;
-        let (element, half_result) = match (types, k) {
-            ([Type::F32, Type::Bf16, Type::Bf16, Type::F32], 8 | 16) => (Element::Bf16, false),
-            ([Type::F32, Type::F16, Type::F16, Type::F32], 8 | 16) => (Element::F16, false),
-            ([Type::F16, Type::F16, Type::F16, Type::F16], 8 | 16) => (Element::F16, true),
-            ([Type::F32, Type::Tf32, Type::Tf32, Type::F32], 4 | 8) => (Element::Tf32, false),
-            _ => return self.fail("this combination of types and shape of `mma` is not supported"),
+        let half_result = types[0] == Type::F16;
+        let (element, packed) = match types[1] {
+            Type::Bf16 => (Element::Bf16, Type::Bf16x2),
+            Type::F16 => (Element::F16, Type::F16x2),
+            _ => (Element::Tf32, Type::B32),
         };
         // A has 16 rows of k elements over 32 lanes, B half as many.
         let per_register = if element == Element::Tf32 { 1 } else { 2 };
         let a_count = 16 * k / 32 / per_register;
         let c_count = if half_result { 2 } else { 4 };
         let operands = &instruction.operands;
-        let a = self.registers(&operands[1], a_count, false)?;
-        let b = self.registers(&operands[2], a_count / 2, false)?;
-        let c = self.registers(&operands[3], c_count, false)?;
-        let d = self.registers(&operands[0], c_count, true)?;
+        let sum = if half_result { Type::F16x2 } else { Type::F32 };
+        let a = self.registers(&operands[1], a_count, packed, false)?;
+        let b = self.registers(&operands[2], a_count / 2, packed, false)?;
+        let c = self.registers(&operands[3], c_count, sum, false)?;
+        let d = self.registers(&operands[0], c_count, sum, true)?;
         let b = [b[0], b[1]];
         self.emit(Op::Mma(Box::new(MmaOp { element, k, half_result, a, b, c, d })));
         Ok(())
     }
 
-    fn load_matrix(&mut self, instruction: &Instruction, modifiers: &mut Modifiers) -> Result<()> {
-        for name in ["sync", "aligned", "m8n8"] {
-            self.require(modifiers, name)?;
-        }
-        let Some(count) = modifiers.pick(&[("x1", 1), ("x2", 2), ("x4", 4)]) else {
-            return self.fail("`ldmatrix` loads 1, 2 or 4 matrices");
-        };
+    /// `ldmatrix` and `stmatrix`.
+    fn move_matrices(
+        &mut self,
+        instruction: &Instruction,
+        modifiers: &mut Modifiers,
+        store: bool,
+    ) -> Result<()> {
+        let count = modifiers.pick(&[("x1", 1), ("x2", 2), ("x4", 4)]).unwrap_or(1);
         let transposed = modifiers.take("trans");
         let shared = modifiers.take("shared") || modifiers.take("shared::cta");
-        if self.required_type(modifiers)? != Type::B16 {
-            return self.fail("`ldmatrix` is supported for .b16");
-        }
+        modifiers.drop_all(|_| true);
         self.count(instruction, &[2])?;
         let space = if shared { Space::Shared } else { Space::Generic };
-        let address = self.address(&instruction.operands[1], space)?;
-        let targets = self.registers(&instruction.operands[0], count, true)?[..count].to_vec();
-        self.emit(Op::LoadMatrix(Box::new(LoadMatrixOp { address, transposed, targets })));
+        let (at, registers) = if store { (0, 1) } else { (1, 0) };
+        let address = self.address(&instruction.operands[at], space)?;
+        let registers =
+            self.registers(&instruction.operands[registers], count, Type::B32, !store)?;
+        let registers = registers[..count].to_vec();
+        let op = Box::new(MatricesOp { address, transposed, registers });
+        self.emit(if store { Op::StoreMatrix(op) } else { Op::LoadMatrix(op) });
         Ok(())
     }
 
     fn shuffle(&mut self, instruction: &Instruction, modifiers: &mut Modifiers) -> Result<()> {
-        self.require(modifiers, "sync")?;
+        modifiers.take("sync");
         let mode = modifiers.pick(&[
             ("up", ShuffleMode::Up),
             ("down", ShuffleMode::Down),
@@ -137,12 +154,14 @@ impl Decoder<'_> {
             ("idx", ShuffleMode::Index),
         ]);
         let Some(mode) = mode else { return self.fail("`shfl` needs a mode") };
-        self.require(modifiers, "b32")?;
+        modifiers.ty();
         self.count(instruction, &[5])?;
         let operands = &instruction.operands;
-        let (value, lane) = (self.r(&operands[1])?, self.r(&operands[2])?);
-        let (clamp, members) = (self.r(&operands[3])?, self.r(&operands[4])?);
-        let (target, in_range) = self.pair(&operands[0])?;
+        let (value, lane) = (self.r(&operands[1])?, self.word(&operands[2])?);
+        let (clamp, members) = (self.word(&operands[3])?, self.word(&operands[4])?);
+        let (Target::R(target, _), in_range) = self.pair(&operands[0])? else {
+            return self.fail("`shfl` needs a register to write");
+        };
         self.emit(Op::Shuffle(Box::new(ShuffleOp {
             mode,
             target,
@@ -156,15 +175,18 @@ impl Decoder<'_> {
     }
 
     /// A destination with an optional predicate: `d` or `d|p`.
-    fn pair(&mut self, operand: &Operand) -> Result<(R, Target)> {
+    fn pair(&mut self, operand: &Operand) -> Result<(Target, Target)> {
         match operand {
-            Operand::Pair(d, p) => Ok((self.r_target(d)?, self.target(p, Type::Pred)?)),
-            d => Ok((self.r_target(d)?, Target::Nowhere)),
+            Operand::Pair(d, p) => {
+                let d = self.optional_target(d, Type::B32)?;
+                Ok((d, self.optional_target(p, Type::Pred)?))
+            }
+            d => Ok((self.target(d, Type::B32)?, Target::Nowhere)),
         }
     }
 
     fn vote(&mut self, instruction: &Instruction, modifiers: &mut Modifiers) -> Result<()> {
-        self.require(modifiers, "sync")?;
+        modifiers.take("sync");
         let vote = modifiers.pick(&[
             ("all", Vote::All),
             ("any", Vote::Any),
@@ -173,60 +195,52 @@ impl Decoder<'_> {
         ]);
         let Some(vote) = vote else { return self.fail("`vote` needs a mode") };
         let ty = self.required_type(modifiers)?;
-        if ty != if vote == Vote::Ballot { Type::B32 } else { Type::Pred } {
-            return self.fail("the type of `vote` does not fit its mode");
-        }
         self.count(instruction, &[3])?;
         let test = self.test(&instruction.operands[1])?;
-        let members = self.r(&instruction.operands[2])?;
+        let members = self.word(&instruction.operands[2])?;
         let target = self.target(&instruction.operands[0], ty)?;
         self.collective(Collective::Vote { vote, target, test }, members);
         Ok(())
     }
 
     fn match_values(&mut self, instruction: &Instruction, modifiers: &mut Modifiers) -> Result<()> {
-        let Some(all) = modifiers.pick(&[("all", true), ("any", false)]) else {
-            return self.fail("`match` needs a mode");
-        };
-        self.require(modifiers, "sync")?;
+        let all = modifiers.take("all");
+        modifiers.drop_all(|name| matches!(name, "any" | "sync"));
         let ty = self.required_type(modifiers)?;
         self.count(instruction, &[3])?;
         let value = self.source(&instruction.operands[1], ty)?;
-        let members = self.r(&instruction.operands[2])?;
+        let members = self.word(&instruction.operands[2])?;
         let (target, p) = self.pair(&instruction.operands[0])?;
-        let collective = match all {
-            true => Collective::MatchAll { target, all: p, value },
-            false => Collective::MatchAny { target, value },
+        if !all && matches!(instruction.operands[0], Operand::Pair(..)) {
+            return self.fail("`match.any` writes no predicate");
+        }
+        let collective = match (all, target) {
+            (true, target) => Collective::MatchAll { target, all: p, value },
+            (false, Target::R(target, _)) => Collective::MatchAny { target, value },
+            _ => return self.fail("`match` needs a register to write"),
         };
         self.collective(collective, members);
         Ok(())
     }
 
     fn redux(&mut self, instruction: &Instruction, modifiers: &mut Modifiers) -> Result<()> {
-        self.require(modifiers, "sync")?;
-        let name = modifiers.pick(&[
-            ("add", 0),
-            ("min", 1),
-            ("max", 2),
-            ("and", 3),
-            ("or", 4),
-            ("xor", 5),
+        modifiers.take("sync");
+        // Of unsigned and of signed values.
+        let redux = modifiers.pick(&[
+            ("add", [Redux::Add, Redux::Add]),
+            ("min", [Redux::MinU, Redux::MinS]),
+            ("max", [Redux::MaxU, Redux::MaxS]),
+            ("and", [Redux::And, Redux::And]),
+            ("or", [Redux::Or, Redux::Or]),
+            ("xor", [Redux::Xor, Redux::Xor]),
         ]);
-        let ty = self.required_type(modifiers)?;
-        let redux = match (name, ty) {
-            (Some(0), Type::U32 | Type::S32) => Redux::Add,
-            (Some(1), Type::U32) => Redux::MinU,
-            (Some(1), Type::S32) => Redux::MinS,
-            (Some(2), Type::U32) => Redux::MaxU,
-            (Some(2), Type::S32) => Redux::MaxS,
-            (Some(3), Type::B32) => Redux::And,
-            (Some(4), Type::B32) => Redux::Or,
-            (Some(5), Type::B32) => Redux::Xor,
-            _ => return self.fail("this form of `redux` is not supported"),
+        let signed = self.required_type(modifiers)?.is_signed();
+        let Some(redux) = redux.map(|pair| pair[usize::from(signed)]) else {
+            return self.fail("`redux` needs an operation");
         };
         self.count(instruction, &[3])?;
-        let value = self.r(&instruction.operands[1])?;
-        let members = self.r(&instruction.operands[2])?;
+        let value = self.word(&instruction.operands[1])?;
+        let members = self.word(&instruction.operands[2])?;
         let target = self.r_target(&instruction.operands[0])?;
         self.collective(Collective::Redux { redux, target, value }, members);
         Ok(())
@@ -235,9 +249,9 @@ impl Decoder<'_> {
     fn barrier(&mut self, instruction: &Instruction, modifiers: &mut Modifiers) -> Result<()> {
         let operands = &instruction.operands;
         if modifiers.take("warp") {
-            self.require(modifiers, "sync")?;
+            modifiers.take("sync");
             self.count(instruction, &[1])?;
-            let members = self.r(&operands[0])?;
+            let members = self.word(&operands[0])?;
             self.collective(Collective::Barrier, members);
             return Ok(());
         }
@@ -249,8 +263,8 @@ impl Decoder<'_> {
             let reduction = modifiers.pick(&[("popc", 0), ("and", 1), ("or", 2)]);
             modifiers.ty();
             self.count(instruction, &[3, 4])?;
-            let id = self.r(&operands[1])?;
-            let threads = if operands.len() == 4 { Some(self.r(&operands[2])?) } else { None };
+            let id = self.word(&operands[1])?;
+            let threads = if operands.len() == 4 { Some(self.word(&operands[2])?) } else { None };
             let test = self.test(&operands[operands.len() - 1])?;
             let kind = match reduction {
                 Some(0) => BarrierKind::Count(self.r_target(&operands[0])?),
@@ -267,9 +281,9 @@ impl Decoder<'_> {
         let kind = modifiers.pick(&[("sync", BarrierKind::Sync), ("arrive", BarrierKind::Arrive)]);
         let Some(kind) = kind else { return self.fail("this form of barrier is not supported") };
         self.count(instruction, &[1, 2])?;
-        let id = self.r(&operands[0])?;
+        let id = self.word(&operands[0])?;
         let threads = match operands.get(1) {
-            Some(threads) => Some(self.r(threads)?),
+            Some(threads) => Some(self.word(threads)?),
             None => None,
         };
         if kind == BarrierKind::Arrive && threads.is_none() {

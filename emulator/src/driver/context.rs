@@ -21,14 +21,20 @@ const FLAGS_SCHEDULE: u32 = 7;
 /// The context version that `cuCtxGetApiVersion` reports.
 const API_VERSION: u32 = 3020;
 
+/// What the local memory of a thread can hold besides a kernel's own variables.
+const MOST_STACK: u32 = 512 << 10;
+
+const LIMIT_STACK: u32 = 0;
+const LIMIT_HEAP: u32 = 2;
+
 /// Limits of a fresh context: `CU_LIMIT_*` and its value in bytes or counts.
 const LIMITS: &[(u32, usize)] = &[
-    (0, 1024),    // stack size of a thread
+    (LIMIT_STACK, 1024),
     (1, 1 << 20), // printf buffer
-    (2, 8 << 20), // device-side malloc heap
-    (4, 2048),    // pending launches from the device
-    (5, 64),      // L2 fetch granularity
-    (6, 0),       // persisting L2 cache
+    (LIMIT_HEAP, 8 << 20),
+    (4, 2048), // pending launches from the device
+    (5, 64),   // L2 fetch granularity
+    (6, 0),    // persisting L2 cache
 ];
 
 impl Driver {
@@ -428,12 +434,28 @@ pub unsafe extern "C" fn cuCtxGetLimit(value: *mut usize, limit: u32) -> Status 
     })
 }
 
-/// The emulated device keeps the value; it has no stack, heap or cache that it could bound.
+/// The stack and the heap of kernels get the size; the emulated device has no printf buffer and no
+/// cache that it could bound, and keeps the value.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuCtxSetLimit(limit: u32, value: usize) -> Status {
     in_context("cuCtxSetLimit", |driver, context| {
-        let limits = &mut driver.context_mut(context)?.limits;
-        *limits.get_mut(&limit).ok_or(Status::UNSUPPORTED_LIMIT)? = value;
+        let context = driver.context_mut(context)?;
+        let kept = context.limits.get_mut(&limit).ok_or(Status::UNSUPPORTED_LIMIT)?;
+        match limit {
+            LIMIT_STACK => match u32::try_from(value) {
+                Ok(bytes @ 0..=MOST_STACK) => context.device.set_stack_limit(bytes),
+                _ => {
+                    let reason = format!("a thread's stack has at most {MOST_STACK} bytes");
+                    return Err(Status::INVALID_VALUE.because(reason));
+                }
+            },
+            LIMIT_HEAP if !context.device.set_heap_bytes(value as u64) => {
+                let reason = "a module whose kernels allocate memory was loaded before";
+                return Err(Status::INVALID_VALUE.because(reason));
+            }
+            _ => {}
+        }
+        *kept = value;
         Ok(())
     })
 }

@@ -86,7 +86,7 @@ impl Warp {
                 allowed.map_or(none, |a| (a.base, a.bytes, a.host()))
             }
             Space::Local => {
-                let length = u64::from(context.kernel.local_bytes);
+                let length = u64::from(context.local_bytes);
                 (LOCAL_BASE, length, self.local.as_mut_ptr().cast())
             }
             Space::Param if intent == Intent::Write => (0, 0, std::ptr::null_mut()),
@@ -109,7 +109,7 @@ impl Warp {
             if found {
                 if space == Space::Local {
                     // Each thread has its own.
-                    let stride = context.kernel.local_stride();
+                    let stride = context.local_stride();
                     for (lane, pointer) in pointers.iter_mut().enumerate() {
                         *pointer = pointer.wrapping_add(lane * stride);
                     }
@@ -170,9 +170,9 @@ impl Warp {
         let (name, base, length, host) = match space {
             Space::Shared => ("shared", SHARED_BASE, machine.shared.len(), machine.shared.host()),
             Space::Local => {
-                let length = u64::from(machine.context.kernel.local_bytes);
+                let length = u64::from(machine.context.local_bytes);
                 let host = self.local.as_mut_ptr().cast::<u8>();
-                let stride = machine.context.kernel.local_stride();
+                let stride = machine.context.local_stride();
                 ("local", LOCAL_BASE, length, host.wrapping_add(lane * stride))
             }
             Space::Param => {

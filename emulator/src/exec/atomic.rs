@@ -9,6 +9,7 @@ use super::op::{Atomic, AtomicOp, Space};
 use super::round::Rounding;
 use super::scalar::signed;
 use super::warp::Warp;
+use crate::fault::FaultKind;
 use crate::ptx::Type;
 
 impl Warp {
@@ -21,6 +22,14 @@ impl Warp {
     ) -> Result<(), Box<Stop>> {
         let bytes = op.ty.bytes();
         let space = op.address.space;
+        if op.align > bytes {
+            let at = |&lane: &usize| self.address(&op.address, lane);
+            let astray = |lane: &usize| at(lane) & u64::from(op.align - 1) != 0;
+            if let Some(lane) = lanes(mask).find(astray) {
+                let detail = format!("the vector's address must be a multiple of {}", op.align);
+                return Err(Stop::at(FaultKind::Misaligned, lane, at(&lane), detail));
+            }
+        }
         self.translate(machine, &op.address, bytes, Intent::Write, mask)?;
         machine.counters.atomics += 1;
         self.measure_atomic(machine, op, mask);
@@ -89,59 +98,36 @@ fn new_value(op: &AtomicOp, old: u64, [b, c]: [u64; 2], shared: bool) -> u64 {
     let less = |x: u64, y: u64| {
         if is_signed { signed(x, bits) < signed(y, bits) } else { low(x) < low(y) }
     };
+    let float = |operation| {
+        let mode = FloatMode {
+            ty: op.ty,
+            rounding: Rounding::Nearest,
+            // In global memory f32 sums flush subnormals; in shared memory they do not.
+            flush: op.ty == Type::F32 && !shared,
+            saturate: false,
+            relu: false,
+            nan: false,
+            xorsign: false,
+        };
+        float::evaluate(operation, mode, [old, b, 0, 0])
+    };
     match op.atomic {
-        Atomic::Add if op.ty.is_float() => {
-            let mode = FloatMode {
-                ty: op.ty,
-                rounding: Rounding::Nearest,
-                // In global memory f32 sums flush subnormals; in shared memory they do not.
-                flush: op.ty == Type::F32 && !shared,
-                saturate: false,
-                relu: false,
-                nan: false,
-                xorsign: false,
-            };
-            float::evaluate(Float::Add, mode, [old, b, 0, 0])
-        }
+        Atomic::Add if op.ty.is_float() => float(Float::Add),
+        Atomic::Min if op.ty.is_float() => float(Float::Min),
+        Atomic::Max if op.ty.is_float() => float(Float::Max),
         Atomic::Add => old.wrapping_add(b),
-        Atomic::Min => {
-            if less(b, old) {
-                b
-            } else {
-                old
-            }
-        }
-        Atomic::Max => {
-            if less(old, b) {
-                b
-            } else {
-                old
-            }
-        }
+        Atomic::Min if less(b, old) => b,
+        Atomic::Max if less(old, b) => b,
+        Atomic::Min | Atomic::Max => old,
         Atomic::And => old & b,
         Atomic::Or => old | b,
         Atomic::Xor => old ^ b,
         Atomic::Exchange => b,
-        Atomic::CompareAndSwap => {
-            if low(old) == low(b) {
-                c
-            } else {
-                old
-            }
-        }
-        Atomic::Increment => {
-            if low(old) >= low(b) {
-                0
-            } else {
-                old + 1
-            }
-        }
-        Atomic::Decrement => {
-            if low(old) == 0 || low(old) > low(b) {
-                b
-            } else {
-                old - 1
-            }
-        }
+        Atomic::CompareAndSwap if low(old) == low(b) => c,
+        Atomic::CompareAndSwap => old,
+        Atomic::Increment if low(old) >= low(b) => 0,
+        Atomic::Increment => old + 1,
+        Atomic::Decrement if low(old) == 0 || low(old) > low(b) => b,
+        Atomic::Decrement => old - 1,
     }
 }

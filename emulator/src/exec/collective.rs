@@ -71,7 +71,7 @@ impl Warp {
                 let mut values = lanes(mask).map(|lane| self.get(value, lane));
                 let first = values.next();
                 let same = values.all(|value| Some(value) == first);
-                self.put_all(Target::R(target, 32), if same { u64::from(mask) } else { 0 }, mask);
+                self.put_all(target, if same { u64::from(mask) } else { 0 }, mask);
                 self.put_all(all, u64::from(same), mask);
             }
             Collective::Redux { redux, target, value } => {

@@ -11,6 +11,7 @@ use crate::counters::Counters;
 use crate::decode::Kernel;
 use crate::device::Config;
 use crate::fault::{Fault, FaultKind};
+use crate::heap::Heap;
 use crate::memory::{Memory, Table};
 
 /// Where shared memory starts in its state space: beyond what the system takes of every block.
@@ -25,6 +26,9 @@ pub(crate) const PARAM_WINDOW: u64 = 0x7d00_0000_0000;
 pub(crate) const SHARED_WINDOW: u64 = 0x7e00_0000_0000;
 /// Generic addresses of the local space.
 pub(crate) const LOCAL_WINDOW: u64 = 0x7f00_0000_0000;
+/// What pointers to functions hold: the first, and the distance between them.
+pub(crate) const FUNCTION_BASE: u64 = 0x1_0000;
+pub(crate) const FUNCTION_STEP: u64 = 16;
 /// Length of a window.
 pub(crate) const WINDOW_BYTES: u64 = 1 << 32;
 
@@ -33,6 +37,7 @@ pub(crate) struct Context<'a> {
     pub(crate) kernel: &'a Kernel,
     pub(crate) table: Table,
     pub(crate) memory: &'a Memory,
+    pub(crate) heap: &'a Heap,
     /// The parameter image; atomics, as all memory that loads may reach.
     pub(crate) param_words: Vec<AtomicU64>,
     pub(crate) param_bytes: usize,
@@ -41,6 +46,8 @@ pub(crate) struct Context<'a> {
     /// Static and dynamic shared memory of a block.
     pub(crate) shared_bytes: u32,
     pub(crate) dynamic_shared: u32,
+    /// Local memory of a thread, the stack included.
+    pub(crate) local_bytes: u32,
     pub(crate) config: Config,
     pub(crate) sm_count: u32,
     pub(crate) launch: u64,
@@ -58,6 +65,11 @@ impl Context<'_> {
     /// Host address of the parameter image.
     pub(crate) fn params(&self) -> *mut u8 {
         self.param_words.as_ptr().cast_mut().cast()
+    }
+
+    /// Bytes of local memory that a thread takes on the host.
+    pub(crate) fn local_stride(&self) -> usize {
+        self.local_bytes.next_multiple_of(16) as usize
     }
 
     /// The index in the block of a thread, by its number.

@@ -1,8 +1,8 @@
 //! Conversions between types.
 
-use super::float;
-use super::round::{BF16, Exact, F16, F32, Format, Rounding, TF32, flush32};
+use super::round::{BF16, E4M3, E5M2, Exact, F16, F32, Format, Rounding, TF32, flush32};
 use super::scalar::signed;
+use super::{double, float};
 use crate::ptx::Type;
 
 /// A conversion.
@@ -31,13 +31,20 @@ enum Number {
 impl Convert {
     /// Converts one value, or two to a packed type, the first into the upper half.
     pub(crate) fn evaluate(self, s: [u64; 4]) -> u64 {
-        let half = match self.to {
-            Type::F16x2 => Type::F16,
-            Type::Bf16x2 => Type::Bf16,
+        let (to, width) = match self.to {
+            Type::F16x2 => (Type::F16, 16),
+            Type::Bf16x2 => (Type::Bf16, 16),
+            Type::E4m3x2 | Type::E5m2x2 => (self.to, 8),
             _ => return self.one(s[0]),
         };
-        let single = Self { to: half, ..self };
-        single.one(s[0]) << 16 | single.one(s[1])
+        // Two sources, or one with two values.
+        let (from, high, low) = match self.from {
+            Type::F16x2 => (Type::F16, s[0] >> 16, s[0] & 0xffff),
+            Type::E4m3x2 | Type::E5m2x2 => (self.from, s[0] >> 8, s[0] & 0xff),
+            from => (from, s[0], s[1]),
+        };
+        let single = Self { to, from, ..self };
+        single.one(high) << width | single.one(low)
     }
 
     fn one(self, bits: u64) -> u64 {
@@ -55,6 +62,8 @@ impl Convert {
             Type::Bf16 => u64::from(self.to_format(BF16, number)),
             Type::F32 => u64::from(self.to_format(F32, number)),
             Type::Tf32 => u64::from(self.to_format(TF32, number)) << 13,
+            Type::E4m3x2 => u64::from(self.to_format(E4M3, number)),
+            Type::E5m2x2 => u64::from(self.to_format(E5M2, number)),
             Type::F64 => self.to_double(number),
             _ => self.to_integer(number),
         }
@@ -106,13 +115,14 @@ impl Convert {
         if self.relu && rounded <= 0.0 {
             return 0;
         }
-        let infinity = format.infinity();
-        if self.finite && bits & format.nan() == infinity { bits - 1 } else { bits }
+        // Past the largest finite value comes infinity, or in one format NaN.
+        let overflows = bits & format.nan() == format.most() + 1 && !value.is_nan();
+        if self.finite && overflows { bits - 1 } else { bits }
     }
 
     fn to_double(self, number: Number) -> u64 {
         let value = match number {
-            Number::Integer(value) => Exact::integer(value).to_f64(self.rounding),
+            Number::Integer(value) => double::of_integer(value, self.rounding),
             Number::Real(value) if self.integral => round_integral(value, self.rounding),
             Number::Real(value) => value,
         };

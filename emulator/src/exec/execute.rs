@@ -104,7 +104,8 @@ impl Warp {
             }
             Op::Load(_) | Op::Store(_) | Op::Nothing => {}
             // Switched off for the whole part.
-            Op::Mma(_) | Op::LoadMatrix(_) if mask == 0 => {}
+            Op::Mma(_) | Op::LoadMatrix(_) | Op::StoreMatrix(_) | Op::TransposeMatrix(..)
+                if mask == 0 => {}
             Op::Mma(ref mma) => {
                 if !self.all_here(mask)? {
                     return Ok(Next::Wait);
@@ -117,6 +118,19 @@ impl Warp {
                 }
                 machine.pc = pc;
                 self.load_matrix(machine, load)?;
+            }
+            Op::StoreMatrix(ref store) => {
+                if !self.all_here(mask)? {
+                    return Ok(Next::Wait);
+                }
+                machine.pc = pc;
+                self.store_matrix(machine, store)?;
+            }
+            Op::TransposeMatrix(d, a) => {
+                if !self.all_here(mask)? {
+                    return Ok(Next::Wait);
+                }
+                self.transpose_matrix(d, a);
             }
             Op::Copy(ref copy) if mask != 0 => {
                 machine.pc = pc;
@@ -223,7 +237,19 @@ impl Warp {
                 self.branch_indexed(branch, pc, active, mask)?;
                 return Ok(Next::Reselect);
             }
-            Op::Builtin(builtin) if mask != 0 => self.builtin(machine, builtin, mask)?,
+            Op::IsSpace(window, d, a) => self.is_space(machine, *window, *d, *a, mask),
+            Op::Call(call) if mask != 0 => {
+                self.call(machine, call, pc, active, mask)?;
+                return Ok(Next::Reselect);
+            }
+            Op::Return(function) if mask != 0 => {
+                self.leave(machine, *function, pc, active, mask);
+                return Ok(Next::Reselect);
+            }
+            Op::StackAllocate(allocation) => self.allocate(machine, allocation, mask)?,
+            Op::Builtin(builtin, frame) if mask != 0 => {
+                self.builtin(machine, *builtin, *frame, mask)?;
+            }
             Op::Trap if mask != 0 => {
                 let lane = mask.trailing_zeros();
                 return Err(Stop::lane(FaultKind::Trap, lane, "the kernel executed a trap"));
@@ -376,41 +402,5 @@ impl Warp {
             Clock::CyclesHigh => cycles >> 32,
         };
         lanes(mask).for_each(|lane| self.put(target, lane, value));
-    }
-
-    fn branch_indexed(
-        &mut self,
-        branch: &IndexedBranch,
-        pc: u32,
-        active: u32,
-        mask: u32,
-    ) -> Result<(), Box<Stop>> {
-        let current = self.current;
-        let mut stay = active & !mask;
-        let indices = self.r[branch.index as usize].0;
-        let mut left = mask;
-        let mut first = None;
-        while left != 0 {
-            let lane = left.trailing_zeros() as usize;
-            let index = indices[lane];
-            let same = lanes(left).filter(|&l| indices[l] == index).fold(0, |all, l| all | 1 << l);
-            left &= !same;
-            let Some(&target) = branch.targets.get(index as usize) else {
-                let detail = format!("index {index} of {} branch targets", branch.targets.len());
-                return Err(Stop::lane(FaultKind::IllegalOperand, lane as u32, detail));
-            };
-            if stay == 0 && left == 0 && first.is_none() {
-                first = Some(target);
-                stay = same;
-            } else {
-                self.parts.push(Part::at(target, same));
-            }
-        }
-        self.parts[current].pc = first.unwrap_or(pc + 1);
-        self.parts[current].mask = stay;
-        if stay == 0 {
-            self.parts.swap_remove(current);
-        }
-        Ok(())
     }
 }

@@ -3,7 +3,8 @@
 //! The approximations of the instruction set are computed in f64 and rounded once: more exact than
 //! any device, and within each instruction's bound.
 
-use super::round::{BF16, Exact, F16, F32, Format, NAN32, Rounding, flush32};
+use super::double;
+use super::round::{BF16, E4M3, E5M2, Exact, F16, F32, Format, NAN32, Rounding, flush32};
 use crate::ptx::Type;
 
 /// Operations.
@@ -69,7 +70,7 @@ pub(crate) fn value(ty: Type, bits: u64, flush: bool) -> f64 {
     match format(ty) {
         None => f64::from_bits(bits),
         Some(format) => {
-            let bits = if ty.bits() == 16 { bits as u32 & 0xffff } else { bits as u32 };
+            let bits = bits as u32 & (u32::MAX >> (32 - ty.bits()));
             format.value(if flush { flush_in(ty, bits) } else { bits })
         }
     }
@@ -88,6 +89,8 @@ fn format(ty: Type) -> Option<Format> {
     Some(match ty {
         Type::F16 | Type::F16x2 => F16,
         Type::Bf16 | Type::Bf16x2 => BF16,
+        Type::E4m3x2 => E4M3,
+        Type::E5m2x2 => E5M2,
         Type::F32 => F32,
         _ => return None,
     })
@@ -209,15 +212,15 @@ fn classify(test: Test, format: Format, bits: u32) -> bool {
 fn double(op: Float, mode: FloatMode, s: [u64; 4]) -> u64 {
     const SIGN: u64 = 1 << 63;
     let [a, b, c, _] = s.map(f64::from_bits);
-    // The decoder refuses directed rounding of what is not a sum.
+    let rounding = mode.rounding;
     let result = match op {
-        Float::Add => sum(a, b, mode.rounding).to_f64(mode.rounding),
-        Float::Sub => sum(a, -b, mode.rounding).to_f64(mode.rounding),
-        Float::Mul => a * b,
-        Float::Fma => a.mul_add(b, c),
-        Float::Div | Float::DivApprox => a / b,
-        Float::Reciprocal => 1.0 / a,
-        Float::SquareRoot => a.sqrt(),
+        Float::Add => double::add(a, b, rounding),
+        Float::Sub => double::add(a, -b, rounding),
+        Float::Mul => double::mul(a, b, rounding),
+        Float::Fma => double::fma(a, b, c, rounding),
+        Float::Div | Float::DivApprox => double::div(a, b, rounding),
+        Float::Reciprocal => double::div(1.0, a, rounding),
+        Float::SquareRoot => double::sqrt(a, rounding),
         Float::ReciprocalRoot => 1.0 / a.sqrt(),
         Float::ReciprocalUpper => upper(1.0 / flush_double(upper(a))),
         Float::ReciprocalRootUpper => upper(1.0 / flush_double(upper(a)).sqrt()),
@@ -299,9 +302,4 @@ pub(crate) fn from_f16(bits: u32) -> u32 {
     let special = magnitude | 0x7f80_0000;
     let is_special = bits & 0x7c00 == 0x7c00;
     sign | if is_special { special } else { scaled }
-}
-
-/// Whether the decoder may offer a rounding mode for an operation in f64.
-pub(crate) fn rounds_double(op: Float, rounding: Rounding) -> bool {
-    rounding == Rounding::Nearest || matches!(op, Float::Add | Float::Sub)
 }

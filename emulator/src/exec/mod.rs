@@ -4,13 +4,16 @@
 
 mod access;
 mod atomic;
+mod bits;
 mod block;
 mod builtin;
+mod call;
 mod clocks;
 mod collective;
 mod context;
 mod convert;
 mod copy;
+mod double;
 mod execute;
 mod float;
 mod global_shadow;
@@ -19,22 +22,27 @@ mod lanes;
 mod matrix;
 mod measure;
 pub(crate) mod op;
+mod print;
 mod round;
 mod sanitize;
 mod scalar;
 mod schedule;
 mod shadow;
 mod special;
+mod video;
 mod warp;
 mod watch;
 
-pub(crate) use context::{LOCAL_BASE, LOCAL_WINDOW, PARAM_BASE, PARAM_WINDOW};
-pub(crate) use context::{SHARED_BASE, SHARED_WINDOW, WINDOW_BYTES};
+pub(crate) use context::{
+    FUNCTION_BASE, FUNCTION_STEP, LOCAL_BASE, LOCAL_WINDOW, PARAM_BASE, PARAM_WINDOW,
+};
+pub(crate) use context::{SHARED_BASE, SHARED_WINDOW};
 pub(crate) use convert::Convert;
-pub(crate) use float::{Float, FloatMode, Test as FloatTest, rounds_double};
+pub(crate) use float::{Float, FloatMode, Test as FloatTest};
 pub(crate) use round::Rounding;
 pub(crate) use scalar::{Comparison, Integer, Permute, Relation, Scalar};
 pub(crate) use special::Special;
+pub(crate) use video::Video;
 pub(crate) use watch::{RegisterClass, Watch, WatchedInstruction, WatchedRead};
 
 use std::collections::VecDeque;
@@ -136,12 +144,14 @@ fn run(device: &Device, function: &Function, launch: &Launch) -> (Counters, Opti
         traffic: config.measure.then(|| Traffic::new(&table)),
         table,
         memory: device.memory(),
+        heap: device.heap(),
         param_words: words.collect(),
         param_bytes: launch.params.len(),
         grid: launch.grid,
         block: launch.block,
         shared_bytes: kernel.static_shared + launch.dynamic_shared,
         dynamic_shared: launch.dynamic_shared,
+        local_bytes: kernel.local_bytes + if kernel.grows { device.stack_limit() } else { 0 },
         config,
         sm_count: device.profile().sm_count,
         launch: LAUNCHES.fetch_add(1, Ordering::Relaxed),

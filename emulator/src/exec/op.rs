@@ -5,6 +5,7 @@
 //! of 8 and 16 bits live in 32-bit registers, zero-extended.
 
 use super::scalar::Scalar;
+use crate::module::Param;
 use crate::ptx::Type;
 
 /// Index of a 32-bit register.
@@ -255,6 +256,8 @@ pub(crate) struct AtomicOp {
     pub(crate) ty: Type,
     pub(crate) order: Order,
     pub(crate) address: Address,
+    /// What the address must be a multiple of: the size of the vector that this starts, if it does.
+    pub(crate) align: u32,
     pub(crate) target: Target,
     pub(crate) sources: [Source; 2],
 }
@@ -293,12 +296,12 @@ pub(crate) struct MmaOp {
     pub(crate) d: [R; 4],
 }
 
-/// A load of 8x8 matrices of 16-bit elements.
+/// A load or a store of 8x8 matrices of 16-bit elements.
 #[derive(Debug)]
-pub(crate) struct LoadMatrixOp {
+pub(crate) struct MatricesOp {
     pub(crate) address: Address,
     pub(crate) transposed: bool,
-    pub(crate) targets: Vec<R>,
+    pub(crate) registers: Vec<R>,
 }
 
 /// Which lane a shuffle reads.
@@ -349,7 +352,7 @@ pub(crate) enum Redux {
 pub(crate) enum Collective {
     Vote { vote: Vote, target: Target, test: Test },
     MatchAny { target: R, value: Source },
-    MatchAll { target: R, all: Target, value: Source },
+    MatchAll { target: Target, all: Target, value: Source },
     Redux { redux: Redux, target: R, value: R },
     Elect { target: Target, elected: P },
     Barrier,
@@ -427,13 +430,73 @@ pub(crate) struct IndexedBranch {
     pub(crate) targets: Vec<u32>,
 }
 
-/// Functions that the device provides; operands are offsets in local memory.
-#[derive(Debug)]
+/// Functions that the device provides; operands are offsets in the frame of the caller.
+#[derive(Clone, Copy, Debug)]
 pub(crate) enum Builtin {
     /// `vprintf(format, arguments)`.
-    Print { format: u32, arguments: u32, result: Option<u32> },
+    Print { format: u32, arguments: u32, result: u32 },
     /// `__assertfail(message, file, line, function, char size)`.
     AssertFail { message: u32, file: u32, line: u32, function: u32 },
+    /// `malloc(bytes)`.
+    Allocate { bytes: u32, result: u32 },
+    /// `free(pointer)`.
+    Free { pointer: u32 },
+}
+
+/// What a call calls.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Called {
+    /// A function of the kernel, by number.
+    Function(u32),
+    /// The function that a register points at.
+    Pointer(Q),
+}
+
+/// What a call passes: a variable by its offset in the caller's frame, or a value.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Passed {
+    Local(u32),
+    Value(Source),
+}
+
+/// Where a result goes: to a variable in the caller's frame, or to a register.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Received {
+    Local(u32),
+    Value(Target),
+}
+
+/// A call of a device function.
+#[derive(Debug)]
+pub(crate) struct CallOp {
+    pub(crate) callee: Called,
+    /// Where the frame of the caller starts; that of the kernel is at the start of local memory.
+    pub(crate) frame: Option<Q>,
+    /// What goes where in the frame of the function.
+    pub(crate) arguments: Vec<(Passed, Param)>,
+    pub(crate) results: Vec<(Received, Param)>,
+    /// Results and parameters that the caller takes the function to have.
+    pub(crate) formals: Vec<Param>,
+}
+
+/// Memory that a function takes of the stack until it returns.
+#[derive(Debug)]
+pub(crate) struct StackAllocation {
+    pub(crate) pointer: Q,
+    pub(crate) size: Q,
+    pub(crate) align: u64,
+    /// Where the free part of the stack starts.
+    pub(crate) stack: Q,
+}
+
+/// What a generic address may point into.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Window {
+    Global,
+    Constant,
+    Shared,
+    Local,
+    Param,
 }
 
 /// What an instruction does.
@@ -509,7 +572,9 @@ pub(crate) enum Op {
     /// Waits until at most that many groups of the thread are pending.
     CopyWait(u32),
     CopyWaitAll,
-    LoadMatrix(Box<LoadMatrixOp>),
+    LoadMatrix(Box<MatricesOp>),
+    StoreMatrix(Box<MatricesOp>),
+    TransposeMatrix(R, R),
     Mma(Box<MmaOp>),
     Shuffle(Box<ShuffleOp>),
     Collective(Box<CollectiveOp>),
@@ -517,7 +582,14 @@ pub(crate) enum Op {
     Barrier(Box<BarrierOp>),
     Branch(u32),
     BranchIndexed(Box<IndexedBranch>),
-    Builtin(Box<Builtin>),
+    /// Whether a generic address lies in a window.
+    IsSpace(Window, P, Q),
+    Call(Box<CallOp>),
+    /// Returns from the function of that number.
+    Return(u32),
+    StackAllocate(Box<StackAllocation>),
+    /// A function of the device, and where the frame of the caller starts.
+    Builtin(Builtin, Option<Q>),
     Exit,
     Trap,
     Nothing,

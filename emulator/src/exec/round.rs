@@ -27,6 +27,9 @@ pub(crate) const F16: Format = Format { exponent_bits: 5, mantissa_bits: 10 };
 pub(crate) const BF16: Format = Format { exponent_bits: 8, mantissa_bits: 7 };
 pub(crate) const TF32: Format = Format { exponent_bits: 8, mantissa_bits: 10 };
 pub(crate) const F32: Format = Format { exponent_bits: 8, mantissa_bits: 23 };
+pub(crate) const E5M2: Format = Format { exponent_bits: 5, mantissa_bits: 2 };
+/// Has no infinity: its largest exponent but for one NaN belongs to numbers.
+pub(crate) const E4M3: Format = Format { exponent_bits: 4, mantissa_bits: 3 };
 
 /// The NaN that f32 instructions return.
 pub(crate) const NAN32: u32 = 0x7fff_ffff;
@@ -46,6 +49,11 @@ impl Format {
         ((1 << self.exponent_bits) - 1) << self.mantissa_bits
     }
 
+    /// The largest finite magnitude.
+    pub(crate) fn most(self) -> u32 {
+        if self == E4M3 { self.nan() - 1 } else { self.infinity() - 1 }
+    }
+
     /// The bits of a value rounded to the format.
     pub(crate) fn round(self, value: f64, rounding: Rounding) -> u32 {
         let bits = value.to_bits();
@@ -55,7 +63,7 @@ impl Format {
             return self.nan();
         }
         if value.is_infinite() {
-            return sign | self.infinity();
+            return sign | (self.most() + 1);
         }
         if value == 0.0 {
             return sign;
@@ -83,7 +91,7 @@ impl Format {
         };
         let magnitude =
             u64::from((place - least) as u32) * (1 << self.mantissa_bits) + kept + u64::from(up);
-        if magnitude < u64::from(self.infinity()) {
+        if magnitude <= u64::from(self.most()) {
             return sign | magnitude as u32;
         }
         let to_infinity = match rounding {
@@ -92,26 +100,26 @@ impl Format {
             Rounding::Down => negative,
             Rounding::Up => !negative,
         };
-        sign | (self.infinity() - u32::from(!to_infinity))
+        sign | if to_infinity { self.most() + 1 } else { self.most() }
     }
 
     /// The value of bits of the format.
     pub(crate) fn value(self, bits: u32) -> f64 {
-        // All formats but f16 have the exponents of f32.
-        if self == F16 {
-            let magnitude = bits & 0x7fff;
-            let sign = if bits & 0x8000 != 0 { -1.0 } else { 1.0 };
-            let (field, fraction) = (magnitude >> 10, f64::from(magnitude & 0x3ff));
-            return sign
-                * match field {
-                    0 => fraction * 2_f64.powi(-24),
-                    31 if fraction == 0.0 => f64::INFINITY,
-                    31 => f64::NAN,
-                    _ => (1.0 + fraction / 1024.0) * 2_f64.powi(field as i32 - 15),
-                };
+        if self.exponent_bits == 8 {
+            let shift = 23 - self.mantissa_bits;
+            return f64::from(f32::from_bits(bits << shift));
         }
-        let shift = 31 - self.exponent_bits - self.mantissa_bits;
-        f64::from(f32::from_bits(bits << shift))
+        let magnitude = bits & self.nan();
+        let sign = if bits & self.sign() != 0 { -1.0 } else { 1.0 };
+        if magnitude > self.most() {
+            let infinite = self != E4M3 && magnitude == self.infinity();
+            return sign * if infinite { f64::INFINITY } else { f64::NAN };
+        }
+        let (field, bias) = (magnitude >> self.mantissa_bits, (1 << (self.exponent_bits - 1)) - 1);
+        let fraction = f64::from(magnitude & ((1 << self.mantissa_bits) - 1));
+        let unit = 2_f64.powi(field.max(1) as i32 - bias - self.mantissa_bits as i32);
+        let hidden = if field == 0 { 0.0 } else { f64::from(1_u32 << self.mantissa_bits) };
+        sign * (hidden + fraction) * unit
     }
 }
 
@@ -173,22 +181,6 @@ impl Exact {
             bits -= 1;
         }
         f64::from_bits(bits | 1)
-    }
-
-    /// The real number rounded to f64; overflow in a directed mode is not distinguished.
-    pub(crate) fn to_f64(self, rounding: Rounding) -> f64 {
-        if self.rest == 0.0 || !self.near.is_finite() {
-            return self.near;
-        }
-        let above = self.rest > 0.0;
-        match rounding {
-            Rounding::Nearest | Rounding::NearestAway => self.near,
-            Rounding::Down if !above => self.near.next_down(),
-            Rounding::Up if above => self.near.next_up(),
-            Rounding::Zero if above && self.near < 0.0 => self.near.next_up(),
-            Rounding::Zero if !above && self.near > 0.0 => self.near.next_down(),
-            _ => self.near,
-        }
     }
 }
 

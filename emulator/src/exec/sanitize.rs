@@ -244,11 +244,33 @@ impl Warp {
         })
     }
 
+    /// The place of an address in local memory among those of the warp.
+    fn local_offset(&self, pointer: *mut u8) -> usize {
+        pointer.addr() - self.local.as_ptr().addr()
+    }
+
     /// Notes a write to local memory by other than a store.
     pub(super) fn local_is_written(&mut self, pointer: *mut u8, bytes: usize) {
-        let start = pointer.addr() - self.local.as_ptr().addr();
+        self.set_local_shadow(pointer, bytes, WRITTEN);
+    }
+
+    /// Notes that local memory holds nothing yet.
+    pub(super) fn local_is_fresh(&mut self, pointer: *mut u8, bytes: usize) {
+        self.set_local_shadow(pointer, bytes, 0);
+    }
+
+    fn set_local_shadow(&mut self, pointer: *mut u8, bytes: usize, value: u8) {
+        let start = self.local_offset(pointer);
         if let Some(shadow) = self.local_shadow.get_mut(start..start + bytes) {
-            shadow.fill(WRITTEN);
+            shadow.fill(value);
+        }
+    }
+
+    /// Notes a copy within local memory.
+    pub(super) fn local_is_copied(&mut self, from: *mut u8, to: *mut u8, bytes: usize) {
+        let (from, to) = (self.local_offset(from), self.local_offset(to));
+        if from.max(to) + bytes <= self.local_shadow.len() {
+            self.local_shadow.copy_within(from..from + bytes, to);
         }
     }
 
@@ -260,18 +282,18 @@ impl Warp {
         deeds: Deeds,
         lane: usize,
     ) -> Result<(), Box<Stop>> {
-        let start = self.pointers[lane].addr() - self.local.as_ptr().addr();
+        let start = self.local_offset(self.pointers[lane]);
         let Some(shadow) = self.local_shadow.get_mut(start..start + deeds.bytes) else {
             return Ok(());
         };
         if deeds.deed != Deed::Write {
             let missing = shadow.iter().filter(|&&byte| byte != WRITTEN).count();
             if missing > 0 {
-                let offset = start - lane * machine.context.kernel.local_stride();
+                let offset = start - lane * machine.context.local_stride();
                 let detail = format!(
                     "{missing} of the {} bytes were never written: byte {offset} of the {} bytes \
                      of the thread's local memory",
-                    deeds.bytes, machine.context.kernel.local_bytes
+                    deeds.bytes, machine.context.local_bytes
                 );
                 let address = self.address(deeds.address, lane);
                 return Err(Stop::at(FaultKind::UninitializedRead, lane, address, detail));

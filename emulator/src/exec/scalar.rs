@@ -3,9 +3,13 @@
 //! The operations that kernels spend their time in have a second form over all lanes in `lanes`,
 //! which a test holds against this one.
 
+use std::cmp::Ordering;
+
+use super::bits::{extract, find, find_set, insert, lop3, mask, permute, sign_or_zero_extend};
 use super::convert::Convert;
 use super::float::{Float, FloatMode};
 use super::op::Logic;
+use super::video::{self, Video};
 use crate::ptx::Type;
 
 /// Integer and bit operations; the type gives width and signedness.
@@ -26,6 +30,7 @@ pub(crate) enum Integer {
     Mul24High,
     Mad24Low,
     Mad24High,
+    Mad24HighSaturate,
     Sad,
     Div,
     Rem,
@@ -33,6 +38,9 @@ pub(crate) enum Integer {
     Neg,
     Min,
     Max,
+    /// Extremes that are 0 where they would be negative.
+    MinRelu,
+    MaxRelu,
     And,
     Or,
     Xor,
@@ -72,9 +80,17 @@ pub(crate) enum Integer {
         high: bool,
     },
     Copy,
+    SignOrZeroExtend {
+        clamp: bool,
+    },
+    FindSet,
     /// Of two packed 16-bit values each.
-    MinPacked,
-    MaxPacked,
+    MinPacked {
+        relu: bool,
+    },
+    MaxPacked {
+        relu: bool,
+    },
     AddPacked,
 }
 
@@ -141,10 +157,18 @@ pub(crate) enum Scalar {
         flush: bool,
     },
     Convert(Convert),
+    /// Operations on halves or bytes; the signs are those of the result and of both operands.
+    Video {
+        op: Video,
+        bytes: bool,
+        signs: [bool; 3],
+        saturate: bool,
+        accumulate: bool,
+    },
 }
 
 /// The lowest `bits` of a value.
-fn low(value: u64, bits: u32) -> u64 {
+pub(super) fn low(value: u64, bits: u32) -> u64 {
     if bits >= 64 { value } else { value & ((1 << bits) - 1) }
 }
 
@@ -161,19 +185,10 @@ pub(crate) fn evaluate(scalar: &Scalar, s: [u64; 4]) -> (u64, bool) {
         Scalar::Float(op, mode) => (super::float::evaluate(op, mode, s), false),
         Scalar::Approximate(op, mode) => (super::jitter::approximate(op, mode, s), false),
         Scalar::SetPredicate(comparison) => {
-            let (holds, counterpart) = compare(comparison, s);
-            (u64::from(holds), counterpart)
+            let (first, second) = compare(comparison, s);
+            (u64::from(first), second)
         }
-        Scalar::Set(comparison, ty) => {
-            let (holds, _) = compare(comparison, s);
-            let one = match ty {
-                Type::F32 => u64::from(1_f32.to_bits()),
-                Type::F16 => 0x3c00,
-                Type::Bf16 => 0x3f80,
-                _ => u64::MAX,
-            };
-            (if holds { one } else { 0 }, false)
-        }
+        Scalar::Set(comparison, ty) => (set(comparison, ty, s), false),
         Scalar::Select => (if s[2] != 0 { s[0] } else { s[1] }, false),
         Scalar::SelectBySign { float: false, .. } => {
             (if s[2] as i32 >= 0 { s[0] } else { s[1] }, false)
@@ -183,22 +198,59 @@ pub(crate) fn evaluate(scalar: &Scalar, s: [u64; 4]) -> (u64, bool) {
             (if f32::from_bits(c) >= 0.0 { s[0] } else { s[1] }, false)
         }
         Scalar::Convert(convert) => (convert.evaluate(s), false),
+        Scalar::Video { op, bytes, signs, saturate, accumulate } => {
+            let s = s.map(|value| value as u32);
+            let result = video::evaluate(op, bytes, signs, saturate, accumulate, s);
+            (u64::from(result), false)
+        }
     }
 }
 
+/// The value of a comparison: all ones or one where it holds, of each half where they are packed.
+fn set(comparison: Comparison, ty: Type, s: [u64; 4]) -> u64 {
+    let one = match ty {
+        Type::F32 => u64::from(1_f32.to_bits()),
+        Type::F16 | Type::F16x2 => 0x3c00,
+        Type::Bf16 | Type::Bf16x2 => 0x3f80,
+        _ if comparison.ty.is_packed() => 0xffff,
+        _ => u64::MAX,
+    };
+    let (low, high) = compare(comparison, s);
+    let high = if comparison.ty.is_packed() && high { one << 16 } else { 0 };
+    if low { one | high } else { high }
+}
+
+/// Whether a comparison holds, and whether its opposite does; of packed values whether it holds for
+/// the low and for the high ones.
 fn compare(comparison: Comparison, s: [u64; 4]) -> (bool, bool) {
-    use std::cmp::Ordering::*;
     let Comparison { relation, ty, flush, combine } = comparison;
+    let with = |holds: bool| match combine {
+        None => holds,
+        Some(Logic::And) => holds & (s[2] != 0),
+        Some(Logic::Or) => holds | (s[2] != 0),
+        Some(Logic::Xor) => holds ^ (s[2] != 0),
+    };
+    if ty.is_packed() {
+        let half = |shift: u32| {
+            let value = |bits: u64| super::float::value(ty.element(), bits >> shift, flush);
+            with(holds(relation, value(s[0]).partial_cmp(&value(s[1]))))
+        };
+        return (half(0), half(16));
+    }
     let ordering = if ty.is_float() {
         let value = |bits| super::float::value(ty, bits, flush);
         value(s[0]).partial_cmp(&value(s[1]))
-    } else if ty.is_signed() {
-        Some(signed(s[0], ty.bits()).cmp(&signed(s[1], ty.bits())))
     } else {
-        Some(low(s[0], ty.bits()).cmp(&low(s[1], ty.bits())))
+        Some(wide(s[0], ty).cmp(&wide(s[1], ty)))
     };
+    let holds = holds(relation, ordering);
+    (with(holds), with(!holds))
+}
+
+fn holds(relation: Relation, ordering: Option<Ordering>) -> bool {
+    use Ordering::*;
     let unordered = ordering.is_none();
-    let holds = match relation {
+    match relation {
         Relation::Eq => ordering == Some(Equal),
         Relation::Ne => matches!(ordering, Some(Less | Greater)),
         Relation::Lt => ordering == Some(Less),
@@ -213,18 +265,11 @@ fn compare(comparison: Comparison, s: [u64; 4]) -> (bool, bool) {
         Relation::GeU => ordering != Some(Less),
         Relation::Num => !unordered,
         Relation::Nan => unordered,
-    };
-    let with = |holds: bool| match combine {
-        None => holds,
-        Some(Logic::And) => holds & (s[2] != 0),
-        Some(Logic::Or) => holds | (s[2] != 0),
-        Some(Logic::Xor) => holds ^ (s[2] != 0),
-    };
-    (with(holds), with(!holds))
+    }
 }
 
 /// The value as an exact integer.
-fn wide(value: u64, ty: Type) -> i128 {
+pub(super) fn wide(value: u64, ty: Type) -> i128 {
     if ty.is_signed() {
         i128::from(signed(value, ty.bits()))
     } else {
@@ -256,6 +301,7 @@ fn integer(op: Integer, ty: Type, [a, b, c, d]: [u64; 4]) -> u64 {
         Integer::Mul24High => (product24(ty, a, b) >> 16) as u64,
         Integer::Mad24Low => (product24(ty, a, b) as u64).wrapping_add(c),
         Integer::Mad24High => ((product24(ty, a, b) >> 16) as u64).wrapping_add(c),
+        Integer::Mad24HighSaturate => saturate((product24(ty, a, b) >> 16) + wide(c, ty), bits),
         Integer::Sad => ((x - y).unsigned_abs() as u64).wrapping_add(c),
         // Division by zero gives an unspecified value; all ones is as good as any.
         Integer::Div => x.checked_div(y).map_or(u64::MAX, |value| value as u64),
@@ -264,6 +310,8 @@ fn integer(op: Integer, ty: Type, [a, b, c, d]: [u64; 4]) -> u64 {
         Integer::Neg => a.wrapping_neg(),
         Integer::Min => x.min(y) as u64,
         Integer::Max => x.max(y) as u64,
+        Integer::MinRelu => x.min(y).max(0) as u64,
+        Integer::MaxRelu => x.max(y).max(0) as u64,
         Integer::And => a & b,
         Integer::Or => a | b,
         Integer::Xor => a ^ b,
@@ -301,8 +349,12 @@ fn integer(op: Integer, ty: Type, [a, b, c, d]: [u64; 4]) -> u64 {
             (sum as u64).wrapping_add(c)
         }
         Integer::Copy => a,
-        Integer::MinPacked => packed(ty, a, b, i64::min),
-        Integer::MaxPacked => packed(ty, a, b, i64::max),
+        Integer::SignOrZeroExtend { clamp } => sign_or_zero_extend(ty, a, b, clamp),
+        Integer::FindSet => return find_set(a as u32, b as u32, c as i32),
+        Integer::MinPacked { relu: false } => packed(ty, a, b, i64::min),
+        Integer::MaxPacked { relu: false } => packed(ty, a, b, i64::max),
+        Integer::MinPacked { relu: true } => packed(ty, a, b, |x, y| x.min(y).max(0)),
+        Integer::MaxPacked { relu: true } => packed(ty, a, b, |x, y| x.max(y).max(0)),
         Integer::AddPacked => packed(ty, a, b, |x, y| x + y),
     };
     low(result, bits)
@@ -321,80 +373,4 @@ fn packed(ty: Type, a: u64, b: u64, combine: impl Fn(i64, i64) -> i64) -> u64 {
 fn product24(ty: Type, a: u64, b: u64) -> i128 {
     let part = |value| i128::from(element(value, 24, ty.is_signed()));
     part(a) * part(b)
-}
-
-/// The function of three bits that the table gives, for all bits at once.
-fn lop3(table: u8, a: u32, b: u32, c: u32) -> u32 {
-    let mut result = 0;
-    for row in 0..8 {
-        if table >> row & 1 == 1 {
-            let pick = |bit, value: u32| if row >> bit & 1 == 1 { value } else { !value };
-            result |= pick(2, a) & pick(1, b) & pick(0, c);
-        }
-    }
-    result
-}
-
-/// The position of the most significant bit that differs from the sign, or all ones.
-fn find(ty: Type, a: u64, shift: bool) -> u64 {
-    let bits = ty.bits();
-    let a = if ty.is_signed() && signed(a, bits) < 0 { low(!a, bits) } else { low(a, bits) };
-    match a.checked_ilog2() {
-        None => 0xffff_ffff,
-        Some(position) if shift => u64::from(bits - 1 - position),
-        Some(position) => u64::from(position),
-    }
-}
-
-fn extract(ty: Type, a: u64, b: u64, c: u64) -> u64 {
-    let bits = ty.bits();
-    let (position, length) = (low(b, 8) as u32, low(c, 8) as u32);
-    if length == 0 {
-        return 0;
-    }
-    // Beyond the value lies its sign; beyond the field lies the field's most significant bit.
-    let shifted = wide(a, ty) >> position.min(bits);
-    if length >= bits {
-        return shifted as u64;
-    }
-    let field = low(shifted as u64, length);
-    let top = (position + length - 1).min(bits - 1);
-    if ty.is_signed() && a >> top & 1 == 1 { field | u64::MAX << length } else { field }
-}
-
-fn insert(bits: u32, a: u64, b: u64, c: u64, d: u64) -> u64 {
-    let (position, length) = (low(c, 8) as u32, low(d, 8) as u32);
-    if position >= bits {
-        return b;
-    }
-    let field = low(u64::MAX, length.min(64)) << position;
-    (b & !field) | (a << position & field)
-}
-
-/// A run of ones: `b` of them from bit `a` on.
-fn mask(a: u64, b: u64, clamp: bool) -> u64 {
-    let (from, length) = if clamp { (low(a, 32), low(b, 32)) } else { (low(a, 5), low(b, 5)) };
-    if from >= 32 { 0 } else { low(low(u64::MAX, length.min(32) as u32) << from, 32) }
-}
-
-fn permute(mode: Permute, a: u64, b: u64, control: u32) -> u64 {
-    let bytes = low(b, 32) << 32 | low(a, 32);
-    let n = control & 3;
-    let selectors: [u32; 4] = match mode {
-        Permute::Index => std::array::from_fn(|i| control >> (4 * i) & 0xf),
-        Permute::ForwardFour => std::array::from_fn(|i| (n + i as u32) & 7),
-        Permute::BackwardFour => std::array::from_fn(|i| n.wrapping_sub(i as u32) & 7),
-        Permute::Replicate => [n; 4],
-        Permute::EdgeLeft => std::array::from_fn(|i| n.max(i as u32)),
-        Permute::EdgeRight => std::array::from_fn(|i| n.min(i as u32)),
-        Permute::ReplicateHalf => std::array::from_fn(|i| (2 * (n & 1)) + (i as u32 & 1)),
-    };
-    let mut result = 0;
-    for (i, selector) in selectors.into_iter().enumerate() {
-        let byte = low(bytes >> (8 * (selector & 7)), 8);
-        let sign = selector & 8 != 0;
-        let byte = if !sign { byte } else { (byte >> 7) * 0xff };
-        result |= byte << (8 * i);
-    }
-    result
 }

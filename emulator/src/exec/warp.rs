@@ -5,6 +5,7 @@
 //! long while others could run gives way, so that threads that wait for each other make progress.
 
 use super::access::Pointers;
+use super::call::Call;
 use super::context::*;
 use super::copy::Copies;
 use super::lanes::{self, LANES, V32, V64, Wide};
@@ -70,6 +71,8 @@ pub(crate) struct Warp {
     pub(crate) local_shadow: Vec<u8>,
     /// Lanes in which a watched register holds a value, by the registers' numbers in the watch.
     pub(super) defined: Vec<u32>,
+    /// Calls that each lane has to return from.
+    pub(super) calls: [Vec<Call>; LANES],
     pub(crate) last_allocation: usize,
     /// Host addresses of the access that runs.
     pub(crate) pointers: Pointers,
@@ -93,6 +96,7 @@ impl Warp {
             local: Vec::new(),
             local_shadow: Vec::new(),
             defined: Vec::new(),
+            calls: [const { Vec::new() }; LANES],
             last_allocation: 0,
             pointers: [std::ptr::null_mut(); LANES],
             ran: 0,
@@ -133,14 +137,15 @@ impl Warp {
             self.r[slot as usize] = V32(values);
         }
         self.parts.clear();
-        self.parts.push(Part::at(0, self.present));
+        self.parts.push(Part::at(kernel.entry, self.present));
+        self.calls.iter_mut().for_each(Vec::clear);
         self.copies.reset();
         self.local.clear();
-        self.local.resize(kernel.local_stride() * LANES / 16, u128::MAX);
+        self.local.resize(context.local_stride() * LANES / 16, u128::MAX);
         self.local_shadow.clear();
         self.defined.clear();
         if context.config.sanitizer {
-            self.local_shadow.resize(kernel.local_stride() * LANES, 0);
+            self.local_shadow.resize(context.local_stride() * LANES, 0);
             self.defined.resize(kernel.watch.registers.len(), 0);
         }
         self.last_allocation = 0;

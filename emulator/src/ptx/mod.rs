@@ -1,5 +1,6 @@
 //! The text of PTX: tokens, and the tree that the parser makes of them.
 
+mod declarations;
 mod lexer;
 mod parser;
 mod tree;

@@ -1,10 +1,11 @@
 //! From tokens to the tree.
 
+use super::declarations::variable_space;
 use super::lexer::{Kind, Token, tokens};
 use super::tree::*;
 use super::{Location, Problem};
 
-type Result<T> = std::result::Result<T, Problem>;
+pub(super) type Result<T> = std::result::Result<T, Problem>;
 
 /// The deepest nesting of scopes, lists and initialisers.
 const MOST_DEPTH: u32 = 128;
@@ -20,44 +21,44 @@ pub(crate) fn parse(text: &str) -> Result<Tree> {
     Ok(parser.tree)
 }
 
-struct Parser<'a> {
+pub(super) struct Parser<'a> {
     text: &'a str,
     tokens: Vec<Token<'a>>,
-    at: usize,
+    pub(super) at: usize,
     /// Braces and brackets that are open.
     depth: u32,
-    location: Option<Location>,
-    tree: Tree,
+    pub(super) location: Option<Location>,
+    pub(super) tree: Tree,
 }
 
 impl<'a> Parser<'a> {
-    fn token(&self) -> Token<'a> {
+    pub(super) fn token(&self) -> Token<'a> {
         self.tokens[self.at.min(self.tokens.len() - 1)]
     }
 
-    fn peek(&self) -> Kind<'a> {
+    pub(super) fn peek(&self) -> Kind<'a> {
         self.token().kind
     }
 
-    fn peek_after(&self) -> Kind<'a> {
+    pub(super) fn peek_after(&self) -> Kind<'a> {
         self.tokens[(self.at + 1).min(self.tokens.len() - 1)].kind
     }
 
-    fn next(&mut self) -> Kind<'a> {
+    pub(super) fn next(&mut self) -> Kind<'a> {
         let kind = self.peek();
         self.at += 1;
         kind
     }
 
-    fn line(&self) -> u32 {
+    pub(super) fn line(&self) -> u32 {
         self.token().line
     }
 
-    fn fail<T>(&self, message: impl Into<String>) -> Result<T> {
+    pub(super) fn fail<T>(&self, message: impl Into<String>) -> Result<T> {
         Err(Problem::new(self.line(), message))
     }
 
-    fn unexpected<T>(&self, wanted: &str) -> Result<T> {
+    pub(super) fn unexpected<T>(&self, wanted: &str) -> Result<T> {
         let found = match self.peek() {
             Kind::Name(name) => format!("`{name}`"),
             Kind::Dot(name) => format!("`.{name}`"),
@@ -70,27 +71,27 @@ impl<'a> Parser<'a> {
         self.fail(format!("expected {wanted}, found {found}"))
     }
 
-    fn is_mark(&self, mark: char) -> bool {
+    pub(super) fn is_mark(&self, mark: char) -> bool {
         self.peek() == Kind::Mark(mark)
     }
 
-    fn accept(&mut self, mark: char) -> bool {
+    pub(super) fn accept(&mut self, mark: char) -> bool {
         let found = self.is_mark(mark);
         self.at += usize::from(found);
         found
     }
 
-    fn expect(&mut self, mark: char) -> Result<()> {
+    pub(super) fn expect(&mut self, mark: char) -> Result<()> {
         if self.accept(mark) { Ok(()) } else { self.unexpected(&format!("`{mark}`")) }
     }
 
-    fn accept_dot(&mut self, name: &str) -> bool {
+    pub(super) fn accept_dot(&mut self, name: &str) -> bool {
         let found = self.peek() == Kind::Dot(name);
         self.at += usize::from(found);
         found
     }
 
-    fn name(&mut self) -> Result<String> {
+    pub(super) fn name(&mut self) -> Result<String> {
         match self.peek() {
             Kind::Name(name) => {
                 self.at += 1;
@@ -100,7 +101,7 @@ impl<'a> Parser<'a> {
         }
     }
 
-    fn integer(&mut self) -> Result<u64> {
+    pub(super) fn integer(&mut self) -> Result<u64> {
         let negative = self.accept('-');
         match self.peek() {
             Kind::Integer(value) => {
@@ -111,13 +112,13 @@ impl<'a> Parser<'a> {
         }
     }
 
-    fn small(&mut self) -> Result<u32> {
+    pub(super) fn small(&mut self) -> Result<u32> {
         let value = self.integer()?;
         u32::try_from(value).or_else(|_| self.fail(format!("{value} is out of range")))
     }
 
     /// Parses what may contain itself.
-    fn nested<T>(&mut self, parse: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
+    pub(super) fn nested<T>(&mut self, parse: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
         if self.depth == MOST_DEPTH {
             return self.fail(format!("more than {MOST_DEPTH} scopes or lists within each other"));
         }
@@ -127,7 +128,7 @@ impl<'a> Parser<'a> {
         parsed
     }
 
-    fn module(&mut self) -> Result<()> {
+    pub(super) fn module(&mut self) -> Result<()> {
         loop {
             let line = self.line();
             match self.next() {
@@ -160,7 +161,7 @@ impl<'a> Parser<'a> {
         }
     }
 
-    fn version(&mut self) -> Result<()> {
+    pub(super) fn version(&mut self) -> Result<()> {
         // `8.8` is one token, a decimal constant: take its text apart instead.
         let token = self.token();
         let text = &self.text[token.start..token.end];
@@ -173,7 +174,7 @@ impl<'a> Parser<'a> {
         Ok(())
     }
 
-    fn file(&mut self) -> Result<()> {
+    pub(super) fn file(&mut self) -> Result<()> {
         let index = self.small()?;
         let Kind::Text(path) = self.next() else {
             self.at -= 1;
@@ -187,7 +188,7 @@ impl<'a> Parser<'a> {
     }
 
     /// Debug sections hold nothing that runs.
-    fn section(&mut self) -> Result<()> {
+    pub(super) fn section(&mut self) -> Result<()> {
         while !self.is_mark('{') {
             if self.next() == Kind::End {
                 return self.unexpected("a section");
@@ -202,7 +203,7 @@ impl<'a> Parser<'a> {
     }
 
     /// A line mark, which ends with its line.
-    fn loc(&mut self, line: u32) -> Result<()> {
+    pub(super) fn loc(&mut self, line: u32) -> Result<()> {
         let file = self.small()?;
         let source_line = self.small()?;
         self.location = (source_line > 0).then_some((file, source_line)).or(self.location);
@@ -212,7 +213,7 @@ impl<'a> Parser<'a> {
         Ok(())
     }
 
-    fn pragma(&mut self) -> Result<()> {
+    pub(super) fn pragma(&mut self) -> Result<()> {
         loop {
             match self.next() {
                 Kind::Text("nounroll" | "enable_smem_spilling") => {}
@@ -229,236 +230,8 @@ impl<'a> Parser<'a> {
         }
     }
 
-    fn declaration(&mut self) -> Result<()> {
-        let mut external = false;
-        loop {
-            match self.peek() {
-                Kind::Dot("extern") => external = true,
-                Kind::Dot("visible" | "weak" | "common") => {}
-                Kind::Dot("entry") => {
-                    self.at += 1;
-                    return self.function(true);
-                }
-                Kind::Dot("func") => {
-                    self.at += 1;
-                    return self.function(false);
-                }
-                Kind::Dot(name) => {
-                    let Some(space) = variable_space(name) else {
-                        return self.fail(format!("unknown directive `.{name}`"));
-                    };
-                    self.at += 1;
-                    let variables = self.variables(space, external)?;
-                    self.tree.variables.extend(variables);
-                    return Ok(());
-                }
-                _ => return self.unexpected("a directive"),
-            }
-            self.at += 1;
-        }
-    }
-
-    /// The declarators after a state space, up to the semicolon.
-    fn variables(&mut self, space: VariableSpace, external: bool) -> Result<Vec<Variable>> {
-        let mut found = vec![self.variable(space, external)?];
-        while self.accept(',') {
-            let first = found[0].clone();
-            found.push(self.declarator(space, external, first.ty, first.align)?);
-        }
-        self.expect(';')?;
-        Ok(found)
-    }
-
-    fn variable(&mut self, space: VariableSpace, external: bool) -> Result<Variable> {
-        let mut align = None;
-        let mut vector = 1;
-        let ty = loop {
-            let Kind::Dot(name) = self.peek() else { return self.unexpected("a type") };
-            self.at += 1;
-            match name {
-                "align" => align = Some(self.small()?),
-                "v2" => vector = 2,
-                "v4" => vector = 4,
-                "ptr" | "global" | "const" | "shared" | "local" | "generic" => {
-                    if space != VariableSpace::Param {
-                        return self.fail(format!("unexpected `.{name}`"));
-                    }
-                }
-                _ => match Type::by_name(name) {
-                    Some(ty) => break ty,
-                    None => return self.fail(format!("unknown type or attribute `.{name}`")),
-                },
-            }
-        };
-        // A parameter's `.ptr` attribute follows its type; its alignment is that of the pointee.
-        if self.accept_dot("ptr") {
-            while let Kind::Dot(name) = self.peek() {
-                self.at += 1;
-                match name {
-                    "global" | "const" | "shared" | "local" | "generic" => {}
-                    "align" => drop(self.small()?),
-                    _ => return self.fail(format!("unknown pointer attribute `.{name}`")),
-                }
-            }
-        }
-        let align = align.unwrap_or(ty.bytes() * vector);
-        if !align.is_power_of_two() {
-            return self.fail(format!("an alignment of {align} is not a power of two"));
-        }
-        let mut variable = self.declarator(space, external, ty, align)?;
-        variable.bytes = variable.bytes.and_then(|bytes| bytes.checked_mul(u64::from(vector)));
-        Ok(variable)
-    }
-
-    fn declarator(
-        &mut self,
-        space: VariableSpace,
-        external: bool,
-        ty: Type,
-        align: u32,
-    ) -> Result<Variable> {
-        let line = self.line();
-        let name = self.name()?;
-        let mut elements = Some(1_u64);
-        while self.accept('[') {
-            let length = if self.is_mark(']') { None } else { Some(self.integer()?) };
-            self.expect(']')?;
-            elements = elements.zip(length).and_then(|(sofar, length)| sofar.checked_mul(length));
-        }
-        let mut initial = Vec::new();
-        if self.accept('=') {
-            self.initial(ty, &mut initial)?;
-        }
-        if elements.is_none() && !initial.is_empty() {
-            elements = Some(initial.len() as u64);
-        }
-        let bytes = elements.and_then(|count| count.checked_mul(u64::from(ty.bytes())));
-        Ok(Variable { space, name, ty, align, bytes, initial, external, line })
-    }
-
-    fn initial(&mut self, ty: Type, into: &mut Vec<Initial>) -> Result<()> {
-        if self.accept('{') {
-            while !self.accept('}') {
-                self.nested(|parser| parser.initial(ty, into))?;
-                if !self.is_mark('}') {
-                    self.expect(',')?;
-                }
-            }
-            return Ok(());
-        }
-        let element = match self.peek() {
-            Kind::Name("generic") if self.peek_after() == Kind::Mark('(') => {
-                self.at += 2;
-                let name = self.name()?;
-                self.expect(')')?;
-                Initial::Address(name, self.offset()?)
-            }
-            Kind::Name(name) => {
-                self.at += 1;
-                Initial::Address(name.to_owned(), self.offset()?)
-            }
-            Kind::Single(bits) if ty.bits() == 64 => {
-                self.at += 1;
-                Initial::Bits(f64::from(f32::from_bits(bits)).to_bits())
-            }
-            Kind::Single(bits) => {
-                self.at += 1;
-                Initial::Bits(u64::from(bits))
-            }
-            Kind::Double(bits) if ty == Type::F32 => {
-                self.at += 1;
-                Initial::Bits(u64::from((f64::from_bits(bits) as f32).to_bits()))
-            }
-            Kind::Double(bits) => {
-                self.at += 1;
-                Initial::Bits(bits)
-            }
-            _ => Initial::Bits(self.integer()?),
-        };
-        into.push(element);
-        Ok(())
-    }
-
-    /// A signed offset after a name, if any.
-    fn offset(&mut self) -> Result<i64> {
-        if self.accept('+') {
-            return Ok(self.integer()? as i64);
-        }
-        if self.is_mark('-') {
-            return Ok(self.integer()? as i64);
-        }
-        Ok(0)
-    }
-
-    fn params(&mut self) -> Result<Vec<Variable>> {
-        let mut params = Vec::new();
-        self.expect('(')?;
-        while !self.accept(')') {
-            if !self.accept_dot("param") {
-                return self.unexpected("`.param`");
-            }
-            params.push(self.variable(VariableSpace::Param, false)?);
-            if !self.is_mark(')') {
-                self.expect(',')?;
-            }
-        }
-        Ok(params)
-    }
-
-    fn triple(&mut self) -> Result<[u32; 3]> {
-        let mut triple = [self.small()?, 1, 1];
-        for size in &mut triple[1..] {
-            if self.accept(',') {
-                *size = self.small()?;
-            }
-        }
-        Ok(triple)
-    }
-
-    fn function(&mut self, is_kernel: bool) -> Result<()> {
-        let line = self.line();
-        let returns = if self.is_mark('(') { self.params()? } else { Vec::new() };
-        let name = self.name()?;
-        let params = if self.is_mark('(') { self.params()? } else { Vec::new() };
-        let (mut max_threads, mut required_threads) = (None, None);
-        let body = loop {
-            match self.next() {
-                Kind::Dot("maxntid") => max_threads = Some(self.triple()?),
-                Kind::Dot("reqntid") => required_threads = Some(self.triple()?),
-                Kind::Dot("minnctapersm" | "maxnreg") => drop(self.small()?),
-                Kind::Dot("noreturn") => {}
-                Kind::Dot("pragma") => self.pragma()?,
-                Kind::Mark(';') => break None,
-                Kind::Mark('{') => {
-                    self.location = None;
-                    break Some(self.statements()?);
-                }
-                Kind::Dot(name) => {
-                    self.at -= 1;
-                    return self.fail(format!("unknown directive `.{name}`"));
-                }
-                _ => {
-                    self.at -= 1;
-                    return self.unexpected("the body of a function");
-                }
-            }
-        };
-        let function = FunctionTree {
-            name,
-            is_kernel,
-            returns,
-            params,
-            max_threads,
-            required_threads,
-            body,
-            line,
-        };
-        self.tree.functions.push(function);
-        Ok(())
-    }
-
     /// The statements of a scope, its closing brace included.
-    fn statements(&mut self) -> Result<Vec<Statement>> {
+    pub(super) fn statements(&mut self) -> Result<Vec<Statement>> {
         let mut statements = Vec::new();
         loop {
             let line = self.line();
@@ -482,12 +255,14 @@ impl<'a> Parser<'a> {
                 Kind::Name(label) if self.is_mark(':') => {
                     self.at += 1;
                     if self.accept_dot("branchtargets") {
-                        let mut targets = vec![self.name()?];
-                        while self.accept(',') {
-                            targets.push(self.name()?);
-                        }
-                        self.expect(';')?;
+                        let targets = self.names()?;
                         statements.push(Statement::Targets(label.to_owned(), targets));
+                    } else if self.accept_dot("calltargets") {
+                        let prototype = Prototype::Targets(self.names()?);
+                        statements.push(Statement::Prototype(label.to_owned(), prototype));
+                    } else if self.accept_dot("callprototype") {
+                        let prototype = self.prototype()?;
+                        statements.push(Statement::Prototype(label.to_owned(), prototype));
                     } else {
                         statements.push(Statement::Label(label.to_owned(), line));
                     }
@@ -500,7 +275,30 @@ impl<'a> Parser<'a> {
         }
     }
 
-    fn registers(&mut self, line: u32) -> Result<Statement> {
+    /// Names up to the semicolon.
+    pub(super) fn names(&mut self) -> Result<Vec<String>> {
+        let mut names = vec![self.name()?];
+        while self.accept(',') {
+            names.push(self.name()?);
+        }
+        self.expect(';')?;
+        Ok(names)
+    }
+
+    /// `(results) _ (parameters)`, both of which may be missing.
+    pub(super) fn prototype(&mut self) -> Result<Prototype> {
+        let returns = if self.is_mark('(') { self.params()? } else { Vec::new() };
+        if self.peek() != Kind::Name("_") {
+            return self.unexpected("`_`");
+        }
+        self.at += 1;
+        let params = if self.is_mark('(') { self.params()? } else { Vec::new() };
+        self.accept_dot("noreturn");
+        self.expect(';')?;
+        Ok(Prototype::Parameters(returns, params))
+    }
+
+    pub(super) fn registers(&mut self, line: u32) -> Result<Statement> {
         let Kind::Dot(name) = self.peek() else { return self.unexpected("a type") };
         let Some(ty) = Type::by_name(name) else {
             return self.fail(format!("unknown register type `.{name}`"));
@@ -522,7 +320,7 @@ impl<'a> Parser<'a> {
         }
     }
 
-    fn instruction(&mut self) -> Result<Instruction> {
+    pub(super) fn instruction(&mut self) -> Result<Instruction> {
         let (start, line) = (self.token().start, self.line());
         let mut guard = None;
         if self.accept('@') {
@@ -549,7 +347,7 @@ impl<'a> Parser<'a> {
         Ok(Instruction { guard, opcode, modifiers, operands, line, location, text })
     }
 
-    fn operand(&mut self) -> Result<Operand> {
+    pub(super) fn operand(&mut self) -> Result<Operand> {
         let first = match self.peek() {
             Kind::Mark('{') => {
                 self.at += 1;
@@ -614,7 +412,7 @@ impl<'a> Parser<'a> {
         Ok(first)
     }
 
-    fn list(&mut self, close: char) -> Result<Vec<Operand>> {
+    pub(super) fn list(&mut self, close: char) -> Result<Vec<Operand>> {
         let mut operands = Vec::new();
         while !self.accept(close) {
             operands.push(self.nested(Self::operand)?);
@@ -624,15 +422,4 @@ impl<'a> Parser<'a> {
         }
         Ok(operands)
     }
-}
-
-fn variable_space(name: &str) -> Option<VariableSpace> {
-    Some(match name {
-        "global" => VariableSpace::Global,
-        "const" => VariableSpace::Const,
-        "shared" => VariableSpace::Shared,
-        "local" => VariableSpace::Local,
-        "param" => VariableSpace::Param,
-        _ => return None,
-    })
 }

@@ -29,6 +29,8 @@ pub(crate) enum Type {
     F64,
     U16x2,
     S16x2,
+    E4m3x2,
+    E5m2x2,
 }
 
 impl Type {
@@ -57,6 +59,8 @@ impl Type {
             "f64" => Self::F64,
             "u16x2" => Self::U16x2,
             "s16x2" => Self::S16x2,
+            "e4m3x2" => Self::E4m3x2,
+            "e5m2x2" => Self::E5m2x2,
             _ => return None,
         })
     }
@@ -67,9 +71,22 @@ impl Type {
             Self::Pred => 1,
             Self::B8 | Self::U8 | Self::S8 => 8,
             Self::B16 | Self::U16 | Self::S16 | Self::F16 | Self::Bf16 => 16,
+            Self::E4m3x2 | Self::E5m2x2 => 16,
             Self::B64 | Self::U64 | Self::S64 | Self::F64 => 64,
             _ => 32,
         }
+    }
+
+    /// Whether a register of this type may hold values of the other, their widths aside: untyped
+    /// bits may be anything, and integers signed or not.
+    pub(crate) fn agrees(self, other: Type) -> bool {
+        let bits = |ty: Type| matches!(ty, Self::B8 | Self::B16 | Self::B32 | Self::B64);
+        self == other
+            || bits(self)
+            || bits(other)
+            // Pairs have no registers of their own kind.
+            || (self == Self::F16x2 && other.is_integer())
+            || (self.is_integer() && other.is_integer())
     }
 
     /// Width in bytes.
@@ -89,7 +106,22 @@ impl Type {
 
     /// Whether it is a floating-point type, packed or not.
     pub(crate) fn is_float(self) -> bool {
-        self.is_half() || matches!(self, Self::Tf32 | Self::F32 | Self::F64)
+        self.is_half()
+            || matches!(self, Self::Tf32 | Self::F32 | Self::F64 | Self::E4m3x2 | Self::E5m2x2)
+    }
+
+    /// Whether it is two 16-bit floating-point values in one register.
+    pub(crate) fn is_packed(self) -> bool {
+        matches!(self, Self::F16x2 | Self::Bf16x2)
+    }
+
+    /// The type of one of two packed values.
+    pub(crate) fn element(self) -> Type {
+        match self {
+            Self::F16x2 => Self::F16,
+            Self::Bf16x2 => Self::Bf16,
+            other => other,
+        }
     }
 
     /// Whether it is a 16-bit floating-point type, packed or not.
@@ -107,6 +139,8 @@ pub(crate) enum VariableSpace {
     Shared,
     Local,
     Param,
+    /// A register, as a formal of a device function.
+    Register,
 }
 
 /// Where an instruction comes from in the source: file index and line.
@@ -167,8 +201,19 @@ pub(crate) enum Statement {
     Label(String, u32),
     /// The named list of labels that `brx.idx` picks from.
     Targets(String, Vec<String>),
+    /// What an indirect call passes and receives.
+    Prototype(String, Prototype),
     Instruction(Instruction),
     Scope(Vec<Statement>),
+}
+
+/// The signature of functions that are called through pointers.
+#[derive(Clone, Debug)]
+pub(crate) enum Prototype {
+    /// Results and parameters.
+    Parameters(Vec<Variable>, Vec<Variable>),
+    /// The functions that may be called, all of one signature.
+    Targets(Vec<String>),
 }
 
 /// An instruction.

@@ -37,7 +37,22 @@ fn counts() -> Vec<Family> {
         exact("brev.b32 r0, r1;", &[(&[1], MIN), (&[0x0000_00f1], 0x8f00_0000)]),
         exact("brev.b64 w0, w1;", &[(&[1], 1 << 63), (&[0xf0 << 56], 0x0f)]),
     ];
+    let fns = vec![exact(
+        "fns.b32 r0, r1, r2, r3;",
+        &[
+            (&[0xaaaa_aaaa, 3, 1], 3),
+            (&[0xaaaa_aaaa, 3, i(-1)], 3),
+            (&[0xaaaa_aaaa, 2, 1], 3),
+            (&[0xaaaa_aaaa, 2, i(-1)], 1),
+            (&[0xaaaa_aaaa, 3, 3], 7),
+            (&[0xaaaa_aaaa, 3, 0], 3),
+            (&[0xaaaa_aaaa, 2, 0], ONES),
+            (&[0xaaaa_aaaa, 31, 2], ONES),
+            (&[0xaaaa_aaaa, 5, i(-4)], ONES),
+        ],
+    )];
     vec![
+        family("9.7.1.17 fns", "fns", fns),
         family("9.7.1.14 popc", "popc", popc),
         family("9.7.1.15 clz", "clz", clz),
         family("9.7.1.16 bfind", "bfind", bfind),
@@ -96,6 +111,15 @@ fn fields() -> Vec<Family> {
             ],
         ),
     ];
+    let szext = vec![
+        exact(
+            "szext.clamp.s32 r0, r1, r2;",
+            &[(&[0xf8, 4], 0xffff_fff8), (&[0xf7, 4], 7), (&[5, 0], 0), (&[MIN, 40], MIN)],
+        ),
+        exact("szext.wrap.s32 r0, r1, r2;", &[(&[0xf8, 36], 0xffff_fff8), (&[ONES, 32], 0)]),
+        exact("szext.clamp.u32 r0, r1, r2;", &[(&[0xf8, 4], 8), (&[ONES, 99], ONES)]),
+        exact("szext.wrap.u32 r0, r1, r2;", &[(&[0x1ff, 40], 0xff), (&[ONES, 32], 0)]),
+    ];
     let bmsk = vec![
         exact(
             "bmsk.clamp.b32 r0, r1, r2;",
@@ -115,6 +139,7 @@ fn fields() -> Vec<Family> {
     vec![
         family("9.7.1.19 bfe", "bfe", bfe),
         family("9.7.1.20 bfi", "bfi", bfi),
+        family("9.7.1.21 szext", "szext", szext),
         family("9.7.1.22 bmsk", "bmsk", bmsk),
     ]
 }
@@ -173,7 +198,24 @@ fn logic() -> Vec<Family> {
             exact(format!("lop3.b32 r0, r1, r2, r3, {table:#x};"), &[(bits, result)])
         })
         .collect();
-    let lop3 = with_refusal(lop3, "lop3.b64 w0, w1, w2, w3, 0x96;", ".b32");
+    let mut lop3 = with_refusal(lop3, "lop3.b64 w0, w1, w2, w3, 0x96;", ".b32");
+    // The predicate: whether the result is not zero, combined with input 4.
+    let both = "selp.b32 r11, 1, 0, p10; mov.b64 w0, {r10, r11};";
+    lop3.extend([
+        exact(
+            format!("lop3.or.b32 r10|p10, r1, r2, r3, 0x80, p4; {both}"),
+            &[(&[7, 6, 4, 0], 4 | 1 << 32), (&[1, 2, 4, 0], 0), (&[1, 2, 4, 1], 1 << 32)],
+        ),
+        exact(
+            format!("lop3.and.b32 r10|p10, r1, r2, r3, 0x80, !p4; {both}"),
+            &[(&[7, 6, 4, 0], 4 | 1 << 32), (&[7, 6, 4, 1], 4), (&[1, 2, 4, 0], 0)],
+        ),
+        exact(
+            "lop3.and.b32 _|p0, r1, r2, r3, 0x80, p4;",
+            &[(&[7, 6, 4, 1], 1), (&[7, 6, 4, 0], 0)],
+        ),
+        refused("lop3.b32 r0, r1, r2, r3, 0x100;", "0 to 255"),
+    ]);
     let and = with_refusal(and, "and.u32 r0, r1, r2;", "does not exist");
     vec![
         family("9.7.8.1 and", "and", and),

@@ -14,6 +14,14 @@ pub fn families() -> Vec<Family> {
         family("9.7.13.10 match.sync", "match", matches()),
         family("9.7.13.11 activemask", "activemask", active()),
         family("9.7.13.12 redux.sync", "redux", reductions()),
+        family(
+            "9.7.13.13 griddepcontrol",
+            "griddepcontrol",
+            vec![exact(
+                "griddepcontrol.wait; griddepcontrol.launch_dependents; mov.u32 r0, 1;",
+                &[(&[], 1)],
+            )],
+        ),
         family("9.7.13.14 elect.sync", "elect", elections()),
         family("9.7.13.1 bar", "bar", barriers("bar")),
         family("9.7.13.1 barrier", "barrier", barriers("barrier")),
@@ -79,8 +87,9 @@ fn shuffles() -> Vec<Case> {
             "setp.lt.u32 p10, rl, 16; @p10 shfl.sync.idx.b32 r10, r1, 0, 31, -1;",
             FaultKind::MissingLanes,
         ),
-        refused("shfl.idx.b32 r0, r1, 0, 31;", "sync"),
-        refused("shfl.sync.b32 r0, r1, 0, 31, -1;", "mode"),
+        refused("shfl.sync.idx.b32 _|p0, r1, 0, 31, -1;", "needs a register"),
+        refused("shfl.idx.b32 r0, r1, 0, 31;", "does not exist"),
+        refused("shfl.sync.b32 r0, r1, 0, 31, -1;", "does not exist"),
     ]
 }
 
@@ -108,8 +117,8 @@ fn votes() -> Vec<Case> {
             |_| vec![],
             |lane| if lane < 8 { 5 } else { 0x5555_5500 },
         ),
-        refused("vote.sync.ballot.pred p0, p1, -1;", "type"),
-        refused("vote.all.pred p0, p1;", "sync"),
+        refused("vote.sync.ballot.pred p0, p1, -1;", "does not exist"),
+        refused("vote.all.pred p0, p1;", "does not exist"),
         fault(
             "setp.lt.u32 p10, rl, 4; @p10 vote.sync.any.pred p11, p10, -1;",
             FaultKind::MissingLanes,
@@ -147,7 +156,9 @@ fn matches() -> Vec<Case> {
             |_| 0,
         ),
         warp("match.all.sync.b32 r0, r1, -1;", |_| vec![9], |_| ALL),
-        refused("match.some.sync.b32 r0, r1, -1;", "mode"),
+        warp("match.all.sync.b32 _|p0, r1, -1;", |_| vec![9], |_| 1),
+        refused("match.any.sync.b32 r0|p0, r1, -1;", "writes no predicate"),
+        refused("match.some.sync.b32 r0, r1, -1;", "does not exist"),
     ]
 }
 
@@ -193,6 +204,8 @@ fn elections() -> Vec<Case> {
             |_| vec![],
             |lane| u64::from(lane == 0) << 32,
         ),
+        warp("elect.sync _|p0, -1;", |_| vec![], |lane| u64::from(lane == 0)),
+        refused("elect.sync r0|_, -1;", "a register is expected"),
         warp(
             format!(
                 "setp.ge.u32 p11, rl, 20; mov.u32 r10, 99; setp.ne.u32 p10, 0, 0; \
@@ -232,8 +245,14 @@ fn barriers(opcode: &str) -> Vec<Case> {
         counted(".red.or.pred p0, 1, p10;", 1),
         counted(".red.or.pred p0, 1, !p11;", 0),
         counted(".sync 15; mov.u32 r0, 1;", 1),
+        counted(".cta.red.popc.u32 r0, 0, p10;", 16),
+        counted(".cta.red.and.pred p0, 0, p11;", 1),
+        counted(".cta.red.or.pred p0, 0, !p11;", 0),
+        // An arrival waits for nothing; the barrier is complete with it.
+        counted(".arrive 4, 32; mov.u32 r0, 1;", 1),
+        counted(".cta.arrive 4, 32; mov.u32 r0, 1;", 1),
         refused(&format!("{opcode}.arrive 1;"), "thread count"),
-        refused(&format!("{opcode}.nothing 1;"), "barrier"),
+        refused(&format!("{opcode}.nothing 1;"), "does not exist"),
         fault(&format!("{opcode}.sync 16;"), FaultKind::IllegalOperand),
         fault(&format!("{opcode}.sync 1, 64;"), FaultKind::IllegalOperand),
     ]);
@@ -243,6 +262,15 @@ fn barriers(opcode: &str) -> Vec<Case> {
         cases.push(fault(&format!("{odd} @p10 bar.warp.sync -1;"), FaultKind::MissingLanes));
     } else {
         cases.push(exchange(".sync.aligned 0"));
+        cases.push(exchange(".cta.sync.aligned 0"));
+        cases.push(counted(".red.popc.aligned.u32 r0, 0, p10;", 16));
+        cases.push(counted(".red.and.aligned.pred p0, 0, p10;", 0));
+        cases.push(counted(".red.or.aligned.pred p0, 0, p10;", 1));
+        cases.push(counted(".cta.red.popc.aligned.u32 r0, 0, p10;", 16));
+        cases.push(counted(".cta.red.and.aligned.pred p0, 0, p11;", 1));
+        cases.push(counted(".cta.red.or.aligned.pred p0, 0, p10;", 1));
+        cases.push(counted(".arrive.aligned 4, 32; mov.u32 r0, 1;", 1));
+        cases.push(counted(".cta.arrive.aligned 4, 32; mov.u32 r0, 1;", 1));
     }
     cases
 }

@@ -116,8 +116,7 @@ fn setp() -> Vec<Case> {
         "setp.lt.or.f32 p0, r1, r2, !p3;",
         &[(&[NAN, f(1.0), 1], 0), (&[NAN, f(1.0), 0], 1), (&[f(1.0), f(2.0), 1], 1)],
     ));
-    cases.push(refused("setp.nan.u32 p0, r1, r2;", "comparison"));
-    cases.push(refused("setp.lt.f16x2 p0, r1, r2;", "comparison"));
+    cases.push(refused("setp.nan.u32 p0, r1, r2;", "does not exist"));
     cases
 }
 

@@ -11,13 +11,27 @@ pub fn families() -> Vec<Family> {
         family("9.7.12.3 bra", "bra", branches()),
         family("9.7.12.4 brx.idx", "brx", indexed()),
         family("9.7.12.5 call", "call", calls()),
+        family("9.7.12.5 call", "call", recursive_calls()),
+        family("9.7.12.5 call", "call", indirect_calls()),
         family("9.7.12.6 ret", "ret", leaving("ret")),
+        family("9.7.12.6 ret", "ret", leaving("ret.uni")),
         family("9.7.12.7 exit", "exit", leaving("exit")),
+        family("9.7.17.1 stacksave", "stacksave", stack("stacksave")),
+        family("9.7.17.2 stackrestore", "stackrestore", stack("stackrestore")),
+        family("9.7.17.3 alloca", "alloca", stack("alloca")),
         family("9.7.19.1 brkpt", "brkpt", vec![fault("brkpt;", FaultKind::Trap)]),
         family(
             "9.7.19.2 nanosleep",
             "nanosleep",
             vec![exact("nanosleep.u32 10; nanosleep.u32 r1; mov.u32 r0, 1;", &[(&[5], 1)])],
+        ),
+        family(
+            "9.7.19.3 pmevent",
+            "pmevent",
+            vec![
+                exact("pmevent 3; pmevent.mask 0xff; mov.u32 r0, 1;", &[(&[], 1)]),
+                refused("pmevent r1;", "constant"),
+            ],
         ),
         family(
             "9.7.19.4 trap",
@@ -28,6 +42,39 @@ pub fn families() -> Vec<Family> {
             ],
         ),
     ]
+}
+
+/// Memory that is taken from the stack, and given back.
+fn stack(opcode: &str) -> Vec<Case> {
+    match opcode {
+        "stacksave" => {
+            vec![exact("stacksave.u64 w10; stacksave.u64 w11; sub.u64 w0, w10, w11;", &[(&[], 0)])]
+        }
+        "stackrestore" => vec![exact(
+            "stacksave.u64 w10; alloca.u64 w11, 64; stackrestore.u64 w10; alloca.u64 w12, 64; \
+             sub.u64 w0, w11, w12;",
+            &[(&[], 0)],
+        )],
+        _ => vec![
+            exact(
+                "alloca.u64 w10, w1; alloca.u64 w11, 16; st.local.u32 [w10+12], r2; \
+                 st.local.u32 [w11+12], r3; ld.local.u32 r10, [w10+12]; \
+                 ld.local.u32 r11, [w11+12]; mov.b64 w0, {r10, r11};",
+                &[(&[16, 5, 6], 5 | 6 << 32), (&[100, 7, 8], 7 | 8 << 32)],
+            ),
+            exact("alloca.u64 w10, 3, 64; and.b64 w0, w10, 63;", &[(&[], 0)]),
+            // What a function takes of the stack is free again after it.
+            exact(
+                ".func take() { .reg .b64 a; alloca.u64 a, 600; st.local.u32 [a], 1; ret; } --- \
+                 call take; call take; call take; alloca.u64 w10, 600; mov.u32 r0, 1;",
+                &[(&[], 1)],
+            ),
+            // Fresh memory of the stack holds nothing.
+            fault("alloca.u64 w10, 8; ld.local.u64 w0, [w10];", FaultKind::UninitializedRead),
+            fault("alloca.u64 w10, 100000;", FaultKind::OutOfBounds),
+            refused("alloca.u64 w10, 8, 3;", "power of two"),
+        ],
+    }
 }
 
 #[test]
@@ -176,9 +223,106 @@ fn calls() -> Vec<Case> {
             &[(&[1, 2], 0x102)],
         ),
         exact(".func idle() { ret; } --- call idle; mov.u32 r0, r1;", &[(&[6], 6)]),
+        // The heap: two allocations do not overlap, and a freed one is given out again.
+        exact(
+            ".extern .func (.param .b64 o) malloc(.param .b64 i); .extern .func free(.param .b64 i); \
+             --- { .param .b64 i; .param .b64 o; st.param.b64 [i], 24; call (o), malloc, (i); \
+             ld.param.b64 w10, [o]; call (o), malloc, (i); ld.param.b64 w11, [o]; \
+             st.u64 [w10+16], w1; st.u64 [w11+16], w2; ld.u64 w12, [w10+16]; \
+             st.param.b64 [i], w10; call free, (i); st.param.b64 [i], 0; call free, (i); \
+             st.param.b64 [i], w11; call free, (i); mov.u64 w0, w12; }",
+            &[(&[5, 6], 5)],
+        ),
+        fault(
+            ".extern .func free(.param .b64 i); --- { .param .b64 i; st.param.b64 [i], 64; \
+             call free, (i); }",
+            FaultKind::IllegalOperand,
+        ),
         fault(&format!("{assert} --- {arguments}"), FaultKind::Assertion),
-        refused(&pass("call (b), twice;"), "does not fit"),
+        refused(&pass("call (b), twice;"), "results and arguments"),
         refused(&pass("call (b), thrice, (a);"), "thrice"),
+    ]
+}
+
+fn recursive_calls() -> Vec<Case> {
+    // n + the sum of the smaller ones; x has to survive the call.
+    let sum = ".func (.param .b32 o) sum(.param .b32 i) { .reg .b32 x, y; .reg .pred p; \
+               .local .b32 kept; .param .b32 a; .param .b32 b; ld.param.b32 x, [i]; \
+               mov.u32 y, 0; setp.eq.u32 p, x, 0; @p bra done; st.local.u32 [kept], x; \
+               sub.u32 y, x, 1; st.param.b32 [a], y; call (b), sum, (a); ld.param.b32 y, [b]; \
+               add.u32 y, y, x; ld.local.u32 x, [kept]; setp.gt.u32 p, y, 1000; @p trap; \
+               done: st.param.b32 [o], y; ret.uni; }";
+    let run = "{ .param .b32 a; .param .b32 b; st.param.b32 [a], r1; call (b), sum, (a); \
+               ld.param.b32 r0, [b]; }";
+    // Each calls the other with one less.
+    let mutual = |name: &str, other: &str, at_zero: u32| {
+        format!(
+            ".func (.param .b32 o) {name}(.param .b32 i) {{ .reg .b32 x; .reg .pred p; \
+             .param .b32 a; .param .b32 b; ld.param.b32 x, [i]; setp.ne.u32 p, x, 0; @p bra more; \
+             st.param.b32 [o], {at_zero}; ret; more: sub.u32 x, x, 1; st.param.b32 [a], x; \
+             call (b), {other}, (a); ld.param.b32 x, [b]; st.param.b32 [o], x; ret; }} "
+        )
+    };
+    let declared = ".func (.param .b32 o) odd(.param .b32 i); ";
+    let parity = format!("{declared}{}{}", mutual("even", "odd", 1), mutual("odd", "even", 0));
+    vec![
+        exact(format!("{sum} --- {run}"), &[(&[0], 0), (&[1], 1), (&[4], 10), (&[20], 210)]),
+        exact(
+            format!("{parity} --- {}", run.replace("sum", "even")),
+            &[(&[0], 1), (&[1], 0), (&[6], 1), (&[9], 0)],
+        ),
+        fault(&format!("{sum} --- mov.u32 r1, 30000; {run}"), FaultKind::OutOfBounds),
+        fault(".func f() { call f; ret; } --- call f;", FaultKind::OutOfBounds),
+    ]
+}
+
+fn indirect_calls() -> Vec<Case> {
+    let two = ".func (.param .b32 o) double(.param .b32 i) { .reg .b32 x; ld.param.b32 x, [i]; \
+               add.u32 x, x, x; st.param.b32 [o], x; ret; } \
+               .func (.param .b32 o) square(.param .b32 i) { .reg .b32 x; ld.param.b32 x, [i]; \
+               mul.lo.u32 x, x, x; st.param.b32 [o], x; ret; } \
+               .func (.param .b64 o) other(.param .b64 i) { ret; } \
+               .global .u64 table[3] = { double, square, other };";
+    let call = "{ .param .b32 a; .param .b32 b; st.param.b32 [a], r1; \
+                shape: .callprototype (.param .b32 _) _ (.param .b32 _); \
+                call (b), w10, (a), shape; ld.param.b32 r0, [b]; }";
+    let pick = "mad.wide.u32 w10, r2, 8, 0; mov.u64 w11, table; add.u64 w10, w10, w11; \
+                ld.global.u64 w10, [w10];";
+    vec![
+        // Lanes of one warp call different functions.
+        exact(
+            format!("{two} --- {pick} {call}"),
+            &[(&[7, 0], 14), (&[7, 1], 49), (&[9, 0], 18), (&[9, 1], 81)],
+        ),
+        exact(format!("{two} --- mov.u64 w10, square; {call}"), &[(&[5], 25)]),
+        exact(
+            format!(
+                "{two} --- {}",
+                format!("mov.u64 w10, double; {call}").replace(
+                    "shape: .callprototype (.param .b32 _) _ (.param .b32 _);",
+                    "shape: .calltargets double, square;"
+                )
+            ),
+            &[(&[5], 10)],
+        ),
+        exact(
+            format!(
+                "{two} --- mov.u64 w10, square; setp.eq.u32 p10, r2, 1; mov.u32 r0, 3; {}",
+                call.replace("call (b)", "@p10 call (b)")
+                    .replace("st.param.b32 [a], r1;", "st.param.b32 [a], r1; st.param.b32 [b], 3;")
+            ),
+            &[(&[5, 1], 25), (&[5, 0], 3)],
+        ),
+        // Formals in registers, and arguments that are registers and constants.
+        exact(
+            ".func (.reg .b32 o) add3(.reg .b32 a, .reg .b32 b, .param .b32 c) { .reg .b32 x; \
+             ld.param.b32 x, [c]; add.u32 o, a, b; add.u32 o, o, x; ret; } --- \
+             call (r0), add3, (r1, 5, r2);",
+            &[(&[1, 100], 106)],
+        ),
+        fault(&format!("{two} --- mov.u64 w10, 0; {call}"), FaultKind::IllegalOperand),
+        fault(&format!("{two} --- mov.u64 w10, other; {call}"), FaultKind::IllegalOperand),
+        refused(&format!("{two} --- mov.u64 w10, square; call w10, nothing;"), "unknown prototype"),
     ]
 }
 

@@ -84,7 +84,15 @@ fn sums() -> Vec<Family> {
                 (&[D1, d(-1.0)], 0),
             ],
         ),
-        exact("add.rz.f64 w0, w1, w2;", &[(&[D1 + 1, d(2_f64.powi(-53))], D1 + 1)]),
+        exact("add.rn.f64 w0, w1, w2;", &[(&[D1 + 1, d(2_f64.powi(-53))], D1 + 2)]),
+        exact(
+            "add.rz.f64 w0, w1, w2;",
+            &[
+                (&[D1 + 1, d(2_f64.powi(-53))], D1 + 1),
+                (&[d(f64::MAX), d(f64::MAX)], d(f64::MAX)),
+                (&[D1, d(-1e-300)], D1 - 1),
+            ],
+        ),
         exact(
             "add.rm.f64 w0, w1, w2;",
             &[(&[D1, d(-1.0)], 1 << 63), (&[d(-1.0), d(-1e-40)], d(-1.0) + 1)],
@@ -96,7 +104,7 @@ fn sums() -> Vec<Family> {
         ),
         refused("add.sat.f64 w0, w1, w2;", "does not exist"),
         refused("add.tf32 r0, r1, r2;", "does not exist"),
-        refused("add.f32.rn.rz r0, r1, r2;", "unknown modifier"),
+        refused("add.f32.rn.rz r0, r1, r2;", "does not exist"),
     ];
     let sub = vec![
         exact("sub.f32 r0, r1, r2;", &[(&[ONE, f(0.25)], f(0.75)), (&[INF, INF], NAN)]),
@@ -107,6 +115,7 @@ fn sums() -> Vec<Family> {
         exact("sub.ftz.f32 r0, r1, r2;", &[(&[TINY, 0], 0)]),
         exact("sub.sat.f32 r0, r1, r2;", &[(&[ONE, f(2.0)], 0)]),
         exact("sub.f64 w0, w1, w2;", &[(&[D1, d(0.25)], d(0.75))]),
+        exact("sub.rn.f64 w0, w1, w2;", &[(&[D1, d(1e-40)], D1)]),
         exact("sub.rz.f64 w0, w1, w2;", &[(&[D1, d(1e-40)], D1 - 1)]),
         exact("sub.rm.f64 w0, w1, w2;", &[(&[D1, D1], 1 << 63)]),
         exact("sub.rp.f64 w0, w1, w2;", &[(&[D1, d(1e-40)], D1)]),
@@ -150,7 +159,21 @@ fn products() -> Vec<Family> {
                 (&[d(f64::MAX), d(2.0)], d(f64::INFINITY)),
             ],
         ),
-        refused("mul.lo.f32 r0, r1, r2;", "half"),
+        exact("mul.rn.f64 w0, w1, w2;", &[(&[D1 + 1, D1 + 1], D1 + 2)]),
+        // (1 + u)^2 = 1 + 2u + u^2 lies above 1 + 2u.
+        exact(
+            "mul.rz.f64 w0, w1, w2;",
+            &[(&[D1 + 1, D1 + 1], D1 + 2), (&[d(f64::MAX), d(2.0)], d(f64::MAX)), (&[1, D1], 1)],
+        ),
+        exact(
+            "mul.rm.f64 w0, w1, w2;",
+            &[(&[D1 + 1, D1 + 1], D1 + 2), (&[1, d(-0.5)], 1 << 63 | 1), (&[1, d(0.5)], 0)],
+        ),
+        exact(
+            "mul.rp.f64 w0, w1, w2;",
+            &[(&[D1 + 1, D1 + 1], D1 + 3), (&[1, d(0.5)], 1), (&[0, d(-2.0)], 1 << 63)],
+        ),
+        refused("mul.lo.f32 r0, r1, r2;", "does not exist"),
     ];
     // (1 + e)(1 - e) - 1 = -e^2, which two roundings would lose.
     let fused = &[NEXT, 0x3f7f_fffe, f(-1.0)];
@@ -191,9 +214,34 @@ fn products() -> Vec<Family> {
                 (&[d(2.0), d(3.0), d(4.0)], d(10.0)),
             ],
         ),
+        exact(
+            "fma.rz.f64 w0, w1, w2, w3;",
+            &[(&[D1, D1, 1], D1), (&[d(f64::MAX), d(2.0), 0], d(f64::MAX))],
+        ),
+        exact(
+            "fma.rm.f64 w0, w1, w2, w3;",
+            &[(&[D1, D1, 1 << 63 | 1], D1 - 1), (&[D1, D1, d(-1.0)], 1 << 63)],
+        ),
+        exact(
+            "fma.rp.f64 w0, w1, w2, w3;",
+            &[
+                (&[D1, D1, 1], D1 + 1),
+                (&[D1, D1, d(-1.0)], 0),
+                // 2^-1074 * 2^-1074 is far below, but not nothing.
+                (&[1, 1, D1], D1 + 1),
+                (&[1, 1 << 63 | 1, D1], D1),
+            ],
+        ),
     ];
     let mad = vec![
         exact("mad.rn.f32 r0, r1, r2, r3;", &[(fused, f(-(2_f32.powi(-46))))]),
+        exact("mad.rz.f32 r0, r1, r2, r3;", &[(&[ONE, ONE, TINY], ONE)]),
+        exact("mad.rm.f32 r0, r1, r2, r3;", &[(&[ONE, ONE, TINY | NEG0], BELOW)]),
+        exact("mad.rp.f32 r0, r1, r2, r3;", &[(&[ONE, ONE, TINY], NEXT)]),
+        exact("mad.rn.ftz.sat.f32 r0, r1, r2, r3;", &[(&[ONE, f(2.0), TINY], ONE)]),
+        exact("mad.rz.f64 w0, w1, w2, w3;", &[(&[D1, D1, 1], D1)]),
+        exact("mad.rm.f64 w0, w1, w2, w3;", &[(&[D1, D1, 1 << 63 | 1], D1 - 1)]),
+        exact("mad.rp.f64 w0, w1, w2, w3;", &[(&[D1, D1, 1], D1 + 1)]),
         exact("mad.rn.f64 w0, w1, w2, w3;", &[(&[d(2.0), d(3.0), d(4.0)], d(10.0))]),
     ];
     vec![
@@ -270,6 +318,7 @@ fn extremes() -> Vec<Family> {
             ],
         ),
         exact("min.ftz.f32 r0, r1, r2;", &[(&[TINY, ONE], 0)]),
+        exact("min.ftz.NaN.f32 r0, r1, r2;", &[(&[TINY, ONE], 0), (&[NAN, ONE], NAN)]),
         exact(
             "min.NaN.f32 r0, r1, r2;",
             &[(&[NAN, ONE], NAN), (&[ONE, 0x7fc0_0000], NAN), (&[ONE, 0], 0)],
@@ -305,6 +354,11 @@ fn extremes() -> Vec<Family> {
             ],
         ),
         exact("max.ftz.f32 r0, r1, r2;", &[(&[TINY, f(-1.0)], 0)]),
+        exact("max.ftz.NaN.f32 r0, r1, r2;", &[(&[TINY, NEG0 | TINY], 0), (&[NAN, ONE], NAN)]),
+        exact(
+            "max.ftz.NaN.xorsign.abs.f32 r0, r1, r2;",
+            &[(&[f(-3.0), TINY], f(-3.0)), (&[NAN, ONE], NAN), (&[NEG0 | TINY, 0], NEG0)],
+        ),
         exact("max.NaN.f32 r0, r1, r2;", &[(&[NAN, ONE], NAN), (&[ONE, 0], ONE)]),
         exact(
             "max.xorsign.abs.f32 r0, r1, r2;",

@@ -10,6 +10,9 @@ const HUGE: u64 = 0x7f7f_ffff;
 const ONE: u64 = f(1.0);
 const NINF: u64 = f(f32::NEG_INFINITY);
 const D1: u64 = d(1.0);
+/// One third rounded down, and its negative.
+const THIRD: u64 = 0x3fd5_5555_5555_5555;
+const MINUS: u64 = 1 << 63 | THIRD;
 
 /// Numbers of every kind of magnitude.
 const SOME: &[f64] = &[1.0, -1.0, 3.0, 0.1, -7.3, 1e-30, 1e30, 12345.678, -0.999, 1.75e-38];
@@ -72,6 +75,16 @@ fn quotients() -> Vec<Family> {
             "div.rn.f64 w0, w1, w2;",
             &[(&[D1, d(3.0)], d(1.0 / 3.0)), (&[D1, 0], d(f64::INFINITY))],
         ),
+        // 1/3 = 0x3fd5555555555555 and a little more.
+        exact(
+            "div.rz.f64 w0, w1, w2;",
+            &[(&[D1, d(3.0)], THIRD), (&[d(f64::MAX), d(0.5)], d(f64::MAX)), (&[1, d(2.0)], 0)],
+        ),
+        exact("div.rm.f64 w0, w1, w2;", &[(&[D1, d(3.0)], THIRD), (&[D1, d(-3.0)], MINUS + 1)]),
+        exact(
+            "div.rp.f64 w0, w1, w2;",
+            &[(&[D1, d(3.0)], THIRD + 1), (&[D1, d(-3.0)], MINUS), (&[1, d(f64::MAX)], 1)],
+        ),
     ];
     let rcp = vec![
         exact(
@@ -83,6 +96,9 @@ fn quotients() -> Vec<Family> {
         exact("rcp.rp.f32 r0, r1;", &[(&[f(-3.0)], NEG0 | (third - 1))]),
         exact("rcp.rn.ftz.f32 r0, r1;", &[(&[HUGE], 0), (&[TINY], INF)]),
         exact("rcp.rn.f64 w0, w1;", &[(&[d(3.0)], d(1.0 / 3.0))]),
+        exact("rcp.rz.f64 w0, w1;", &[(&[d(3.0)], THIRD), (&[0], d(f64::INFINITY))]),
+        exact("rcp.rm.f64 w0, w1;", &[(&[d(3.0)], THIRD), (&[d(-3.0)], MINUS + 1)]),
+        exact("rcp.rp.f64 w0, w1;", &[(&[d(3.0)], THIRD + 1), (&[d(-4.0)], d(-0.25))]),
         exact(
             "rcp.approx.f32 r0, r1;",
             &[(&[0], INF), (&[NEG0], NINF), (&[INF], 0), (&[NAN], NAN)],
@@ -116,7 +132,11 @@ fn roots() -> Vec<Family> {
         exact("sqrt.rm.f32 r0, r1;", &[(&[f(2.0)], root2)]),
         exact("sqrt.rp.f32 r0, r1;", &[(&[f(2.0)], root2 + 1), (&[f(4.0)], f(2.0))]),
         exact("sqrt.rn.ftz.f32 r0, r1;", &[(&[TINY], 0)]),
-        exact("sqrt.rn.f64 w0, w1;", &[(&[d(2.0)], d(std::f64::consts::SQRT_2))]),
+        // The square root of two lies below 0x3ff6a09e667f3bcd.
+        exact("sqrt.rn.f64 w0, w1;", &[(&[d(2.0)], 0x3ff6_a09e_667f_3bcd)]),
+        exact("sqrt.rz.f64 w0, w1;", &[(&[d(2.0)], 0x3ff6_a09e_667f_3bcc), (&[1 << 63], 1 << 63)]),
+        exact("sqrt.rm.f64 w0, w1;", &[(&[d(2.0)], 0x3ff6_a09e_667f_3bcc), (&[d(9.0)], d(3.0))]),
+        exact("sqrt.rp.f64 w0, w1;", &[(&[d(2.0)], 0x3ff6_a09e_667f_3bcd), (&[d(9.0)], d(3.0))]),
         exact("sqrt.approx.f32 r0, r1;", &[(&[NEG0], NEG0), (&[f(-1.0)], NAN), (&[INF], INF)]),
         near("sqrt.approx.f32 r0, r1;", Bound::Relative(2_f64.powi(-23)), POSITIVE, f64::sqrt),
         exact("sqrt.approx.ftz.f32 r0, r1;", &[(&[TINY], 0), (&[f(9.0)], f(3.0))]),

@@ -55,7 +55,8 @@ fn arithmetic() -> Vec<Family> {
     ];
     let sub = vec![
         exact("sub.f16 h0, h1, h2;", &[(&[H3, H1], H2), (&[H1, H1], 0)]),
-        exact("sub.ftz.sat.f16 h0, h1, h2;", &[(&[H3, H1], H1)]),
+        exact("sub.rn.ftz.sat.f16 h0, h1, h2;", &[(&[H3, H1], H1), (&[2, 1], 0)]),
+        exact("sub.rn.bf16 h0, h1, h2;", &[(&[B3, B1], B2)]),
         exact("sub.f16x2 r0, r1, r2;", &[(&[two(H3, H1), two(H1, H2)], two(H2, H1 | MINUS))]),
         exact("sub.bf16 h0, h1, h2;", &[(&[B3, B1], B2)]),
         exact("sub.bf16x2 r0, r1, r2;", &[(&[two(B3, B1), two(B1, B2)], two(B2, B1 | MINUS))]),
@@ -65,6 +66,8 @@ fn arithmetic() -> Vec<Family> {
             "mul.f16 h0, h1, h2;",
             &[(&[H2, H3], 0x4600), (&[HMAX, H2], HINF), (&[1, 0x3800], 0)],
         ),
+        exact("mul.rn.f16 h0, h1, h2;", &[(&[H2, H3], 0x4600)]),
+        exact("mul.rn.bf16 h0, h1, h2;", &[(&[B2, B3], 0x40c0)]),
         exact("mul.ftz.f16 h0, h1, h2;", &[(&[0x0400, 0x3800], 0)]),
         exact("mul.sat.f16 h0, h1, h2;", &[(&[H2, H3], H1)]),
         exact("mul.f16x2 r0, r1, r2;", &[(&[two(H2, H1), two(H3, H2)], two(0x4600, H2))]),
@@ -87,6 +90,10 @@ fn arithmetic() -> Vec<Family> {
         exact(
             "fma.rn.relu.f16 h0, h1, h2, h3;",
             &[(&[H2, H3 | MINUS, H1], 0), (&[H2, H3, H1], 0x4700), (&[NAN16, H1, H1], NAN16)],
+        ),
+        exact(
+            "fma.rn.ftz.relu.f16 h0, h1, h2, h3;",
+            &[(&[e, e, 0x3c02 | MINUS], 0), (&[H2, H3, H1], 0x4700)],
         ),
         exact(
             "fma.rn.f16x2 r0, r1, r2, r3;",
@@ -153,6 +160,12 @@ fn extremes() -> Vec<Family> {
         exact("min.NaN.f16x2 r0, r1, r2;", &[(&[two(H1, NAN16), two(H2, H3)], two(H1, NAN16))]),
         exact("min.bf16 h0, h1, h2;", &[(&[B1, B2 | MINUS], B2 | MINUS), (&[0x7fc0, B1], B1)]),
         exact("min.NaN.bf16 h0, h1, h2;", &[(&[0x7fc0, B1], NAN16)]),
+        exact("min.bf16x2 r0, r1, r2;", &[(&[two(B1, B2), two(B2, B1)], two(B1, B1))]),
+        exact(
+            "min.ftz.NaN.xorsign.abs.f16x2 r0, r1, r2;",
+            &[(&[two(H3 | MINUS, NAN16), two(H2, H1)], two(H2 | MINUS, NAN16))],
+        ),
+        exact("min.xorsign.abs.bf16 h0, h1, h2;", &[(&[B3 | MINUS, B2], B2 | MINUS)]),
         exact(
             "min.NaN.xorsign.abs.bf16x2 r0, r1, r2;",
             &[(&[two(B3 | MINUS, NAN16), two(B2, B1)], two(B2 | MINUS, NAN16))],
@@ -160,6 +173,17 @@ fn extremes() -> Vec<Family> {
     ];
     let max = vec![
         exact("max.f16 h0, h1, h2;", &[(&[H1, H2], H2), (&[MINUS, 0], 0), (&[NAN16, H1], H1)]),
+        exact("max.ftz.f16 h0, h1, h2;", &[(&[1, MINUS | 1], 0)]),
+        exact("max.NaN.bf16 h0, h1, h2;", &[(&[0x7fc0, B1], NAN16), (&[B1, B2], B2)]),
+        exact(
+            "max.ftz.NaN.xorsign.abs.f16 h0, h1, h2;",
+            &[(&[H3 | MINUS, H2], H3 | MINUS), (&[NAN16, H1], NAN16), (&[1 | MINUS, 1], MINUS)],
+        ),
+        exact("max.xorsign.abs.bf16 h0, h1, h2;", &[(&[B1 | MINUS, B2], B2 | MINUS)]),
+        exact(
+            "max.NaN.xorsign.abs.bf16x2 r0, r1, r2;",
+            &[(&[two(B3 | MINUS, NAN16), two(B2, B1)], two(B3 | MINUS, NAN16))],
+        ),
         exact("max.NaN.f16 h0, h1, h2;", &[(&[H1, 0x7e00], NAN16)]),
         exact("max.f16x2 r0, r1, r2;", &[(&[two(H1, NAN16), two(H2, H3)], two(H2, H3))]),
         exact(

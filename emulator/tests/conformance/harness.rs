@@ -237,7 +237,7 @@ fn module(code: &str) -> String {
     }
     let store = Output::of(code).store();
     format!(
-        ".version 8.0\n.target sm_80\n.address_size 64\n{outside}\n\
+        ".version 8.8\n.target sm_90\n.address_size 64\n{outside}\n\
          .visible .entry k(.param .u64 inputs, .param .u64 outputs, .param .u64 memory, \
          .param .u32 active) {{\n\
          .reg .b16 h<24>; .reg .b32 r<24>, rl, rs, ra; .reg .b64 w<24>, wi, wo, wm, ws;\n\
@@ -271,6 +271,18 @@ pub fn check(families: &[Family]) {
 }
 
 impl Case {
+    /// The modifiers of each instruction of that name whose effect the case checks.
+    pub fn modifiers(&self, opcode: &str) -> Vec<Vec<&str>> {
+        let checked = match self.check {
+            Check::Fault(FaultKind::Trap) => true,
+            Check::Fault(_) | Check::Refused(_) => false,
+            _ => true,
+        };
+        let words = self.code.split([';', '{', '}', ' ', '\n']).filter(|_| checked);
+        let names = words.map(|word| word.split('.').collect::<Vec<_>>());
+        names.filter(|names| names[0] == opcode).map(|names| names[1..].to_vec()).collect()
+    }
+
     fn run(&self, device: &Device) -> Result<(), String> {
         match &self.check {
             Check::Rows(rows) => self.lanes(device, rows, |&expected, found| {

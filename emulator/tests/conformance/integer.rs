@@ -29,8 +29,9 @@ fn sums() -> Vec<Family> {
         exact("add.sat.s32 r0, r1, r2;", &[(&[MAX, 1], MAX), (&[MIN, ONES], MIN), (&[2, 3], 5)]),
         exact("add.u16x2 r0, r1, r2;", &[(&[0xffff_0001, 0x0001_ffff], 0)]),
         exact("add.s16x2 r0, r1, r2;", &[(&[0x7fff_fffe, 0x0001_0003], 0x8000_0001)]),
-        refused("add.sat.u32 r0, r1, r2;", "`.sat`"),
-        refused("add.u32 r0, r1, w2;", "32 bits"),
+        refused("add.u16x2 r0, r1, 5;", "constant"),
+        refused("add.sat.u32 r0, r1, r2;", "does not exist"),
+        refused("add.u32 r0, r1, w2;", "`w2` is B64"),
     ];
     let sub = vec![
         exact("sub.u16 h0, h1, h2;", &[(&[0, 1], 0xffff)]),
@@ -100,6 +101,15 @@ fn products() -> Vec<Family> {
         exact("mad24.lo.s32 r0, r1, r2, r3;", &[(&[0xff_fffe, 3, 4], i(-2))]),
         exact("mad24.hi.u32 r0, r1, r2, r3;", &[(&[0x10_0000, 0x10, 7], 0x107)]),
         exact("mad24.hi.s32 r0, r1, r2, r3;", &[(&[0xff_ffff, 1, 7], 6)]),
+        // The product's bits 16 to 47: at most 2^30, at least -2^30.
+        exact(
+            "mad24.hi.sat.s32 r0, r1, r2, r3;",
+            &[
+                (&[0x80_0000, 0x80_0000, MAX], MAX),
+                (&[0x80_0000, 0x7f_ffff, MIN], MIN),
+                (&[0xff_ffff, 1, 7], 6),
+            ],
+        ),
     ];
     vec![
         family("9.7.1.3 mul", "mul", mul),
@@ -157,6 +167,8 @@ fn others() -> Vec<Family> {
         exact("min.s64 w0, w1, w2;", &[(&[u64::MAX, 1], u64::MAX)]),
         exact("min.u16x2 r0, r1, r2;", &[(&[0xffff_0001, 0x0002_8000], 0x0002_0001)]),
         exact("min.s16x2 r0, r1, r2;", &[(&[0xffff_0001, 0x0002_8000], 0xffff_8000)]),
+        exact("min.relu.s32 r0, r1, r2;", &[(&[ONES, 1], 0), (&[7, 5], 5), (&[MIN, 5], 0)]),
+        exact("min.relu.s16x2 r0, r1, r2;", &[(&[0xffff_0005, 0x0002_0003], 0x0000_0003)]),
     ];
     let max = vec![
         exact("max.u16 h0, h1, h2;", &[(&[0xffff, 1], 0xffff)]),
@@ -167,6 +179,8 @@ fn others() -> Vec<Family> {
         exact("max.s64 w0, w1, w2;", &[(&[u64::MAX, 1], 1)]),
         exact("max.u16x2 r0, r1, r2;", &[(&[0xffff_0001, 0x0002_8000], 0xffff_8000)]),
         exact("max.s16x2 r0, r1, r2;", &[(&[0xffff_0001, 0x0002_8000], 0x0002_0001)]),
+        exact("max.relu.s32 r0, r1, r2;", &[(&[ONES, 1], 1), (&[ONES, MIN], 0), (&[7, 5], 7)]),
+        exact("max.relu.s16x2 r0, r1, r2;", &[(&[0xffff_fffe, 0xfffd_0003], 0x0000_0003)]),
     ];
     let bytes = &[0xff01_ff01, 0x0203_0405, 100];
     let dp4a = vec![
@@ -227,6 +241,15 @@ fn carries() -> Vec<Family> {
             format!("{set} add.u32 r19, r1, r2; addc.u32 r0, 0, 0;"),
             &[(&[ONES, 1, 0, 0], 0), (&[1, 1, 0, MIN], 1)],
         ),
+        exact(format!("{set} addc.s64 w0, w1, w2;"), &[(&[l(-5), 3, 0, MIN], l(-1))]),
+        exact(
+            format!("{set} addc.cc.s32 r20, r1, r2; addc.u32 r0, 0, 0;"),
+            &[(&[ONES, 0, 0, MIN], 1)],
+        ),
+        exact(
+            format!("{set} addc.cc.s64 w20, w1, w2; addc.u64 w0, 0, 0;"),
+            &[(&[l(-1), 0, 0, MIN], 1)],
+        ),
         exact(
             format!("{set} addc.cc.u64 w20, w1, w2; addc.u64 w0, 0, 0;"),
             &[(&[u64::MAX, 0, 0, MIN], 1), (&[u64::MAX, 0, 0, 0], 0)],
@@ -241,10 +264,23 @@ fn carries() -> Vec<Family> {
         exact("sub.cc.u64 w19, w1, w2; subc.u64 w0, w3, w4;", &[(&[0, 1, 5, 3], 1)]),
         exact("sub.cc.s64 w19, w1, w2; subc.s64 w0, w3, w4;", &[(&[1, 1, 5, 7], l(-2))]),
     ];
-    let subc = vec![exact(
-        subtracts(&format!("{borrow} subc.cc.u32 r20, r1, r2;")),
-        &[(&[5, 5, 0, 1], u64::MAX), (&[5, 5, 0, 0], 0), (&[0, ONES, 0, 1], 0xffff_ffff_0000_0000)],
-    )];
+    let subc = vec![
+        exact(
+            subtracts(&format!("{borrow} subc.cc.u32 r20, r1, r2;")),
+            &[
+                (&[5, 5, 0, 1], u64::MAX),
+                (&[5, 5, 0, 0], 0),
+                (&[0, ONES, 0, 1], 0xffff_ffff_0000_0000),
+            ],
+        ),
+        exact(format!("{borrow} subc.s32 r0, r1, r2;"), &[(&[5, 7, 0, 1], i(-3))]),
+        exact(format!("{borrow} subc.u64 w0, w1, w2;"), &[(&[1 << 32, 0, 0, 1], ONES)]),
+        exact(format!("{borrow} subc.s64 w0, w1, w2;"), &[(&[0, 5, 0, 1], l(-6)), (&[9, 5], 4)]),
+        exact(
+            format!("{borrow} subc.cc.s64 w20, w1, w2; subc.s64 w0, w3, 0;"),
+            &[(&[0, 0, 9, 1], 8), (&[1, 0, 9, 1], 9)],
+        ),
+    ];
     let mad = vec![
         exact(
             with_carry("mad.lo.cc.u32 r20, r1, r2, r3;"),
@@ -253,6 +289,10 @@ fn carries() -> Vec<Family> {
         exact(with_carry("mad.hi.cc.u32 r20, r1, r2, r3;"), &[(&[ONES, ONES, 2], CARRY)]),
         exact(with_carry("mad.hi.cc.s32 r20, r1, r2, r3;"), &[(&[ONES, 2, 1], CARRY)]),
         exact("mad.lo.cc.u64 w20, w1, w2, w3; addc.u64 w0, 0, 0;", &[(&[u64::MAX, 1, 1], 1)]),
+        exact("mad.lo.cc.s32 r20, r1, r2, r3; addc.u32 r0, r20, 0;", &[(&[ONES, 1, 3], 3)]),
+        exact("mad.lo.cc.s64 w20, w1, w2, w3; addc.u64 w0, w20, 0;", &[(&[l(-1), 1, 3], 3)]),
+        // (-2^63 * 2) >> 64 = -1, and one more carries.
+        exact("mad.hi.cc.s64 w20, w1, w2, w3; addc.u64 w0, w20, 5;", &[(&[1 << 63, 2, 1], 6)]),
         exact(
             "mad.hi.cc.u64 w20, w1, w2, w3; addc.u64 w0, w20, 0;",
             &[(&[1 << 63, 4, ONES], ONES + 2)],
@@ -274,6 +314,9 @@ fn carries() -> Vec<Family> {
             &[(&[ONES, ONES, 1, MIN], CARRY)],
         ),
         exact(format!("{set} madc.lo.u64 w0, w1, w2, w3;"), &[(&[2, 3, 4, MIN], 11)]),
+        exact(format!("{set} madc.lo.s64 w0, w1, w2, w3;"), &[(&[l(-2), 3, 4, MIN], l(-1))]),
+        exact(format!("{set} madc.lo.s32 r0, r1, r2, r3;"), &[(&[i(-2), 3, 4, MIN], ONES)]),
+        exact(format!("{set} madc.hi.s64 w0, w1, w2, w3;"), &[(&[l(-2), 3, 4, MIN], 4)]),
     ];
     vec![
         family("9.7.2.1 add.cc", "add", add),

@@ -6,6 +6,8 @@ use super::harness::*;
 pub fn families() -> Vec<Family> {
     vec![
         family("9.7.14.5.15 ldmatrix", "ldmatrix", loads()),
+        family("9.7.14.5.16 stmatrix", "stmatrix", matrix_stores()),
+        family("9.7.14.5.17 movmatrix", "movmatrix", transpositions()),
         family("9.7.14.5.14 mma", "mma", products()),
     ]
 }
@@ -85,10 +87,73 @@ fn loads() -> Vec<Case> {
             cuda_emulator::FaultKind::MissingLanes,
         ),
         refused("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {r11}, [rs];", "registers"),
-        refused("ldmatrix.sync.aligned.m8n8.x3.shared.b16 {r11}, [rs];", "1, 2 or 4"),
-        refused("ldmatrix.sync.aligned.m8n8.x1.shared.b8 {r11}, [rs];", "b16"),
+        refused("ldmatrix.sync.aligned.m8n8.x3.shared.b16 {r11}, [rs];", "does not exist"),
+        refused("ldmatrix.sync.aligned.m8n8.x1.shared.b8 {r11}, [rs];", "does not exist"),
     ]);
     cases
+}
+
+/// Every lane offers the fragments of matrices, as `mma` would hold them, and gives the address of a
+/// row; then it looks at one half of a row.
+fn matrix_stores() -> Vec<Case> {
+    let mut cases = Vec::new();
+    for (count, registers) in [(1, "{r1}"), (2, "{r1, r2}"), (4, "{r1, r2, r3, r4}")] {
+        for (trans, transposed) in [("", false), (".trans", true)] {
+            for space in [".shared", ".shared::cta", ""] {
+                for half in [0, 8] {
+                    let address = if space.is_empty() { "w10" } else { "r10" };
+                    let code = format!(
+                        "mov.u32 r10, tile; mad.lo.u32 r10, rl, 16, r10; \
+                         st.shared.v2.b64 [r10], {{-1, -1}}; cvt.u64.u32 w10, r10; \
+                         cvta.shared.u64 w10, w10; bar.warp.sync -1; \
+                         stmatrix.sync.aligned.m8n8.x{count}{trans}{space}.b16 [{address}], \
+                         {registers}; bar.warp.sync -1; ld.shared.b64 w0, [r10+{half}];"
+                    );
+                    let fragments = |lane: usize| {
+                        (0..4).map(|matrix| received(matrix, lane, false, 0)).collect()
+                    };
+                    cases.push(warp(code, fragments, move |lane| {
+                        let (matrix, row) = (lane / 8, lane % 8);
+                        if matrix >= count {
+                            return u64::MAX;
+                        }
+                        (0..4).fold(0, |word, at| {
+                            let column = half / 2 + at;
+                            let value = match transposed {
+                                false => element(matrix, row, column),
+                                true => element(matrix, column, row),
+                            };
+                            word | value << (16 * at)
+                        })
+                    }));
+                }
+            }
+        }
+    }
+    cases.push(fault(
+        "add.u32 r10, rs, 8; stmatrix.sync.aligned.m8n8.x1.shared.b16 [r10], {rl};",
+        cuda_emulator::FaultKind::Misaligned,
+    ));
+    cases.push(fault(
+        "stmatrix.sync.aligned.m8n8.x1.b16 [wm], {rl};",
+        cuda_emulator::FaultKind::IllegalAccess,
+    ));
+    cases.push(refused("stmatrix.sync.aligned.m8n8.x1.shared.b16 [rs], r11;", "braces"));
+    cases
+}
+
+fn transpositions() -> Vec<Case> {
+    vec![
+        warp(
+            "movmatrix.sync.aligned.m8n8.trans.b16 r0, r1;",
+            |lane| vec![received(3, lane, false, 0)],
+            |lane| received(3, lane, true, 0),
+        ),
+        fault(
+            "setp.lt.u32 p10, rl, 8; @p10 movmatrix.sync.aligned.m8n8.trans.b16 r0, r1;",
+            cuda_emulator::FaultKind::MissingLanes,
+        ),
+    ]
 }
 
 fn count_of_pairs(count: usize) -> usize {
@@ -249,8 +314,8 @@ fn products() -> Vec<Case> {
         fault(one_row, cuda_emulator::FaultKind::MissingLanes),
         refused(&mma.replace("{r1, r2}", "{r1}"), "registers"),
         refused(&mma.replace("row.col", "col.row"), "by rows"),
-        refused(&mma.replace("m16n8k8", "m16n8k32"), "shape"),
-        refused(&mma.replace("bf16.bf16", "bf16.f16"), "combination"),
+        refused(&mma.replace("m16n8k8", "m16n8k32"), "does not exist"),
+        refused(&mma.replace("bf16.bf16", "bf16.f16"), "does not exist"),
     ]);
     cases
 }

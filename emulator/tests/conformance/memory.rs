@@ -1,4 +1,4 @@
-//! Loads, stores, address spaces, caches, asynchronous copies and fences: PTX ISA 9.7.9, 9.7.13.
+//! Address spaces, caches, asynchronous copies and fences: PTX ISA 9.7.9 and 9.7.13.
 
 use cuda_emulator::FaultKind;
 
@@ -6,16 +6,6 @@ use super::harness::*;
 
 pub fn families() -> Vec<Family> {
     vec![
-        family("9.7.9.8 ld", "ld", loads()),
-        family(
-            "9.7.9.10 ldu",
-            "ldu",
-            vec![
-                exact("ldu.global.u32 r0, [wm+4];", &[(&[], 0x0706_0504)]),
-                exact("ldu.global.v2.u32 {r10, r0}, [wm];", &[(&[], 0x0706_0504)]),
-            ],
-        ),
-        family("9.7.9.11 st", "st", stores()),
         family(
             "9.7.9.15 prefetch",
             "prefetch",
@@ -28,7 +18,12 @@ pub fn families() -> Vec<Family> {
                     "prefetch.global.L2::evict_last [wm]; prefetch.L1 [wm]; mov.u32 r0, 1;",
                     &[(&[], 1)],
                 ),
-                refused("prefetch.global [wm];", "cache level"),
+                exact(
+                    ".local .align 8 .b8 stack[8]; prefetch.local.L1 [stack]; \
+                     prefetch.global.L2::evict_normal [wm]; mov.u32 r0, 1;",
+                    &[(&[], 1)],
+                ),
+                refused("prefetch.global [wm];", "does not exist"),
             ],
         ),
         family(
@@ -36,24 +31,12 @@ pub fn families() -> Vec<Family> {
             "prefetchu",
             vec![exact("prefetchu.L1 [wm]; mov.u32 r0, 1;", &[(&[], 1)])],
         ),
-        family(
-            "9.7.9.18 createpolicy",
-            "createpolicy",
-            vec![exact(
-                "createpolicy.fractional.L2::evict_last.b64 w10, 1.0; \
-             ld.global.L2::cache_hint.u32 r0, [wm], w10;",
-                &[(&[], 0x0302_0100)],
-            )],
-        ),
+        family("9.7.9.18 createpolicy", "createpolicy", policies()),
         family("9.7.9.19 isspacep", "isspacep", spaces()),
         family("9.7.9.20 cvta", "cvta", conversions()),
         family("9.7.9.25.3 cp.async", "cp", copies()),
-        family("9.7.13.4 membar", "membar", fences("membar", &["cta", "gl", "sys"])),
-        family(
-            "9.7.13.4 fence",
-            "fence",
-            fences("fence", &["sc.cta", "acq_rel.cta", "acq_rel.gpu", "acq_rel.sys", "sc.gpu"]),
-        ),
+        family("9.7.13.4 membar", "membar", fences("membar", &["cta", "gl", "sys", "proxy.alias"])),
+        family("9.7.13.4 fence", "fence", fences("fence", &fence_levels())),
     ]
 }
 
@@ -62,147 +45,37 @@ fn memory() {
     check(&families());
 }
 
-fn loads() -> Vec<Case> {
+fn fence_levels() -> Vec<String> {
+    let mut levels = vec!["proxy.alias".to_owned()];
+    for scope in ["cta", "cluster", "gpu", "sys"] {
+        levels.push(scope.to_owned());
+        for order in ["sc", "acq_rel", "acquire", "release"] {
+            levels.push(format!("{order}.{scope}"));
+        }
+    }
+    levels
+}
+
+fn policies() -> Vec<Case> {
     let mut cases = Vec::new();
-    // A narrow element is extended to the width of its register, by sign where its type has one.
-    let bytes = 0x8182_8384_8586_8788;
-    for (ty, wide) in [
-        ("u8", 0x88),
-        ("s8", l(-0x78)),
-        ("b8", 0x88),
-        ("u16", 0x8788),
-        ("s16", l(-0x7878)),
-        ("b16", 0x8788),
-        ("u32", 0x8586_8788),
-        ("s32", l(-0x7a79_7878)),
-        ("b32", 0x8586_8788),
-        ("f32", 0x8586_8788),
-        ("u64", bytes),
-        ("s64", bytes),
-        ("b64", bytes),
-        ("f64", bytes),
-    ] {
-        let width: u32 = ty[1..].parse().expect("a width");
-        for (space, address) in [(".global", "wm"), (".shared", "rs"), (".local", "stack")] {
-            let store = format!(".local .align 16 .b8 stack[64]; st{space}.b64 [{address}+8], w1;");
-            let rows: &[Row] = &[(&[bytes], wide)];
-            cases.push(exact(format!("{store} ld{space}.{ty} w0, [{address}+8];"), rows));
-            if width <= 32 {
-                let rows: &[Row] = &[(&[bytes], wide & 0xffff_ffff)];
-                cases.push(exact(format!("{store} ld{space}.{ty} r0, [{address}+8];"), rows));
-            }
-            if width <= 16 {
-                let rows: &[Row] = &[(&[bytes], wide & 0xffff)];
-                cases.push(exact(format!("{store} ld{space}.{ty} h0, [{address}+8];"), rows));
+    let load = "ld.global.L2::cache_hint.u32 r0, [wm], w10;";
+    for first in ["evict_last", "evict_normal", "evict_first", "evict_unchanged"] {
+        for second in ["", ".L2::evict_first", ".L2::evict_unchanged"] {
+            for policy in [
+                format!("fractional.L2::{first}{second}.b64 w10, 0.5;"),
+                format!("fractional.L2::{first}{second}.b64 w10;"),
+                format!("range.L2::{first}{second}.b64 w10, [wm], 64, 128;"),
+                format!("range.global.L2::{first}{second}.b64 w10, [wm], r1, r1;"),
+            ] {
+                let code = format!("createpolicy.{policy} {load}");
+                cases.push(exact(code, &[(&[64], 0x0302_0100)]));
             }
         }
     }
-    for modifiers in [
-        "weak.global",
-        "volatile.global",
-        "relaxed.gpu.global",
-        "acquire.sys.global",
-        "global.nc",
-        "global.ca",
-        "global.cg",
-        "global.cs",
-        "global.lu",
-        "global.cv",
-        "global.L1::no_allocate",
-        "global.nc.L1::no_allocate.L2::128B",
-        "global.L1::evict_last.L2::256B",
-        "relaxed.cta",
-        "global.nc.L1::evict_first",
-        "global.L2::64B",
-    ] {
-        cases.push(exact(format!("ld.{modifiers}.u32 r0, [wm+8];"), &[(&[], 0x0b0a_0908)]));
-    }
-    cases.extend([
-        exact("ld.u32 r0, [wm+12];", &[(&[], 0x0f0e_0d0c)]),
-        exact("add.u64 w10, wm, 16; ld.global.u32 r0, [w10+-4];", &[(&[], 0x0f0e_0d0c)]),
-        exact("ld.global.v2.u8 {r10, r0}, [wm+2];", &[(&[], 3)]),
-        exact("ld.global.v4.u8 {r10, r11, r12, r0}, [wm+4];", &[(&[], 7)]),
-        exact("ld.global.v2.s16 {r0, r10}, [wm+4];", &[(&[], 0x0504)]),
-        exact("ld.global.v4.u16 {h10, h11, h0, h12}, [wm+8];", &[(&[], 0x0d0c)]),
-        exact("ld.global.v2.u32 {_, r0}, [wm+8];", &[(&[], 0x0f0e_0d0c)]),
-        exact("ld.global.v4.f32 {r10, r11, r12, r0}, [wm+16];", &[(&[], 0x1f1e_1d1c)]),
-        exact("ld.global.v2.b64 {w10, w0}, [wm+32];", &[(&[], 0x2f2e_2d2c_2b2a_2928)]),
-        exact("ld.param.u32 r0, [active]; sub.u32 r0, r0, ra;", &[(&[], 0)]),
-        exact(
-            "ld.param.v2.u32 {r10, r11}, [memory]; cvt.u32.u64 r0, wm; \
-             mad.lo.u32 r10, rl, 64, r10; sub.u32 r0, r0, r10;",
-            &[(&[], 0)],
-        ),
-        fault("ld.global.u32 r1, [wm+2]; mov.u32 r0, r1;", FaultKind::Misaligned),
-        fault("ld.global.v2.u32 {r1, r2}, [wm+4];", FaultKind::Misaligned),
-        fault("ld.global.u32 r1, [wm+4096];", FaultKind::OutOfBounds),
-        fault("ld.shared.u32 r1, [tile+2048];", FaultKind::OutOfBounds),
-        refused("ld.global.v4.u64 {w1, w2, w3, w4}, [wm];", "32 bytes"),
-        refused("ld.global.u32 h0, [wm];", "narrower"),
-        refused("ld.global.u32.nothing r0, [wm];", "unknown modifier"),
-        refused("ld.shared.u32 r0, [memory];", "state space"),
-    ]);
-    cases
-}
-
-fn stores() -> Vec<Case> {
-    let ones = u64::MAX;
-    let mut cases = Vec::new();
-    for (ty, register, stored) in [
-        ("u8", "r1", 0x0706_0504_0302_01ff_u64),
-        ("b8", "h1", 0x0706_0504_0302_01ff),
-        ("s16", "h1", 0x0706_0504_0302_ffff),
-        ("b16", "r1", 0x0706_0504_0302_ffff),
-        ("u32", "r1", 0x0706_0504_ffff_ffff),
-        ("u32", "w1", 0x0706_0504_ffff_ffff),
-        ("f64", "w1", ones),
-    ] {
-        let code = format!("st.global.{ty} [wm], {register}; ld.global.u64 w0, [wm];");
-        cases.push(exact(code, &[(&[ones], stored)]));
-    }
-    for modifiers in [
-        "global.wb",
-        "global.cg",
-        "global.cs",
-        "global.wt",
-        "weak.global",
-        "volatile.global",
-        "relaxed.gpu.global",
-        "release.gpu.global",
-        "release.cta",
-        "global.L1::no_allocate",
-    ] {
-        let code = format!("st.{modifiers}.u32 [wm+4], r1; ld.global.u32 r0, [wm+4];");
-        cases.push(exact(code, &[(&[77], 77)]));
-    }
-    let sum = "ld.global.v2.u64 {w10, w11}, [wm+16]; xor.b64 w0, w10, w11;";
-    cases.extend([
-        exact(
-            format!("st.global.v4.u32 [wm+16], {{r1, r2, r3, 5}}; {sum}"),
-            &[(&[1, 2, 3], 0x7_0000_0002)],
-        ),
-        exact(
-            format!("st.global.v2.u64 [wm+16], {{w1, w2}}; {sum}"),
-            &[(&[1 << 40, 2], 1 << 40 | 2)],
-        ),
-        exact(
-            "st.global.v4.u8 [wm], {r1, r2, r3, r4}; ld.global.u32 r0, [wm];",
-            &[(&[1, 2, 3, 0x1ff], 0xff03_0201)],
-        ),
-        exact(
-            "st.shared.v2.f32 [rs+8], {r1, 0f3F800000}; ld.shared.b64 w0, [rs+8];",
-            &[(&[9], f(1.0) << 32 | 9)],
-        ),
-        exact("st.u32 [wm+60], 8; ld.u8 r0, [wm+60];", &[(&[], 8)]),
-        exact(
-            "st.global.L2::cache_hint.u32 [wm], r1, w2; ld.global.u32 r0, [wm];",
-            &[(&[6, 0], 6)],
-        ),
-        fault("st.global.u16 [wm+1], 1;", FaultKind::Misaligned),
-        fault("st.global.u16 [wm+-4096], 1;", FaultKind::OutOfBounds),
-        refused("st.const.u32 [wm], 1;", "constant"),
-        refused("st.global.v2.u32 [wm], r1;", "sources"),
-    ]);
+    let code = format!("createpolicy.cvt.L2.b64 w10, w1; {load}");
+    cases.push(exact(code, &[(&[0], 0x0302_0100)]));
+    cases.push(refused("createpolicy.range.L2::evict_last.b64 w1, [wm], 64;", "operands"));
+    cases.push(refused("createpolicy.fractional.b64 w1, 1.0;", "does not exist"));
     cases
 }
 
@@ -215,6 +88,7 @@ fn spaces() -> Vec<Case> {
         ("shared", [0, 1, 0]),
         ("shared::cta", [0, 1, 0]),
         ("local", [0, 0, 1]),
+        ("const", [0, 0, 0]),
         ("param", [0, 0, 0]),
         ("param::entry", [0, 0, 0]),
     ] {
@@ -223,11 +97,38 @@ fn spaces() -> Vec<Case> {
             cases.push(exact(code, &[(&[], result)]));
         }
     }
+    let constants = ".const .b32 table[2] = { 5, 6 }; ---";
+    let at = "mov.u64 w10, table; cvta.const.u64 w10, w10;";
+    cases.extend([
+        exact(format!("{constants} {at} isspacep.const p0, w10;"), &[(&[], 1)]),
+        exact(format!("{constants} {at} isspacep.global p0, w10;"), &[(&[], 0)]),
+        exact(
+            "mov.u64 w10, active; cvta.param::entry.u64 w10, w10; isspacep.param::entry p0, w10;",
+            &[(&[], 1)],
+        ),
+    ]);
     cases
 }
 
 fn conversions() -> Vec<Case> {
+    let constants = ".const .b32 table[2] = { 5, 6 }; ---";
     vec![
+        exact(
+            format!("{constants} mov.u64 w10, table; cvta.const.u64 w10, w10; ld.u32 r0, [w10+4];"),
+            &[(&[], 6)],
+        ),
+        exact(
+            format!(
+                "{constants} mov.u64 w10, table; cvta.const.u64 w10, w10; cvta.to.const.u64 w10, w10; \
+                 ld.const.u32 r0, [w10];"
+            ),
+            &[(&[], 5)],
+        ),
+        exact(
+            "mov.u64 w10, active; cvta.param::entry.u64 w11, w10; cvta.to.param::entry.u64 w11, w11; \
+             sub.u64 w0, w10, w11;",
+            &[(&[], 0)],
+        ),
         exact(
             "cvta.shared.u64 w10, ws; st.u32 [w10+4], r1; ld.shared.u32 r0, [rs+4];",
             &[(&[7], 7)],
@@ -256,8 +157,8 @@ fn conversions() -> Vec<Case> {
             "mov.u64 w10, active; cvta.param.u64 w10, w10; ld.u32 r0, [w10]; sub.u32 r0, r0, ra;",
             &[(&[], 0)],
         ),
-        refused("cvta.shared.u32 r0, rs;", "64-bit"),
-        refused("cvta.u64 w0, ws;", "state space"),
+        refused("cvta.shared.u32 r0, rs;", "does not exist"),
+        refused("cvta.u64 w0, ws;", "does not exist"),
     ]
 }
 
@@ -285,9 +186,12 @@ fn copies() -> Vec<Case> {
             cases.push(exact(code, &[(&[], copied(bytes, 16))]));
         }
     }
-    for modifiers in
-        ["cg.shared.global", "cg.shared::cta.global.L2::128B", "ca.shared.global.L2::64B"]
-    {
+    for modifiers in [
+        "cg.shared.global",
+        "cg.shared::cta.global.L2::128B",
+        "ca.shared.global.L2::64B",
+        "ca.shared::cta.global.L2::256B",
+    ] {
         let code =
             format!("{fill} cp.async.{modifiers} [rs], [wm+32], 16; cp.async.wait_all; {read}");
         cases.push(exact(code, &[(&[], copied(16, 32))]));
@@ -314,7 +218,8 @@ fn copies() -> Vec<Case> {
         ),
         // No byte is read of an address that is not one.
         exact(
-            "cp.async.ca.shared.global [rs], [0], 4, 0; cp.async.wait_all; ld.shared.u32 r0, [rs];",
+            "mov.u64 w10, 0; cp.async.ca.shared.global [rs], [w10], 4, 0; cp.async.wait_all; \
+             ld.shared.u32 r0, [rs];",
             &[(&[], 0)],
         ),
         // The newest group may still be under way: its destination holds poison.
@@ -345,10 +250,11 @@ fn copies() -> Vec<Case> {
     cases
 }
 
-fn fences(opcode: &str, levels: &[&str]) -> Vec<Case> {
+fn fences(opcode: &str, levels: &[impl AsRef<str>]) -> Vec<Case> {
     let mut cases: Vec<_> = levels
         .iter()
         .map(|level| {
+            let level = level.as_ref();
             exact(
                 format!("st.global.u32 [wm], r1; {opcode}.{level}; ld.global.u32 r0, [wm];"),
                 &[(&[5], 5)],
@@ -356,8 +262,8 @@ fn fences(opcode: &str, levels: &[&str]) -> Vec<Case> {
         })
         .collect();
     cases.push(match opcode {
-        "fence" => refused("fence.sc;", "scope"),
-        _ => refused("membar;", "level"),
+        "fence" => refused("fence.sc;", "does not exist"),
+        _ => refused("membar;", "does not exist"),
     });
     cases
 }
