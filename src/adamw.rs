@@ -329,7 +329,10 @@ impl Kernels {
         // As many CTAs in each launch, so that each adds to its own partial sum.
         let chunks = (0..launches).map(|index| KernelParts::new(batch(index)).chunks as usize);
         let ctas = chunks.max().unwrap_or(0).clamp(1, NORM_CTAS_PER_SM * self.sm_count().max(1));
-        let scratch = workspace.reserve(stream, needs(self.sm_count()), 0, None)?;
+        let needs = needs(self.sm_count());
+        workspace.size().check(needs, 0)?;
+        let (scratch, _guard) = workspace.lend(stream, None);
+        let scratch = scratch.parts(needs, 0)?;
 
         let (gradients, _guard) = io.gradients.device_ptr(stream);
         let (norm, _guard) = io.norm.device_ptr_mut(stream);
@@ -453,7 +456,7 @@ fn require(
 }
 
 fn are_aligned(pointers: &[u64]) -> i32 {
-    i32::from(crate::forward::are_aligned::<f32>(&[], pointers))
+    i32::from(crate::forward::are_aligned(Dtype::F32, &[], pointers))
 }
 
 /// A partial sum per CTA of the norm.

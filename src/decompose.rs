@@ -218,7 +218,9 @@ impl Kernels {
         let plan = Plan::new(spec, axis, self.sm_count());
         let grid = [plan.strips, plan.split.count, 1];
         self.check_grid(Entry::Decompose, E::DTYPE, grid)?;
-        let scratch = workspace.reserve(stream, plan.needs(), 0, None)?;
+        workspace.size().check(plan.needs(), 0)?;
+        let (scratch, _guard) = workspace.lend(stream, None);
+        let scratch = scratch.parts(plan.needs(), 0)?;
         let params = DecomposeParams {
             weight: operands.weight,
             changed: operands.changed,

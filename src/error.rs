@@ -34,6 +34,33 @@ pub enum Error {
         /// Elements the buffer holds.
         found: usize,
     },
+    /// Rows that overlap, or lie too far apart.
+    #[error(
+        "{tensor} has its rows {stride} elements apart, but they are {cols} long: the stride must \
+         be at least that and at most {limit}"
+    )]
+    Stride {
+        /// The tensor's name.
+        tensor: &'static str,
+        /// The stride given.
+        stride: usize,
+        /// The length of a row.
+        cols: usize,
+        /// The largest stride that kernels can index.
+        limit: usize,
+    },
+    /// A device address that no element can have.
+    #[error(
+        "{tensor} is at address {address:#x}, which is not a multiple of {alignment} bytes: align it"
+    )]
+    Misaligned {
+        /// The tensor's name.
+        tensor: &'static str,
+        /// The address given.
+        address: u64,
+        /// What it must be a multiple of.
+        alignment: usize,
+    },
     /// Buffers of one type for a spec of another.
     #[error("the spec computes in {spec}, but the buffers hold {buffers}: make a spec per dtype")]
     Dtype {
@@ -56,6 +83,12 @@ pub enum Error {
         /// The tensor's name.
         tensor: &'static str,
         /// Why it has no place here.
+        reason: &'static str,
+    },
+    /// `norm_gradient` for a layer whose gradients do not flow through a norm.
+    #[error("the gradient through the norm was asked for, but {reason}")]
+    NoNormGradient {
+        /// Why there is none, and what to do.
         reason: &'static str,
     },
     /// The prepared operands were never computed, or belong to another spec.
@@ -100,6 +133,14 @@ pub enum Error {
         feature: usize,
         /// Its g = m/c.
         gain: f32,
+    },
+    /// An adapter that is not there, or does not fit its layer.
+    #[error("the adapter `{name}` {problem}")]
+    Adapter {
+        /// The adapter's name; empty where none is active.
+        name: String,
+        /// What is wrong, and what to do.
+        problem: String,
     },
     /// A launch that the device cannot do.
     #[error("{kernel} needs {what} of {needed}, but the device allows {limit}: {cure}")]

@@ -23,12 +23,13 @@ pub(crate) const THREADS: u32 = 128;
 const NEEDED_CAPABILITY: (i32, i32) = (8, 0);
 
 /// The kernel files, in the order of [`Entry`].
-const FILES: [(&str, Option<&str>); 7] = [
+const FILES: [(&str, Option<&str>); 8] = [
     ("prepare.cu", embedded::PREPARE),
     ("forward.cu", embedded::FORWARD),
     ("backward_adapter.cu", embedded::BACKWARD_ADAPTER),
     ("backward_input.cu", embedded::BACKWARD_INPUT),
     ("adamw.cu", embedded::ADAMW),
+    ("norm_gradient.cu", embedded::NORM_GRADIENT),
     ("merge.cu", embedded::MERGE),
     ("decompose.cu", embedded::DECOMPOSE),
 ];
@@ -38,27 +39,39 @@ const FILES: [(&str, Option<&str>); 7] = [
 pub(crate) enum Entry {
     Prepare,
     ForwardLowRank,
+    ForwardLowRankDropout,
     Forward,
+    ForwardPeftDropout,
     BackwardAdapter,
     BackwardInput,
+    BackwardInputDropout,
     BackwardInputLoraA,
+    BackwardInputLoraADropout,
     AdamW,
     GradientNorm,
+    NormGradient,
+    NormGradientFinish,
     Merge,
     Unmerge,
     Decompose,
 }
 
 impl Entry {
-    const ALL: [Self; 11] = [
+    const ALL: [Self; 17] = [
         Self::Prepare,
         Self::ForwardLowRank,
+        Self::ForwardLowRankDropout,
         Self::Forward,
+        Self::ForwardPeftDropout,
         Self::BackwardAdapter,
         Self::BackwardInput,
+        Self::BackwardInputDropout,
         Self::BackwardInputLoraA,
+        Self::BackwardInputLoraADropout,
         Self::AdamW,
         Self::GradientNorm,
+        Self::NormGradient,
+        Self::NormGradientFinish,
         Self::Merge,
         Self::Unmerge,
         Self::Decompose,
@@ -69,15 +82,21 @@ impl Entry {
         match self {
             Self::Prepare => ("prepare", 0),
             Self::ForwardLowRank => ("forward_low_rank", 1),
+            Self::ForwardLowRankDropout => ("forward_low_rank_dropout", 1),
             Self::Forward => ("forward", 1),
+            Self::ForwardPeftDropout => ("forward_peft_dropout", 1),
             Self::BackwardAdapter => ("backward_adapter", 2),
             Self::BackwardInput => ("backward_input", 3),
+            Self::BackwardInputDropout => ("backward_input_dropout", 3),
             Self::BackwardInputLoraA => ("backward_input_lora_a", 3),
+            Self::BackwardInputLoraADropout => ("backward_input_lora_a_dropout", 3),
             Self::AdamW => ("adamw", 4),
             Self::GradientNorm => ("gradient_norm", 4),
-            Self::Merge => ("merge", 5),
-            Self::Unmerge => ("unmerge", 5),
-            Self::Decompose => ("decompose", 6),
+            Self::NormGradient => ("norm_gradient", 5),
+            Self::NormGradientFinish => ("norm_gradient_finish", 5),
+            Self::Merge => ("merge", 6),
+            Self::Unmerge => ("unmerge", 6),
+            Self::Decompose => ("decompose", 7),
         }
     }
 

@@ -292,7 +292,10 @@ impl Kernels {
         }
         let grid = [ctas(spec, self.sm_count()), 1, 1];
         self.check_grid(entry, E::DTYPE, grid)?;
-        let scratch = workspace.reserve(stream, needs(spec, self.sm_count()), 0, None)?;
+        let needs = needs(spec, self.sm_count());
+        workspace.size().check(needs, 0)?;
+        let (scratch, _guard) = workspace.lend(stream, None);
+        let scratch = scratch.parts(needs, 0)?;
 
         let (lora_a, _guard) = conversion.lora_a.device_ptr(stream);
         let (lora_b, _guard) = conversion.lora_b.device_ptr(stream);

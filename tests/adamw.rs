@@ -11,7 +11,7 @@ use fused_dora::cudarc::driver::{CudaSlice, CudaStream, sys};
 use fused_dora::reference::{AdamWState, AdamWStep, Tracked};
 use fused_dora::{
     AdamW, AdamWConfig, AdapterGroups, AdapterLayout, Clip, DoraSpec, Dtype, Error, GradientNorm,
-    Kernels, Norm, OptimizerGroup, OptimizerPart, Result, Scaling, Schedule, Workspace,
+    Kernels, Norm, NormGrad, OptimizerGroup, OptimizerPart, Result, Scaling, Schedule, Workspace,
 };
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -220,7 +220,8 @@ impl Problem {
 fn layout(shape: [usize; 3], norm: Norm, bias: bool) -> AdapterLayout {
     let [inputs, outputs, rank] = shape;
     let scaling = Scaling::Value(1.0);
-    let spec = DoraSpec::new(inputs, outputs, rank, scaling, norm, Dtype::Bf16).expect("a layer");
+    let spec = DoraSpec::new(inputs, outputs, rank, scaling, norm, NormGrad::Detached, Dtype::Bf16)
+        .expect("a layer");
     if bias { AdapterLayout::with_bias(&spec) } else { AdapterLayout::new(&spec) }
 }
 

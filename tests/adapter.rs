@@ -10,8 +10,8 @@ use common::random::{fresh_seed, random_case};
 use fused_dora::cudarc::driver::{CudaContext, CudaStream};
 use fused_dora::reference::{Case, Results, evaluate};
 use fused_dora::{
-    AdapterLayout, Backward, DoraSpec, Dtype, Element, Error, Forward, Kernels, Magnitude, Norm,
-    Part, Prepare, Prepared, Scaling, Workspace,
+    AdapterLayout, Backward, DoraSpec, Dtype, Element, Error, Forward, Gradients, Kernels,
+    Magnitude, Norm, NormGrad, Part, Prepare, Prepared, Scaling, Workspace,
 };
 use half::{bf16, f16};
 use rand::SeedableRng;
@@ -24,7 +24,8 @@ fn context() -> Arc<CudaContext> {
 }
 
 fn spec(norm: Norm, rank: usize) -> DoraSpec {
-    DoraSpec::new(7, 5, rank, Scaling::Value(1.0), norm, Dtype::F32).expect("a layer")
+    DoraSpec::new(7, 5, rank, Scaling::Value(1.0), norm, NormGrad::Detached, Dtype::F32)
+        .expect("a layer")
 }
 
 #[test]
@@ -151,24 +152,29 @@ fn step<E: Element>(kernels: &Kernels, buffers: &Buffers, case: &Case) -> [Vec<f
     kernels.prepare(stream, &spec, &mut workspace, &mut prepared, adapter).expect("prepare");
     let io = Forward {
         tokens,
-        x: x.as_view(),
+        x: x.as_view().into(),
         weight: weight.as_view(),
         bias: prepared.bias(),
         seed: 1,
-        y: y.as_view_mut(),
+        dropout: None,
+        z: None,
+        y: y.as_view_mut().into(),
         h: h.slice_mut(..tokens * spec.padded_rank()),
     };
     kernels.forward(stream, &spec, &prepared, &mut workspace, io).expect("forward");
     let grad = layout.view_mut(gradients.as_view_mut()).expect("the layout's length");
     let mut io = Backward {
         tokens,
-        x: x.as_view(),
+        gradients: Gradients::Overwrite,
+        x: x.as_view().into(),
         weight: weight.as_view(),
         bias: prepared.bias(),
-        output: Some(y.as_view()),
-        grad_output: dy.as_view(),
+        output: Some(y.as_view().into()),
+        z: None,
+        dropout: None,
+        grad_output: dy.as_view().into(),
         h: h.slice(..tokens * spec.padded_rank()),
-        grad_input: Some(dx.as_view_mut()),
+        grad_input: Some(dx.as_view_mut().into()),
         grad_lora_a: grad.lora_a,
         grad_lora_b: grad.lora_b,
         grad_magnitude: grad.magnitude,

@@ -3,7 +3,8 @@
 mod common;
 
 use fused_dora::{
-    Kernels, adamw, backward_adapter, backward_input, decompose, forward, merge, prepare,
+    Kernels, adamw, backward_adapter, backward_input, decompose, forward, merge, norm_gradient,
+    prepare,
 };
 
 fn assert_geometry(symbol: &str, mirrored: &[usize]) {
@@ -38,6 +39,11 @@ fn backward_input_agrees() {
 #[test]
 fn adamw_agrees() {
     assert_geometry("adamw_geometry", &adamw::GEOMETRY);
+}
+
+#[test]
+fn norm_gradient_agrees() {
+    assert_geometry("norm_gradient_geometry", &norm_gradient::GEOMETRY);
 }
 
 #[test]

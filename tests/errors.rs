@@ -7,8 +7,8 @@ use std::sync::Arc;
 use fused_dora::cudarc::driver::{CudaContext, CudaSlice, CudaStream, sys};
 use fused_dora::{
     AdamW, AdamWConfig, Backward, Decompose, Decomposition, DoraSpec, Dtype, Error, Forward,
-    GradientNorm, Kernels, Magnitude, Merge, MergeReport, Norm, Prepare, Prepared, Scaling,
-    Schedule, Workspace, open_device,
+    GradientNorm, Gradients, Kernels, Magnitude, Merge, MergeReport, Norm, NormGrad, NormGradient,
+    Prepare, Prepared, Scaling, Schedule, Workspace, open_device,
 };
 use half::bf16;
 
@@ -18,14 +18,20 @@ const OUTPUTS: usize = 12;
 const RANK: usize = 3;
 
 fn spec(norm: Norm) -> DoraSpec {
-    DoraSpec::new(INPUTS, OUTPUTS, RANK, Scaling::Standard { alpha: 6.0 }, norm, Dtype::Bf16)
+    spec_with(norm, NormGrad::Detached)
+}
+
+fn spec_with(norm: Norm, norm_grad: NormGrad) -> DoraSpec {
+    let scaling = Scaling::Standard { alpha: 6.0 };
+    DoraSpec::new(INPUTS, OUTPUTS, RANK, scaling, norm, norm_grad, Dtype::Bf16)
         .expect("a layer that can exist")
 }
 
 #[test]
 fn impossible_layers() {
     let make = |inputs, outputs, rank, scaling| {
-        DoraSpec::new(inputs, outputs, rank, scaling, Norm::Input, Dtype::F32)
+        let (norm, detached) = (Norm::Input, NormGrad::Detached);
+        DoraSpec::new(inputs, outputs, rank, scaling, norm, detached, Dtype::F32)
             .expect_err("an impossible layer")
             .to_string()
     };
@@ -37,12 +43,16 @@ fn impossible_layers() {
     assert!(make(4, 4, 2, Scaling::Standard { alpha: f32::NAN }).starts_with("scaling is NaN"));
     assert!(make(4, 4, 2, Scaling::Value(f32::INFINITY)).starts_with("scaling is inf"));
     assert!(make(4, 4, 2, Scaling::RankStabilized { alpha: f32::NAN }).contains("a finite number"));
+    let lora = DoraSpec::new(4, 4, 2, two, Norm::None, NormGrad::Exact, Dtype::F32);
+    let error = lora.expect_err("plain LoRA has no norm").to_string();
+    assert!(error.starts_with("norm_grad is Exact: it must be Detached for plain LoRA"), "{error}");
 }
 
 #[test]
 fn scalings() {
     let of = |scaling| {
-        DoraSpec::new(4, 4, 16, scaling, Norm::None, Dtype::F32).expect("a layer").scaling()
+        let (norm, detached) = (Norm::None, NormGrad::Detached);
+        DoraSpec::new(4, 4, 16, scaling, norm, detached, Dtype::F32).expect("a layer").scaling()
     };
     assert_eq!(of(Scaling::Standard { alpha: 32.0 }), 2.0);
     assert_eq!(of(Scaling::RankStabilized { alpha: 32.0 }), 8.0);
@@ -69,10 +79,13 @@ struct Layer {
 
 impl Layer {
     fn new(norm: Norm) -> Self {
+        Self::with_spec(spec(norm))
+    }
+
+    fn with_spec(spec: DoraSpec) -> Self {
         let context = common::device::open().expect("a device");
         let stream = context.default_stream();
         let kernels = Kernels::load(&context).expect("kernels");
-        let spec = spec(norm);
         let bf16s = |n| stream.alloc_zeros::<bf16>(n).expect("memory");
         let f32s = |n| stream.alloc_zeros::<f32>(n).expect("memory");
         Self {
@@ -119,11 +132,13 @@ impl Layer {
     fn forward(&mut self, tokens: usize) -> Result<(), Error> {
         let io = Forward {
             tokens,
-            x: self.x.as_view(),
+            x: self.x.as_view().into(),
             weight: self.weight.as_view(),
             bias: Some(self.bias.as_view()),
             seed: 0,
-            y: self.y.as_view_mut(),
+            dropout: None,
+            z: None,
+            y: self.y.as_view_mut().into(),
             h: self.h.as_view_mut(),
         };
         let Self { kernels, stream, spec, workspace, prepared, .. } = self;
@@ -142,11 +157,14 @@ impl Layer {
         let has_magnitude = self.spec.norm() != Norm::None;
         let mut io = Backward {
             tokens: TOKENS,
-            x: self.x.as_view(),
+            gradients: Gradients::Overwrite,
+            x: self.x.as_view().into(),
             weight: self.weight.as_view(),
             bias: Some(self.bias.as_view()),
-            output: Some(self.y.as_view()),
-            grad_output: grad_output.as_view(),
+            output: Some(self.y.as_view().into()),
+            z: None,
+            dropout: None,
+            grad_output: grad_output.as_view().into(),
             h: self.h.as_view(),
             grad_input: None,
             grad_lora_a: grad_a.as_view_mut(),
@@ -161,6 +179,26 @@ impl Layer {
         } else {
             kernels.backward_input(stream, spec, prepared, workspace, &mut io)
         }
+    }
+
+    /// Runs `norm_gradient` on tensors that `change` may replace.
+    fn norm_gradient(
+        &mut self,
+        change: impl FnOnce(&mut NormGradient<'_, bf16>),
+    ) -> Result<(), Error> {
+        let f32s = |n| self.stream.alloc_zeros::<f32>(n).expect("memory");
+        let (mut grad_a, mut grad_b) = (f32s(RANK * INPUTS), f32s(OUTPUTS * RANK));
+        let mut io = NormGradient {
+            weight: self.weight.as_view(),
+            lora_a: self.lora_a.as_view(),
+            lora_b: self.lora_b.as_view(),
+            grad_magnitude: self.grad_magnitude.as_view(),
+            grad_lora_a: grad_a.as_view_mut(),
+            grad_lora_b: grad_b.as_view_mut(),
+        };
+        change(&mut io);
+        let Self { kernels, stream, spec, workspace, prepared, .. } = self;
+        kernels.norm_gradient(stream, spec, prepared, workspace, io)
     }
 
     fn resize(&self, elements: usize) -> CudaSlice<bf16> {
@@ -197,7 +235,8 @@ fn wrong_shapes() {
     layer.h = layer.resize(TOKENS * 16);
     layer.forward(TOKENS).expect("all shapes right");
 
-    let result = layer.backward(|io| io.grad_output = io.grad_output.slice(..3), true);
+    let result =
+        layer.backward(|io| io.grad_output = io.grad_output.view().slice(..3).into(), true);
     assert_shape(result, "grad_output", TOKENS * OUTPUTS, 3);
     layer.backward(|_| {}, true).expect("all shapes right");
 }
@@ -244,18 +283,15 @@ fn wrong_dtype() {
 
 #[test]
 fn small_workspace() {
+    const MANY: usize = 50 * TOKENS;
     let mut layer = Layer::new(Norm::Input);
     layer.prepare().expect("a magnitude");
-    layer.workspace =
-        Workspace::new(&layer.kernels, &layer.stream, &[], TOKENS).expect("an empty workspace");
-    // Even without a spec there is room for what the optimizer needs, so that it takes many.
-    let many = 100 * TOKENS;
-    layer.x = layer.resize(many * INPUTS);
-    layer.y = layer.resize(many * OUTPUTS);
-    layer.h = layer.resize(many * layer.spec.padded_rank());
-    match layer.forward(many) {
-        Err(Error::WorkspaceTooSmall { tokens, needed, available }) => {
-            assert!(tokens == many && needed > available);
+    layer.x = layer.resize(MANY * INPUTS);
+    layer.y = layer.resize(MANY * OUTPUTS);
+    layer.h = layer.resize(MANY * layer.spec.padded_rank());
+    match layer.forward(MANY) {
+        Err(Error::WorkspaceTooSmall { tokens: MANY, needed, available }) => {
+            assert!(needed > available);
         }
         other => panic!("a workspace error, not {other:?}"),
     }
@@ -290,6 +326,40 @@ fn too_many_tokens() {
     let beyond = |result| matches!(result, Err(Error::InvalidSpec { parameter: "tokens", .. }));
     assert!(beyond(layer.forward(usize::MAX)));
     assert!(beyond(layer.backward(|io| io.tokens = usize::MAX, true)));
+}
+
+/// Only layers whose gradients flow through a norm have a `norm_gradient`.
+#[test]
+fn no_norm_gradient() {
+    for (norm, reason) in [(Norm::None, "has no norm"), (Norm::Input, "NormGrad::Exact")] {
+        let mut layer = Layer::new(norm);
+        layer.prepare().expect("all shapes right");
+        match layer.norm_gradient(|_| {}) {
+            Err(error @ Error::NoNormGradient { .. }) => {
+                assert!(error.to_string().contains(reason), "{error}");
+            }
+            other => panic!("NoNormGradient, not {other:?}"),
+        }
+    }
+}
+
+#[test]
+fn wrong_norm_gradient() {
+    let exact = spec_with(Norm::Output, NormGrad::Exact);
+    let mut layer = Layer::with_spec(exact);
+    assert!(matches!(layer.norm_gradient(|_| {}), Err(Error::NotPrepared { .. })));
+    layer.prepare().expect("all shapes right");
+    layer.norm_gradient(|_| {}).expect("all shapes right");
+    let result = layer.norm_gradient(|io| io.grad_magnitude = io.grad_magnitude.slice(..3));
+    assert_shape(result, "grad_magnitude", OUTPUTS, 3);
+    let result = layer.norm_gradient(|io| io.weight = io.weight.slice(..5));
+    assert_shape(result, "weight", OUTPUTS * INPUTS, 5);
+    let result = layer.norm_gradient(|io| io.lora_b = io.lora_b.slice(..1));
+    assert_shape(result, "lora_B", OUTPUTS * RANK, 1);
+
+    // What was prepared for a detached norm is another spec's.
+    layer.spec = spec(Norm::Output);
+    assert!(matches!(layer.forward(TOKENS), Err(Error::NotPrepared { .. })));
 }
 
 /// Another context's memory means nothing to the kernels of this one.

@@ -8,8 +8,8 @@ use std::sync::{Mutex, PoisonError};
 use common::device::{Choice, open_choice};
 use fused_dora::{
     AdamW, AdamWConfig, AdapterGroups, AdapterLayout, Backward, Clip, Decompose, DecomposeAdapter,
-    Decomposition, DoraSpec, Dtype, Forward, GradientNorm, Kernels, Magnitude, Merge, MergeReport,
-    Norm, Prepare, Prepared, Scaling, Schedule, Workspace,
+    Decomposition, DoraSpec, Dtype, Forward, GradientNorm, Gradients, Kernels, Magnitude, Merge,
+    MergeReport, Norm, NormGrad, NormGradient, Prepare, Prepared, Scaling, Schedule, Workspace,
 };
 use half::bf16;
 
@@ -45,7 +45,9 @@ fn few_launches_and_nothing_else() {
     let norms = [Norm::None, Norm::Input, Norm::Output];
     for (norm, rank) in norms.into_iter().flat_map(|norm| [(norm, RANK), (norm, 0)]) {
         let scaling = Scaling::RankStabilized { alpha: 4.0 };
-        let spec = DoraSpec::new(INPUTS, OUTPUTS, rank, scaling, norm, Dtype::Bf16).expect("spec");
+        let norm_grad = if norm == Norm::None { NormGrad::Detached } else { NormGrad::Exact };
+        let spec = DoraSpec::new(INPUTS, OUTPUTS, rank, scaling, norm, norm_grad, Dtype::Bf16)
+            .expect("spec");
         let bf16s = |n: usize| stream.alloc_zeros::<bf16>(n.max(1)).expect("memory");
         let f32s = |n: usize| stream.alloc_zeros::<f32>(n.max(1)).expect("memory");
         let (x, weight) = (bf16s(TOKENS * INPUTS), bf16s(OUTPUTS * INPUTS));
@@ -80,11 +82,13 @@ fn few_launches_and_nothing_else() {
         counted("forward", 1 + of_rank.max(of_input), &mut || {
             let io = Forward {
                 tokens: TOKENS,
-                x: x.as_view(),
+                x: x.as_view().into(),
                 weight: weight.as_view(),
                 bias: prepared.bias(),
                 seed: 0,
-                y: y.as_view_mut(),
+                dropout: None,
+                z: None,
+                y: y.as_view_mut().into(),
                 h: h.slice_mut(..len_h),
             };
             kernels.forward(&stream, &spec, &prepared, &mut workspace, io).expect("forward");
@@ -92,13 +96,16 @@ fn few_launches_and_nothing_else() {
         let mut backward = |with_grad_input: bool| {
             let mut io = Backward {
                 tokens: TOKENS,
-                x: x.as_view(),
+                gradients: Gradients::Overwrite,
+                x: x.as_view().into(),
                 weight: weight.as_view(),
                 bias: prepared.bias(),
-                output: Some(y.as_view()),
-                grad_output: grad_output.as_view(),
+                output: Some(y.as_view().into()),
+                z: None,
+                dropout: None,
+                grad_output: grad_output.as_view().into(),
                 h: h.slice(..len_h),
-                grad_input: with_grad_input.then(|| grad_input.as_view_mut()),
+                grad_input: with_grad_input.then(|| grad_input.as_view_mut().into()),
                 grad_lora_a: grad_a.slice_mut(..len_a),
                 grad_lora_b: grad_b.slice_mut(..len_b),
                 grad_magnitude: has_norm.then(|| grad_m.as_view_mut()),
@@ -109,6 +116,21 @@ fn few_launches_and_nothing_else() {
         counted("backward", 2 + of_rank, &mut || backward(true));
         counted("backward of a first layer", 1 + of_input + of_rank, &mut || backward(false));
 
+        if has_norm && rank > 0 {
+            counted("norm_gradient", 2, &mut || {
+                let io = NormGradient {
+                    weight: weight.as_view(),
+                    lora_a: lora_a.slice(..len_a),
+                    lora_b: lora_b.slice(..len_b),
+                    grad_magnitude: grad_m.as_view(),
+                    grad_lora_a: grad_a.slice_mut(..len_a),
+                    grad_lora_b: grad_b.slice_mut(..len_b),
+                };
+                kernels
+                    .norm_gradient(&stream, &spec, &prepared, &mut workspace, io)
+                    .expect("norm_gradient");
+            });
+        }
         let (mut merged, mut report) =
             (f32s(OUTPUTS * INPUTS), stream.alloc_zeros(MergeReport::LEN).expect("memory"));
         counted("merge", 1, &mut || {
@@ -175,9 +197,9 @@ fn a_refused_backward_launches_nothing() {
     let stream = device.context.default_stream();
     let kernels = Kernels::load(&device.context).expect("kernels");
     let (inputs, outputs, rank, tokens) = (784, 10, 8, 65);
-    let scaling = Scaling::Standard { alpha: 16.0 };
-    let spec =
-        DoraSpec::new(inputs, outputs, rank, scaling, Norm::None, Dtype::Bf16).expect("a layer");
+    let (scaling, detached) = (Scaling::Standard { alpha: 16.0 }, NormGrad::Detached);
+    let spec = DoraSpec::new(inputs, outputs, rank, scaling, Norm::None, detached, Dtype::Bf16)
+        .expect("a layer");
     let bf16s = |n: usize| stream.alloc_zeros::<bf16>(n).expect("memory");
     let f32s = |n: usize| stream.alloc_zeros::<f32>(n).expect("memory");
     let (x, weight, dy) =
@@ -199,11 +221,14 @@ fn a_refused_backward_launches_nothing() {
     let before = device.launches();
     let mut io = Backward {
         tokens,
-        x: x.as_view(),
+        gradients: Gradients::Overwrite,
+        x: x.as_view().into(),
         weight: weight.as_view(),
         bias: None,
         output: None,
-        grad_output: dy.as_view(),
+        z: None,
+        dropout: None,
+        grad_output: dy.as_view().into(),
         h: h.as_view(),
         grad_input: None,
         grad_lora_a: grad_a.as_view_mut(),

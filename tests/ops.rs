@@ -5,12 +5,12 @@ mod common;
 
 use std::path::PathBuf;
 
-use common::case::{CaseFile, NormGrad};
+use common::case::CaseFile;
 use common::compare::{self, Comparison};
-use common::random::{fresh_seed, random_case};
+use common::random::{NORMS, each_dtype_and_norm, fresh_seed, random_case};
 use common::run::Runner;
-use fused_dora::reference::{Case, Results, evaluate};
-use fused_dora::{Dtype, Norm};
+use fused_dora::reference::{Case, CaseDropout, Results, evaluate};
+use fused_dora::{Dropout, DropoutForm, Dtype, Norm, NormGrad};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
@@ -54,20 +54,11 @@ fn golden(dtype: Dtype) {
             continue;
         }
         let file = CaseFile::read(&path).expect("a golden case");
-        // What flows through the norm changes the gradients, not the output: such a case's own
-        // output is expected, and the reference's gradients.
-        let kept = match file.norm_grad {
-            NormGrad::Detached => 6,
-            NormGrad::Full => 1,
-        };
-        detached += usize::from(file.norm_grad == NormGrad::Detached);
-        let mut expected = [None; 6];
-        for (slot, values) in expected.iter_mut().zip(&file.expected).take(kept) {
-            *slot = values.as_deref();
-        }
+        detached += usize::from(file.case.norm_grad == NormGrad::Detached);
+        let expected = file.expected.each_ref().map(Option::as_deref);
         check(&runner, &file.name, &file.case, expected, dtype);
     }
-    assert_eq!(detached, 9, "golden cases with the norm detached");
+    assert_eq!(detached, 9, "golden cases with the norm detached, of 19");
 }
 
 #[test]
@@ -84,8 +75,6 @@ fn golden_cases_in_f16() {
 fn golden_cases_in_f32() {
     golden(Dtype::F32);
 }
-
-const NORMS: [Norm; 3] = [Norm::None, Norm::Input, Norm::Output];
 
 fn ragged(dtype: Dtype) {
     let runner = runner();
@@ -143,6 +132,42 @@ fn tensors_off_every_boundary() {
     });
 }
 
+/// Rows that lie further apart than they are long, on 16-byte boundaries and off them.
+#[test]
+fn rows_with_gaps() {
+    let mut random = StdRng::seed_from_u64(fresh_seed());
+    for (gap, shape) in [(8, [70, 64, 136, 16]), (3, [70, 64, 136, 16]), (5, [33, 21, 35, 3])] {
+        let runner = runner().with_gap(gap);
+        each_dtype_and_norm(|dtype, norm| {
+            let case = random_case(&mut random, shape, norm, true);
+            check(&runner, "rows with gaps", &case.rounded(dtype), [None; 6], dtype);
+        });
+    }
+}
+
+/// Dropout in both forms, with the mask that the counter gives.
+#[test]
+fn dropout() {
+    let mut random = StdRng::seed_from_u64(fresh_seed());
+    let shapes = [[70, 64, 136, 16], [33, 21, 35, 3], [130, 150, 40, 70], [9, 40, 24, 0]];
+    for (i, shape) in shapes.into_iter().enumerate() {
+        for form in [DropoutForm::Adapter, DropoutForm::Peft] {
+            let probability = [0.1, 0.5, 0.0, 0.3][i];
+            let dropout = Dropout::new(probability, form, random.random()).expect("a probability");
+            let runner = runner().with_dropout(dropout);
+            each_dtype_and_norm(|dtype, norm| {
+                if (form, norm) == (DropoutForm::Peft, Norm::Input) {
+                    return;
+                }
+                let mut case = random_case(&mut random, shape, norm, i % 2 == 0).rounded(dtype);
+                let mask = dropout.mask(shape[0], shape[1]).into_iter().map(f64::from).collect();
+                case.dropout = Some(CaseDropout { form, mask });
+                check(&runner, &format!("dropout {form:?}"), &case, [None; 6], dtype);
+            });
+        }
+    }
+}
+
 /// A projection of the size that Llama models have, in many tiles and chunks of every kind.
 fn llama_sized(norm: Norm) {
     let mut random = StdRng::seed_from_u64(fresh_seed());
@@ -158,12 +183,6 @@ fn llama_sized_layer_with_norms_of_inputs() {
 #[test]
 fn llama_sized_layer_with_norms_of_outputs() {
     llama_sized(Norm::Output);
-}
-
-fn each_dtype_and_norm(mut visit: impl FnMut(Dtype, Norm)) {
-    for dtype in Dtype::ALL {
-        NORMS.into_iter().for_each(|norm| visit(dtype, norm));
-    }
 }
 
 #[test]
@@ -253,6 +272,7 @@ fn small_gains_are_right_on_average() {
         rank: 1,
         scaling: 1.0,
         norm: Norm::Input,
+        norm_grad: NormGrad::Detached,
         input: vec![1.0; tokens * features],
         weight: vec![0.0; features * features],
         bias: None,
@@ -260,6 +280,7 @@ fn small_gains_are_right_on_average() {
         lora_b: vec![0.0; features],
         magnitude: vec![0.0; features],
         grad_output: vec![0.0; tokens * features],
+        dropout: None,
     };
     (0..features).for_each(|i| case.weight[i * features + i] = 1.0);
     for dtype in [Dtype::Bf16, Dtype::F16] {

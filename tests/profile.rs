@@ -26,7 +26,7 @@ use std::process::{Command, Output};
 
 use approx::assert_relative_eq;
 use cuda_emulator::{Counters, MeasuredLaunch, profile};
-use fused_dora::{DoraSpec, Dtype, Kernels, Norm, Scaling};
+use fused_dora::{DoraSpec, Dtype, Kernels, Norm, NormGrad, Scaling};
 
 use gpu::{GPUS, Gpu};
 use model::{Bounds, Demand, Resource};
@@ -37,7 +37,8 @@ use resources::Resources;
 use work::{Kernel, compulsory, compulsory_of_op, least_mma};
 
 fn spec(norm: Norm) -> DoraSpec {
-    DoraSpec::new(256, 512, 8, Scaling::Value(1.0), norm, Dtype::Bf16).expect("a layer")
+    DoraSpec::new(256, 512, 8, Scaling::Value(1.0), norm, NormGrad::Detached, Dtype::Bf16)
+        .expect("a layer")
 }
 
 fn a100() -> &'static Gpu {
@@ -155,7 +156,15 @@ fn compulsory_bytes_of_one_layer() {
 
 #[test]
 fn products_are_padded_to_whole_ones() {
-    let spec = DoraSpec::new(100, 60, 20, Scaling::Value(1.0), Norm::Input, Dtype::Bf16);
+    let spec = DoraSpec::new(
+        100,
+        60,
+        20,
+        Scaling::Value(1.0),
+        Norm::Input,
+        NormGrad::Detached,
+        Dtype::Bf16,
+    );
     let spec = spec.expect("a layer");
     let least = |kernel| least_mma(kernel, &spec, 33);
     // T 33 = 3 × 16 (5 × 8), I 100 = 7 × 16 (13 × 8), O 60 = 4 × 16 (8 × 8), R 32 = 2 × 16 (4 × 8).

@@ -14,8 +14,8 @@ use cuda_emulator::client::{Choice, Emulator, Selected, select};
 use fused_dora::cudarc::driver::{CudaSlice, CudaStream, sys::CUevent_flags};
 use fused_dora::{
     AdamW, AdamWConfig, AdapterGroups, AdapterLayout, Backward, DecomposeAdapter, Decomposition,
-    DoraSpec, Dtype, Forward, Kernels, Magnitude, Merge, MergeReport, Norm, OptimizerPart, Prepare,
-    Prepared, Scaling, Schedule, Workspace, open_device,
+    DoraSpec, Dtype, Forward, Gradients, Kernels, Magnitude, Merge, MergeReport, Norm, NormGrad,
+    NormGradient, OptimizerPart, Prepare, Prepared, Scaling, Schedule, Workspace, open_device,
 };
 use half::bf16;
 use rand::rngs::StdRng;
@@ -61,7 +61,8 @@ impl Layer {
     /// A layer of (T, I, O, r), prepared, and run once so that every buffer holds something.
     pub fn new([tokens, inputs, outputs, rank]: [usize; 4], norm: Norm) -> Outcome<Self> {
         let scaling = Scaling::Standard { alpha: 2.0 * rank as f32 };
-        let spec = DoraSpec::new(inputs, outputs, rank, scaling, norm, Dtype::Bf16)?;
+        let norm_grad = if norm == Norm::None { NormGrad::Detached } else { NormGrad::Exact };
+        let spec = DoraSpec::new(inputs, outputs, rank, scaling, norm, norm_grad, Dtype::Bf16)?;
         let context = open_device(0)?;
         let kernels = Kernels::load(&context)?;
         let stream = context.new_stream()?;
@@ -129,11 +130,13 @@ impl Layer {
     pub fn forward(&mut self) -> Outcome {
         let io = Forward {
             tokens: self.tokens,
-            x: self.x.as_view(),
+            x: self.x.as_view().into(),
             weight: self.weight.as_view(),
             bias: None,
             seed: 1,
-            y: self.y.as_view_mut(),
+            dropout: None,
+            z: None,
+            y: self.y.as_view_mut().into(),
             h: self.h.as_view_mut(),
         };
         let Self { kernels, stream, spec, workspace, prepared, .. } = self;
@@ -163,6 +166,23 @@ impl Layer {
             exp_avg_sq: exp_avg_sq.as_view_mut(),
         };
         Ok(self.kernels.adamw(&self.stream, &AdamWConfig::default(), io)?)
+    }
+
+    /// The gradient through the norm; nothing for plain LoRA, which has none.
+    pub fn norm_gradient(&mut self) -> Outcome {
+        if self.spec.norm() == Norm::None {
+            return Ok(());
+        }
+        let io = NormGradient {
+            weight: self.weight.as_view(),
+            lora_a: self.lora_a.as_view(),
+            lora_b: self.lora_b.as_view(),
+            grad_magnitude: self.grad_magnitude.as_view(),
+            grad_lora_a: self.grad_lora_a.as_view_mut(),
+            grad_lora_b: self.grad_lora_b.as_view_mut(),
+        };
+        let Self { kernels, stream, spec, workspace, prepared, .. } = self;
+        Ok(kernels.norm_gradient(stream, spec, prepared, workspace, io)?)
     }
 
     /// W and W' once each, and the report.
@@ -195,13 +215,16 @@ impl Layer {
         let has_magnitude = self.spec.norm() != Norm::None;
         let mut io = Backward {
             tokens: self.tokens,
-            x: self.x.as_view(),
+            gradients: Gradients::Overwrite,
+            x: self.x.as_view().into(),
             weight: self.weight.as_view(),
             bias: None,
-            output: Some(self.y.as_view()),
-            grad_output: self.grad_output.as_view(),
+            output: Some(self.y.as_view().into()),
+            z: None,
+            dropout: None,
+            grad_output: self.grad_output.as_view().into(),
             h: self.h.as_view(),
-            grad_input: Some(self.grad_input.as_view_mut()),
+            grad_input: Some(self.grad_input.as_view_mut().into()),
             grad_lora_a: self.grad_lora_a.as_view_mut(),
             grad_lora_b: self.grad_lora_b.as_view_mut(),
             grad_magnitude: has_magnitude.then(|| self.grad_magnitude.as_view_mut()),

@@ -5,8 +5,8 @@ use std::ops::Range;
 use fused_dora::cudarc::driver::CudaSlice;
 use fused_dora::{
     AdapterGroups, AdapterLayout, Backward, Decompose, DecomposeAdapter, Decomposition, DoraSpec,
-    Dtype, Element, Forward, Magnitude, Merge, Norm, OptimizerGroup, OptimizerPart, Part, Prepare,
-    Prepared, Result, Scaling, Workspace,
+    Dtype, Element, Forward, Gradients, Magnitude, Merge, Norm, NormGrad, OptimizerGroup,
+    OptimizerPart, Part, Prepare, Prepared, Result, Scaling, Workspace,
 };
 use rand::Rng;
 
@@ -58,7 +58,7 @@ impl<E: Element> Layer<E> {
         let (inputs, outputs) = (linear.in_features, linear.out_features);
         let make = |rank, norm, dtype| {
             let scaling = Scaling::Standard { alpha: adapter.alpha };
-            DoraSpec::new(inputs, outputs, rank, scaling, norm, dtype)
+            DoraSpec::new(inputs, outputs, rank, scaling, norm, NormGrad::Detached, dtype)
         };
         let upload = |values: &[f32]| {
             let values: Vec<_> = values.iter().map(|&value| E::from_f32(value)).collect();
@@ -194,11 +194,13 @@ impl<E: Element> Layer<E> {
         engine.upload(input, &mut self.x)?;
         let io = Forward {
             tokens,
-            x: self.x.slice(..input.len()),
+            x: self.x.slice(..input.len()).into(),
             weight: self.weight.as_view(),
             bias: Some(self.bias.as_view()),
             seed,
-            y: self.y.slice_mut(..outputs),
+            dropout: None,
+            z: None,
+            y: self.y.slice_mut(..outputs).into(),
             h: self.h.slice_mut(..tokens * self.spec.padded_rank()),
         };
         engine.kernels.forward(&engine.stream, &self.spec, &self.prepared, workspace, io)?;
@@ -221,13 +223,16 @@ impl<E: Element> Layer<E> {
         let gradients = self.layout.view_mut(optimizer.gradients_mut(&self.adapter))?;
         let mut io = Backward {
             tokens,
-            x: self.x.slice(..inputs),
+            gradients: Gradients::Overwrite,
+            x: self.x.slice(..inputs).into(),
             weight: self.weight.as_view(),
             bias: Some(self.bias.as_view()),
-            output: Some(self.y.slice(..outputs)),
-            grad_output: self.grad_output.slice(..outputs),
+            output: Some(self.y.slice(..outputs).into()),
+            z: None,
+            dropout: None,
+            grad_output: self.grad_output.slice(..outputs).into(),
             h: self.h.slice(..tokens * spec.padded_rank()),
-            grad_input: wants_input.then(|| self.grad_input.slice_mut(..inputs)),
+            grad_input: wants_input.then(|| self.grad_input.slice_mut(..inputs).into()),
             grad_lora_a: gradients.lora_a,
             grad_lora_b: gradients.lora_b,
             grad_magnitude: gradients.magnitude,

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use fused_dora::{DoraSpec, Dtype, Norm, Scaling};
+use fused_dora::{DoraSpec, Dtype, Norm, NormGrad, Scaling};
 use lexopt::prelude::*;
 
 use super::gpu::{GPUS, Gpu};
@@ -75,5 +75,5 @@ fn shape(text: &str) -> Result<[usize; 4], lexopt::Error> {
 
 /// The layer of a shape, with scaling 2.
 pub fn spec([_, inputs, outputs, rank]: [usize; 4], norm: Norm) -> fused_dora::Result<DoraSpec> {
-    DoraSpec::new(inputs, outputs, rank, Scaling::Value(2.0), norm, Dtype::Bf16)
+    DoraSpec::new(inputs, outputs, rank, Scaling::Value(2.0), norm, NormGrad::Detached, Dtype::Bf16)
 }

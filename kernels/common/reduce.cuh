@@ -41,3 +41,8 @@ __device__ __forceinline__ double block_sum(double v, double* across) {
     for (int warp = 0; warp < kWarps; ++warp) sum += across[warp];
     return sum;
 }
+
+// A finished gradient: `=`, or `+=` where micro-batches accumulate.
+__device__ __forceinline__ void store_gradient(float* out, float value, int accumulate) {
+    *out = accumulate ? *out + value : value;
+}

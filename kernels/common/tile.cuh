@@ -3,18 +3,29 @@
 
 #include "common/ptx.cuh"
 
-// A row-major matrix in global memory with contiguous rows.
+// A row-major matrix in global memory, its rows `stride` elements apart.
 template <typename T>
 struct Matrix {
     const T* data;
-    int rows, cols;
+    int rows, cols, stride;
 
+    __device__ __forceinline__ static Matrix dense(const void* data, int rows, int cols) {
+        return {static_cast<const T*>(data), rows, cols, cols};
+    }
+    __device__ __forceinline__ static Matrix strided(const void* data, int rows, int cols,
+                                                     int stride) {
+        return {static_cast<const T*>(data), rows, cols, stride};
+    }
     // Member by member, so that both stay in registers.
     __device__ __forceinline__ static Matrix select(bool first, const Matrix& a, const Matrix& b) {
-        return {first ? a.data : b.data, first ? a.rows : b.rows, first ? a.cols : b.cols};
+        return {first ? a.data : b.data, first ? a.rows : b.rows, first ? a.cols : b.cols,
+                first ? a.stride : b.stride};
     }
     __device__ __forceinline__ const T* at(int row, int col) const {
-        return data + i64(row) * cols + col;
+        return data + i64(row) * stride + col;
+    }
+    __device__ __forceinline__ T or_zero(int row, int col) const {
+        return row < rows && col < cols ? *at(row, col) : T{};
     }
 };
 
@@ -141,4 +152,15 @@ __device__ __forceinline__ void copy_tile_async(SharedTile<T, ROWS, COLS> tile,
                 load_chunk<ALIGNED>(source, row, col);
         }
     });
+}
+
+// The same where ALIGNED is not worth a copy of the kernel.
+template <typename T, int ROWS, int COLS>
+__device__ __forceinline__ void copy_tile_async(bool aligned, SharedTile<T, ROWS, COLS> tile,
+                                                const Matrix<T>& source, int row0, int col0) {
+    if (aligned) {
+        copy_tile_async<true>(tile, source, row0, col0);
+    } else {
+        copy_tile_async<false>(tile, source, row0, col0);
+    }
 }

@@ -54,8 +54,9 @@ extern "C" __global__ void warps(const int* in, int* out) {
     if (warp > 0) {
         //~ atomic: const int* flag = &flags[warp - 1];
         const volatile int* flag = &flags[warp - 1];
-        while (*flag == 0) {}   //~ atomic
-        __threadfence_block();  //~ fence
+        while (lane == 0 && *flag == 0) {}  //~ atomic
+        __syncwarp();                       //~ warp barrier
+        __threadfence_block();              //~ fence
         carry = sums[warp - 1][31 - lane];
     }
     sums[warp][lane] = carry + in[threadIdx.x];

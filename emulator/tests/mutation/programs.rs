@@ -236,7 +236,7 @@ fn last_block(bench: &Bench, random: &mut Random) -> Result<(), Failure> {
 
 fn handoff(bench: &Bench, random: &mut Random) -> Result<(), Failure> {
     for kernel in ["acquire_release", "fences"] {
-        let (blocks, threads) = (7, 64);
+        let (blocks, threads) = (4, 64);
         let values = random.ints(blocks * threads, 1000);
         let (from, out) = (bench.upload(&values), bench.room::<i32>(blocks * threads));
         let flags = bench.upload(&vec![0_i32; blocks]);
@@ -259,7 +259,7 @@ fn mirrored_sums(mut values: Vec<i32>, width: usize) -> Vec<i32> {
 }
 
 fn grid_barrier(bench: &Bench, random: &mut Random) -> Result<(), Failure> {
-    let (blocks, threads, rounds) = (6, 64, 4);
+    let (blocks, threads, rounds) = (4, 64, 3);
     let count = blocks * threads;
     let values = random.ints(count, 1000);
     let (from, scratch) = (bench.upload(&values), bench.room::<i32>(2 * count));
@@ -290,7 +290,7 @@ fn scan(bench: &Bench, random: &mut Random) -> Result<(), Failure> {
 }
 
 fn lock(bench: &Bench, random: &mut Random) -> Result<(), Failure> {
-    let values = random.ints(9, 1000);
+    let values = random.ints(5, 1000);
     let (from, sums) = (bench.upload(&values), bench.upload(&[0_i32; 2]));
     let lock = bench.upload(&[0_i32]);
     let args = [pointer(from), pointer(sums), pointer(lock)];

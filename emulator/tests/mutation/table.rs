@@ -1,4 +1,6 @@
-//! Mutants, what became of them, and the table of scores.
+//! Mutants, what became of them, and the table of scores; also for the mutants of the crate's own
+//! kernels.
+#![allow(dead_code, reason = "each of the tests uses its own part")]
 
 use std::collections::BTreeMap;
 
@@ -54,8 +56,17 @@ pub struct Survivor {
     pub becomes: &'static str,
     /// Which of several equal changes of the file, from 0.
     pub nth: usize,
-    /// Why no execution can tell it from the original.
-    pub reason: &'static str,
+    /// Why it survives.
+    pub why: Why,
+}
+
+/// Why a mutant survives.
+#[derive(Clone, Copy, Debug)]
+pub enum Why {
+    /// No execution can tell it from the original, for this reason.
+    Equivalent(&'static str),
+    /// It is wrong, and the device does not see why. Counts against the score.
+    Unseen(&'static str),
 }
 
 impl Survivor {
@@ -83,7 +94,7 @@ struct Score {
 /// without an explanation, and explanations without a survivor.
 pub fn judge(rows: &[(Mutant, Verdict)], survivors: &[Survivor]) -> Vec<String> {
     let mut problems = Vec::new();
-    let mut explained: BTreeMap<usize, &str> = BTreeMap::new();
+    let mut explained: BTreeMap<usize, Why> = BTreeMap::new();
     for survivor in survivors {
         let Survivor { file, code, becomes, .. } = survivor;
         match survivor.find(rows) {
@@ -96,7 +107,7 @@ pub fn judge(rows: &[(Mutant, Verdict)], survivors: &[Survivor]) -> Vec<String> 
                 rows[at].0.change()
             )),
             Some(at) => {
-                explained.insert(at, survivor.reason);
+                explained.insert(at, survivor.why);
             }
         }
     }
@@ -107,7 +118,8 @@ pub fn judge(rows: &[(Mutant, Verdict)], survivors: &[Survivor]) -> Vec<String> 
         let verdict = match (verdict, explained.get(&at)) {
             (Verdict::Reported(report), _) => report.clone(),
             (Verdict::Wrong(difference), _) => format!("wrong result: {difference}"),
-            (Verdict::Survived, Some(reason)) => format!("equivalent: {reason}"),
+            (Verdict::Survived, Some(Why::Equivalent(reason))) => format!("equivalent: {reason}"),
+            (Verdict::Survived, Some(Why::Unseen(reason))) => format!("NOT SEEN: {reason}"),
             (Verdict::Survived, None) => {
                 problems.push(format!("{place}: {}: {change}: not noticed", mutant.category));
                 "NOT NOTICED".to_owned()
@@ -120,7 +132,8 @@ pub fn judge(rows: &[(Mutant, Verdict)], survivors: &[Survivor]) -> Vec<String> 
                 Verdict::Reported(_) => score.reported += 1,
                 Verdict::Wrong(_) => score.wrong += 1,
                 Verdict::Survived => {
-                    score.equivalent += usize::from(explained.contains_key(&at));
+                    let is_equivalent = matches!(explained.get(&at), Some(Why::Equivalent(_)));
+                    score.equivalent += usize::from(is_equivalent);
                 }
             }
         }
