@@ -49,6 +49,8 @@ struct NormGradientParams {
     chunk: i32,
     chunks: i32,
     aligned: i32,
+    aligned_a: i32,
+    aligned_b: i32,
 }
 
 // SAFETY: a C struct of plain values, laid out as the kernels declare it.
@@ -153,6 +155,8 @@ impl Kernels {
             chunk: plan.split.len as i32,
             chunks: plan.split.count as i32,
             aligned: i32::from(are_aligned::<E>(&[spec.in_features()], &[weight])),
+            aligned_a: i32::from(are_aligned::<f32>(&[spec.in_features()], &[lora_a])),
+            aligned_b: i32::from(are_aligned::<f32>(&[spec.rank()], &[lora_b])),
         };
         // SAFETY: the struct is the kernels'; each buffer was checked against the shape that they
         // access, and its guard orders these launches on the stream.

@@ -43,6 +43,8 @@ struct PrepareParams {
     has_norm: i32,
     split_tiles: i32,
     aligned: i32,
+    aligned_a: i32,
+    aligned_b: i32,
     _padding: i32,
 }
 
@@ -231,6 +233,8 @@ impl Kernels {
             has_norm: i32::from(spec.norm() != Norm::None),
             split_tiles: (plan.split.len / STRIP) as i32,
             aligned: i32::from(are_aligned::<E>(&[spec.in_features()], &[weight])),
+            aligned_a: i32::from(are_aligned::<f32>(&[spec.in_features()], &[lora_a])),
+            aligned_b: i32::from(are_aligned::<f32>(&[spec.rank()], &[lora_b])),
             _padding: 0,
         };
         prepared.ready = false;
