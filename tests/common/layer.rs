@@ -12,7 +12,7 @@ const POISON: f32 = f32::from_bits(u32::MAX);
 /// The kernels on a stream of one device, and tensors that lie off their allocations' start.
 pub struct Device {
     pub stream: Arc<CudaStream>,
-    pub kernels: Kernels,
+    pub kernels: Arc<Kernels>,
     /// Elements before each tensor in its allocation.
     pub offset: usize,
 }
@@ -20,8 +20,12 @@ pub struct Device {
 impl Device {
     pub fn new(offset: usize) -> Self {
         let context = super::device::open().expect("a device");
-        let kernels = Kernels::load(&context).expect("kernels");
-        Self { stream: context.default_stream(), kernels, offset }
+        Self::with_kernels(&Arc::new(Kernels::load(&context).expect("kernels")), offset)
+    }
+
+    /// Takes kernels that are loaded.
+    pub fn with_kernels(kernels: &Arc<Kernels>, offset: usize) -> Self {
+        Self { stream: kernels.context().default_stream(), kernels: kernels.clone(), offset }
     }
 
     pub fn upload<E: Element>(&self, values: &[f64]) -> Buffer<E> {

@@ -16,7 +16,7 @@ const POISON: f32 = f32::from_bits(u32::MAX);
 /// The kernels on a stream of one device.
 pub struct Runner {
     stream: Arc<CudaStream>,
-    kernels: Kernels,
+    kernels: Arc<Kernels>,
     offset: usize,
     gap: usize,
     dropout: Option<Dropout>,
@@ -25,8 +25,13 @@ pub struct Runner {
 impl Runner {
     /// Loads the kernels into `context`.
     pub fn new(context: &Arc<CudaContext>) -> Result<Self> {
-        let kernels = Kernels::load(context)?;
-        Ok(Self { stream: context.default_stream(), kernels, offset: 0, gap: 0, dropout: None })
+        Ok(Self::with_kernels(&Arc::new(Kernels::load(context)?)))
+    }
+
+    /// Takes kernels that are loaded.
+    pub fn with_kernels(kernels: &Arc<Kernels>) -> Self {
+        let (stream, kernels) = (kernels.context().default_stream(), kernels.clone());
+        Self { stream, kernels, offset: 0, gap: 0, dropout: None }
     }
 
     /// The same, with every tensor `offset` elements into its allocation, so that none starts at a
