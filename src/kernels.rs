@@ -148,9 +148,26 @@ impl Kernels {
     /// [`Error::UnsupportedArchitecture`] before Ampere, [`Error::PtxTooNew`] if the driver is
     /// older than the NVRTC that compiled the kernels, or the driver's error.
     pub fn load(context: &Arc<CudaContext>) -> Result<Self> {
+        Self::load_with(context, &[])
+    }
+
+    /// Loads the kernels with other PTX, or none, for the files that `replaced` names, such as
+    /// `forward.cu`; for the tests of what depends on it.
+    ///
+    /// # Errors
+    /// As [`Kernels::load`].
+    #[doc(hidden)]
+    pub fn load_with(
+        context: &Arc<CudaContext>,
+        replaced: &[(&str, Option<&str>)],
+    ) -> Result<Self> {
         let images = FILES
             .iter()
-            .map(|(name, ptx)| ptx.map(|ptx| (*name, ptx)).ok_or(Error::KernelsNotBuilt))
+            .map(|&(name, embedded)| {
+                let other = replaced.iter().find(|(file, _)| *file == name);
+                let ptx = other.map_or(embedded, |&(_, ptx)| ptx);
+                ptx.map(|ptx| (name, ptx)).ok_or(Error::KernelsNotBuilt)
+            })
             .collect::<Result<Vec<_>>>()?;
         let found = context.compute_capability().during("reading the compute capability")?;
         if found < NEEDED_CAPABILITY {
