@@ -87,10 +87,12 @@ __device__ __forceinline__ Change load_change(const DecomposeParams& p,
         for (int e = 0; e < 4; ++e) change.d[e] -= change.w[e];
         return change;
     }
+    const Quad<float> gains =
+        p.aligned ? load_gains<true>(p.gain, p.gain_on_input, row, col, p.in_features)
+                  : load_gains<false>(p.gain, p.gain_on_input, row, col, p.in_features);
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
-        double g = 1.0;
-        if (p.gain && col + e < p.in_features) g = p.gain[p.gain_on_input ? col + e : row];
+        const double g = gains.values[e];
         change.d[e] = fma(g - 1.0, change.w[e], g * *low_rank.at(r, c + e));
     }
     return change;

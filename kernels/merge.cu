@@ -38,15 +38,6 @@ struct Sums {
     float of[kSums] = {};
 };
 
-// g of a row's four neighbours.
-__device__ __forceinline__ void load_gains(const MergeParams& p, int row, int col, float (&g)[4]) {
-#pragma unroll
-    for (int e = 0; e < 4; ++e) {
-        g[e] = 1.0f;
-        if (p.gain && col + e < p.in_features) g[e] = p.gain[p.gain_on_input ? col + e : row];
-    }
-}
-
 template <typename OUT>
 __device__ __forceinline__ OUT merge_element(float w, float low_rank, float g, Sums& sums) {
     const float delta = fmaf(g - 1.0f, w, g * low_rank);
@@ -74,16 +65,17 @@ __device__ __forceinline__ void convert_tile(const MergeParams& p, const LowRank
         const i64 at = i64(row0 + r) * p.in_features;
         const Quad<IN> in = load_quad<ALIGNED>(static_cast<const IN*>(p.source) + at, col,
                                                p.in_features);
-        float g[4];
-        load_gains(p, row0 + r, col, g);
+        const Quad<float> gains =
+            load_gains<ALIGNED>(p.gain, p.gain_on_input, row0 + r, col, p.in_features);
         Quad<OUT> out;
 #pragma unroll
         for (int e = 0; e < 4; ++e) {
             const float w = to_float(in.values[e]), ba = *low_rank.at(r, c + e);
+            const float g = gains.values[e];
             if constexpr (UNMERGE) {
-                out.values[e] = from_float<OUT>(w / g[e] - ba);
+                out.values[e] = from_float<OUT>(w / g - ba);
             } else {
-                out.values[e] = merge_element<OUT>(w, ba, g[e], sums);
+                out.values[e] = merge_element<OUT>(w, ba, g, sums);
             }
         }
         store_quad<ALIGNED>(static_cast<OUT*>(p.target) + at, col, p.in_features, out);

@@ -40,6 +40,8 @@ struct NormGradientParams {
     int chunk;                    // rows of W per CTA, a multiple of the tile
     int chunks;
     int aligned;                  // every row of W starts at a 16-byte boundary
+    int aligned_a;                // likewise of A
+    int aligned_b;                // likewise of B
 };
 
 constexpr int kRankTile = 64;     // ranks of a CTA
@@ -67,15 +69,18 @@ struct Side {
     __device__ __forceinline__ i64 at(int feature, int k) const {
         return feature * feature_stride + k * rank_stride;
     }
-    __device__ __forceinline__ float or_zero(const NormGradientParams& p, int feature,
-                                             int k) const {
-        return feature < features && k < p.rank ? data[at(feature, k)] : 0.0f;
-    }
     // k of a feature on the norm's axis, 1 on the other.
     __device__ __forceinline__ float factor(const NormGradientParams& p, int feature) const {
         return has_k && feature < features ? k_of(p, feature) : 1.0f;
     }
 };
+
+template <typename F>
+__device__ __forceinline__ Vector<float> times(Vector<float> v, F factor) {
+#pragma unroll
+    for (int e = 0; e < kVector<float>; ++e) v.values[e] *= factor(e);
+    return v;
+}
 
 // ---- B'ᵀW and W·A'ᵀ ---------------------------------------------------------------------------
 
@@ -246,14 +251,16 @@ __device__ __forceinline__ void contract_weight(const NormGradientParams& p,
                 if (step == 0 || ranks > kTf32Depth) {
                     split_tile<Major::K>(shared.a(), [&](u32 line, u32 along) {
                         const u32 col = line / kTf32Depth * kTf32Depth + along;
-                        return lora_a.or_zero(k0 + line % kTf32Depth, col0 + col) *
-                               shared.k_of_columns()[col];
+                        const u32 k = k0 + line % kTf32Depth;
+                        return times(load_chunk(p.aligned_a, lora_a, k, col0 + col),
+                                     [&](int e) { return shared.k_of_columns()[col + e]; });
                     });
                 }
                 split_tile<Major::MN>(shared.b(), [&](u32 line, u32 along) {
                     const u32 row = line / kTf32Depth * kTf32Depth + along;
-                    return lora_b.or_zero(row0 + row, k0 + line % kTf32Depth) *
-                           shared.k_of_rows(stage)[row];
+                    const u32 k = k0 + line % kTf32Depth;
+                    return times(load_chunk(p.aligned_b, lora_b, row0 + row, k),
+                                 [&](int) { return shared.k_of_rows(stage)[row]; });
                 });
                 __syncthreads();
                 multiply_rows(p, shared, stage, row0, end, k0);
@@ -285,17 +292,22 @@ __device__ __forceinline__ void gram(const NormGradientParams& p, unsigned char*
     Mma sum;
     sum.clear();
     for (int f0 = begin; f0 < end; f0 += kTf32Depth) {
-        const auto left_at = [&](int l, int f) { return side.or_zero(p, f0 + f, l0 + l); };
-        const auto right_at = [&](int k, int f) {
-            return side.or_zero(p, f0 + f, k0 + k) * side.factor(p, f0 + f);
-        };
         __syncthreads();  // the previous features have been read
         if (of_b) {
-            split_tile<Major::MN>(left, left_at);
-            split_tile<Major::MN>(right, right_at);
+            const auto x = Matrix<float>::dense(p.lora_b, p.out_features, p.rank);
+            const auto at = [&](int k, int f) { return load_chunk(p.aligned_b, x, f0 + f, k); };
+            split_tile<Major::MN>(left, [&](int l, int f) { return at(l0 + l, f); });
+            split_tile<Major::MN>(right, [&](int k, int f) {
+                const float factor = side.factor(p, f0 + f);
+                return times(at(k0 + k, f), [&](int) { return factor; });
+            });
         } else {
-            split_tile<Major::K>(left, left_at);
-            split_tile<Major::K>(right, right_at);
+            const auto x = Matrix<float>::dense(p.lora_a, p.rank, p.in_features);
+            const auto at = [&](int k, int f) { return load_chunk(p.aligned_a, x, k, f0 + f); };
+            split_tile<Major::K>(left, [&](int l, int f) { return at(l0 + l, f); });
+            split_tile<Major::K>(right, [&](int k, int f) {
+                return times(at(k0 + k, f), [&](int e) { return side.factor(p, f0 + f + e); });
+            });
         }
         __syncthreads();
         Mma part;

@@ -39,6 +39,8 @@ struct PrepareParams {
     int has_norm;            // 0: plain LoRA
     int split_tiles;         // tiles of 64 per split
     int aligned;             // every row of W starts at a 16-byte boundary
+    int aligned_a;           // likewise of A
+    int aligned_b;           // likewise of B
 };
 
 constexpr int kStrip = 64;  // features whose norm one CTA computes; also a tile's depth
@@ -98,12 +100,12 @@ __device__ __forceinline__ void low_rank_tile(const PrepareParams& p, const Shar
         if (k0 > 0) __syncthreads();  // the previous ranks have been read
         if (new_rows || p.rank > kTf32Depth) {
             split_tile<Major::K>(shared.b(), [&](int row, int k) {
-                return lora_b.or_zero(row0 + row, k0 + k);
+                return load_chunk(p.aligned_b, lora_b, row0 + row, k0 + k);
             });
         }
         if (new_cols || p.rank > kTf32Depth) {
             split_tile<Major::MN>(shared.a(), [&](int col, int k) {
-                return lora_a.or_zero(k0 + k, col0 + col);
+                return load_chunk(p.aligned_a, lora_a, k0 + k, col0 + col);
             });
         }
         __syncthreads();

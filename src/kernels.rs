@@ -151,18 +151,22 @@ impl Kernels {
         Self::load_with(context, &[])
     }
 
-    /// Loads the kernels with other PTX for the files that `replaced` names, such as `forward.cu`;
-    /// for the test that changes kernels to see whether anyone notices.
+    /// Loads the kernels with other PTX, or none, for the files that `replaced` names, such as
+    /// `forward.cu`; for the tests of what depends on it.
     ///
     /// # Errors
     /// As [`Kernels::load`].
     #[doc(hidden)]
-    pub fn load_with(context: &Arc<CudaContext>, replaced: &[(&str, &str)]) -> Result<Self> {
+    pub fn load_with(
+        context: &Arc<CudaContext>,
+        replaced: &[(&str, Option<&str>)],
+    ) -> Result<Self> {
         let images = FILES
             .iter()
             .map(|&(name, embedded)| {
-                let other = replaced.iter().find(|(file, _)| *file == name).map(|(_, ptx)| *ptx);
-                other.or(embedded).map(|ptx| (name, ptx)).ok_or(Error::KernelsNotBuilt)
+                let other = replaced.iter().find(|(file, _)| *file == name);
+                let ptx = other.map_or(embedded, |&(_, ptx)| ptx);
+                ptx.map(|ptx| (name, ptx)).ok_or(Error::KernelsNotBuilt)
             })
             .collect::<Result<Vec<_>>>()?;
         let found = context.compute_capability().during("reading the compute capability")?;

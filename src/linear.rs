@@ -375,8 +375,9 @@ impl<E: Element> DoraLinear<E> {
     /// `form` is that of the dropout, if there will be any.
     ///
     /// # Errors
-    /// The driver's, e.g. out of memory.
+    /// [`Error::InvalidSpec`] if `max_tokens` is beyond 2³⁰, or the driver's, e.g. out of memory.
     pub fn saved(&self, max_tokens: usize, form: Option<DropoutForm>) -> Result<Saved<E>> {
+        self.base.spec.check_tokens(max_tokens)?;
         let ranks = self.adapters.values().map(|adapter| adapter.spec.padded_rank());
         let on_output = self.adapters.values().any(|a| a.spec.norm() == Norm::Output);
         let zeros = |cols: usize| {
@@ -402,11 +403,10 @@ impl<E: Element> DoraLinear<E> {
         let has_adapter = adapter.is_some();
         let adapter = adapter.unwrap_or(base);
         let workspace = &mut lock(workspace);
-        adapter.prepare(kernels, stream, workspace, weight)?;
-        let spec = &adapter.spec;
         let dropout = io.dropout.filter(|_| has_adapter);
-        let peft = Dropout::check(dropout.as_ref(), spec)?;
-        let (h_len, z_len) = saved_lens(saved, spec, io.tokens, peft)?;
+        let peft = Dropout::check(dropout.as_ref(), &adapter.spec)?;
+        let (h_len, z_len) = saved_lens(saved, &adapter.spec, io.tokens, peft)?;
+        adapter.prepare(kernels, stream, workspace, weight)?;
         let frozen = bias.as_ref().map(|bias| bias.as_view());
         let io = Forward {
             tokens: io.tokens,
@@ -419,7 +419,7 @@ impl<E: Element> DoraLinear<E> {
             y: io.y,
             h: saved.h.slice_mut(..h_len),
         };
-        kernels.forward(stream, spec, &adapter.prepared, workspace, io)
+        kernels.forward(stream, &adapter.spec, &adapter.prepared, workspace, io)
     }
 
     /// The gradients of x and of the active adapter, into the adapter's buffer: at most three

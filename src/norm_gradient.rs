@@ -50,6 +50,8 @@ struct NormGradientParams {
     chunk: i32,
     chunks: i32,
     aligned: i32,
+    aligned_a: i32,
+    aligned_b: i32,
 }
 
 // SAFETY: a C struct of plain values, laid out as the kernels declare it.
@@ -190,6 +192,8 @@ impl Kernels {
             chunk: plan.split.len as i32,
             chunks: plan.split.count as i32,
             aligned: i32::from(are_aligned(dtype, &[spec.in_features()], &[io.weight])),
+            aligned_a: i32::from(are_aligned(Dtype::F32, &[spec.in_features()], &[io.lora_a])),
+            aligned_b: i32::from(are_aligned(Dtype::F32, &[spec.rank()], &[io.lora_b])),
         };
         // SAFETY: the struct is the kernels'; the caller vouches for the addresses.
         unsafe {

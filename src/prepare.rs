@@ -10,7 +10,7 @@ use crate::error::{During, Error, Result};
 use crate::forward::are_aligned;
 use crate::kernels::{Entry, Kernels, THREADS};
 use crate::raw::{self, absent_or, present};
-use crate::spec::{DoraSpec, Element, Norm, check_len};
+use crate::spec::{DoraSpec, Dtype, Element, Norm, check_len};
 use crate::workspace::{Needs, Regions, Split, Workspace};
 
 /// Features whose norm one CTA computes (kStrip).
@@ -46,6 +46,8 @@ struct PrepareParams {
     has_norm: i32,
     split_tiles: i32,
     aligned: i32,
+    aligned_a: i32,
+    aligned_b: i32,
     _padding: i32,
 }
 
@@ -307,6 +309,8 @@ impl Kernels {
             has_norm: i32::from(spec.norm() != Norm::None),
             split_tiles: (plan.split.len / STRIP) as i32,
             aligned: i32::from(are_aligned(spec.dtype(), &[spec.in_features()], &[inputs.weight])),
+            aligned_a: i32::from(are_aligned(Dtype::F32, &[spec.in_features()], &[inputs.lora_a])),
+            aligned_b: i32::from(are_aligned(Dtype::F32, &[spec.rank()], &[inputs.lora_b])),
             _padding: 0,
         };
         // SAFETY: the struct is the kernel's; the caller vouches for the addresses.

@@ -6,10 +6,10 @@ mod common;
 use std::path::PathBuf;
 
 use common::case::CaseFile;
-use common::compare::{self, Comparison};
+use common::compare;
 use common::random::{NORMS, each_dtype_and_norm, fresh_seed, random_case};
 use common::run::Runner;
-use fused_dora::reference::{Case, CaseDropout, Results, evaluate};
+use fused_dora::reference::{Case, CaseDropout, Results};
 use fused_dora::{Dropout, DropoutForm, Dtype, Norm, NormGrad};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -23,19 +23,8 @@ fn runner() -> Runner {
 /// and with the reference's elsewhere.
 #[track_caller]
 fn check(runner: &Runner, name: &str, case: &Case, expected: [Option<&[f64]>; 6], dtype: Dtype) {
-    let reference = evaluate(case).expect("a consistent case");
-    let bounds = compare::bounds(case, dtype).expect("a consistent case");
     let found = runner.run(case, dtype).expect("the ops");
-    let mut failures = Vec::new();
-    for (i, tensor) in Results::NAMES.into_iter().enumerate() {
-        let expected = expected[i].unwrap_or(reference.tensors()[i]);
-        let shape = &case.result_shapes()[i];
-        let comparison =
-            Comparison::new(tensor, shape, dtype, &found[i], expected, bounds.tensors()[i]);
-        if !comparison.ok() {
-            failures.push(comparison.to_string());
-        }
-    }
+    let failures = compare::failures(case, dtype, &found, expected).expect("a consistent case");
     let &Case { tokens, in_features, out_features, rank, norm, .. } = case;
     assert!(
         failures.is_empty(),

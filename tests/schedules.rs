@@ -20,9 +20,11 @@ use rand::rngs::StdRng;
 /// A process has one emulated device.
 static DEVICE: Mutex<()> = Mutex::new(());
 
-/// Runs `visit` on a device of these settings, and ends its context.
-fn on_device<T>(config: &Config, visit: impl FnOnce(&Runner) -> T) -> T {
-    let device = open_emulated(config).expect("the emulated device");
+/// Runs `visit` on a device of these settings, without the sanitizer, which other tests have on,
+/// and ends its context.
+fn on_device<T>(config: Config, visit: impl FnOnce(&Runner) -> T) -> T {
+    let config = Config { sanitizer: false, ..config };
+    let device = open_emulated(&config).expect("the emulated device");
     visit(&Runner::new(&device.context).expect("kernels"))
 }
 
@@ -76,7 +78,7 @@ fn norms_survive_cancellation_however_tensor_cores_add() {
         [Accumulator::Sequential, Accumulator::ExactF64, Accumulator::AlignedTruncate]
     {
         println!("{accumulator:?}");
-        on_device(&Config { accumulator, ..Config::default() }, |runner| {
+        on_device(Config { accumulator, ..Config::default() }, |runner| {
             norms_survive_cancellation::<bf16>(runner, &mut random, 1e-3);
             norms_survive_cancellation::<f16>(runner, &mut random, 9e-4);
             norms_survive_cancellation::<f32>(runner, &mut random, 9e-4);
@@ -113,7 +115,7 @@ fn the_same_bits_under_every_schedule() {
         })
         .collect();
     let run = |seed, threads| {
-        on_device(&Config { seed, threads, ..Config::default() }, |runner| {
+        on_device(Config { seed, threads, ..Config::default() }, |runner| {
             let of_each =
                 |case| [bits::<bf16>, bits::<f16>, bits::<f32>].map(|run| run(runner, case));
             cases.iter().map(of_each).collect::<Vec<_>>()

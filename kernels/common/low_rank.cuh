@@ -18,6 +18,16 @@ struct Factors {
     int in_features, out_features, rank;
 };
 
+// g of four neighbours of a row: of columns (axis input), of the row, or 1 where there is none. The
+// gains themselves are aligned; ALIGNED is of the matrix's rows.
+template <bool ALIGNED>
+__device__ __forceinline__ Quad<float> load_gains(const float* gain, bool on_input, int row,
+                                                  int col, int cols) {
+    if (gain && on_input) return load_quad<ALIGNED>(gain, col, cols);
+    const float g = gain ? gain[row] : 1.0f;
+    return {{g, g, g, g}};
+}
+
 using LowRankMma = TileMma<bf16, kTile, kTile, kRankStep, 2, 2, Major::K, Major::MN>;
 constexpr int kLowRankBytes = kParts * (LowRankMma::TileA::kBytes + LowRankMma::TileB::kBytes);
 

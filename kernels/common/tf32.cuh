@@ -34,19 +34,27 @@ using Tf32Tile = SharedTile<Tf32, ROWS, kTf32Depth>;
 // those of both eights lie side by side, where a warp reads them without bank conflicts.
 __device__ __forceinline__ u32 tf32_column(u32 k) { return k % 8 / 2 * 4 + k / 8 * 2 + k % 2; }
 
-// Splits element(row, k), for all of the tile. LINES says which of the two lies contiguously in
-// memory.
+// Splits a tile. LINES says along which of its dimensions memory runs; load(row, k) gives the four
+// elements from there on along it.
 template <Major LINES, int ROWS, typename F>
-__device__ __forceinline__ void split_tile(Tf32Tile<ROWS> tile, F element) {
-    static_assert(kThreads % ROWS == 0 && kThreads % kTf32Depth == 0, "whole lines at a time");
-    constexpr u32 kLine = LINES == Major::K ? kTf32Depth : ROWS, kLines = kThreads / kLine;
+__device__ __forceinline__ void split_tile(Tf32Tile<ROWS> tile, F load) {
+    constexpr u32 kWidth = kVector<float>;
+    constexpr u32 kLine = (LINES == Major::K ? kTf32Depth : ROWS) / kWidth;
+    constexpr u32 kLines = kThreads / kLine, kVectors = ROWS * kTf32Depth / kWidth;
+    static_assert(kThreads % kLine == 0 && kVectors % kThreads == 0, "whole lines at a time");
     const u32 thread = threadIdx.x;
     __builtin_assume(thread < kThreads);  // then most of the indices are constants
 #pragma unroll
-    for (u32 i = 0; i < ROWS * kTf32Depth / kThreads; ++i) {
-        const u32 line = thread / kLine + i * kLines, along = thread % kLine;
+    for (u32 i = 0; i < kVectors / kThreads; ++i) {
+        const u32 line = thread / kLine + i * kLines, along = thread % kLine * kWidth;
         const u32 row = LINES == Major::K ? line : along, k = LINES == Major::K ? along : line;
-        *tile.at(row, tf32_column(k)) = split_tf32(element(row, k));
+        const Vector<float> from = load(row, k);
+#pragma unroll
+        for (u32 e = 0; e < kWidth; ++e) {
+            const u32 to_row = LINES == Major::K ? row : row + e;
+            const u32 to_k = LINES == Major::K ? k + e : k;
+            *tile.at(to_row, tf32_column(to_k)) = split_tf32(from.values[e]);
+        }
     }
 }
 

@@ -24,9 +24,6 @@ struct Matrix {
     __device__ __forceinline__ const T* at(int row, int col) const {
         return data + i64(row) * stride + col;
     }
-    __device__ __forceinline__ T or_zero(int row, int col) const {
-        return row < rows && col < cols ? *at(row, col) : T{};
-    }
 };
 
 // ROWS×COLS elements of T in shared memory, rows of 16-byte chunks. The chunk index is XORed with
@@ -70,6 +67,13 @@ __device__ __forceinline__ Vector<T> load_chunk(const Matrix<T>& source, int row
         }
     }
     return out;
+}
+
+// The same where ALIGNED is not worth a copy of the kernel.
+template <typename T>
+__device__ __forceinline__ Vector<T> load_chunk(bool aligned, const Matrix<T>& source, int row,
+                                                int col) {
+    return aligned ? load_chunk<true>(source, row, col) : load_chunk<false>(source, row, col);
 }
 
 template <bool ALIGNED, typename T>

@@ -41,12 +41,12 @@ impl Typed {
     }
 
     /// All modules, with this PTX for a file, and nothing in those that its trials do not launch.
-    fn images<'a>(&'a self, file: &'a str, ptx: &'a str) -> Vec<(&'a str, &'a str)> {
+    fn images<'a>(&'a self, file: &'a str, ptx: &'a str) -> Vec<(&'a str, Option<&'a str>)> {
         let launched = |name: &str| self.trials_of(file).any(|trial| trial.files.contains(&name));
         let image = |name: &'a String| match name.as_str() {
-            name if name == file => (name, ptx),
-            name if launched(name) => (name, &self.whole[name][..]),
-            name => (name, &self.empty[name][..]),
+            name if name == file => (name, Some(ptx)),
+            name if launched(name) => (name, Some(&self.whole[name][..])),
+            name => (name, Some(&self.empty[name][..])),
         };
         self.whole.keys().map(image).collect()
     }

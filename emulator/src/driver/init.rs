@@ -8,7 +8,7 @@ use super::entry::{Out, entry, initialised};
 use super::state::{Driver, Platform};
 use super::status::{Result, Status};
 
-/// The device to emulate: `a100` (where unset), `h100` or `rtx4090`.
+/// The device to emulate: `a100` (where unset), `h100`, `rtx4090` or `t4`.
 const PROFILE: &str = "CUDA_EMULATOR_PROFILE";
 /// Whether the device offers memory pools: `1` (where unset) or `0`.
 const MEMORY_POOLS: &str = "CUDA_EMULATOR_MEMORY_POOLS";
