@@ -61,7 +61,7 @@ __device__ __forceinline__ void magnitude_gradient(const BackwardInputParams& p,
     // This thread's rows lie 8 apart.
     const T* x = static_cast<const T*>(p.x) + i64(m0 + Mma::row(0)) * p.x_stride;
     const i64 stride = 8 * i64(p.x_stride);
-    const int rows = ceil_div(max(0, p.tokens - m0 - Mma::row(0)), 8);
+    const int rows = ceil_div(p.tokens - m0 - Mma::row(0), 8);  // none where it is below 1
     float(*across)[kTileN] = reinterpret_cast<float(*)[kTileN]>(shared);
 #pragma unroll
     for (int j = 0; j < Mma::kCols; ++j) {
@@ -84,8 +84,7 @@ __device__ __forceinline__ void magnitude_gradient(const BackwardInputParams& p,
         p.partial_m[i64(tile.m) * p.in_features + col] =
             across[0][threadIdx.x] + across[1][threadIdx.x];
     }
-    __syncthreads();
-    u32* flag = reinterpret_cast<u32*>(shared);
+    u32* flag = reinterpret_cast<u32*>(shared);  // written behind a barrier of arrive_last
     if (!arrive_last(p.tile_counters + tile.n, tiles_m, flag)) return;
     if (col < p.in_features) {
         const float sum = ordered_sum(p.partial_m + col, tiles_m, p.in_features);

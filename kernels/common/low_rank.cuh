@@ -94,10 +94,9 @@ struct LowRankTile {
         return reinterpret_cast<const float*>(memory) + row * kStride + col;
     }
 
-    // Computes the tile (row0, col0); begins and ends with a barrier.
+    // Computes the tile (row0, col0). Nothing is written before a first barrier; ends with one.
     __device__ __forceinline__ void compute(const Factors& f, int row0, int col0) const {
         LowRankMma mma;
-        __syncthreads();
         low_rank_tile(f, mma, memory, row0, col0);
         __syncthreads();
 #pragma unroll

@@ -30,7 +30,10 @@ struct Typed {
 
 impl Typed {
     fn new(dtype: Dtype, sources: &Sources, trials: Vec<Trial>) -> Self {
-        let compile = |name: &str| (name.to_owned(), sources.compile(name, dtype, None));
+        let compile = |name: &str| {
+            let ptx = sources.compile(name, dtype, None).expect("a kernel file as it stands");
+            (name.to_owned(), ptx)
+        };
         let whole: HashMap<_, _> = sources.kernels().map(compile).collect();
         let empty = whole.iter().map(|(name, ptx)| (name.clone(), emptied(ptx))).collect();
         Self { dtype, whole, empty, trials }
@@ -100,10 +103,14 @@ impl Laboratory {
         let ways = files.flat_map(|file| self.typed.iter().map(move |typed| (file, typed)));
         first_noticed(ways.map(|(file, typed)| {
             let change = Some((mutant.file.as_str(), mutant.text.as_str()));
-            let ptx = self.sources.compile(file, typed.dtype, change);
-            match ptx == typed.whole[file] {
-                true => Verdict::Survived,
-                false => self.run(typed, file, &ptx),
+            match self.sources.compile(file, typed.dtype, change) {
+                Ok(ptx) if ptx == typed.whole[file] => Verdict::Survived,
+                Ok(ptx) => self.run(typed, file, &ptx),
+                // Nothing that anyone noticed by running it.
+                Err(error) => {
+                    println!("{}:{}: {error}", mutant.file, mutant.line);
+                    Verdict::Survived
+                }
             }
         }))
     }

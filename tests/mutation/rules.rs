@@ -4,14 +4,14 @@ use regex::Regex;
 
 use super::table::{Mutant, scope};
 
-/// Category, pattern, and what replaces a match.
+/// Category, pattern, and what replaces a match. A statement leaves its semicolon behind, lest an
+/// `if` or a `for` before it take the next one.
 const RULES: &[(&str, &str, &str)] = &[
-    ("barrier", r"\b__sync(?:threads|warp)\(\);", ""),
-    ("fence", r"\b__threadfence\(\);", ""),
-    ("wait", r"\bcp_async_wait_group<[^>]*>\(\);", ""),
-    ("commit", r"\bcp_async_commit_group\(\);", ""),
+    ("barrier", r"\b__sync(?:threads|warp)\(\);", ";"),
+    ("fence", r"\b__threadfence\(\);", ";"),
+    ("wait", r"\bcp_async_wait_group<[^>]*>\(\);", ";"),
+    ("commit", r"\bcp_async_commit_group\(\);", ";"),
     ("atomic", r"\batomicAdd\((?<a>\w+), (?<b>\w+)\)", PLAIN_ADD),
-    ("reset", r"\bif \([^;]*\) \*\w*counter = 0;", ""),
     ("bounds", r"TERM < TERM", "true"),
     ("bounds", r"TERM >= TERM", "false"),
     ("bounds", r"\bcount == kVector<float>", "true"),
@@ -19,14 +19,14 @@ const RULES: &[(&str, &str, &str)] = &[
     ("range", r"\b(?:min|max)\((?<a>[^,()]+), (?<b>INNER)\)", "($b)"),
     ("owner", r"\b(?:threadIdx\.x|blockIdx\.[xyz]|lane|half|c) == \w+", "true"),
     ("owner", r"\bblockIdx\.[xyz] != 0", "false"),
-    ("owner", r"\b(?:lane\(\)|threadIdx\.x) (?:< 4|% \w+ == 0)", "true"),
+    ("owner", r"\b(?:\w+::lane\(\)|threadIdx\.x) (?:< 4|% \w+ == 0)", "true"),
     ("edge", r"TERM > 0\.0f", "true"),
     ("alignment", r"\bp\.aligned\b", "true"),
     ("alignment", r"\bif \((?:ALIGNED|PAIRED)\)", "if (true)"),
     ("alignment", r"\bpart\.start % kVector<float> == 0", "true"),
     ("alignment", r"\b__shared__ __align__\(\d+\)", "__shared__"),
-    ("init", r"\b\w+\.clear\(\);", ""),
-    ("init", r"\bat\(i, j\) = 0\.0f;", ""),
+    ("init", r"\b\w+\.clear\(\);", ";"),
+    ("init", r"\bat\(i, j\) = 0\.0f;", ";"),
     ("init", r"\b(?<a>\w+(?:\[[\w:]+\])?) = (?:0|0\.0f?|\{[^{}]*\})(?<b>[,;])", "$a$b"),
 ];
 

@@ -61,7 +61,12 @@ impl Sources {
 
     /// The PTX of a kernel file for one dtype, after a change of a file's text. The entry points
     /// of other dtypes are empty.
-    pub fn compile(&self, kernel: &str, dtype: Dtype, changed: Option<(&str, &str)>) -> String {
+    pub fn compile(
+        &self,
+        kernel: &str,
+        dtype: Dtype,
+        changed: Option<(&str, &str)>,
+    ) -> Result<String, String> {
         let text = |name: &str| match changed {
             Some((file, text)) if file == name => text.to_owned(),
             _ => self.files[name].clone(),
@@ -75,13 +80,13 @@ impl Sources {
         let text = only(&text(kernel), dtype);
         let source = Source { name: kernel, text: &text, headers: &headers };
         let ptx = self.nvrtc.compile(&source, &OPTIONS);
-        let mut ptx = ptx.unwrap_or_else(|error| panic!("{kernel}: {error}"));
+        let mut ptx = ptx.map_err(|error| format!("{kernel}: {error}"))?;
         let suffix = format!("_{dtype}");
         for entry in entries(&ptx).iter().filter_map(|entry| entry.strip_suffix(&suffix)) {
             let others = Dtype::ALL.into_iter().filter(|other| *other != dtype);
             others.for_each(|other| ptx += &empty_entry(&format!("{entry}_{other}")));
         }
-        ptx
+        Ok(ptx)
     }
 }
 

@@ -72,7 +72,10 @@ fn layers<E: Element>(random: &mut StdRng) -> Vec<Trial> {
         ([140, 136, 152, 19], Norm::Output, false, 8),
         ([140, 136, 152, 67], Norm::Input, false, 0),
         ([70, 83, 150, 5], Norm::None, true, 3),
-        ([1030, 9, 9, 1], Norm::Input, false, 0),
+        ([1030, 9, 9, 1], Norm::Input, true, 0),
+        // So many CTAs beside each other that each takes several tiles of tokens.
+        ([140, 9, 2100, 70], Norm::Output, true, 0),
+        ([140, 2100, 9, 70], Norm::Input, false, 0),
     ] {
         add(random_case(random, shape, norm, bias), gap, None);
     }
@@ -170,6 +173,13 @@ fn optimizer_steps(kernels: &Arc<Kernels>, _: &mut StdRng) {
         let problem = Problem { offset, ..optimizer::adapters() };
         problem.run(&mut device, 2, optimizer::From::Host, clipping);
     }
+    // Buffers that are aligned, and parts that are not.
+    let mut problem = optimizer::adapters();
+    for part in &mut problem.parts {
+        part.range = part.range.start + 1..part.range.end + 1;
+    }
+    problem.len += 1;
+    problem.run(&mut device, 2, optimizer::From::Host, clipping);
     let layouts = vec![optimizer::layout([9, 6, 1], Norm::Output, true); 20];
     let problem = Problem::of_adapters(&layouts, AdapterGroups::default());
     problem.run(&mut device, 2, optimizer::From::Device, clipping);

@@ -60,6 +60,8 @@ pub enum Verdict {
     Wrong(String),
     /// It could not be told from the original.
     Survived,
+    /// It was left out this time.
+    NotRun,
 }
 
 /// A mutant that is known to survive.
@@ -121,6 +123,7 @@ pub fn judge(rows: &[(Mutant, Verdict)], survivors: &[Survivor]) -> Vec<String> 
                 "the list of survivors has `{code}` → `{becomes}` in {scope} of {file}, which is no \
                  mutant"
             )),
+            Some(at) if rows[at].1 == Verdict::NotRun => {}
             Some(at) if rows[at].1 != Verdict::Survived => problems.push(format!(
                 "{}: {} is in the list of survivors and was found",
                 rows[at].0.place(),
@@ -136,6 +139,7 @@ pub fn judge(rows: &[(Mutant, Verdict)], survivors: &[Survivor]) -> Vec<String> 
     for (at, (mutant, verdict)) in rows.iter().enumerate() {
         let (place, change) = (mutant.place(), mutant.change());
         let verdict = match (verdict, explained.get(&at)) {
+            (Verdict::NotRun, _) => continue,
             (Verdict::Reported(report), _) => report.clone(),
             (Verdict::Wrong(difference), _) => format!("wrong result: {difference}"),
             (Verdict::Survived, Some(Why::Equivalent(reason))) => format!("equivalent: {reason}"),
@@ -152,6 +156,7 @@ pub fn judge(rows: &[(Mutant, Verdict)], survivors: &[Survivor]) -> Vec<String> 
             match &rows[at].1 {
                 Verdict::Reported(_) => score.reported += 1,
                 Verdict::Wrong(_) => score.wrong += 1,
+                Verdict::NotRun => {}
                 Verdict::Survived => {
                     let is_equivalent = matches!(explained.get(&at), Some(Why::Equivalent(_)));
                     score.equivalent += usize::from(is_equivalent);
