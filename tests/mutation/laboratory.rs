@@ -4,6 +4,7 @@ use std::cell::Cell;
 use std::collections::HashMap;
 use std::panic::{self, AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
 
 use cuda_emulator::Config;
 use cuda_emulator::client::Emulator;
@@ -78,10 +79,12 @@ impl Laboratory {
                 usual(info);
             }
         }));
-        let typed = [
-            Typed::new(Dtype::Bf16, &sources, trials::<bf16>(seed)),
-            Typed::new(Dtype::F32, &sources, trials::<f32>(seed)),
-        ];
+        let typed = thread::scope(|scope| {
+            let bf16 =
+                scope.spawn(|| Typed::new(Dtype::Bf16, &sources, trials::<bf16>(seed)));
+            let f32 = Typed::new(Dtype::F32, &sources, trials::<f32>(seed));
+            [bf16.join().expect("sources that compile"), f32]
+        });
         Self { sources, typed, emulator: Mutex::new(emulator) }
     }
 
@@ -90,11 +93,17 @@ impl Laboratory {
         &self.sources
     }
 
-    /// What becomes of a kernel file as it stands.
-    pub fn original(&self, file: &str) -> Verdict {
-        let launched = self.typed.iter().any(|typed| typed.trials_of(file).next().is_some());
-        assert!(launched, "no trial runs {file}: add one in tests/mutation/trials.rs");
-        first_noticed(self.typed.iter().map(|typed| self.run(typed, file, &typed.whole[file])))
+    /// What becomes of the kernels as they stand.
+    pub fn originals(&self) -> Verdict {
+        for file in self.sources.kernels() {
+            let launched = self.typed.iter().any(|typed| typed.trials_of(file).next().is_some());
+            assert!(launched, "no trial runs {file}: add one in tests/mutation/trials.rs");
+        }
+        let whole = |typed: &Typed| {
+            let images = typed.whole.iter().map(|(name, ptx)| (name.as_str(), Some(ptx.as_str())));
+            self.run(&images.collect::<Vec<_>>(), &typed.trials.iter().collect::<Vec<_>>())
+        };
+        first_noticed(self.typed.iter().map(whole))
     }
 
     /// What becomes of a mutant: each kernel file that has the changed line is changed in turn.
@@ -105,7 +114,10 @@ impl Laboratory {
             let change = Some((mutant.file.as_str(), mutant.text.as_str()));
             match self.sources.compile(file, typed.dtype, change) {
                 Ok(ptx) if ptx == typed.whole[file] => Verdict::Survived,
-                Ok(ptx) => self.run(typed, file, &ptx),
+                Ok(ptx) => {
+                    let trials: Vec<&Trial> = typed.trials_of(file).collect();
+                    self.run(&typed.images(file, &ptx), &trials)
+                }
                 // Nothing that anyone noticed by running it.
                 Err(error) => {
                     println!("{}:{}: {error}", mutant.file, mutant.line);
@@ -115,17 +127,16 @@ impl Laboratory {
         }))
     }
 
-    /// Runs all trials of a kernel file with this PTX, until one is noticed.
-    fn run(&self, typed: &Typed, file: &str, ptx: &str) -> Verdict {
+    /// Runs trials with these modules, until something is noticed.
+    fn run(&self, images: &[(&str, Option<&str>)], trials: &[&Trial]) -> Verdict {
         let emulator = self.emulator.lock().unwrap_or_else(PoisonError::into_inner);
-        let images = typed.images(file, ptx);
         first_noticed(SEEDS.iter().map(|&seed| {
             // Forgets the last report.
             emulator.reset();
             let config = Config { seed, sanitizer: true, watchdog: WATCHDOG, ..Config::default() };
             emulator.configure(&config).expect("no context is open");
             let context = open_device(0).expect("the emulated device");
-            let kernels = Kernels::load_with(&context, &images).expect("kernels that load");
+            let kernels = Kernels::load_with(&context, images).expect("kernels that load");
             let kernels = Arc::new(kernels);
             let verdict = |trial: &Trial| match quietly(|| (trial.run)(&kernels)) {
                 Ok(()) => Verdict::Survived,
@@ -134,7 +145,7 @@ impl Laboratory {
                     None => Verdict::Wrong(wrong),
                 },
             };
-            first_noticed(typed.trials_of(file).map(verdict))
+            first_noticed(trials.iter().copied().map(verdict))
         }))
     }
 }

@@ -1,4 +1,4 @@
-//! The project's commands: `cargo xtask nvrtc`, `demo`, `profile` and `test`.
+//! The project's commands: `cargo xtask nvrtc`, `demo`, `profile`, `test` and `mutate`.
 
 mod nvrtc;
 mod steps;
@@ -19,6 +19,9 @@ The project's commands:
   cargo xtask test [--nvrtc-matrix]
       Formatting, lints and all tests. With --nvrtc-matrix also a build without NVRTC, and the
       tests with the kernels that NVRTC 12 and NVRTC 13 compile.
+  cargo xtask mutate
+      All mutants of the kernels, of which the tests take a sample: every barrier, predicate and
+      initialisation is dropped in turn, and someone must notice.
 
 Environment: FUSED_DORA_NVRTC names an NVRTC library, or its folder, to be used instead.
 ";
@@ -52,6 +55,7 @@ fn main() -> ExitCode {
         ["profile", "--", rest @ ..] | ["profile", rest @ ..] => steps::profile(rest),
         ["test"] => steps::test(false),
         ["test", "--nvrtc-matrix"] => steps::test(true),
+        ["mutate"] => steps::mutate(),
         ["help" | "--help" | "-h"] => {
             print!("{USAGE}");
             Ok(())

@@ -33,6 +33,15 @@ pub(crate) fn profile(arguments: &[&str]) -> Result<(), Failure> {
     run("the profile", &mut profile)
 }
 
+/// Fetches what is missing and runs every mutant of the kernels.
+pub(crate) fn mutate() -> Result<(), Failure> {
+    nvrtc::provide(None)?;
+    let test = ["test", "--release", "--package", "fused-dora", "--test", "mutation"];
+    let mut mutants = cargo(&test);
+    mutants.args(["--", "--nocapture"]).env("FUSED_DORA_ALL_MUTANTS", "1");
+    run("the mutants", &mut mutants)
+}
+
 /// All checks; with `matrix`, with every NVRTC that is supported, and with none.
 pub(crate) fn test(matrix: bool) -> Result<(), Failure> {
     let start = Instant::now();
