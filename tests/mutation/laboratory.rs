@@ -15,15 +15,14 @@ use super::sources::{Sources, emptied};
 use super::table::{Mutant, Verdict};
 use super::trials::{Outcome, Trial, trials};
 
-/// Schedules of blocks and warps under which each mutant runs until it is noticed.
-const SEEDS: [u64; 2] = [0, 1];
-
 /// Enough for any of the trials, and little for a kernel that does not end.
 const WATCHDOG: u64 = 1 << 22;
 
 /// One dtype's kernels as they stand, the same with nothing in them, and its trials.
 struct Typed {
     dtype: Dtype,
+    /// The order of blocks and warps, of the dtype's own.
+    schedule: u64,
     whole: HashMap<String, String>,
     empty: HashMap<String, String>,
     trials: Vec<Trial>,
@@ -37,7 +36,8 @@ impl Typed {
         };
         let whole: HashMap<_, _> = sources.kernels().map(compile).collect();
         let empty = whole.iter().map(|(name, ptx)| (name.clone(), emptied(ptx))).collect();
-        Self { dtype, whole, empty, trials }
+        let schedule = dtype as u64;
+        Self { dtype, schedule, whole, empty, trials }
     }
 
     fn trials_of(&self, file: &str) -> impl Iterator<Item = &Trial> {
@@ -80,8 +80,7 @@ impl Laboratory {
             }
         }));
         let typed = thread::scope(|scope| {
-            let bf16 =
-                scope.spawn(|| Typed::new(Dtype::Bf16, &sources, trials::<bf16>(seed)));
+            let bf16 = scope.spawn(|| Typed::new(Dtype::Bf16, &sources, trials::<bf16>(seed)));
             let f32 = Typed::new(Dtype::F32, &sources, trials::<f32>(seed));
             [bf16.join().expect("sources that compile"), f32]
         });
@@ -101,7 +100,7 @@ impl Laboratory {
         }
         let whole = |typed: &Typed| {
             let images = typed.whole.iter().map(|(name, ptx)| (name.as_str(), Some(ptx.as_str())));
-            self.run(&images.collect::<Vec<_>>(), &typed.trials.iter().collect::<Vec<_>>())
+            self.run(typed, &images.collect::<Vec<_>>(), &typed.trials.iter().collect::<Vec<_>>())
         };
         first_noticed(self.typed.iter().map(whole))
     }
@@ -116,7 +115,7 @@ impl Laboratory {
                 Ok(ptx) if ptx == typed.whole[file] => Verdict::Survived,
                 Ok(ptx) => {
                     let trials: Vec<&Trial> = typed.trials_of(file).collect();
-                    self.run(&typed.images(file, &ptx), &trials)
+                    self.run(typed, &typed.images(file, &ptx), &trials)
                 }
                 // Nothing that anyone noticed by running it.
                 Err(error) => {
@@ -128,25 +127,28 @@ impl Laboratory {
     }
 
     /// Runs trials with these modules, until something is noticed.
-    fn run(&self, images: &[(&str, Option<&str>)], trials: &[&Trial]) -> Verdict {
+    fn run(&self, typed: &Typed, images: &[(&str, Option<&str>)], trials: &[&Trial]) -> Verdict {
         let emulator = self.emulator.lock().unwrap_or_else(PoisonError::into_inner);
-        first_noticed(SEEDS.iter().map(|&seed| {
-            // Forgets the last report.
-            emulator.reset();
-            let config = Config { seed, sanitizer: true, watchdog: WATCHDOG, ..Config::default() };
-            emulator.configure(&config).expect("no context is open");
-            let context = open_device(0).expect("the emulated device");
-            let kernels = Kernels::load_with(&context, images).expect("kernels that load");
-            let kernels = Arc::new(kernels);
-            let verdict = |trial: &Trial| match quietly(|| (trial.run)(&kernels)) {
-                Ok(()) => Verdict::Survived,
-                Err(wrong) => match emulator.last_fault() {
-                    Some(report) => Verdict::Reported(first_words(&report)),
-                    None => Verdict::Wrong(wrong),
-                },
-            };
-            first_noticed(trials.iter().copied().map(verdict))
-        }))
+        // Forgets the last report.
+        emulator.reset();
+        let config = Config {
+            seed: typed.schedule,
+            sanitizer: true,
+            watchdog: WATCHDOG,
+            ..Config::default()
+        };
+        emulator.configure(&config).expect("no context is open");
+        let context = open_device(0).expect("the emulated device");
+        let kernels = Kernels::load_with(&context, images).expect("kernels that load");
+        let kernels = Arc::new(kernels);
+        let verdict = |trial: &Trial| match quietly(|| (trial.run)(&kernels)) {
+            Ok(()) => Verdict::Survived,
+            Err(wrong) => match emulator.last_fault() {
+                Some(report) => Verdict::Reported(first_words(&report)),
+                None => Verdict::Wrong(wrong),
+            },
+        };
+        first_noticed(trials.iter().copied().map(verdict))
     }
 }
 

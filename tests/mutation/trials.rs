@@ -20,12 +20,15 @@ use crate::common::run::Runner;
 /// What can be wrong: a panic's message tells of everything else.
 pub type Outcome = Result<(), String>;
 
+/// What a trial does with kernels.
+type Run = Box<dyn Fn(&Arc<Kernels>) -> Outcome + Send + Sync>;
+
 /// A run of some kernel files in one dtype.
 pub struct Trial {
     /// The files whose kernels it launches.
     pub files: &'static [&'static str],
     /// Runs it, and compares all results with float64.
-    pub run: Box<dyn Fn(&Arc<Kernels>) -> Outcome + Send + Sync>,
+    pub run: Run,
 }
 
 /// All trials in a dtype, in the order in which they are tried.
