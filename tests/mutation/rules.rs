@@ -31,8 +31,7 @@ const RULES: &[(&str, &str, &str)] = &[
 ];
 
 /// An `atomicAdd` that is not atomic.
-const PLAIN_ADD: &str =
-    "[](auto* to, auto by) { const auto old = *to; *to = old + by; return old; }($a, $b)";
+const PLAIN_ADD: &str = "((*$a += $b) - $b)";
 
 /// A sum or product of names, such as `col + e` or `Mma::warp_m() * Mma::kWarpM`.
 const TERM: &str = r"\bNAME(?: [+*] (?:NAME|\d+))*";

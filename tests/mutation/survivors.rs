@@ -1,6 +1,252 @@
 //! Mutants that cannot be told from the kernels as they stand, each with the reason.
 
-use super::table::Survivor;
+use super::table::{Survivor, Why};
+
+/// Of predicates that only save work.
+const SKIPS: &str = "It skips products with zeros, or into accumulators that nothing stores.";
+
+/// Of stores by one lane of several.
+const SAME_IN_LANES: &str =
+    "After the butterfly every lane has the same sum, and they all store it.";
+
+/// Of `__align__` on a block's shared memory.
+const ALIGNMENT: &str = "The compiler and the device place the block's only array of bytes at the start of \
+    shared memory; it would be misaligned behind another one, which the device does not \
+    try.";
+
+const fn survivor(
+    file: &'static str,
+    scope: &'static str,
+    change: [&'static str; 2],
+    nth: usize,
+    why: Why,
+) -> Survivor {
+    let [code, becomes] = change;
+    Survivor { file, scope, code, becomes, nth, why }
+}
 
 /// All of them; the test fails where one is found after all, or no longer exists.
-pub const SURVIVORS: &[Survivor] = &[];
+pub const SURVIVORS: &[Survivor] = &[
+    survivor(
+        "adamw.cu",
+        "for_each_vector",
+        ["at >= part.len", "false"],
+        0,
+        Why::Equivalent(
+            "It only ends early: from there on `count` is at most 0, and no element is visited.",
+        ),
+    ),
+    survivor(
+        "backward_adapter.cu",
+        "needs_recomputed_z",
+        ["fabsf(gain) < kTinyGain", "true"],
+        0,
+        Why::Equivalent(
+            "Computing z again is always right: the shortcut through y only saves time.",
+        ),
+    ),
+    survivor(
+        "backward_adapter.cu",
+        "recomputed_sum",
+        ["lane == 0", "true"],
+        0,
+        Why::Equivalent(SAME_IN_LANES),
+    ),
+    survivor(
+        "backward_adapter.cu",
+        "adapter_partials",
+        ["blockIdx.z == 0", "true"],
+        2,
+        Why::Equivalent(
+            "The other CTAs own no column: they find nothing to recompute, and write nothing.",
+        ),
+    ),
+    survivor(
+        "backward_adapter.cu",
+        "backward_adapter",
+        ["__shared__ __align__(128)", "__shared__"],
+        0,
+        Why::Unseen(ALIGNMENT),
+    ),
+    survivor(
+        "backward_input.cu",
+        "magnitude_gradient",
+        ["Mma::lane() < 4", "true"],
+        0,
+        Why::Equivalent(SAME_IN_LANES),
+    ),
+    survivor(
+        "backward_input.cu",
+        "backward_lora_a",
+        ["__shared__ __align__(128)", "__shared__"],
+        0,
+        Why::Unseen(ALIGNMENT),
+    ),
+    survivor(
+        "backward_input.cu",
+        "backward_lora_a",
+        ["__shared__ __align__(128)", "__shared__"],
+        1,
+        Why::Unseen(ALIGNMENT),
+    ),
+    survivor(
+        "common/mma.cuh",
+        "multiply",
+        ["warp_m() * kWarpM >= rows", "false"],
+        0,
+        Why::Equivalent(SKIPS),
+    ),
+    survivor(
+        "common/mma.cuh",
+        "multiply",
+        ["warp_n() * kWarpN >= cols", "false"],
+        0,
+        Why::Equivalent(SKIPS),
+    ),
+    survivor("common/mma.cuh", "multiply", ["k0 >= k", "false"], 0, Why::Equivalent(SKIPS)),
+    survivor(
+        "common/mma.cuh",
+        "multiply_tensor",
+        ["n >= cols", "false"],
+        0,
+        Why::Equivalent(SKIPS),
+    ),
+    survivor(
+        "common/mma.cuh",
+        "multiply_tensor",
+        ["m0 + i * 16 >= rows", "false"],
+        0,
+        Why::Equivalent(SKIPS),
+    ),
+    survivor(
+        "common/mma.cuh",
+        "multiply_fma",
+        ["n0 + j * 4 >= cols", "false"],
+        0,
+        Why::Equivalent(SKIPS),
+    ),
+    survivor(
+        "common/mma.cuh",
+        "multiply_fma",
+        ["m0 + i * 8 >= rows", "false"],
+        0,
+        Why::Equivalent(SKIPS),
+    ),
+    survivor(
+        "common/pipeline.cuh",
+        "pipeline",
+        ["s < steps", "true"],
+        0,
+        Why::Equivalent("A stage beyond the last step gets zeros, which no step reads."),
+    ),
+    survivor(
+        "common/pipeline.cuh",
+        "pipeline",
+        ["ahead < steps", "true"],
+        0,
+        Why::Equivalent("A stage beyond the last step gets zeros, which no step reads."),
+    ),
+    survivor(
+        "common/pipeline.cuh",
+        "pipeline",
+        ["cp_async_wait_group<0>();", ";"],
+        0,
+        Why::Equivalent(
+            "The last step has waited for the last group that holds a copy: later ones are empty.",
+        ),
+    ),
+    survivor(
+        "common/pipeline.cuh",
+        "run",
+        ["step >= main_steps", "false"],
+        1,
+        Why::Equivalent(SKIPS),
+    ),
+    survivor(
+        "common/pipeline.cuh",
+        "run",
+        ["Mma::warp_m() * Mma::kWarpM < rows", "true"],
+        0,
+        Why::Equivalent(SKIPS),
+    ),
+    survivor(
+        "common/pipeline.cuh",
+        "run",
+        ["Mma::warp_n() * Mma::kWarpN < cols", "true"],
+        0,
+        Why::Equivalent(SKIPS),
+    ),
+    survivor(
+        "common/reduce.cuh",
+        "block_sum",
+        ["threadIdx.x % kWarpSize == 0", "true"],
+        0,
+        Why::Equivalent(SAME_IN_LANES),
+    ),
+    survivor(
+        "decompose.cu",
+        "strip_moments",
+        [
+            "min(ON_INPUT ? p.out_features : p.in_features, first + p.split_tiles * kTile)",
+            "(first + p.split_tiles * kTile)",
+        ],
+        0,
+        Why::Equivalent("Tiles beyond the matrix are zeros, and add nothing to the moments."),
+    ),
+    survivor(
+        "decompose.cu",
+        "decompose",
+        ["__shared__ __align__(128)", "__shared__"],
+        0,
+        Why::Unseen(ALIGNMENT),
+    ),
+    survivor(
+        "merge.cu",
+        "convert",
+        ["__shared__ __align__(128)", "__shared__"],
+        0,
+        Why::Unseen(ALIGNMENT),
+    ),
+    survivor(
+        "merge.cu",
+        "convert",
+        ["__shared__ __align__(128)", "__shared__"],
+        1,
+        Why::Unseen(ALIGNMENT),
+    ),
+    survivor(
+        "forward.cu",
+        "forward_peft",
+        ["__shared__ __align__(128)", "__shared__"],
+        0,
+        Why::Unseen(ALIGNMENT),
+    ),
+    survivor(
+        "forward.cu",
+        "forward_peft",
+        ["__shared__ __align__(128)", "__shared__"],
+        1,
+        Why::Unseen(ALIGNMENT),
+    ),
+    survivor(
+        "forward.cu",
+        "forward_peft",
+        ["__shared__ __align__(128)", "__shared__"],
+        2,
+        Why::Unseen(ALIGNMENT),
+    ),
+    survivor(
+        "norm_gradient.cu",
+        "norm_gradient",
+        ["__shared__ __align__(128)", "__shared__"],
+        0,
+        Why::Unseen(ALIGNMENT),
+    ),
+    survivor(
+        "prepare.cu",
+        "prepare",
+        ["__shared__ __align__(128)", "__shared__"],
+        0,
+        Why::Unseen(ALIGNMENT),
+    ),
+];

@@ -75,7 +75,7 @@ fn layers<E: Element>(random: &mut StdRng) -> Vec<Trial> {
         ([140, 136, 152, 19], Norm::Output, false, 8),
         ([140, 136, 152, 67], Norm::Input, false, 0),
         ([70, 83, 150, 5], Norm::None, true, 3),
-        ([1030, 9, 9, 1], Norm::Input, true, 0),
+        ([1030, 9, 131, 1], Norm::Input, true, 0),
         // So many CTAs beside each other that each takes several tiles of tokens.
         ([140, 9, 2100, 70], Norm::Output, true, 0),
         ([140, 2100, 9, 70], Norm::Input, false, 0),
@@ -162,7 +162,11 @@ fn merges<E: Element>(kernels: &Arc<Kernels>, random: &mut StdRng) {
 
 fn decompositions<E: Element>(kernels: &Arc<Kernels>, random: &mut StdRng) {
     let device = Device::with_kernels(kernels, 0);
-    for (shape, norm) in [([0, 131, 150, 19], Norm::Output), ([0, 136, 152, 5], Norm::Input)] {
+    for (shape, norm) in [
+        ([0, 131, 150, 19], Norm::Output),
+        ([0, 136, 152, 5], Norm::Input),
+        ([0, 131, 150, 5], Norm::Input),
+    ] {
         let mut layer = Layer::<E>::new(&device, &random_case(random, shape, norm, false));
         layer.check_adapter();
         layer.check_dense::<bf16>(random, 1e-2);
