@@ -249,4 +249,34 @@ pub const SURVIVORS: &[Survivor] = &[
         0,
         Why::Unseen(ALIGNMENT),
     ),
+    survivor(
+        "common/tile.cuh",
+        "for_each_chunk",
+        ["index < kTotal", "true"],
+        0,
+        Why::Equivalent(
+            "Every tile has a multiple of kThreads chunks: the condition before it is true.",
+        ),
+    ),
+    survivor(
+        "decompose.cu",
+        "strip_moments",
+        ["lane < kQuads", "true"],
+        0,
+        Why::Equivalent(SAME_IN_LANES),
+    ),
+    survivor(
+        "decompose.cu",
+        "strip_moments",
+        ["c == 0", "true"],
+        0,
+        Why::Equivalent(SAME_IN_LANES),
+    ),
+    survivor(
+        "decompose.cu",
+        "finish_feature",
+        ["direction = 0.0;", "direction;"],
+        0,
+        Why::Equivalent("The caller's variable holds 0 already."),
+    ),
 ];
