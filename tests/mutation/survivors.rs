@@ -335,4 +335,11 @@ pub const SURVIVORS: &[Survivor] = &[
         0,
         Why::Unseen("No trial has a W that s·B·A cancels, for which the sum is taken again."),
     ),
+    survivor(
+        "prepare.cu",
+        "careful_square_sum",
+        ["squares = 0.0f;", "squares;"],
+        0,
+        Why::Unseen("No trial has a W that s·B·A cancels, for which the sum is taken again."),
+    ),
 ];
