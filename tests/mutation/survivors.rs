@@ -14,6 +14,10 @@ const ALIGNMENT: &str = "The compiler and the device place the block's only arra
     shared memory; it would be misaligned behind another one, which the device does not \
     try.";
 
+/// Of the second way to a norm.
+const NO_CANCELLING: &str =
+    "No trial has a W that s·B·A cancels, for which the sum is taken again.";
+
 const fn survivor(
     file: &'static str,
     scope: &'static str,
@@ -321,25 +325,49 @@ pub const SURVIVORS: &[Survivor] = &[
         0,
         Why::Equivalent(SAME_IN_LANES),
     ),
-    survivor(
-        "prepare.cu",
-        "careful_value",
-        ["sum = 0.0f,", "sum,"],
-        0,
-        Why::Unseen("No trial has a W that s·B·A cancels, for which the sum is taken again."),
-    ),
+    survivor("prepare.cu", "careful_value", ["sum = 0.0f,", "sum,"], 0, Why::Unseen(NO_CANCELLING)),
     survivor(
         "prepare.cu",
         "careful_value",
         ["lost = 0.0f;", "lost;"],
         0,
-        Why::Unseen("No trial has a W that s·B·A cancels, for which the sum is taken again."),
+        Why::Unseen(NO_CANCELLING),
     ),
     survivor(
         "prepare.cu",
         "careful_square_sum",
         ["squares = 0.0f;", "squares;"],
         0,
-        Why::Unseen("No trial has a W that s·B·A cancels, for which the sum is taken again."),
+        Why::Unseen(NO_CANCELLING),
+    ),
+    survivor(
+        "prepare.cu",
+        "strip_partials",
+        ["min(summed, first + p.split_tiles * kStrip)", "(first + p.split_tiles * kStrip)"],
+        0,
+        Why::Unseen(NO_CANCELLING),
+    ),
+    survivor(
+        "prepare.cu",
+        "strip_partials",
+        ["__syncthreads();", ";"],
+        0,
+        Why::Unseen(NO_CANCELLING),
+    ),
+    survivor(
+        "prepare.cu",
+        "strip_partials",
+        ["feature < features", "true"],
+        0,
+        Why::Unseen(NO_CANCELLING),
+    ),
+    survivor("prepare.cu", "strip_partials", ["half == 0", "true"], 0, Why::Unseen(NO_CANCELLING)),
+    survivor("prepare.cu", "strip_partials", ["half == 0", "true"], 1, Why::Unseen(NO_CANCELLING)),
+    survivor(
+        "prepare.cu",
+        "strip_partials",
+        ["__syncthreads();", ";"],
+        1,
+        Why::Unseen(NO_CANCELLING),
     ),
 ];
