@@ -52,7 +52,8 @@ pub struct Layer {
 type Outcome<T = ()> = Result<T, Box<dyn Error>>;
 
 impl Layer {
-    fn new([tokens, inputs, outputs, rank]: [usize; 4], norm: Norm) -> Outcome<Self> {
+    /// A layer of (T, I, O, r), prepared, and run once so that every buffer holds something.
+    pub fn new([tokens, inputs, outputs, rank]: [usize; 4], norm: Norm) -> Outcome<Self> {
         let scaling = Scaling::Standard { alpha: 2.0 * rank as f32 };
         let spec = DoraSpec::new(inputs, outputs, rank, scaling, norm, Dtype::Bf16)?;
         let context = open_device(0)?;
@@ -148,6 +149,11 @@ impl Layer {
         };
         let Self { kernels, stream, spec, workspace, prepared, .. } = self;
         Ok(op(kernels, stream, spec, prepared, workspace, &mut io)?)
+    }
+
+    /// Waits for all ops so far.
+    pub fn synchronize(&self) -> Outcome {
+        Ok(self.stream.synchronize()?)
     }
 
     /// GPU time of `iterations` runs.

@@ -277,7 +277,7 @@ impl Emulator {
         unsafe { (self.functions.reset)() };
     }
 
-    /// Sets what contexts to come are made with: threads, accumulator, seed, watchdog and
+    /// Sets what contexts to come are made with: threads, accumulator, jitter, seed, watchdog and
     /// sanitizer.
     ///
     /// # Errors
@@ -290,7 +290,8 @@ impl Emulator {
             has_seed: 1,
             accumulator: accumulator.map_or(0, |entry| entry.0),
             watchdog: config.watchdog,
-            sanitizer: 1 + u64::from(config.sanitizer),
+            sanitizer: 1 + u32::from(config.sanitizer),
+            jitter: 1 + u32::from(config.jitter),
         };
         // SAFETY: the settings are readable, and the library has the same idea of the structure.
         match unsafe { (self.functions.set_config)(&settings) } {

@@ -31,19 +31,24 @@ pub struct Config {
     pub threads: usize,
     /// How matrix instructions add.
     pub accumulator: Accumulator,
-    /// Permutes the order in which the warps of a block run.
+    /// Whether approximate instructions err as far as the instruction set lets them, instead of
+    /// being as exact as their type allows.
+    pub jitter: bool,
+    /// The schedule: another than 0 permutes the order of blocks and that of the warps of a block,
+    /// and lets warps give way to each other more often.
     pub seed: u64,
     /// Warp instructions after which a block is taken for stuck.
     pub watchdog: u64,
     /// The newest PTX version that modules may have: (major, minor).
     pub ptx_version: (u32, u32),
-    /// Whether reads of memory that nothing wrote, and races, are faults. It costs time.
+    /// Whether reads of memory and registers that nothing wrote, races, and copies that nothing
+    /// waited for are faults. It costs time.
     pub sanitizer: bool,
 }
 
 impl Default for Config {
     /// Takes the number of threads from `CUDA_EMULATOR_THREADS`, or else one per processor; the
-    /// sanitizer is off unless `CUDA_EMULATOR_SANITIZER` is 1.
+    /// sanitizer is on unless `CUDA_EMULATOR_SANITIZER` is 0.
     fn default() -> Self {
         let threads = std::env::var("CUDA_EMULATOR_THREADS")
             .ok()
@@ -54,11 +59,12 @@ impl Default for Config {
         Self {
             threads,
             accumulator: Accumulator::default(),
+            jitter: false,
             seed: 0,
             watchdog: 1 << 32,
             ptx_version: (9, 5),
             sanitizer: std::env::var("CUDA_EMULATOR_SANITIZER")
-                .is_ok_and(|value| value.trim() == "1"),
+                .map_or(true, |value| value.trim() != "0"),
         }
     }
 }

@@ -30,6 +30,11 @@ pub enum FaultKind {
     Assertion,
     /// A read of memory that nothing wrote. Found by the sanitizer.
     UninitializedRead,
+    /// A use of a register that nothing wrote. Found by the sanitizer.
+    UninitializedRegister,
+    /// A thread that exits before the end of an asynchronous copy that it issued. Found by the
+    /// sanitizer.
+    UnawaitedCopy,
     /// Two accesses to the same memory, one of them a write, that nothing orders. Found by the
     /// sanitizer.
     Race,
@@ -51,6 +56,8 @@ impl FaultKind {
             Self::Trap => "trap",
             Self::Assertion => "assertion failed",
             Self::UninitializedRead => "read of uninitialised memory",
+            Self::UninitializedRegister => "use of an uninitialised register",
+            Self::UnawaitedCopy => "asynchronous copy never waited for",
             Self::Race => "race",
         }
     }

@@ -8,7 +8,10 @@
 //! destination of an asynchronous copy that nothing waited for) holds a poison that reads as NaN.
 //!
 //! Its sanitizer, which is on unless [`Config::sanitizer`] says otherwise, makes faults of reads of
-//! global and shared memory that nothing wrote, and of races.
+//! memory (global, shared, local) and uses of registers that nothing wrote, of races within and
+//! between blocks, and of asynchronous copies that nothing waited for. [`Config::seed`] draws other
+//! schedules, [`Config::accumulator`] and [`Config::jitter`] other roundings: a program that is
+//! right is right under all of them.
 //!
 //! It says nothing about time: a device profile gives limits and capabilities, not speed.
 

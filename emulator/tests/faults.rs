@@ -16,6 +16,7 @@ extern "C" __global__ void crooked(char* p) {
 extern "C" __global__ void shared_past(int* p, int n) {
     extern __shared__ int s[];
     s[threadIdx.x * n] = 1;
+    __syncwarp();
     p[0] = s[0];
 }
 "#;

@@ -217,6 +217,7 @@ fn pipeline(wait: &str, sanitizer: bool) -> Bench {
                     if (256 * tile + i < n) out[256 * tile + i] = stage[tile % 2][i];
                 __syncthreads();
             }}
+            asm volatile("cp.async.wait_all;" ::: "memory");
         }}"#
     );
     Bench::cuda_with(&text, Config { sanitizer, ..Config::default() })

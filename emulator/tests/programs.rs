@@ -304,3 +304,29 @@ fn every_seed_and_thread_count_gives_the_same_sums() {
         }
     }
 }
+
+/// Lanes that are converged may belong to groups of their own, as tiles of cooperative groups do.
+#[test]
+fn groups_of_a_warp_shuffle_side_by_side() {
+    let bench = Bench::cuda(
+        r#"
+        extern "C" __global__ void k(int* out) {
+            int lane = threadIdx.x;
+            unsigned tile = 0xffu << (lane & 24);
+            int sum = lane;
+            for (int step = 4; step > 0; step /= 2) sum += __shfl_xor_sync(tile, sum, step);
+            // Half of a tile is elsewhere for a while; the other tiles go on.
+            if ((lane & 4) && lane < 8) sum += 1000;
+            __syncwarp(tile);
+            unsigned odd = __ballot_sync(tile, sum & 1);
+            out[lane] = sum + (odd ? 1 : 0);
+        }"#,
+    );
+    let out = bench.room::<i32>(32);
+    bench.launch("k", 1, 32, &[Arg::U64(out)]);
+    let expected = |lane: i32| {
+        let tile = lane / 8;
+        8 * 8 * tile + 28 + if (4..8).contains(&lane) { 1000 } else { 0 }
+    };
+    assert_eq!(bench.download::<i32>(out, 32), (0..32).map(expected).collect::<Vec<_>>());
+}

@@ -1,49 +1,11 @@
-//! What the sanitizer reports, and what it must not: each program once as it should be, and once
-//! with a mistake, which must be found at its line.
+//! What the sanitizer finds in single threads, and what it must not: each program once as it should
+//! be, and once with a mistake, which must be found at its line.
 
 mod support;
 
-use cuda_emulator::{Config, Fault, FaultKind, LaunchError};
+use cuda_emulator::{Config, FaultKind};
+use support::sanitizer::{demand, program, run, sanitized};
 use support::{Arg, Bench};
-
-/// The device that the tests run on, whatever the environment says.
-fn sanitized() -> Config {
-    Config { sanitizer: true, ..Config::default() }
-}
-
-/// A program with a place where mistakes are made: `$0`, `$1`… stand for statements of `parts`.
-fn program(text: &str, parts: &[&str]) -> Bench {
-    let mut text = text.to_owned();
-    for (index, part) in parts.iter().enumerate() {
-        text = text.replace(&format!("${index}"), part);
-    }
-    Bench::cuda_with(&text, sanitized())
-}
-
-/// The line on which a marker stands.
-fn line_of(text: &str, marker: &str) -> u32 {
-    let line = text.lines().position(|line| line.contains(marker));
-    line.expect("the marker") as u32 + 1
-}
-
-fn run(bench: &Bench, grid: u32, block: u32, args: &[Arg]) -> Result<(), Box<Fault>> {
-    match bench.try_launch("k", grid, block, 0, args) {
-        Ok(()) => Ok(()),
-        Err(LaunchError::Fault(fault)) => Err(fault),
-        Err(error) => panic!("{error}"),
-    }
-}
-
-/// Demands a report at the line of a marker.
-fn demand(result: Result<(), Box<Fault>>, kind: FaultKind, text: &str, marker: &str) -> Box<Fault> {
-    let fault = result.expect_err("a report");
-    assert_eq!(fault.kind, kind, "{fault}");
-    let (file, line) = fault.source.clone().expect("line information");
-    assert!(file.ends_with("test.cu"), "{file}");
-    assert_eq!(line, line_of(text, marker), "{fault}");
-    assert_eq!(fault.kernel, "k");
-    fault
-}
 
 const READS_GLOBAL: &str = r#"
 extern "C" __global__ void k(const int* in, int* out) {
@@ -106,44 +68,6 @@ extern "C" __global__ void k(int* count, int* swapped) {
     let count = bench.room::<i32>(1);
     let result = run(&bench, 1, 64, &[Arg::U64(count), Arg::U64(swapped)]);
     demand(result, FaultKind::UninitializedRead, text, "// add");
-}
-
-const REVERSE: &str = r#"
-extern "C" __global__ void k(int* out) {
-    __shared__ int tile[128];
-    int i = threadIdx.x;
-    $0
-    tile[i] = i; // write
-    $1
-    out[i] = tile[127 - i]; // read
-    $2
-    tile[i] = out[i]; // again
-}"#;
-
-#[test]
-fn shared_memory_is_ordered_by_barriers() {
-    let sync = "__syncthreads();";
-    let out = |bench: &Bench| [Arg::U64(bench.room::<i32>(128))];
-    let bench = program(REVERSE, &["", sync, sync]);
-    assert_eq!(run(&bench, 1, 128, &out(&bench)), Ok(()));
-    for seed in 1..8 {
-        // Written by the kernel, so that a barrier that is missing is a race and not a read of
-        // what was not written, whatever the order of warps.
-        let config = Config { seed, ..sanitized() };
-        let text = REVERSE.replace("$0", "tile[i] = 0; __syncthreads();");
-        for (barriers, marker) in [(["", sync], "// write"), ([sync, ""], "// again")] {
-            let racy = text.replace("$1", barriers[0]).replace("$2", barriers[1]);
-            let bench = Bench::cuda_with(&racy, config);
-            let fault = run(&bench, 1, 128, &out(&bench)).expect_err("a report");
-            assert_eq!(fault.kind, FaultKind::Race, "{fault}");
-            // Whichever comes second is at fault, and names the other.
-            let line = fault.source.as_ref().expect("a line").1;
-            let (write, read) = (line_of(&racy, marker), line_of(&racy, "// read"));
-            assert!(line == write || line == read, "{fault}");
-            let other = if line == write { read } else { write };
-            assert!(fault.detail.contains(&format!("test.cu:{other}")), "{fault}");
-        }
-    }
 }
 
 #[test]
@@ -265,204 +189,121 @@ extern "C" __global__ void k(int* out, int value) {
 }
 
 #[test]
-fn shared_atomics_do_not_race_with_each_other() {
-    let text = r#"
-extern "C" __global__ void k(int* out) {
-    __shared__ int sum;
-    if (threadIdx.x == 0) sum = 0;
-    $0
-    if (threadIdx.x >= 32) atomicAdd(&sum, 1); // add
-    $1
-    if (threadIdx.x == 1) *out = sum; // read
-}"#;
-    let sync = "__syncthreads();";
-    let result = |parts: [&str; 2]| {
-        let bench = program(text, &parts);
-        run(&bench, 1, 96, &[Arg::U64(bench.room::<i32>(1))])
-    };
-    assert_eq!(result([sync, sync]), Ok(()));
-    demand(result(["", sync]), FaultKind::Race, text, "// add");
-    let fault = result([sync, ""]).expect_err("a report");
-    assert_eq!(fault.kind, FaultKind::Race, "{fault}");
-}
-
-#[test]
-fn neighbours_may_share_a_word() {
-    // Two warps write the halves of each word, and read their own.
-    let text = r#"
-extern "C" __global__ void k(unsigned short* out) {
-    __shared__ unsigned short halves[64];
-    int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    for (int round = 0; round < 3; ++round) {
-        halves[2 * lane + warp] = threadIdx.x + round;
-        out[threadIdx.x] = halves[2 * lane + warp];
-    }
-}"#;
-    let bench = program(text, &[]);
-    for _ in 0..3 {
-        assert_eq!(run(&bench, 1, 64, &[Arg::U64(bench.room::<u16>(64))]), Ok(()));
-    }
-}
-
-#[test]
-fn barriers_of_some_threads_order_those_threads() {
-    // Warps 0 and 1 produce for warps 2 and 3 through named barriers, as pipelines do.
-    let text = r#"
-__device__ void arrive(int id) { asm volatile("bar.arrive %0, 128;" ::"r"(id) : "memory"); }
-__device__ void await(int id) { asm volatile("bar.sync %0, 128;" ::"r"(id) : "memory"); }
-extern "C" __global__ void k(int* out) {
-    __shared__ int box[64];
-    int i = threadIdx.x % 64;
-    if (threadIdx.x < 64) {
-        for (int round = 0; round < 4; ++round) {
-            if (round > 0) { $0 }
-            box[i] = round + i; // write
-            arrive(1);
-        }
-    } else {
-        int sum = 0;
-        for (int round = 0; round < 4; ++round) {
-            await(1);
-            sum += box[63 - i]; // read
-            if (round < 3) { $1 }
-        }
-        out[i] = sum;
-    }
-}"#;
-    let result = |parts: [&str; 2], seed| {
-        let text = text.replace("$0", parts[0]).replace("$1", parts[1]);
-        let bench = Bench::cuda_with(&text, Config { seed, ..sanitized() });
-        let result = run(&bench, 1, 128, &[Arg::U64(bench.room::<i32>(64))]);
-        (result, text)
-    };
-    for seed in 0..6 {
-        assert_eq!(result(["await(2);", "arrive(2);"], seed).0, Ok(()));
-    }
-    let mut found = 0;
-    for seed in 0..6 {
-        // The producer runs ahead; that it may not is a deadlock or a race.
-        let (result, _) = result(["", ""], seed);
-        found += usize::from(result.is_err());
-    }
-    assert_eq!(found, 6);
-}
-
-#[test]
-fn a_fence_and_a_flag_order_warps() {
-    let text = r#"
-extern "C" __global__ void k(int* out, int to, int from) {
-    __shared__ int box[2], flag;
-    if (threadIdx.x == 0) flag = 0;
-    __syncthreads();
-    if (threadIdx.x == 0) {
-        box[to] = 42; // write
-        $0
-        atomicExch(&flag, 1);
-    }
-    if (threadIdx.x == 32) {
-        while (atomicAdd(&flag, 0) == 0);
-        $1
-        *out = box[from]; // read
-    }
-}"#;
-    let fence = "__threadfence_block();";
-    let result = |parts: [&str; 2]| {
-        let bench = program(text, &parts);
-        run(&bench, 1, 64, &[Arg::U64(bench.room::<i32>(1)), Arg::I32(1), Arg::I32(1)])
-    };
-    assert_eq!(result([fence, fence]), Ok(()));
-    for parts in [["", fence], [fence, ""]] {
-        let fault = demand(result(parts), FaultKind::Race, text, "// read");
-        assert_eq!(fault.thread, Some([32, 0, 0]));
-        let write = line_of(text, "// write");
-        assert!(fault.detail.contains("the write by thread (0, 0, 0)"), "{fault}");
-        assert!(fault.detail.contains(&format!("test.cu:{write}")), "{fault}");
-    }
-}
-
-#[test]
-fn global_memory_is_ordered_by_barriers_within_a_block() {
-    let text = r#"
-extern "C" __global__ void k(int* data, int* out) {
-    int i = blockIdx.x * 128 + threadIdx.x;
-    data[i] = i; // write
-    $0
-    out[i] = data[blockIdx.x * 128 + 127 - threadIdx.x]; // read
-}"#;
-    let result = |sync: &str| {
-        let bench = program(text, &[sync]);
-        let (data, out) = (bench.upload(&[0_i32; 256]), bench.room::<i32>(256));
-        run(&bench, 2, 128, &[Arg::U64(data), Arg::U64(out)])
-    };
-    assert_eq!(result("__syncthreads();"), Ok(()));
-    let fault = result("").expect_err("a report");
-    assert_eq!(fault.kind, FaultKind::Race, "{fault}");
-    assert!(fault.detail.contains("not ordered by a barrier"), "{fault}");
-}
-
-#[test]
-fn blocks_do_not_touch_what_others_write() {
-    let text = r#"
-extern "C" __global__ void k(int* data, int* out, int shift) {
-    int i = blockIdx.x * 32 + threadIdx.x;
-    data[i] = i; // write
-    out[i] = data[(i + shift) % 128]; // read
-}"#;
-    let bench = program(text, &[]);
-    let result = |shift| {
-        let (data, out) = (bench.upload(&[0_i32; 128]), bench.room::<i32>(128));
-        run(&bench, 4, 32, &[Arg::U64(data), Arg::U64(out), Arg::I32(shift)])
-    };
-    assert_eq!(result(0), Ok(()));
-    let fault = result(1).expect_err("a report");
-    assert_eq!(fault.kind, FaultKind::Race, "{fault}");
-    assert!(fault.detail.contains("not ordered by fences and atomics"), "{fault}");
-    assert!(fault.detail.contains("of block ("), "{fault}");
-}
-
-#[test]
-fn the_last_block_sees_what_the_others_wrote() {
-    let text = r#"
-extern "C" __global__ void k(float* partial, unsigned* counter, float* out, int blocks) {
-    __shared__ bool last;
-    partial[blockIdx.x * 64 + threadIdx.x] = threadIdx.x; // write
-    $0
-    __syncthreads();
-    if (threadIdx.x == 0) {
-        last = atomicAdd(counter, 1) == blocks - 1;
-        if (last) *counter = 0;
-    }
-    __syncthreads();
-    if (!last) return;
-    $1
-    float sum = 0;
-    for (int b = 0; b < blocks; ++b) sum += partial[b * 64 + threadIdx.x]; // read
-    out[threadIdx.x] = sum;
-}"#;
-    let fence = "__threadfence();";
-    for threads in [1, 2] {
-        let result = |parts: [&str; 2]| {
-            let text = text.replace("$0", parts[0]).replace("$1", parts[1]);
-            let bench = Bench::cuda_with(&text, Config { threads, ..sanitized() });
-            let (partial, out) = (bench.room::<f32>(64 * 9), bench.room::<f32>(64));
-            let counter = bench.upload(&[0_u32]);
-            let args = [Arg::U64(partial), Arg::U64(counter), Arg::U64(out), Arg::I32(9)];
-            run(&bench, 9, 64, &args).and_then(|()| run(&bench, 9, 64, &args))
-        };
-        assert_eq!(result([fence, fence]), Ok(()));
-        for parts in [["", fence], [fence, ""]] {
-            let fault = demand(result(parts), FaultKind::Race, text, "// read");
-            let write = line_of(text, "// write");
-            assert!(fault.detail.contains(&format!("test.cu:{write}")), "{fault}");
-        }
-    }
-}
-
-#[test]
 fn the_sanitizer_can_be_off() {
     let config = Config { sanitizer: false, ..Config::default() };
     let bench = Bench::cuda_with(READS_GLOBAL, config);
     let (from, to) = (bench.room::<i32>(64), bench.room::<i32>(64));
     assert_eq!(run(&bench, 1, 64, &[Arg::U64(from), Arg::U64(to)]), Ok(()));
     assert_eq!(bench.download::<i32>(to, 64), [0; 64]);
+}
+
+const REGISTERS: &str = ".version 8.0\n.target sm_80\n.address_size 64\n\
+    .visible .entry k(.param .u64 out, .param .u32 n) {\n\
+    .reg .b64 %out; .reg .b32 %lane, %n, %a, %b, %c; .reg .pred %p, %q; .reg .b64 %d;\n\
+    ld.param.u64 %out, [out]; ld.param.u32 %n, [n]; mov.u32 %lane, %laneid;\n\
+    mad.wide.u32 %out, %lane, 4, %out;\n$0\nret;\n}\n";
+
+fn run_registers(body: &str, n: u32) -> Result<(), Box<cuda_emulator::Fault>> {
+    let bench = Bench::load(&REGISTERS.replace("$0", body), sanitized());
+    let out = bench.room::<u32>(32);
+    run(&bench, 1, 32, &[Arg::U64(out), Arg::U32(n)])
+}
+
+/// A register may be written in one way through the kernel and used in another.
+#[test]
+fn registers_are_written_before_they_are_used() {
+    // (PTX, is it right for n = 32, for n = 31)
+    let cases = [
+        ("add.u32 %a, %b, 1; st.global.u32 [%out], %a;", false, false),
+        ("st.global.u32 [%out], %b;", false, false),
+        ("mov.u32 %a, %b; st.global.u32 [%out], %a;", false, false),
+        // Moved and not used.
+        ("mov.u32 %a, %b; mov.u32 %c, 1; st.global.u32 [%out], %c;", true, true),
+        // Written by some threads, used by the same, and used by all.
+        ("setp.lt.u32 %p, %lane, %n; @%p mov.u32 %a, 5; @%p st.global.u32 [%out], %a;", true, true),
+        ("setp.lt.u32 %p, %lane, %n; @%p mov.u32 %a, 5; st.global.u32 [%out], %a;", true, false),
+        // The same by branches, with a loop that writes to it again.
+        (
+            "setp.ge.u32 %p, %lane, %n; @%p bra L; mov.u32 %a, 5; L: st.global.u32 [%out], %a;",
+            true,
+            false,
+        ),
+        (
+            "mov.u32 %c, 0; A: add.u32 %c, %c, 1; setp.ge.u32 %p, %lane, %n; @%p bra B;
+             mov.u32 %a, 5; B: setp.lt.u32 %q, %c, 3; @%q bra A; st.global.u32 [%out], %a;",
+            true,
+            false,
+        ),
+        // A selection needs what it selects, and its predicate.
+        (
+            "setp.lt.u32 %p, %lane, %n; selp.b32 %a, 5, %b, %p; st.global.u32 [%out], %a;",
+            true,
+            false,
+        ),
+        ("selp.b32 %a, 5, 6, %q; st.global.u32 [%out], %a;", false, false),
+        ("@%q st.global.u32 [%out], 1;", false, false),
+        ("@%q bra L; st.global.u32 [%out], 1; L:", false, false),
+        // Half of a pair.
+        (
+            "mov.u32 %a, 1; mov.b64 %d, {%a, %b}; mov.b64 {%a, %c}, %d; st.global.u32 [%out], 1;",
+            true,
+            true,
+        ),
+        ("mov.u32 %a, 1; mov.b64 %d, {%a, %b}; st.global.u64 [%out], %d;", false, false),
+    ];
+    for (body, all, some) in cases {
+        for (n, right) in [(32, all), (31, some)] {
+            match run_registers(body, n) {
+                Ok(()) => assert!(right, "{body}"),
+                Err(fault) => {
+                    assert!(!right, "{body}: {fault}");
+                    assert_eq!(fault.kind, FaultKind::UninitializedRegister, "{fault}");
+                }
+            }
+        }
+    }
+    let fault = run_registers("mov.u32 %c, 1; add.u32 %a, %b, %c;", 32).expect_err("a report");
+    assert!(fault.detail.contains("lanes 0-31 never wrote to the register `%b`"), "{fault}");
+    assert_eq!(fault.instruction, "add.u32 %a, %b, %c");
+}
+
+#[test]
+fn local_memory_is_written_before_it_is_read() {
+    let text = r#"
+extern "C" __global__ void k(int* out, const int* at, int n) {
+    int box[8];
+    for (int i = 0; i < n; ++i) box[at[i]] = i;
+    out[threadIdx.x] = box[at[threadIdx.x % 8]]; // read
+}"#;
+    let bench = program(text, &[]);
+    let (out, at) = (bench.room::<i32>(32), bench.upload(&[3_i32, 1, 4, 0, 5, 7, 2, 6]));
+    let args = |n| [Arg::U64(out), Arg::U64(at), Arg::I32(n)];
+    assert_eq!(run(&bench, 1, 32, &args(8)), Ok(()));
+    let fault = demand(run(&bench, 1, 32, &args(6)), FaultKind::UninitializedRead, text, "// read");
+    assert_eq!(fault.thread, Some([6, 0, 0]));
+    assert!(fault.detail.contains("of the 32 bytes of the thread's local memory"), "{fault}");
+}
+
+#[test]
+fn asynchronous_copies_are_awaited_before_the_end() {
+    let text = r#"
+extern "C" __global__ void k(const int* in, int* out) {
+    __shared__ __align__(16) int tile[128];
+    unsigned to = (unsigned)__cvta_generic_to_shared(tile + 4 * threadIdx.x);
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(in)); // issue
+    $0
+    out[threadIdx.x] = 1;
+}"#;
+    let result = |wait: &str| {
+        let bench = program(text, &[wait]);
+        let (from, to) = (bench.upload(&[1_i32; 4]), bench.room::<i32>(32));
+        run(&bench, 1, 32, &[Arg::U64(from), Arg::U64(to)])
+    };
+    assert_eq!(result(r#"asm volatile("cp.async.wait_all;" ::: "memory");"#), Ok(()));
+    for wait in ["", r#"asm volatile("cp.async.commit_group;" ::: "memory");"#] {
+        let fault = result(wait).expect_err("a report");
+        assert_eq!(fault.kind, FaultKind::UnawaitedCopy, "{fault}");
+        let issue = support::sanitizer::line_of(text, "// issue");
+        assert!(fault.detail.contains(&format!("test.cu:{issue}")), "{fault}");
+    }
 }

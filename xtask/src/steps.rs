@@ -10,11 +10,18 @@ use std::time::Instant;
 use crate::Failure;
 use crate::nvrtc::{self, ENV_LIBRARY};
 
+/// Whether the emulated device looks for uninitialised reads and races.
+const SANITIZER: &str = "CUDA_EMULATOR_SANITIZER";
+
 /// Fetches what is missing and runs the demonstration.
 pub(crate) fn demo(arguments: &[&str]) -> Result<(), Failure> {
     nvrtc::provide(None)?;
     let mut demo = cargo(&["run", "--release", "--example", "finetune", "--"]);
     demo.args(arguments);
+    if env::var_os(SANITIZER).is_none() {
+        // The tests look for mistakes; the demonstration is to be quick.
+        demo.env(SANITIZER, "0");
+    }
     run("the demonstration", &mut demo)
 }
 
@@ -30,12 +37,15 @@ pub(crate) fn test(matrix: bool) -> Result<(), Failure> {
     step("kernels", || kernels(None).and_then(|table| table.check(true)))?;
     let nextest = has_nextest();
     step("tests", || run("the tests", &mut tests(nextest, &["--workspace"])))?;
-    // Chips differ in how tensor cores add up: the emulated device's default is one way of three.
-    for accumulator in ["exact", "truncate"] {
-        step(&format!("kernels with tensor-core sums: {accumulator}"), || {
-            let numeric = ["--package", "fused-dora", "--test", "ops", "--test", "init"];
-            let mut tests = tests(nextest, &numeric);
-            run("the tests", tests.env("CUDA_EMULATOR_ACCUMULATOR", accumulator))
+    // A GPU's scheduler, tensor cores and approximations differ by chip and by run: the emulated
+    // device's defaults are one way of many.
+    for (seed, accumulator, jitter) in [("1", "exact", "1"), ("2", "truncate", "0")] {
+        let way = format!("schedule {seed}, tensor-core sums {accumulator}, jitter {jitter}");
+        step(&format!("tests of the crate: {way}"), || {
+            let mut tests = tests(nextest, &["--package", "fused-dora"]);
+            tests.env("CUDA_EMULATOR_SEED", seed);
+            tests.env("CUDA_EMULATOR_ACCUMULATOR", accumulator);
+            run("the tests", tests.env("CUDA_EMULATOR_JITTER", jitter))
         })?;
     }
     if nextest {

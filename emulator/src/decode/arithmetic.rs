@@ -81,10 +81,15 @@ impl Decoder<'_> {
         op: Float,
         mode: FloatMode,
         count: usize,
+        approximate: bool,
     ) -> Result<()> {
         let types = [mode.ty; 3];
         let (target, sources) = self.operands(&instruction.operands, &types[..count], mode.ty)?;
-        self.emit_scalar(Scalar::Float(op, mode), target, Target::Nowhere, sources);
+        let scalar = match approximate && self.jitter {
+            true => Scalar::Approximate(op, mode),
+            false => Scalar::Float(op, mode),
+        };
+        self.emit_scalar(scalar, target, Target::Nowhere, sources);
         Ok(())
     }
 
@@ -161,14 +166,18 @@ impl Decoder<'_> {
         ty: Type,
     ) -> Result<()> {
         let mode = self.float_mode(modifiers, ty);
+        let mut approximate = false;
         let (op, count) = match instruction.opcode.as_str() {
             "add" => (Float::Add, 2),
             "sub" => (Float::Sub, 2),
             "mul" => (Float::Mul, 2),
             "fma" | "mad" => (Float::Fma, 3),
-            "div" if modifiers.take("approx") => (Float::DivApprox, 2),
+            "div" if modifiers.take("approx") => {
+                approximate = true;
+                (Float::DivApprox, 2)
+            }
             "div" => {
-                modifiers.take("full");
+                approximate = modifiers.take("full");
                 (Float::Div, 2)
             }
             "neg" => (Float::Neg, 1),
@@ -176,7 +185,7 @@ impl Decoder<'_> {
             "min" => (Float::Min, 2),
             _ => (Float::Max, 2),
         };
-        self.float(instruction, op, mode, count)
+        self.float(instruction, op, mode, count, approximate)
     }
 
     fn carrying(
@@ -230,7 +239,7 @@ impl Decoder<'_> {
             return Ok(());
         }
         let op = match opcode {
-            "copysign" => return self.float(instruction, Float::Copysign, mode, 2),
+            "copysign" => return self.float(instruction, Float::Copysign, mode, 2, false),
             "rcp" if approximate && ty == Type::F64 => Float::ReciprocalUpper,
             "rcp" => Float::Reciprocal,
             "sqrt" => Float::SquareRoot,
@@ -242,7 +251,7 @@ impl Decoder<'_> {
             "ex2" => Float::Exp2,
             _ => Float::Tanh,
         };
-        self.float(instruction, op, mode, 1)
+        self.float(instruction, op, mode, 1, approximate)
     }
 
     fn other_integers(

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::forms::{self, Needs};
 use super::functions::{Body, function_address};
 use super::modifiers::Modifiers;
-use super::{Kernel, Place, Source as Text, liveness, target_number};
+use super::{Kernel, Place, Source as Text, liveness, target_number, unwritten};
 use crate::exec::op::{Builtin, FALSE, Instruction as Executed, Op, P, Q, R, Source, TRUE, Test};
 use crate::exec::{LOCAL_BASE, SHARED_BASE, Special};
 use crate::module::Param;
@@ -109,6 +109,8 @@ pub(super) struct Decoder<'a> {
     shared_bytes: u64,
     pub(super) local_bytes: u32,
     pub(super) flow: liveness::Flow,
+    /// Whether approximations have errors.
+    pub(super) jitter: bool,
 }
 
 impl<'a> Decoder<'a> {
@@ -118,6 +120,7 @@ impl<'a> Decoder<'a> {
         variables: &'a BTreeMap<String, (u64, u64)>,
         source: Arc<Text>,
         function: &'a FunctionTree,
+        jitter: bool,
     ) -> Result<Kernel> {
         let mut decoder = Self {
             tree,
@@ -149,6 +152,7 @@ impl<'a> Decoder<'a> {
             shared_bytes: 0,
             local_bytes: 0,
             flow: liveness::Flow::default(),
+            jitter,
         };
         let (params, param_bytes, symbols) = lay_out(function.params.iter())?;
         decoder.scopes.push(Scope { symbols, ..Scope::default() });
@@ -241,6 +245,7 @@ impl<'a> Decoder<'a> {
                 .map(|[x, y, z]| x.saturating_mul(y).saturating_mul(z)),
             required_block: function.required_threads,
             registers: self.flow.most_live(&self.code, &functions),
+            watch: unwritten::watch(&self.flow, &mut self.code, after, &functions),
             functions,
             ptx_version: (10 * major + minor) as i32,
             code: self.code,
@@ -263,7 +268,7 @@ impl<'a> Decoder<'a> {
     /// Appends an instruction under the current guard.
     pub(super) fn emit(&mut self, op: Op) {
         self.flow.close(self.guard != Test { predicate: TRUE, negated: false });
-        self.code.push(Executed { guard: self.guard, op });
+        self.code.push(Executed { guard: self.guard, watched: false, op });
         self.places.push(self.place.clone());
     }
 
@@ -447,7 +452,9 @@ impl<'a> Decoder<'a> {
                 if let Symbol::Register(register) = &mut symbol
                     && register.slot.is_none()
                 {
-                    register.slot = Some(self.new_slot(register.ty));
+                    let slot = self.new_slot(register.ty);
+                    register.slot = Some(slot);
+                    self.flow.call(register.ty, slot, name);
                     self.scopes[at].symbols.insert(name.to_owned(), symbol.clone());
                 }
                 return Ok(symbol);

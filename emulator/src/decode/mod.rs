@@ -18,6 +18,7 @@ mod memory;
 mod modifiers;
 mod operands;
 mod table;
+mod unwritten;
 mod warp;
 
 use std::collections::BTreeMap;
@@ -25,8 +26,8 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use crate::device::Config;
-use crate::exec::Special;
 use crate::exec::op::Instruction;
+use crate::exec::{Special, Watch};
 use crate::memory::Memory;
 use crate::module::{ModuleError, Param};
 use crate::profile::Profile;
@@ -70,6 +71,8 @@ pub(crate) struct Kernel {
     pub(crate) max_threads: Option<u32>,
     pub(crate) required_block: Option<[u32; 3]>,
     pub(crate) registers: u32,
+    /// Registers that may be used before they are written to.
+    pub(crate) watch: Watch,
     pub(crate) ptx_version: i32,
     pub(crate) code: Vec<Instruction>,
     /// The place of the kernel's first instruction.
@@ -141,7 +144,7 @@ pub(crate) fn load(
     let kernels = tree.functions.iter().filter(|f| f.is_kernel && f.body.is_some());
     kernels
         .map(|function| {
-            Decoder::kernel(&tree, variables, source.clone(), function)
+            Decoder::kernel(&tree, variables, source.clone(), function, config.jitter)
                 .map_err(|problem| parse_error(problem, &source))
         })
         .collect()

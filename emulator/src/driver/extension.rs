@@ -39,7 +39,9 @@ pub(crate) struct Settings {
     /// Warp instructions after which a block is taken for stuck.
     pub(crate) watchdog: u64,
     /// 1 or 2: without or with the sanitizer.
-    pub(crate) sanitizer: u64,
+    pub(crate) sanitizer: u32,
+    /// 1 or 2: approximations as exact as can be, or with errors.
+    pub(crate) jitter: u32,
 }
 
 /// The numbers of the accumulators in [`Settings`].
@@ -86,6 +88,9 @@ impl Driver {
         }
         if settings.sanitizer != 0 {
             config.sanitizer = settings.sanitizer == 2;
+        }
+        if settings.jitter != 0 {
+            config.jitter = settings.jitter == 2;
         }
         if settings.accumulator != 0 {
             let known = ACCUMULATORS.iter().find(|entry| entry.0 == settings.accumulator);

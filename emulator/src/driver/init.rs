@@ -18,7 +18,9 @@ const STREAMS: &str = "CUDA_EMULATOR_STREAMS";
 const ACCUMULATOR: &str = "CUDA_EMULATOR_ACCUMULATOR";
 /// Whether reads of memory that nothing wrote, and races, are faults: `1` (where unset) or `0`.
 const SANITIZER: &str = "CUDA_EMULATOR_SANITIZER";
-/// The order in which warps run: a number.
+/// Whether approximate instructions err as far as they may: `1` or `0` (where unset).
+const JITTER: &str = "CUDA_EMULATOR_JITTER";
+/// The order in which blocks and warps run: a number.
 const SEED: &str = "CUDA_EMULATOR_SEED";
 /// Whether every launch is awaited: CUDA's own variable, `1` or `0` (where unset).
 const LAUNCH_BLOCKING: &str = "CUDA_LAUNCH_BLOCKING";
@@ -48,8 +50,9 @@ pub(super) fn config_from_environment() -> Result<Config> {
             ("truncate", Accumulator::AlignedTruncate),
         ],
     )?;
-    let sanitizer = choose(SANITIZER, &[("0", false), ("1", true)])?;
-    let mut config = Config { accumulator, sanitizer, ..Config::default() };
+    let sanitizer = choose(SANITIZER, &[("1", true), ("0", false)])?;
+    let jitter = choose(JITTER, &[("0", false), ("1", true)])?;
+    let mut config = Config { accumulator, sanitizer, jitter, ..Config::default() };
     if let Ok(text) = std::env::var(SEED) {
         config.seed = text.trim().parse().map_err(|_| {
             let reason = format!("{SEED}={text} is not a number");

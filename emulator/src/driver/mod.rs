@@ -15,8 +15,9 @@
 //! | `CUDA_EMULATOR_STREAMS` | `lazy`, `eager`: whether work runs as late as it may, or at once |
 //! | `CUDA_EMULATOR_MEMORY_POOLS` | `1`, `0`: whether `cuMemAllocAsync` exists |
 //! | `CUDA_EMULATOR_ACCUMULATOR` | `sequential`, `exact`, `truncate`: matrix instructions |
-//! | `CUDA_EMULATOR_SANITIZER` | `0`, `1`: whether uninitialised reads and races are faults |
-//! | `CUDA_EMULATOR_SEED` | a number: the order of warps |
+//! | `CUDA_EMULATOR_JITTER` | `0`, `1`: whether approximate instructions err as far as they may |
+//! | `CUDA_EMULATOR_SANITIZER` | `1`, `0`: whether uninitialised reads and races are faults |
+//! | `CUDA_EMULATOR_SEED` | a number: the order of blocks and warps |
 //! | `CUDA_EMULATOR_THREADS` | a number: threads of the host |
 //! | `CUDA_EMULATOR_VERBOSE` | `0`, `1`: print why driver calls fail |
 //! | `CUDA_LAUNCH_BLOCKING` | `0`, `1`: wait for every launch |

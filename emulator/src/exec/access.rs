@@ -251,6 +251,7 @@ impl Warp {
         let intent = if access.constant { Intent::ReadConstant } else { Intent::Read };
         self.translate(machine, &access.address, bytes, intent, mask)?;
         count(machine, space, bytes, mask, Intent::Read);
+        let _strong = self.one_at_a_time(machine, space, access.order);
         if machine.context.config.sanitizer {
             self.look_at_load(machine, access, mask)?;
         }
@@ -267,7 +268,7 @@ impl Warp {
             fence(Ordering::SeqCst);
         }
         if access.order != Order::Weak && machine.context.config.sanitizer {
-            self.hear(machine, space, access.order, mask);
+            self.hear(machine, &access.address, access.order, mask);
         }
         Ok(())
     }
@@ -317,6 +318,7 @@ impl Warp {
         let space = access.address.space;
         self.translate(machine, &access.address, bytes, Intent::Write, mask)?;
         count(machine, space, bytes, mask, Intent::Write);
+        let _strong = self.one_at_a_time(machine, space, access.order);
         if machine.context.config.sanitizer {
             self.look_at_store(machine, access, mask)?;
         }

@@ -32,6 +32,7 @@ impl Warp {
         }
         self.translate(machine, &op.address, bytes, Intent::Write, mask)?;
         machine.counters.atomics += 1;
+        let _strong = self.one_at_a_time(machine, space, op.order);
         if machine.context.config.sanitizer {
             self.look_at_atomic(machine, op, mask)?;
         }
@@ -61,7 +62,7 @@ impl Warp {
             self.put(op.target, lane, old);
         }
         if machine.context.config.sanitizer {
-            self.hear(machine, space, op.order, mask);
+            self.hear(machine, &op.address, op.order, mask);
         }
         Ok(())
     }

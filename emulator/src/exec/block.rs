@@ -2,6 +2,7 @@
 
 use super::context::*;
 use super::op::{BarrierKind, BarrierOp, Op, Target};
+use super::schedule::Random;
 use super::shadow::Shadow;
 use super::warp::{Pause, Warp};
 use crate::counters::Counters;
@@ -11,6 +12,8 @@ const BARRIERS: usize = 16;
 const WARP_THREADS: u32 = 32;
 /// Instructions that a warp runs before the next one of its block.
 const WARP_QUANTUM: u64 = 1 << 14;
+/// The same where the schedule has a seed: at least this, and up to [`WARP_QUANTUM`].
+const LEAST_WARP_QUANTUM: u64 = 1 << 6;
 
 /// Where a warp stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,6 +47,8 @@ pub(crate) struct Block {
     states: Vec<State>,
     order: Vec<usize>,
     next: usize,
+    /// Instructions that a warp runs before the next one.
+    quantum: u64,
     barriers: [Barrier; BARRIERS],
 }
 
@@ -68,6 +73,7 @@ impl Block {
             states: vec![State::Ready; warps],
             order: (0..warps).collect(),
             next: 0,
+            quantum: WARP_QUANTUM,
             barriers: [Barrier::default(); BARRIERS],
         }
     }
@@ -88,7 +94,12 @@ impl Block {
         self.states.fill(State::Ready);
         self.barriers = [Barrier::default(); BARRIERS];
         self.next = 0;
-        shuffle(&mut self.order, context.config.seed, number);
+        self.order.iter_mut().enumerate().for_each(|(at, warp)| *warp = at);
+        self.quantum = WARP_QUANTUM;
+        if let Some(mut random) = Random::new(context.config.seed, number) {
+            random.shuffle(&mut self.order);
+            self.quantum = LEAST_WARP_QUANTUM << random.below(9);
+        }
     }
 
     /// Runs warps, each until it waits, exits or has had its share, for about `quantum`
@@ -112,7 +123,7 @@ impl Block {
             self.next = at;
             let (shared, block) = (&mut self.shared, self.number as u32);
             let mut machine = Machine { context, shared, counters, pc: 0, block };
-            let result = self.warps[warp].run(&mut machine, WARP_QUANTUM);
+            let result = self.warps[warp].run(&mut machine, self.quantum);
             match result {
                 Err(stop) => return Err(self.fault(context, warp, *stop)),
                 Ok(Pause::Done) => {
@@ -168,7 +179,7 @@ impl Block {
         barrier.tested += live.count_ones();
         barrier.count += (self.warps[warp].test(op.test) & live).count_ones();
         if let Some(shadow) = self.shared.shadow() {
-            shadow.arrive(warp, id as usize, op.kind != BarrierKind::Arrive);
+            shadow.clocks.arrive(warp, id as usize, op.kind != BarrierKind::Arrive);
         }
         if op.kind == BarrierKind::Arrive {
             self.warps[warp].pass_barrier();
@@ -228,12 +239,12 @@ impl Block {
                 if barrier.expected.is_none() {
                     // A thread that has exited counts as one that arrived.
                     let exited = states().filter(|(_, state)| **state == State::Done);
-                    exited.for_each(|(warp, _)| shadow.arrive(warp, id, true));
+                    exited.for_each(|(warp, _)| shadow.clocks.arrive(warp, id, true));
                 }
                 let here =
                     |state: &State| matches!(state, State::At(_, at) if usize::from(*at) == id);
                 let waiting = states().filter(|(_, state)| here(state));
-                shadow.release(id, waiting.map(|(warp, _)| warp));
+                shadow.clocks.release(id, waiting.map(|(warp, _)| warp));
             }
             for warp in 0..self.warps.len() {
                 let State::At(pc, at) = self.states[warp] else { continue };
@@ -317,23 +328,5 @@ impl Block {
             address: stop.address,
             detail: stop.detail,
         })
-    }
-}
-
-/// Permutes the order of warps; seed 0 leaves it as it is.
-fn shuffle(order: &mut [usize], seed: u64, number: u64) {
-    order.iter_mut().enumerate().for_each(|(at, warp)| *warp = at);
-    if seed == 0 {
-        return;
-    }
-    let mut state = seed ^ number.wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    for at in (1..order.len()).rev() {
-        // SplitMix64.
-        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = state;
-        mixed = (mixed ^ mixed >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^= mixed >> 31;
-        order.swap(at, (mixed % (at as u64 + 1)) as usize);
     }
 }

@@ -75,6 +75,7 @@ impl Warp {
         let to = self.translate_lane(machine, Space::Local, address, bytes, bytes, intent, lane)?;
         // SAFETY: `translate_lane` found these bytes in the thread's local memory.
         unsafe { to.copy_from_nonoverlapping(value.as_ptr(), value.len()) };
+        self.local_is_written(to, value.len());
         Ok(())
     }
 

@@ -6,11 +6,12 @@
 use std::collections::VecDeque;
 
 use super::access::{Intent, copy_words, count, read_byte};
+use super::clocks::Touch;
 use super::context::*;
 use super::lanes::LANES;
 use super::op::{CopyOp, Order, Source, Space};
 use super::sanitize::{Deed, Deeds};
-use super::shadow::{GRANULE, Touch};
+use super::shadow::GRANULE;
 use super::warp::Warp;
 use crate::fault::FaultKind;
 use crate::memory::POISON;
@@ -58,6 +59,12 @@ impl Copies {
         let committed = self.committed;
         let due = |lane: usize, group| group < committed[lane].saturating_sub(left);
         self.carry_out(machine, warp, mask, due);
+    }
+
+    /// A thread of the mask that has issued a copy which is still under way, and where it did.
+    pub(crate) fn under_way(&self, mask: u32) -> Option<(u32, u32)> {
+        let pending = self.pending.iter().find(|pending| pending.mask & mask != 0)?;
+        Some(((pending.mask & mask).trailing_zeros(), pending.pc))
     }
 
     /// Carries out all copies of each thread of the mask, committed or not.

@@ -7,6 +7,12 @@ use super::scalar::evaluate;
 use super::warp::{Next, Part, Pause, Warp};
 use crate::fault::FaultKind;
 
+/// Lanes that execute a warp-wide instruction, by whether all that they name are there.
+struct Groups {
+    ready: Vec<u32>,
+    waiting: u32,
+}
+
 impl Warp {
     /// Executes one instruction other than a plain branch or an exit.
     #[inline(always)]
@@ -174,24 +180,32 @@ impl Warp {
             Op::Fence => {
                 std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
                 if let Some(shadow) = machine.shared.shadow().filter(|_| mask != 0) {
-                    shadow.fence(self.index as usize);
+                    shadow.clocks.fence(self.index as usize);
                 }
             }
             Op::Shuffle(shuffle) if mask != 0 => {
-                if !self.members_here(shuffle.members, mask)? {
-                    return Ok(Next::Wait);
-                }
-                self.shuffle(machine, shuffle, mask);
+                let groups = self.groups(shuffle.members, mask)?;
+                let shuffle = |warp: &mut Self, machine: &mut Machine, group| {
+                    warp.shuffle(machine, shuffle, group);
+                };
+                return Ok(self.together(machine, groups, pc, active, shuffle));
             }
             Op::Collective(op) if mask != 0 => {
-                if !self.members_here(op.members, mask)? {
-                    let barrier = matches!(op.collective, Collective::Barrier);
-                    if barrier && self.meet_at_warp_barrier(machine, op, pc, mask) {
-                        return Ok(Next::Reselect);
-                    }
-                    return Ok(Next::Wait);
+                let groups = self.groups(op.members, mask)?;
+                let is_barrier = matches!(op.collective, Collective::Barrier);
+                if is_barrier
+                    && groups.ready.is_empty()
+                    && self.meet_at_warp_barrier(machine, op, pc, mask)
+                {
+                    return Ok(Next::Reselect);
                 }
-                self.collective(op, mask);
+                let collective = |warp: &mut Self, machine: &mut Machine, group| {
+                    warp.collective(op, group);
+                    if is_barrier {
+                        warp.meet(machine, group);
+                    }
+                };
+                return Ok(self.together(machine, groups, pc, active, collective));
             }
             Op::ActiveMask(d) => {
                 let wide = machine.context.wide;
@@ -246,31 +260,62 @@ impl Warp {
         Ok(Next::Step)
     }
 
-    /// Whether the members that a register names are all here.
-    fn members_here(&self, members: R, mask: u32) -> Result<bool, Box<Stop>> {
+    /// The lanes of a mask by the members that each names in a register: lanes that are converged
+    /// may belong to several groups.
+    fn groups(&self, members: R, mask: u32) -> Result<Groups, Box<Stop>> {
         let named = &self.r[members as usize].0;
-        let first = lanes(mask).next().unwrap_or(0);
-        let members = named[first];
-        if let Some(lane) = lanes(mask).find(|&lane| named[lane] != members) {
-            let detail =
-                format!("it names {:#010x} where lane {first} names {members:#010x}", named[lane]);
-            return Err(Stop::lane(FaultKind::IllegalOperand, lane as u32, detail));
+        let mut groups = Groups { ready: Vec::new(), waiting: 0 };
+        let mut left = mask;
+        while left != 0 {
+            let members = named[left.trailing_zeros() as usize];
+            let group = lanes(left).filter(|&lane| named[lane] == members);
+            let group = group.fold(0, |all, lane| all | 1 << lane);
+            left &= !group;
+            let outside = group & !members;
+            if outside != 0 {
+                let detail = format!(
+                    "lanes {} execute it but are not among its members {members:#010x}",
+                    lanes_of(outside)
+                );
+                return Err(Stop::lane(FaultKind::MissingLanes, outside.trailing_zeros(), detail));
+            }
+            if self.gathered(members & self.present, group) {
+                groups.ready.push(group);
+            } else {
+                groups.waiting |= group;
+            }
         }
-        if mask & !members != 0 {
-            let outside = mask & !members;
-            let detail = format!(
-                "lanes {} execute it but are not among its members {members:#010x}",
-                lanes_of(outside)
-            );
-            return Err(Stop::lane(FaultKind::MissingLanes, outside.trailing_zeros(), detail));
+        Ok(groups)
+    }
+
+    /// Executes an instruction for the groups that are complete; the others wait for their members.
+    fn together(
+        &mut self,
+        machine: &mut Machine,
+        groups: Groups,
+        pc: u32,
+        active: u32,
+        execute: impl Fn(&mut Self, &mut Machine, u32),
+    ) -> Next {
+        let Groups { ready, waiting } = groups;
+        if ready.is_empty() {
+            return Next::Wait;
         }
-        Ok(self.gathered(members & self.present, mask))
+        ready.into_iter().for_each(|group| execute(self, machine, group));
+        if waiting == 0 {
+            return Next::Step;
+        }
+        let current = self.current;
+        self.parts[current] = Part::at(pc, waiting);
+        self.parts[current].waiting = true;
+        self.parts.push(Part::at(pc + 1, active & !waiting));
+        Next::Reselect
     }
 
     /// Lets the members of a warp barrier meet that reached it at different places.
     fn meet_at_warp_barrier(
         &mut self,
-        machine: &Machine,
+        machine: &mut Machine,
         op: &CollectiveOp,
         pc: u32,
         mask: u32,
@@ -296,7 +341,15 @@ impl Warp {
         }
         let current = self.current;
         self.parts[current].pc = pc + 1;
+        self.meet(machine, here);
         true
+    }
+
+    /// Lanes have met at a warp barrier.
+    fn meet(&self, machine: &mut Machine, mask: u32) {
+        if let Some(shadow) = machine.shared.shadow() {
+            shadow.clocks.meet(self.index as usize, mask);
+        }
     }
 
     fn scalar(&mut self, op: &ScalarOp, mask: u32) {

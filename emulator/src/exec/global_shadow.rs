@@ -1,16 +1,16 @@
-//! What the sanitizer knows of global memory during a launch: who last touched it.
+//! What the sanitizer knows of global memory during a launch: who last touched it, and what blocks
+//! left for each other there.
 //!
-//! Within a block the clocks of its warps order accesses. Blocks are ordered by what one publishes,
-//! a fence and then an access that is not weak, and what another learns later, an access that is
-//! not weak and then a fence. Where the two happened in that order they count as one that heard of
-//! the other, whatever the places were: a race may be missed for it, and none is made up.
+//! A granule holds its last write, and its last reads by two warps; what does not fit is
+//! forgotten, so that a race may be missed, and none is made up.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use super::clocks::{Clocks, Known, Message, Touch};
 use super::lanes::LANES;
-use super::shadow::{GRANULE, Touch};
+use super::shadow::GRANULE;
 
 const PAGE_GRANULES: usize = 128;
 const PAGE_BYTES: u64 = (PAGE_GRANULES * GRANULE) as u64;
@@ -36,123 +36,226 @@ impl Trace {
     fn warp(&self) -> usize {
         usize::from(self.thread) / LANES
     }
+
+    fn is_of(&self, block: u32, by: Touch) -> bool {
+        self.block == block && self.warp() == by.warp
+    }
 }
 
-/// The last write to a granule and the last read of it.
+/// The last accesses to a granule.
 #[derive(Clone, Copy, Default)]
 struct Granule {
     write: Trace,
     read: Trace,
+    /// The last read by another warp than the last one's.
+    other_read: Trace,
 }
 
-/// When something was published, and what: the times of the block's warps.
-type Published = (u32, Vec<u32>);
-type Pages = HashMap<u64, Box<[Granule; PAGE_GRANULES]>>;
+/// Mixes the bits of a page's number.
+#[derive(Default)]
+struct PageHasher(u64);
+
+impl Hasher for PageHasher {
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|&byte| self.write_u64(byte.into()));
+    }
+
+    fn write_u64(&mut self, number: u64) {
+        let mixed = (self.0 ^ number).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        self.0 = mixed ^ mixed >> 32;
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
+}
+
+type Page = [Granule; PAGE_GRANULES];
+/// Pages by their numbers, with the places of their granules.
+type Pages = HashMap<u64, usize, BuildHasherDefault<PageHasher>>;
+
+/// Pages that are held together.
+#[derive(Default)]
+struct Shard {
+    places: Pages,
+    pages: Vec<Box<Page>>,
+}
+
+impl Shard {
+    fn place(&mut self, page: u64) -> usize {
+        *self.places.entry(page).or_insert_with(|| {
+            self.pages.push(Box::new([Granule::default(); PAGE_GRANULES]));
+            self.pages.len() - 1
+        })
+    }
+}
 
 /// The shadow of global memory, shared by the blocks of a launch.
 pub(crate) struct GlobalShadow {
-    pages: Vec<Mutex<Pages>>,
-    /// What each block published and when: the times of its warps.
-    published: Mutex<HashMap<u32, Vec<Published>>>,
-    now: AtomicU32,
+    shards: Vec<Mutex<Shard>>,
+    /// What was left at places, by host address.
+    messages: Mutex<HashMap<usize, Message>>,
+    /// Held from where an access that is not weak is noted until it was carried out, so that they
+    /// are noted in the order in which they happen.
+    strong: Mutex<()>,
 }
 
-/// Holds the part of the shadow that was used last.
+/// Holds the part of the shadow that was used last, and knows the page in it.
 #[derive(Default)]
 pub(crate) struct Held<'a> {
-    pages: Option<(usize, MutexGuard<'a, Pages>)>,
+    shard: Option<(usize, MutexGuard<'a, Shard>)>,
+    page: Option<(u64, usize)>,
+}
+
+impl<'a> Held<'a> {
+    /// The granules of a page.
+    #[inline(always)]
+    fn page(&mut self, global: &'a GlobalShadow, number: u64) -> Option<&mut Page> {
+        let index = number as usize % SHARDS;
+        if self.shard.as_ref().is_none_or(|(at, _)| *at != index) {
+            // The other one is let go first: two threads would wait for each other.
+            (self.shard, self.page) = (None, None);
+            self.shard = Some((index, lock(&global.shards[index])));
+        }
+        let (_, shard) = self.shard.as_mut()?;
+        let place = match self.page {
+            Some((known, place)) if known == number => place,
+            _ => shard.place(number),
+        };
+        self.page = Some((number, place));
+        shard.pages.get_mut(place).map(|page| &mut **page)
+    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// A new access, within one page.
+#[derive(Clone, Copy)]
+pub(crate) struct Access {
+    pub(crate) block: u32,
+    pub(crate) address: u64,
+    /// Its length in granules, begun ones included.
+    pub(crate) granules: usize,
+    /// The bytes of each granule, as a mask.
+    pub(crate) bytes: u8,
+    pub(crate) writes: bool,
+    pub(crate) by: Touch,
+}
+
+/// An earlier access that a new one races with.
+pub(crate) struct Conflict {
+    pub(crate) other: Trace,
+    pub(crate) wrote: bool,
+    /// Where the bytes are that both touch.
+    pub(crate) address: u64,
+}
+
 impl GlobalShadow {
     pub(crate) fn new() -> Self {
         Self {
-            pages: (0..SHARDS).map(|_| Mutex::default()).collect(),
-            published: Mutex::default(),
-            now: AtomicU32::new(0),
+            shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
+            messages: Mutex::default(),
+            strong: Mutex::default(),
         }
     }
 
-    /// A block publishes what its warps did until these times.
-    pub(crate) fn publish(&self, block: u32, times: &[u32]) {
-        let mut published = lock(&self.published);
-        let list = published.entry(block).or_default();
-        if list.last().is_none_or(|(_, last)| last != times) {
-            let now = self.now.fetch_add(1, Ordering::SeqCst) + 1;
-            list.push((now, times.to_vec()));
+    /// To be held while an access that is not weak is noted and carried out.
+    pub(crate) fn one_at_a_time(&self) -> MutexGuard<'_, ()> {
+        lock(&self.strong)
+    }
+
+    /// A warp of a block writes to a place by other than a weak access.
+    pub(crate) fn tell(&self, block: u32, known: &Known, place: usize) {
+        known.leave(lock(&self.messages).entry(place).or_default(), block);
+    }
+
+    /// A warp of a block reads a place by other than a weak access.
+    pub(crate) fn hear(&self, clocks: &mut Clocks, warp: usize, block: u32, place: usize) {
+        if let Some(message) = lock(&self.messages).get(&place) {
+            clocks.hear_message(warp, block, message);
         }
     }
 
-    /// What was published before now, as a time.
-    pub(crate) fn now(&self) -> u32 {
-        self.now.load(Ordering::SeqCst)
-    }
-
-    /// Whether an access of another block was published until a time.
-    fn was_published(&self, trace: &Trace, until: u32) -> bool {
-        let published = lock(&self.published);
-        let list = published.get(&trace.block).map_or(&[][..], Vec::as_slice);
-        let known = list.iter().take_while(|(time, _)| *time <= until);
-        known.into_iter().any(|(_, times)| trace.clock <= times[trace.warp()])
-    }
-
-    /// Whether an earlier access races with a new one. `seen` is what the new one's warp has
-    /// learned: the times of its block's warps, and when it last learned of other blocks.
-    fn races(&self, trace: &Trace, block: u32, bytes: u8, by: Touch, seen: &[u32]) -> bool {
-        if trace.clock == 0 || trace.bytes & bytes == 0 || trace.strong && by.strong {
-            return false;
-        }
-        if trace.block == block {
-            return trace.warp() != by.warp && trace.clock > seen[trace.warp()];
-        }
-        !self.was_published(trace, seen[seen.len() - 1])
-    }
-
-    /// Notes an access to some bytes of a granule, or finds the one that it races with and whether
-    /// that was a write.
-    #[allow(clippy::too_many_arguments)]
+    /// Notes an access, or finds the one that it races with.
     pub(crate) fn note<'a>(
         &'a self,
         held: &mut Held<'a>,
-        block: u32,
-        address: u64,
-        bytes: u8,
-        writes: bool,
-        by: Touch,
-        seen: &[u32],
-    ) -> Result<(), (Trace, bool)> {
-        let page = address / PAGE_BYTES;
-        let shard = page as usize % SHARDS;
-        if held.pages.as_ref().is_none_or(|(at, _)| *at != shard) {
-            // The other one is let go first: two threads would wait for each other.
-            held.pages = None;
-            held.pages = Some((shard, lock(&self.pages[shard])));
+        clocks: &mut Clocks,
+        access: Access,
+    ) -> Result<(), Conflict> {
+        let Some(page) = held.page(self, access.address / PAGE_BYTES) else { return Ok(()) };
+        let first = (access.address % PAGE_BYTES) as usize / GRANULE;
+        let time = clocks.time(access.by.warp);
+        for index in 0..access.granules {
+            let Some(granule) = page.get_mut(first + index) else { break };
+            let address = access.address + (index * GRANULE) as u64;
+            granule.note(clocks, time, Access { address, ..access })?;
         }
-        let Some((_, pages)) = &mut held.pages else { return Ok(()) };
-        let page =
-            pages.entry(page).or_insert_with(|| Box::new([Granule::default(); PAGE_GRANULES]));
-        let granule = &mut page[(address % PAGE_BYTES) as usize / GRANULE];
-        if self.races(&granule.write, block, bytes, by, seen) {
-            return Err((granule.write, true));
+        Ok(())
+    }
+}
+
+impl Granule {
+    /// Notes an access to it.
+    #[inline(always)]
+    fn note(&mut self, clocks: &mut Clocks, time: u32, access: Access) -> Result<(), Conflict> {
+        let Access { block, address, bytes, writes, by, .. } = access;
+        let conflict = |other, wrote| Err(Conflict { other, wrote, address });
+        if races(&self.write, clocks, access) {
+            return conflict(self.write, true);
         }
-        if writes && self.races(&granule.read, block, bytes, by, seen) {
-            return Err((granule.read, false));
+        if writes {
+            for read in [self.read, self.other_read] {
+                if races(&read, clocks, access) {
+                    return conflict(read, false);
+                }
+            }
+        }
+        let observes = by.strong && self.write.strong && self.write.bytes & bytes != 0;
+        if observes && !self.write.is_of(block, by) {
+            let Trace { block, thread, clock, .. } = self.write;
+            clocks.observe(place(address), by.warp, block, thread, clock);
+        }
+        if !writes && !self.read.is_of(block, by) {
+            self.other_read = self.read;
         }
         // An atomic update is of no interest as a read: what races with it races with its write.
-        let last = if writes { &mut granule.write } else { &mut granule.read };
-        let clock = seen[by.warp];
-        let same = last.block == block && last.clock == clock && last.warp() == by.warp;
+        let last = if writes { &mut self.write } else { &mut self.read };
+        let same = last.is_of(block, by) && last.clock == time && last.thread == by.thread();
         *last = Trace {
             block,
-            clock,
+            clock: time,
             pc: by.pc,
-            thread: (by.warp * LANES + by.lane) as u16,
+            thread: by.thread(),
             bytes: if same { last.bytes | bytes } else { bytes },
             strong: by.strong && (!same || last.strong),
         };
         Ok(())
     }
+}
+
+/// The place of a granule among those that clocks observe.
+fn place(address: u64) -> usize {
+    (address / GRANULE as u64) as usize
+}
+
+/// Whether an earlier access races with a new one, one of which is a write.
+#[inline(always)]
+fn races(trace: &Trace, clocks: &Clocks, access: Access) -> bool {
+    let Access { block, address, bytes, by, .. } = access;
+    if trace.clock == 0 || trace.bytes & bytes == 0 || trace.strong && by.strong {
+        return false;
+    }
+    let ordered = if trace.block == block {
+        // Lanes of one instruction that write the same: what differs is found elsewhere.
+        let together = trace.pc == by.pc && trace.warp() == by.warp;
+        let same_time = || trace.clock == clocks.time(by.warp);
+        clocks.knows(by, trace.thread, trace.clock) || together && same_time()
+    } else {
+        clocks.seen(by.warp).covers(trace.block, trace.warp(), trace.clock)
+    };
+    let observed = || clocks.observed(place(address), by, trace.block, trace.thread, trace.clock);
+    !(ordered || trace.strong && observed())
 }

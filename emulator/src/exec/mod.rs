@@ -8,6 +8,7 @@ mod bits;
 mod block;
 mod builtin;
 mod call;
+mod clocks;
 mod collective;
 mod context;
 mod convert;
@@ -16,6 +17,7 @@ mod double;
 mod execute;
 mod float;
 mod global_shadow;
+mod jitter;
 mod lanes;
 mod matrix;
 pub(crate) mod op;
@@ -23,10 +25,12 @@ mod print;
 mod round;
 mod sanitize;
 mod scalar;
+mod schedule;
 mod shadow;
 mod special;
 mod video;
 mod warp;
+mod watch;
 
 pub(crate) use context::{
     FUNCTION_BASE, FUNCTION_STEP, LOCAL_BASE, LOCAL_WINDOW, PARAM_BASE, PARAM_WINDOW,
@@ -38,6 +42,7 @@ pub(crate) use round::Rounding;
 pub(crate) use scalar::{Comparison, Integer, Permute, Relation, Scalar};
 pub(crate) use special::Special;
 pub(crate) use video::Video;
+pub(crate) use watch::{RegisterClass, Watch, WatchedInstruction, WatchedRead};
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -47,6 +52,7 @@ use self::block::{Block, Turn};
 use self::context::Context;
 use self::global_shadow::GlobalShadow;
 use self::lanes::Wide;
+use self::schedule::BlockOrder;
 use crate::counters::Counters;
 use crate::device::{Device, InvalidLaunch, Launch, LaunchError};
 use crate::fault::Fault;
@@ -153,7 +159,8 @@ fn run(device: &Device, function: &Function, launch: &Launch) -> (Counters, Opti
     let blocks: u64 = launch.grid.iter().map(|&size| u64::from(size)).product();
     let workers = config.threads.max(1).min(usize::try_from(blocks).unwrap_or(usize::MAX));
     let next = AtomicU64::new(0);
-    let work = || worker(&context, &next, blocks, launch.cooperative);
+    let order = BlockOrder::new(config.seed, blocks);
+    let work = || worker(&context, &next, blocks, &order, launch.cooperative);
     let counters = if workers == 1 {
         work()
     } else {
@@ -177,7 +184,13 @@ fn run(device: &Device, function: &Function, launch: &Launch) -> (Counters, Opti
 ///
 /// A thread of the host runs one block after the other. A block that does not end within its turn
 /// may wait for a later one, so that one is started beside it.
-fn worker(context: &Context, next: &AtomicU64, blocks: u64, cooperative: bool) -> Counters {
+fn worker(
+    context: &Context,
+    next: &AtomicU64,
+    blocks: u64,
+    order: &BlockOrder,
+    cooperative: bool,
+) -> Counters {
     let mut counters = Counters::default();
     let mut running: VecDeque<Block> = VecDeque::new();
     let mut spare = Vec::new();
@@ -186,12 +199,12 @@ fn worker(context: &Context, next: &AtomicU64, blocks: u64, cooperative: bool) -
     let mut start = true;
     while !context.stop.load(Ordering::Relaxed) {
         while start && running.len() < most {
-            let number = next.fetch_add(1, Ordering::Relaxed);
-            if number >= blocks {
+            let turn = next.fetch_add(1, Ordering::Relaxed);
+            if turn >= blocks {
                 break;
             }
             let mut block = spare.pop().unwrap_or_else(|| Block::new(context));
-            block.start(context, number);
+            block.start(context, order.at(turn));
             running.push_front(block);
             start = cooperative;
         }

@@ -31,6 +31,8 @@ pub(crate) struct Test {
 #[derive(Debug)]
 pub(crate) struct Instruction {
     pub(crate) guard: Test,
+    /// Whether it reads or writes a register that the sanitizer watches.
+    pub(crate) watched: bool,
     pub(crate) op: Op,
 }
 

@@ -1,15 +1,17 @@
 //! The sanitizer's eyes: every access of a warp to memory passes here, where the device has it on.
 //!
 //! A read of bytes that nothing wrote is a fault, and so is an access that races with an earlier
-//! one, and a store of different values by lanes of one warp to one address. The
-//! local memory of a thread is not observed.
+//! one, and a store of different values by lanes of one warp to one address.
+
+use std::sync::MutexGuard;
 
 use super::access::Pointers;
+use super::clocks::Touch;
 use super::context::*;
-use super::global_shadow::Held;
+use super::global_shadow::{self, Held};
 use super::lanes::LANES;
 use super::op::{Access, Address, Atomic, AtomicOp, Order, Space};
-use super::shadow::{Conflict, Finding, GRANULE, Touch};
+use super::shadow::{Conflict, Finding, GRANULE};
 use super::warp::Warp;
 use crate::fault::FaultKind;
 use crate::memory::{Allocation, WRITTEN, find};
@@ -34,6 +36,11 @@ pub(crate) struct Deeds<'a> {
     pub(crate) bytes: usize,
     pub(crate) mask: u32,
     pub(crate) order: Order,
+}
+
+/// Whether a generic address is one of shared memory.
+fn in_shared_window(address: u64) -> bool {
+    (SHARED_WINDOW..LOCAL_WINDOW).contains(&address)
 }
 
 /// The bytes of an access that lie in one granule, as a mask.
@@ -85,11 +92,27 @@ impl Warp {
         self.look(machine, Deeds { deed, address, bytes, mask, order })
     }
 
+    /// Keeps other accesses to global memory that are not weak away until this one was carried out.
+    pub(super) fn one_at_a_time<'a>(
+        &self,
+        machine: &Machine<'a>,
+        space: Space,
+        order: Order,
+    ) -> Option<MutexGuard<'a, ()>> {
+        let global = machine.context.global_shadow.as_ref();
+        let shared = order == Order::Weak || !matches!(space, Space::Global | Space::Generic);
+        global.filter(|_| !shared).map(|global| global.one_at_a_time())
+    }
+
     /// Looks at an access; `self.pointers` holds where each lane's is.
     pub(super) fn look(&mut self, machine: &mut Machine, deeds: Deeds) -> Result<(), Box<Stop>> {
         let Deeds { deed, address, bytes, mask, order } = deeds;
-        if matches!(address.space, Space::Local | Space::Param) {
-            return Ok(());
+        match address.space {
+            Space::Param => return Ok(()),
+            Space::Local => {
+                return lanes(mask).try_for_each(|lane| self.look_at_local(machine, deeds, lane));
+            }
+            _ => {}
         }
         if order != Order::Weak && deed != Deed::Read {
             self.tell(machine, deeds);
@@ -109,8 +132,10 @@ impl Warp {
             if allocation.filter(inside).is_none() {
                 let address = self.address(address, lane);
                 if address >= PARAM_WINDOW {
-                    if (SHARED_WINDOW..LOCAL_WINDOW).contains(&address) {
+                    if in_shared_window(address) {
                         self.look_at_shared(machine, deeds, lane)?;
+                    } else if address >= LOCAL_WINDOW {
+                        self.look_at_local(machine, deeds, lane)?;
                     }
                     continue;
                 }
@@ -148,31 +173,47 @@ impl Warp {
 
     /// Notes what accesses that are not weak tell others; before they are carried out.
     fn tell(&self, machine: &mut Machine, deeds: Deeds) {
-        let (context, block) = (machine.context, machine.block);
+        let (context, block, warp) = (machine.context, machine.block, self.index as usize);
         let Some(shadow) = machine.shared.shadow() else { return };
-        let warp = self.index as usize;
+        let clocks = &mut shadow.clocks;
         if matches!(deeds.order, Order::Release | Order::AcquireRelease) {
-            shadow.fence(warp);
+            clocks.fence(warp);
         }
-        let Some(fenced) = shadow.fenced(warp) else { return };
-        if let (Some(global), true) = (&context.global_shadow, deeds.address.space != Space::Shared)
-        {
-            global.publish(block, fenced);
+        for lane in lanes(deeds.mask) {
+            let place = self.pointers[lane].addr();
+            if self.is_shared(deeds.address, lane) {
+                clocks.tell(warp, block, place);
+            } else if let (Some(global), Some(known)) =
+                (&context.global_shadow, clocks.fenced(warp))
+            {
+                global.tell(block, known, place);
+            }
         }
-        lanes(deeds.mask).for_each(|lane| shadow.publish(warp, self.pointers[lane].addr()));
     }
 
     /// Notes what a warp learns by accesses that are not weak; after they were carried out.
-    pub(super) fn hear(&self, machine: &mut Machine, space: Space, order: Order, mask: u32) {
-        let context = machine.context;
+    pub(super) fn hear(&self, machine: &mut Machine, address: &Address, order: Order, mask: u32) {
+        let (context, block, warp) = (machine.context, machine.block, self.index as usize);
         let Some(shadow) = machine.shared.shadow() else { return };
-        let warp = self.index as usize;
-        if let (Some(global), true) = (&context.global_shadow, space != Space::Shared) {
-            shadow.hear_blocks(warp, global.now());
+        let clocks = &mut shadow.clocks;
+        for lane in lanes(mask) {
+            let place = self.pointers[lane].addr();
+            if self.is_shared(address, lane) {
+                clocks.hear(warp, block, place);
+            } else if let Some(global) = &context.global_shadow {
+                global.hear(clocks, warp, block, place);
+            }
         }
-        lanes(mask).for_each(|lane| shadow.hear(warp, self.pointers[lane].addr()));
         if matches!(order, Order::Acquire | Order::AcquireRelease) {
-            shadow.fence(warp);
+            clocks.fence(warp);
+        }
+    }
+
+    fn is_shared(&self, address: &Address, lane: usize) -> bool {
+        match address.space {
+            Space::Shared => true,
+            Space::Generic => in_shared_window(self.address(address, lane)),
+            _ => false,
         }
     }
 
@@ -191,15 +232,53 @@ impl Warp {
         };
         let strong = deeds.order != Order::Weak;
         let by = Touch { warp: self.index as usize, lane, pc: machine.pc, strong };
-        let seen = shadow.seen(by.warp);
         let writes = deeds.deed != Deed::Read;
         let bytes = part(address as usize, deeds.bytes);
-        for at in (0..deeds.bytes as u64).step_by(GRANULE) {
-            let result = global.note(held, block, address + at, bytes, writes, by, seen);
-            let Err((other, wrote)) = result else { continue };
+        let granules = deeds.bytes.div_ceil(GRANULE);
+        let access = global_shadow::Access { block, address, granules, bytes, writes, by };
+        global.note(held, &mut shadow.clocks, access).map_err(|conflict| {
+            let global_shadow::Conflict { other, wrote, address } = conflict;
             let other =
                 Other { block: other.block, thread: Ok(other.thread()), pc: Some(other.pc), wrote };
-            return Err(race(context, block, deeds, lane, address, other));
+            race(context, block, deeds, lane, address, other)
+        })
+    }
+
+    /// Notes a write to local memory by other than a store.
+    pub(super) fn local_is_written(&mut self, pointer: *mut u8, bytes: usize) {
+        let start = pointer.addr() - self.local.as_ptr().addr();
+        if let Some(shadow) = self.local_shadow.get_mut(start..start + bytes) {
+            shadow.fill(WRITTEN);
+        }
+    }
+
+    /// Looks for reads of local memory that the thread has not written.
+    #[cold]
+    fn look_at_local(
+        &mut self,
+        machine: &Machine,
+        deeds: Deeds,
+        lane: usize,
+    ) -> Result<(), Box<Stop>> {
+        let start = self.pointers[lane].addr() - self.local.as_ptr().addr();
+        let Some(shadow) = self.local_shadow.get_mut(start..start + deeds.bytes) else {
+            return Ok(());
+        };
+        if deeds.deed != Deed::Write {
+            let missing = shadow.iter().filter(|&&byte| byte != WRITTEN).count();
+            if missing > 0 {
+                let offset = start - lane * machine.context.local_stride();
+                let detail = format!(
+                    "{missing} of the {} bytes were never written: byte {offset} of the {} bytes \
+                     of the thread's local memory",
+                    deeds.bytes, machine.context.local_bytes
+                );
+                let address = self.address(deeds.address, lane);
+                return Err(Stop::at(FaultKind::UninitializedRead, lane, address, detail));
+            }
+        }
+        if deeds.deed != Deed::Read {
+            shadow.fill(WRITTEN);
         }
         Ok(())
     }
@@ -253,14 +332,9 @@ impl Warp {
                 let detail = format!("{count} of the bytes {why}: {place}");
                 Stop::at(FaultKind::UninitializedRead, lane, address, detail)
             }
-            Finding::Race(Conflict { warp, known, wrote }) => {
-                let number = known.map(|(lane, _)| (warp * LANES + lane) as u32);
-                let other = Other {
-                    block: machine.block,
-                    thread: number.ok_or(warp),
-                    pc: known.map(|(_, pc)| pc),
-                    wrote,
-                };
+            Finding::Race(Conflict { warp, lane: other, pc, wrote }) => {
+                let number = other.map(|lane| (warp * LANES + lane) as u32);
+                let other = Other { block: machine.block, thread: number.ok_or(warp), pc, wrote };
                 race(machine.context, machine.block, deeds, lane, address, other)
             }
         }

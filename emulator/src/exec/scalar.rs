@@ -143,6 +143,8 @@ pub(crate) struct Comparison {
 pub(crate) enum Scalar {
     Integer(Integer, Type),
     Float(Float, FloatMode),
+    /// An approximation with an error, as the instruction set allows.
+    Approximate(Float, FloatMode),
     /// Writes a predicate and its counterpart.
     SetPredicate(Comparison),
     /// Writes all ones or 1.0 where it holds.
@@ -181,6 +183,7 @@ pub(crate) fn evaluate(scalar: &Scalar, s: [u64; 4]) -> (u64, bool) {
     match *scalar {
         Scalar::Integer(op, ty) => (integer(op, ty, s), false),
         Scalar::Float(op, mode) => (super::float::evaluate(op, mode, s), false),
+        Scalar::Approximate(op, mode) => (super::jitter::approximate(op, mode, s), false),
         Scalar::SetPredicate(comparison) => {
             let (first, second) = compare(comparison, s);
             (u64::from(first), second)

@@ -69,6 +69,10 @@ pub(crate) struct Warp {
     pub(crate) local: Vec<u128>,
     /// Calls that each lane has to return from.
     pub(super) calls: [Vec<Call>; LANES],
+    /// Which bytes of it were written to, where the sanitizer is on.
+    pub(crate) local_shadow: Vec<u8>,
+    /// Lanes in which a watched register holds a value, by the registers' numbers in the watch.
+    pub(super) defined: Vec<u32>,
     pub(crate) last_allocation: usize,
     /// Host addresses of the access that runs.
     pub(crate) pointers: Pointers,
@@ -91,6 +95,8 @@ impl Warp {
             copies: Copies::default(),
             local: Vec::new(),
             calls: [const { Vec::new() }; LANES],
+            local_shadow: Vec::new(),
+            defined: Vec::new(),
             last_allocation: 0,
             pointers: [std::ptr::null_mut(); LANES],
             ran: 0,
@@ -136,6 +142,12 @@ impl Warp {
         self.copies.reset();
         self.local.clear();
         self.local.resize(context.local_stride() * LANES / 16, u128::MAX);
+        self.local_shadow.clear();
+        self.defined.clear();
+        if context.config.sanitizer {
+            self.local_shadow.resize(context.local_stride() * LANES, 0);
+            self.defined.resize(kernel.watch.registers.len(), 0);
+        }
         self.last_allocation = 0;
     }
 
@@ -283,6 +295,12 @@ impl Warp {
             left -= 1;
             let instruction = &code[pc as usize];
             let mask = active & self.test(instruction.guard);
+            if instruction.watched
+                && let Err(stop) = self.watch(machine, pc, active, mask)
+            {
+                self.parts[at].pc = pc;
+                return Err(stop);
+            }
             let next = match &instruction.op {
                 Op::Branch(target) => {
                     if mask == 0 {
@@ -302,7 +320,10 @@ impl Warp {
                 }
                 Op::Exit if mask == 0 => Next::Step,
                 Op::Exit => {
-                    self.exit(machine, at, mask);
+                    if let Err(stop) = self.exit(machine, at, mask) {
+                        self.parts[at].pc = pc;
+                        return Err(stop);
+                    }
                     if active == mask {
                         return Ok((quantum - left, None));
                     }
@@ -340,7 +361,14 @@ impl Warp {
     }
 
     /// Ends threads; what waits for them is looked at again.
-    fn exit(&mut self, machine: &mut Machine, at: usize, mask: u32) {
+    fn exit(&mut self, machine: &mut Machine, at: usize, mask: u32) -> Result<(), Box<Stop>> {
+        if let (true, Some((lane, pc))) =
+            (machine.context.config.sanitizer, self.copies.under_way(mask))
+        {
+            let place = machine.context.kernel.where_is(pc);
+            let detail = format!("the thread exits and has not waited for its copy at {place}");
+            return Err(Stop::lane(FaultKind::UnawaitedCopy, lane, detail));
+        }
         self.exited |= mask;
         self.copies.wait_all(machine, self.index, mask);
         self.parts[at].mask &= !mask;
@@ -348,6 +376,7 @@ impl Warp {
             self.parts.swap_remove(at);
         }
         self.parts.iter_mut().for_each(|part| part.waiting = false);
+        Ok(())
     }
 
     /// Whether all lanes that an instruction needs are here; if not, the part waits.

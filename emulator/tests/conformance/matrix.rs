@@ -131,11 +131,11 @@ fn matrix_stores() -> Vec<Case> {
         }
     }
     cases.push(fault(
-        "add.u32 r10, rs, 8; stmatrix.sync.aligned.m8n8.x1.shared.b16 [r10], {r11};",
+        "add.u32 r10, rs, 8; stmatrix.sync.aligned.m8n8.x1.shared.b16 [r10], {rs};",
         cuda_emulator::FaultKind::Misaligned,
     ));
     cases.push(fault(
-        "stmatrix.sync.aligned.m8n8.x1.b16 [wm], {r11};",
+        "stmatrix.sync.aligned.m8n8.x1.b16 [wm], {rs};",
         cuda_emulator::FaultKind::IllegalAccess,
     ));
     cases.push(refused("stmatrix.sync.aligned.m8n8.x1.shared.b16 [rs], r11;", "braces"));

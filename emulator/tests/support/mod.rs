@@ -4,6 +4,7 @@
 #[allow(dead_code)]
 #[path = "../../../build/nvrtc.rs"]
 mod nvrtc;
+pub mod sanitizer;
 
 use std::sync::Arc;
 

@@ -1,0 +1,61 @@
+//! How fast the emulated device runs the crate's bf16 GEMM on this processor: host time, by the
+//! sanitizer and the number of threads. It says nothing about a GPU.
+//!
+//! `cargo bench --bench emulator`
+
+mod common;
+
+use std::error::Error;
+use std::time::Instant;
+
+use common::Layer;
+use cuda_emulator::Config;
+use cuda_emulator::client::{Choice, Emulator, Selected, select};
+use fused_dora::Norm;
+
+/// (T, I, O, r): eight blocks of the main GEMM, so that every thread has work to the end.
+const SHAPE: [usize; 4] = [256, 1024, 512, 16];
+/// Floating-point operations of one mma.m16n8k16.
+const MMA_FLOPS: u64 = 2 * 16 * 8 * 16;
+const RUNS: usize = 3;
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let Selected::Emulated(emulator) = select(Choice::Emulated)? else {
+        return Err("the emulated device was asked for, and another was selected".into());
+    };
+    let cores = Config::default().threads;
+    println!(
+        "forward in bf16 on the emulated device, T I O r = {SHAPE:?}; host time, best of {RUNS}"
+    );
+    for sanitizer in [false, true] {
+        for threads in [1, cores] {
+            let config = Config { threads, sanitizer, ..Config::default() };
+            let speed = gemm(&emulator, &config)?;
+            println!(
+                "  sanitizer {}  {threads} threads  {speed:6.2} GFLOP/s  {:6.2} per thread",
+                if sanitizer { "on " } else { "off" },
+                speed / threads as f64,
+            );
+        }
+    }
+    Ok(())
+}
+
+/// The best speed in GFLOP/s of the tensor-core products of one forward.
+fn gemm(emulator: &Emulator, config: &Config) -> Result<f64, Box<dyn Error>> {
+    emulator.reset();
+    emulator.configure(config).map_err(|status| format!("configuring: {}", status.name()))?;
+    let mut layer = Layer::new(SHAPE, Norm::Output)?;
+    layer.synchronize()?;
+    let mut best = 0f64;
+    for _ in 0..RUNS {
+        emulator.reset_counters();
+        let start = Instant::now();
+        layer.forward()?;
+        layer.synchronize()?;
+        let seconds = start.elapsed().as_secs_f64();
+        let flops = emulator.counters().mma * MMA_FLOPS;
+        best = best.max(flops as f64 / seconds / 1e9);
+    }
+    Ok(best)
+}
