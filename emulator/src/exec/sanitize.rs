@@ -266,11 +266,12 @@ impl Warp {
         };
         if deeds.deed != Deed::Write {
             let missing = shadow.iter().filter(|&&byte| byte != WRITTEN).count();
-            if missing > 0 {
+            // Compilers copy the padding of structures along with the members beside it.
+            if missing == deeds.bytes {
                 let offset = start - lane * machine.context.local_stride();
                 let detail = format!(
-                    "{missing} of the {} bytes were never written: byte {offset} of the {} bytes \
-                     of the thread's local memory",
+                    "its {} bytes were never written: byte {offset} of the {} bytes of the \
+                     thread's local memory",
                     deeds.bytes, machine.context.local_bytes
                 );
                 let address = self.address(deeds.address, lane);

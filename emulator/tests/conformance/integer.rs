@@ -280,6 +280,11 @@ fn carries() -> Vec<Family> {
             format!("{borrow} subc.cc.s64 w20, w1, w2; subc.s64 w0, w3, 0;"),
             &[(&[0, 0, 9, 1], 8), (&[1, 0, 9, 1], 9)],
         ),
+        // The carry of a difference says that nothing was borrowed.
+        exact("sub.cc.u32 r19, r1, r2; addc.u32 r0, 0, 0;", &[(&[7, 7], 1), (&[6, 7], 0)]),
+        exact("sub.cc.s64 w19, w1, w2; addc.s64 w0, 5, 0;", &[(&[8, 7], 6), (&[0, 1], 5)]),
+        exact("add.cc.u32 r19, r1, r2; subc.u32 r0, 9, 0;", &[(&[0, 0], 8), (&[1, ONES], 9)]),
+        exact("sub.cc.u32 r19, 0, r1; madc.lo.u32 r0, r2, 3, 4;", &[(&[0, 5], 20), (&[1, 5], 19)]),
     ];
     let mad = vec![
         exact(

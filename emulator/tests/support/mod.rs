@@ -12,6 +12,11 @@ use cuda_emulator::{Config, Device, Fault, Launch, LaunchError, Module, profile}
 
 /// Compiles CUDA C++ for compute_80, with line information.
 pub fn compile(source: &str) -> String {
+    compile_for("compute_80", &["-lineinfo"], source)
+}
+
+/// Compiles CUDA C++ for an architecture, with options.
+pub fn compile_for(architecture: &str, options: &[&str], source: &str) -> String {
     let built = std::env::current_exe().expect("the test's own path");
     let fetched = nvrtc::fetched_folder(&built)
         .or_else(|| nvrtc::fetched_folder(&workspace().join("target/debug")));
@@ -19,7 +24,8 @@ pub fn compile(source: &str) -> String {
         panic!("these tests compile CUDA: run `cargo xtask nvrtc` first ({error})")
     });
     let source = nvrtc::Source { name: "test.cu", text: source, headers: &[] };
-    let options = ["--gpu-architecture=compute_80", "-lineinfo", "-default-device"];
+    let architecture = format!("--gpu-architecture={architecture}");
+    let options = [&[architecture.as_str(), "-default-device"], options].concat();
     nvrtc.compile(&source, &options).unwrap_or_else(|error| panic!("{error}"))
 }
 
@@ -50,6 +56,11 @@ impl Bench {
 
     pub fn cuda_with(source: &str, config: Config) -> Self {
         Self::load(&compile(source), config)
+    }
+
+    /// Compiles CUDA C++ for an architecture, with options, and loads it.
+    pub fn cuda_for(architecture: &str, options: &[&str], source: &str, config: Config) -> Self {
+        Self::load(&compile_for(architecture, options, source), config)
     }
 
     /// Loads the body of one PTX kernel `k` with a 64-bit parameter `out`. Such bodies may look at
