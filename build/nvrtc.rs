@@ -24,6 +24,9 @@ const TOOLKIT_FOLDERS: [&str; 3] = ["lib64", "lib", "targets/x86_64-linux/lib"];
 /// Where NVIDIA's Python wheels keep NVRTC, below `site-packages`.
 pub const WHEEL_FOLDERS: [&str; 2] = ["nvidia/cu13/lib", "nvidia/cuda_nvrtc/lib"];
 
+/// The functions that read a program's log.
+const LOG: [&str; 2] = ["nvrtcGetProgramLogSize", "nvrtcGetProgramLog"];
+
 /// Why NVRTC could not be used.
 #[derive(Debug)]
 pub enum NvrtcError {
@@ -123,6 +126,23 @@ impl Nvrtc {
     /// Compiles `source` to PTX text. `options` are NVRTC's own, such as
     /// `--gpu-architecture=compute_80`.
     pub fn compile(&self, source: &Source<'_>, options: &[&str]) -> Result<String, NvrtcError> {
+        self.compile_to(source, options, ["nvrtcGetPTXSize", "nvrtcGetPTX"])
+    }
+
+    /// Compiles `source` and returns what the compiler says, which with
+    /// `--gpu-architecture=sm_80` and `--ptxas-options=-v` is what each kernel takes of the device.
+    pub fn compile_log(&self, source: &Source<'_>, options: &[&str]) -> Result<String, NvrtcError> {
+        self.compile_to(source, options, LOG)
+    }
+
+    /// Compiles `source` and reads one of the program's texts, by the functions of its size and of
+    /// its bytes.
+    fn compile_to(
+        &self,
+        source: &Source<'_>,
+        options: &[&str],
+        output: [&'static str; 2],
+    ) -> Result<String, NvrtcError> {
         let c_string = |what: &str| {
             CString::new(what).map_err(|_| NvrtcError::Call("input", "holds a NUL byte".into()))
         };
@@ -166,9 +186,9 @@ impl Nvrtc {
             self.check("nvrtcCreateProgram", status)?;
             let status = compile(program, options.len() as c_int, option_pointers.as_ptr());
             let result = if status == 0 {
-                self.output(program, "nvrtcGetPTXSize", "nvrtcGetPTX")
+                self.output(program, output)
             } else {
-                match self.output(program, "nvrtcGetProgramLogSize", "nvrtcGetProgramLog") {
+                match self.output(program, LOG) {
                     Ok(log) if !log.trim().is_empty() => Err(NvrtcError::Compile(log)),
                     _ => Err(self.check("nvrtcCompileProgram", status).unwrap_err()),
                 }
@@ -185,8 +205,7 @@ impl Nvrtc {
     unsafe fn output(
         &self,
         program: Program,
-        size_name: &'static str,
-        text_name: &'static str,
+        [size_name, text_name]: [&'static str; 2],
     ) -> Result<String, NvrtcError> {
         type Size = unsafe extern "C" fn(Program, *mut usize) -> Status;
         type Text = unsafe extern "C" fn(Program, *mut c_char) -> Status;

@@ -1,15 +1,21 @@
 //! The demonstration: a network that reads upright digits learns to read them lying on their side.
 //!
-//! Three linear layers, adapted by LoRA and by DoRA along either norm axis, run through this
-//! crate's kernels; the optimizer and the activations are plain host code. Run it with
-//! `cargo xtask demo`, or `cargo run --release --example finetune -- --help`.
+//! Three linear layers, fully fine-tuned and adapted by LoRA and by DoRA along either norm axis, run
+//! through this crate's kernels, and so does the optimizer; the activations are plain host code. Run
+//! it with `cargo xtask demo`, or `cargo run --release --example finetune -- --help`.
 
 #[path = "../tests/common/mod.rs"]
 mod common;
+#[path = "finetune/decomposition.rs"]
+mod decomposition;
 #[path = "finetune/digits.rs"]
 mod digits;
+#[path = "finetune/layer.rs"]
+mod layer;
 #[path = "finetune/network.rs"]
 mod network;
+#[path = "finetune/optimizer.rs"]
+mod optimizer;
 #[path = "finetune/options.rs"]
 mod options;
 #[path = "finetune/plot.rs"]
@@ -18,23 +24,29 @@ mod plot;
 mod train;
 
 use std::error::Error;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
-use fused_dora::{Dtype, Element, Norm};
+use fused_dora::{Decomposition, Dtype, Element, Norm};
 use indicatif::{ProgressBar, ProgressStyle};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 
 use common::device::{self, Device};
+use decomposition::Fit;
 use digits::{Digits, Linear};
-use network::{Adapter, Engine, Network};
+use network::{Adapter, Engine, Method, Network};
 use options::Options;
+use train::Trained;
 
-/// What is compared: names, and the norm axis of each.
-const METHODS: [(&str, Norm); 3] =
-    [("LoRA", Norm::None), ("DoRA-output", Norm::Output), ("DoRA-input", Norm::Input)];
+/// What is compared: names, and what is trained.
+const METHODS: [(&str, Method); 4] = [
+    ("full", Method::Full),
+    ("LoRA", Method::Adapter(Norm::None)),
+    ("DoRA-output", Method::Adapter(Norm::Output)),
+    ("DoRA-input", Method::Adapter(Norm::Input)),
+];
 
 /// A wrong call or unusable data.
 const BAD_INPUT: u8 = 2;
@@ -98,7 +110,7 @@ struct Outcome {
     after: f64,
     launches: f64,
     seconds: f64,
-    losses: Vec<f32>,
+    trained: Trained,
 }
 
 fn demonstrate<E: Element>(options: &Options, data: &Data) -> Result<(), Box<dyn Error>> {
@@ -126,12 +138,14 @@ fn demonstrate<E: Element>(options: &Options, data: &Data) -> Result<(), Box<dyn
     }
     let outcomes = METHODS
         .into_iter()
-        .map(|(name, norm)| run_method::<E>(options, data, &device, &engine, name, norm))
+        .map(|(name, method)| run_method::<E>(options, data, &device, &engine, name, method))
         .collect::<Result<Vec<_>, _>>()
         .map_err(|error| device.explained(error))?;
     print_table(&outcomes, &device);
-    let svg = draw(options, &outcomes)?;
-    println!("Loss curves: {}", svg.display());
+    print_slopes(&outcomes);
+    let [losses, decomposition] = draw(options, &outcomes)?;
+    println!("Loss curves: {}", losses.display());
+    println!("Changes of magnitude and direction: {}", decomposition.display());
     Ok(())
 }
 
@@ -141,14 +155,14 @@ fn run_method<E: Element>(
     device: &Device,
     engine: &Engine,
     name: &'static str,
-    norm: Norm,
+    method: Method,
 ) -> Result<Outcome, Box<dyn Error>> {
     let schedule = options.schedule;
-    let adapter = Adapter { rank: options.rank, alpha: 2.0 * options.rank as f32, norm };
+    let adapter = Adapter { rank: options.rank, alpha: 2.0 * options.rank as f32 };
     // The same seed for all methods: the same A and the same data order.
     let mut rng = StdRng::seed_from_u64(schedule.seed);
-    let mut network =
-        Network::<E>::new(engine, &data.base, adapter, schedule.max_tokens(), &mut rng)?;
+    let tokens = schedule.max_tokens();
+    let mut network = Network::<E>::new(engine, &data.base, method, adapter, tokens, &mut rng)?;
     let before = train::accuracy(&mut network, &data.test)?;
 
     let bar = ProgressBar::new(schedule.steps as u64).with_prefix(name);
@@ -156,20 +170,24 @@ fn run_method<E: Element>(
         "{prefix:<12} {wide_bar} {pos:>4}/{len} loss {msg} {elapsed}",
     )?);
     let (start, launches) = (Instant::now(), device.launches());
-    let losses = train::train(&mut network, &data.train, schedule, |loss| {
+    let trained = train::train(&mut network, &data.train, schedule, |loss| {
         bar.set_message(format!("{loss:.3}"));
         bar.inc(1);
     })?;
     let seconds = start.elapsed().as_secs_f64();
     let launches = match (launches, device.launches()) {
-        (Some(before), Some(after)) => (after - before) as f64 / schedule.steps as f64,
+        (Some(before), Some(after)) => {
+            // Without those that looked how far the weights have moved, one per layer.
+            let looks = trained.checkpoints.iter().map(Vec::len).sum::<usize>() as u64;
+            (after - before - looks) as f64 / schedule.steps as f64
+        }
         _ => network.launches_per_step() as f64,
     };
     bar.finish_and_clear();
     let after = train::accuracy(&mut network, &data.test)?;
     println!("{name}: test accuracy {}, {seconds:.1} s", change(before, after));
     let parameters = network.parameter_count();
-    Ok(Outcome { name, parameters, before, after, launches, seconds, losses })
+    Ok(Outcome { name, parameters, before, after, launches, seconds, trained })
 }
 
 fn change(before: f64, after: f64) -> String {
@@ -200,12 +218,51 @@ fn print_table(outcomes: &[Outcome], device: &Device) {
     }
 }
 
-fn draw(options: &Options, outcomes: &[Outcome]) -> Result<PathBuf, Box<dyn Error>> {
-    let path = options.out.join("loss.svg");
+/// How the weights' magnitudes and directions changed together (arXiv:2402.09353, §3.2).
+fn print_slopes(outcomes: &[Outcome]) {
+    println!();
+    println!(
+        "Weights against those of the base, by column: ΔM, the mean change of magnitude, against ΔD, \
+         that of direction (1 - cosine), over all layers and {} checkpoint(s).",
+        outcomes.first().map_or(0, |outcome| outcome.trained.checkpoints.len()),
+    );
+    println!();
+    println!(
+        "{:<12} | {:>14} | {:>11} | {:>12} | {:>12}",
+        "method", "slope of ΔM/ΔD", "correlation", "ΔM at end", "ΔD at end"
+    );
+    for outcome in outcomes {
+        let checkpoints = &outcome.trained.checkpoints;
+        let [slope, correlation] = match Fit::new(checkpoints) {
+            Some(fit) => [fit.slope, fit.correlation].map(|value| format!("{value:.3}")),
+            None => ["-", "-"].map(str::to_owned),
+        };
+        let last = checkpoints.last().map_or(&[][..], Vec::as_slice);
+        let mean = |of: fn(&Decomposition) -> f64| {
+            last.iter().map(of).sum::<f64>() / last.len().max(1) as f64
+        };
+        println!(
+            "{:<12} | {slope:>14} | {correlation:>11} | {:>12.4} | {:>12.4}",
+            outcome.name,
+            mean(|layer| layer.magnitude),
+            mean(|layer| layer.direction),
+        );
+    }
+    println!();
+}
+
+/// The two figures.
+fn draw(options: &Options, outcomes: &[Outcome]) -> Result<[PathBuf; 2], Box<dyn Error>> {
+    let paths = ["loss.svg", "decomposition.svg"].map(|name| options.out.join(name));
+    let [losses, decomposition] = &paths;
+    let failed = |path: &Path, error| format!("{} cannot be drawn: {error}", path.display());
     let title = format!("Digits rotated by 90°: rank {}, {}", options.rank, options.dtype);
     let curves: Vec<_> =
-        outcomes.iter().map(|outcome| (outcome.name, outcome.losses.as_slice())).collect();
-    plot::loss_curves(&path, &title, &curves)
-        .map_err(|error| format!("{} cannot be drawn: {error}", path.display()))?;
-    Ok(path)
+        outcomes.iter().map(|outcome| (outcome.name, &outcome.trained.losses[..])).collect();
+    plot::loss_curves(losses, &title, &curves).map_err(|error| failed(losses, error))?;
+    let methods: Vec<_> =
+        outcomes.iter().map(|outcome| (outcome.name, &outcome.trained.checkpoints[..])).collect();
+    decomposition::draw(decomposition, &title, &methods)
+        .map_err(|error| failed(decomposition, error))?;
+    Ok(paths)
 }

@@ -14,7 +14,7 @@ use fused_dora::Dtype;
 use fused_dora::reference::{Case, Results};
 use lexopt::prelude::*;
 
-use common::case::{CaseFile, NormGrad, write_results};
+use common::case::{CaseFile, write_results};
 use common::compare::{self, Comparison};
 use common::device::{self, Choice};
 use common::options::{dtype, text};
@@ -130,24 +130,16 @@ fn replay(options: &Options) -> Result<bool, Stop> {
 
 fn read(path: &Path) -> Result<CaseFile, Box<dyn Error>> {
     let file = CaseFile::read(path)?;
-    if file.norm_grad == NormGrad::Full {
-        return Err(format!(
-            "{}: norm_grad is `full`: gradients through the norm are not implemented, only \
-             `detached` ones",
-            path.display()
-        )
-        .into());
-    }
     run::spec(&file.case, Dtype::F32).map_err(|error| format!("{}: {error}", path.display()))?;
     Ok(file)
 }
 
 /// Prints a line per tensor; `false` if one is beyond its bounds.
 fn report(file: &CaseFile, dtype: Dtype, found: &[Vec<f32>; 6]) -> Result<bool, Box<dyn Error>> {
-    let Case { tokens, in_features, out_features, rank, norm, .. } = &file.case;
+    let Case { tokens, in_features, out_features, rank, norm, norm_grad, .. } = &file.case;
     println!(
         "{}: {tokens} tokens, {in_features} -> {out_features} features, rank {rank}, \
-         norm {norm:?}, {dtype}",
+         norm {norm:?} {norm_grad:?}, {dtype}",
         file.name
     );
     if file.expected.iter().all(Option::is_none) {

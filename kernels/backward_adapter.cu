@@ -5,9 +5,12 @@
 //   axis output:  G = dY∘g, rounded to T, for dX;   dm = (Σ_t dY∘z)/c,   z = (y − b)/g
 //
 // Shapes, row-major: dY, y, G [T,O]; gsb [O,R] (sb where there is no g on the output); H, P [T,R];
-// dB [O,r], db, dm [O] f32; R = rank padded to 16. All outputs are written with `=`.
+// dB [O,r], db, dm [O] f32; R = rank padded to 16. G and P are written with `=`; dB, db and dm with
+// `=`, or with `+=` where `accumulate` is set. Rows of dY, y and x may lie further apart than they
+// are long.
 // z comes back from y unless that would magnify y's rounding: where |g| is tiny, or the bias hides
 // g·z, it is computed again as x·Wᵀ + H·(sB)ᵀ. dm = 0 where c = 0.
+// With PEFT's dropout (see forward.cu), axis output: G = dY∘(g − 1), and z is kept by the forward.
 // Launch: grid (strips of O, chunks of T, ⌈R/64⌉), block 128. A CTA goes through its chunk in tiles
 // of T; partial P (over strips) and dB, db, dm (over chunks) are summed in order by the CTAs that
 // arrive last.
@@ -18,7 +21,7 @@
 
 struct BackwardAdapterParams {
     const void* grad_output;
-    const void* output;     // y; axis output only
+    const void* output;     // y; axis output only; z itself with PEFT's dropout
     const void* x;          // for z of features with a tiny g; axis output only
     const void* weight;     // likewise
     const void* bias;       // null: no bias
@@ -40,8 +43,11 @@ struct BackwardAdapterParams {
     u32* strip_counters;    // [strips · ⌈R/64⌉]
     float scaling;
     int tokens, in_features, out_features, rank, padded_rank;
+    int grad_stride, output_stride, x_stride;
     int chunk;              // tokens per chunk, a multiple of the tile
+    int peft_dropout;       // PEFT's dropout
     int aligned;            // every row of every operand starts at a 16-byte boundary
+    int accumulate;         // dB, db and dm are added to what is there
 };
 
 constexpr int kRankTile = 64;
@@ -84,12 +90,12 @@ template <typename T>
 __device__ __forceinline__ void add_columns(const BackwardAdapterParams& p,
                                             typename Adapter<T>::TileGrad grad, int t0, int rows,
                                             int col, float bias, ColumnSums& sums) {
-    const T* y = static_cast<const T*>(p.output) + i64(t0) * p.out_features + col;
+    const T* y = static_cast<const T*>(p.output) + i64(t0) * p.output_stride + col;
     for (int t = 0; t < rows; ++t) {
         const float dy = to_float(*grad.at(t, threadIdx.x));
         sums.bias += dy;
         if (p.grad_magnitude) {
-            const float stored = to_float(y[i64(t) * p.out_features]), kept = stored - bias;
+            const float stored = to_float(y[i64(t) * p.output_stride]), kept = stored - bias;
             sums.magnitude = fmaf(dy, kept, sums.magnitude);
             sums.stored += fabsf(dy * stored);
             sums.kept += fabsf(dy * kept);
@@ -97,17 +103,18 @@ __device__ __forceinline__ void add_columns(const BackwardAdapterParams& p,
     }
 }
 
-// G = dY∘g of one tile.
+// G = dY∘g of one tile, or dY∘(g − 1).
 template <bool ALIGNED, typename T>
 __device__ __forceinline__ void store_scaled(const BackwardAdapterParams& p,
                                              typename Adapter<T>::TileGrad grad, int t0, int end,
                                              int col0) {
+    const float less = p.peft_dropout ? 1.0f : 0.0f;
     for_each_chunk<ALIGNED, typename Adapter<T>::TileGrad>([&](int r, int c) {
         const int col = col0 + c * kVector<T>;
         Vector<T> chunk = *reinterpret_cast<const Vector<T>*>(grad.chunk(r, c));
 #pragma unroll
         for (int e = 0; e < kVector<T>; ++e) {
-            const float g = col + e < p.out_features ? p.gain[col + e] : 0.0f;
+            const float g = col + e < p.out_features ? p.gain[col + e] - less : 0.0f;
             chunk.values[e] = from_float<T>(to_float(chunk.values[e]) * g);
         }
         store_chunk<ALIGNED>(static_cast<T*>(p.scaled_grad), end, p.out_features, t0 + r, col,
@@ -121,12 +128,11 @@ template <typename T>
 __device__ __forceinline__ float recomputed_sum(const BackwardAdapterParams& p, int feature,
                                                 int begin, int end, float* across) {
     const int lane = threadIdx.x % kWarpSize, warp = threadIdx.x / kWarpSize;
-    constexpr int kWarps = kThreads / kWarpSize;
     const T* w = static_cast<const T*>(p.weight) + i64(feature) * p.in_features;
     const T* sb = static_cast<const T*>(p.sb) + i64(feature) * p.padded_rank;
     float sum = 0.0f;
     for (int t = begin + warp; t < end; t += kWarps) {
-        const T* x = static_cast<const T*>(p.x) + i64(t) * p.in_features;
+        const T* x = static_cast<const T*>(p.x) + i64(t) * p.x_stride;
         const T* h = static_cast<const T*>(p.h) + i64(t) * p.padded_rank;
         float z = 0.0f;
         for (int j = lane; j < p.in_features; j += kWarpSize) {
@@ -137,7 +143,7 @@ __device__ __forceinline__ float recomputed_sum(const BackwardAdapterParams& p, 
         }
 #pragma unroll
         for (int mask = kWarpSize / 2; mask > 0; mask /= 2) z += shfl_xor(z, mask);
-        const T dy = static_cast<const T*>(p.grad_output)[i64(t) * p.out_features + feature];
+        const T dy = static_cast<const T*>(p.grad_output)[i64(t) * p.grad_stride + feature];
         sum = fmaf(to_float(dy), z, sum);
     }
     __syncthreads();
@@ -156,9 +162,9 @@ __device__ __forceinline__ void adapter_partials(const BackwardAdapterParams& p,
     const int begin = blockIdx.y * p.chunk, end = min(p.tokens, begin + p.chunk);
     const int columns = p.out_features - o0, ranks = p.padded_rank - k0;
     // Rows end with the chunk, so that a tile never reaches into the next one.
-    const Matrix<T> grad{static_cast<const T*>(p.grad_output), end, p.out_features};
-    const Matrix<T> h{static_cast<const T*>(p.h), end, p.padded_rank};
-    const Matrix<T> gsb{static_cast<const T*>(p.gsb), p.out_features, p.padded_rank};
+    const auto grad = Matrix<T>::strided(p.grad_output, end, p.out_features, p.grad_stride);
+    const auto h = Matrix<T>::dense(p.h, end, p.padded_rank);
+    const auto gsb = Matrix<T>::dense(p.gsb, p.out_features, p.padded_rank);
     const typename Shape::TileGsb tile_gsb(shared + Shape::kStages * Shape::kStageBytes);
     const auto tile_grad = [&](int stage) {
         return typename Shape::TileGrad(shared + stage * Shape::kStageBytes);
@@ -172,9 +178,11 @@ __device__ __forceinline__ void adapter_partials(const BackwardAdapterParams& p,
     const int col = o0 + threadIdx.x;
     const bool owns_column =
         blockIdx.z == 0 && threadIdx.x < Shape::kStrip && col < p.out_features;
-    const float gain = owns_column && p.gain ? p.gain[col] : 1.0f;
+    // What of y is not z.
+    const bool scaled = owns_column && p.gain && !p.peft_dropout;
+    const float gain = scaled ? p.gain[col] : 1.0f;
     const float bias =
-        owns_column && p.bias ? to_float(static_cast<const T*>(p.bias)[col]) : 0.0f;
+        scaled && p.bias ? to_float(static_cast<const T*>(p.bias)[col]) : 0.0f;
     ColumnSums sums;
     MmaB grad_b;
     grad_b.clear();
@@ -197,8 +205,9 @@ __device__ __forceinline__ void adapter_partials(const BackwardAdapterParams& p,
             for (int i = 0; i < MmaP::kRows; ++i) {
 #pragma unroll
                 for (int j = 0; j < MmaP::kCols; j += 2) {
-                    store_pair<true>(partial, end, p.padded_rank, t0 + MmaP::row(i),
-                                     k0 + MmaP::col(j), product.at(i, j), product.at(i, j + 1));
+                    store_pair<true>(partial, end, p.padded_rank, p.padded_rank,
+                                     t0 + MmaP::row(i), k0 + MmaP::col(j), product.at(i, j),
+                                     product.at(i, j + 1));
                 }
             }
             if (owns_column) {
@@ -215,14 +224,15 @@ __device__ __forceinline__ void adapter_partials(const BackwardAdapterParams& p,
     for (int i = 0; i < MmaB::kRows; ++i) {
 #pragma unroll
         for (int j = 0; j < MmaB::kCols; j += 2) {
-            store_pair<true>(partial_b, p.out_features, p.padded_rank, o0 + MmaB::row(i),
-                             k0 + MmaB::col(j), grad_b.at(i, j), grad_b.at(i, j + 1));
+            store_pair<true>(partial_b, p.out_features, p.padded_rank, p.padded_rank,
+                             o0 + MmaB::row(i), k0 + MmaB::col(j), grad_b.at(i, j),
+                             grad_b.at(i, j + 1));
         }
     }
     if (p.grad_magnitude && blockIdx.z == 0) {
         bool* recompute = reinterpret_cast<bool*>(shared + sizeof(float) * kThreads);
         recompute[threadIdx.x] =
-            owns_column && p.norm[col] > 0.0f && sums.needs_recomputed_z(gain);
+            scaled && p.norm[col] > 0.0f && sums.needs_recomputed_z(gain);
         sums.magnitude /= gain;
         __syncthreads();
         for (int c = 0; c < Shape::kStrip; ++c) {
@@ -262,16 +272,20 @@ __device__ __forceinline__ void finish_strip(const BackwardAdapterParams& p) {
         const int k = k0 + i % ranks;
         const float sum = ordered_sum(p.partial_b + row * p.padded_rank + k, gridDim.y,
                                       i64(p.out_features) * p.padded_rank);
-        p.grad_lora_b[row * p.rank + k] = p.scaling * (p.gain ? p.gain[row] * sum : sum);
+        store_gradient(p.grad_lora_b + row * p.rank + k,
+                       p.scaling * (p.gain ? p.gain[row] * sum : sum), p.accumulate);
     }
     if (blockIdx.z != 0 || threadIdx.x >= features) return;
     const int col = o0 + threadIdx.x;
     if (p.grad_bias) {
-        p.grad_bias[col] = ordered_sum(p.partial_bias + col, gridDim.y, p.out_features);
+        store_gradient(p.grad_bias + col,
+                       ordered_sum(p.partial_bias + col, gridDim.y, p.out_features),
+                       p.accumulate);
     }
     if (p.grad_magnitude) {
         const float sum = ordered_sum(p.partial_m + col, gridDim.y, p.out_features);
-        p.grad_magnitude[col] = p.norm[col] > 0.0f ? sum / p.norm[col] : 0.0f;
+        store_gradient(p.grad_magnitude + col, p.norm[col] > 0.0f ? sum / p.norm[col] : 0.0f,
+                       p.accumulate);
     }
 }
 

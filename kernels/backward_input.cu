@@ -5,17 +5,22 @@
 //   backward_input_lora_a   dA = Pᵀx, ∘g over its columns (axis input)
 //
 // G is dY, or dY∘g rounded to T (axis output); P = dY·(sB) or dY·(g∘sB), from backward_adapter.
+// With dropout (mask M, see dropout.cuh), in the adapter branch: D = G·W + (P·A)∘M,
+// dA = Pᵀ(x∘M). PEFT's form, axis output, G = dY∘(g − 1): D = dY·W + (G·W + P·A)∘M.
 // Shapes, row-major: G [T,O]; W [O,I]; P [T,R]; a [R,I]; x, dX [T,I] of T; dm [I], dA [r,I] f32;
-// R = rank padded to 16. All outputs are written with `=`. dm = 0 where c = 0.
+// R = rank padded to 16. dX is written with `=`; dm and dA with `=`, or with `+=` where `accumulate`
+// is set. dm = 0 where c = 0. Rows of G, x and dX may lie further apart than they are long.
 // Launch: backward_input: grid ⌈T/128⌉·⌈I/128⌉; backward_input_lora_a: grid (⌈I/64⌉, ⌈R/64⌉, chunks
 // of T); block 128. Sums over T are partial per CTA and added in order by the last one to arrive.
 // Formulas: chain rule on forward.cu with c constant: DoRA (arXiv:2402.09353) §4.3.
 
+#include "common/dropout.cuh"
 #include "common/pipeline.cuh"
 #include "common/reduce.cuh"
 
 struct BackwardInputParams {
-    const void* grad;       // G
+    const void* grad;       // what meets W: G, or dY with PEFT's dropout
+    const void* dropped_grad;  // G, with PEFT's dropout, else null
     const void* weight;
     const void* p;
     const void* a;
@@ -29,9 +34,12 @@ struct BackwardInputParams {
     float* partial_a;       // [chunks, R, I]
     u32* tile_counters;     // backward_input: [⌈I/128⌉]
     u32* lora_a_counters;   // backward_input_lora_a: [⌈I/64⌉ · ⌈R/64⌉]
+    Dropout dropout;
     int tokens, in_features, out_features, rank, padded_rank;
+    int grad_stride, x_stride, grad_input_stride;
     int chunk;              // tokens per CTA of backward_input_lora_a
     int aligned;            // every row of every operand starts at a 16-byte boundary
+    int accumulate;         // dm and dA are added to what is there
 };
 
 // ---- dX and dm --------------------------------------------------------------------------------
@@ -51,8 +59,8 @@ __device__ __forceinline__ void magnitude_gradient(const BackwardInputParams& p,
     const int m0 = tile.m * kTileM, n0 = tile.n * kTileN;
     const int tiles_m = ceil_div(p.tokens, kTileM);
     // This thread's rows lie 8 apart.
-    const T* x = static_cast<const T*>(p.x) + i64(m0 + Mma::row(0)) * p.in_features;
-    const i64 stride = 8 * i64(p.in_features);
+    const T* x = static_cast<const T*>(p.x) + i64(m0 + Mma::row(0)) * p.x_stride;
+    const i64 stride = 8 * i64(p.x_stride);
     const int rows = ceil_div(max(0, p.tokens - m0 - Mma::row(0)), 8);
     float(*across)[kTileN] = reinterpret_cast<float(*)[kTileN]>(shared);
 #pragma unroll
@@ -81,11 +89,35 @@ __device__ __forceinline__ void magnitude_gradient(const BackwardInputParams& p,
     if (!arrive_last(p.tile_counters + tile.n, tiles_m, flag)) return;
     if (col < p.in_features) {
         const float sum = ordered_sum(p.partial_m + col, tiles_m, p.in_features);
-        p.grad_magnitude[col] = p.norm[col] > 0.0f ? sum / p.norm[col] : 0.0f;
+        store_gradient(p.grad_magnitude + col, p.norm[col] > 0.0f ? sum / p.norm[col] : 0.0f,
+                       p.accumulate);
     }
 }
 
-template <bool ALIGNED, typename T>
+// D of one tile.
+template <bool ALIGNED, bool DROPOUT, typename T>
+__device__ __forceinline__ void input_gradient(const BackwardInputParams& p,
+                                               typename Gemm<T>::Mma& mma, unsigned char* shared,
+                                               int m0, int n0) {
+    const auto grad = Matrix<T>::strided(p.grad, p.tokens, p.out_features, p.grad_stride);
+    const auto weight = Matrix<T>::dense(p.weight, p.out_features, p.in_features);
+    const auto low_grad = Matrix<T>::dense(p.p, p.tokens, p.padded_rank);
+    const auto a = Matrix<T>::dense(p.a, p.padded_rank, p.in_features);
+    if constexpr (DROPOUT) {
+        const int dropped_features = p.dropped_grad ? p.out_features : 0;
+        const auto dropped =
+            Matrix<T>::strided(p.dropped_grad, p.tokens, dropped_features, p.out_features);
+        StagedGemm<T, Major::MN>::template run<ALIGNED>(
+            mma, shared, {low_grad, a}, {dropped, weight}, {grad, weight}, m0, n0,
+            [&](int before) {
+                if (before == 2) drop_accumulators(mma, p.dropout, m0, n0);
+            });
+    } else {
+        Gemm<T>::template run<ALIGNED>(mma, shared, grad, weight, low_grad, a, m0, n0);
+    }
+}
+
+template <bool ALIGNED, bool DROPOUT, typename T>
 __device__ __forceinline__ void backward_input(const BackwardInputParams& p,
                                                unsigned char* shared) {
     using Mma = typename Gemm<T>::Mma;
@@ -93,11 +125,7 @@ __device__ __forceinline__ void backward_input(const BackwardInputParams& p,
                          ceil_div(p.in_features, Gemm<T>::kTileN));
     const int m0 = tile.m * Gemm<T>::kTileM, n0 = tile.n * Gemm<T>::kTileN;
     Mma mma;
-    Gemm<T>::template run<ALIGNED>(
-        mma, shared, {static_cast<const T*>(p.grad), p.tokens, p.out_features},
-        {static_cast<const T*>(p.weight), p.out_features, p.in_features},
-        {static_cast<const T*>(p.p), p.tokens, p.padded_rank},
-        {static_cast<const T*>(p.a), p.padded_rank, p.in_features}, m0, n0);
+    input_gradient<ALIGNED, DROPOUT, T>(p, mma, shared, m0, n0);
 
     if (p.grad_input) {
 #pragma unroll
@@ -108,7 +136,7 @@ __device__ __forceinline__ void backward_input(const BackwardInputParams& p,
 #pragma unroll
             for (int i = 0; i < Mma::kRows; ++i) {
                 store_pair<ALIGNED>(static_cast<T*>(p.grad_input), p.tokens, p.in_features,
-                                    m0 + Mma::row(i), col, g0 * mma.at(i, j),
+                                    p.grad_input_stride, m0 + Mma::row(i), col, g0 * mma.at(i, j),
                                     g1 * mma.at(i, j + 1));
             }
         }
@@ -126,15 +154,15 @@ struct LoraA {
     static constexpr int kSharedBytes = kStages * kStageBytes;
 };
 
-template <bool ALIGNED, typename T>
+template <bool ALIGNED, bool DROPOUT, typename T>
 __device__ __forceinline__ void lora_a_partials(const BackwardInputParams& p,
                                                 unsigned char* shared) {
     using Shape = LoraA<T>;
     using Mma = typename Shape::Mma;
     const int n0 = blockIdx.x * Shape::kTileN, m0 = blockIdx.y * Shape::kTileM;
     const int begin = blockIdx.z * p.chunk, end = min(p.tokens, begin + p.chunk);
-    const Matrix<T> left{static_cast<const T*>(p.p), end, p.padded_rank};
-    const Matrix<T> right{static_cast<const T*>(p.x), end, p.in_features};
+    const auto left = Matrix<T>::dense(p.p, end, p.padded_rank);
+    const auto right = Matrix<T>::strided(p.x, end, p.in_features, p.x_stride);
     const int ranks = p.padded_rank - m0;
     Mma mma;
     mma.clear();
@@ -144,8 +172,12 @@ __device__ __forceinline__ void lora_a_partials(const BackwardInputParams& p,
             unsigned char* memory = shared + stage * Shape::kStageBytes;
             const int t0 = begin + step * Shape::kTileK;
             copy_tile_async<ALIGNED>(typename Mma::TileA(memory), left, t0, m0);
-            copy_tile_async<ALIGNED>(typename Mma::TileB(memory + Mma::TileA::kBytes), right, t0,
-                                     n0);
+            const typename Mma::TileB tile_x(memory + Mma::TileA::kBytes);
+            if constexpr (DROPOUT) {
+                copy_tile_dropped<ALIGNED>(tile_x, right, p.dropout, t0, n0);
+            } else {
+                copy_tile_async<ALIGNED>(tile_x, right, t0, n0);
+            }
         },
         [&](int step, int stage) {
             unsigned char* memory = shared + stage * Shape::kStageBytes;
@@ -158,17 +190,19 @@ __device__ __forceinline__ void lora_a_partials(const BackwardInputParams& p,
     for (int i = 0; i < Mma::kRows; ++i) {
 #pragma unroll
         for (int j = 0; j < Mma::kCols; j += 2) {
-            store_pair<ALIGNED>(partial, p.padded_rank, p.in_features, m0 + Mma::row(i),
-                                n0 + Mma::col(j), mma.at(i, j), mma.at(i, j + 1));
+            store_pair<ALIGNED>(partial, p.padded_rank, p.in_features, p.in_features,
+                                m0 + Mma::row(i), n0 + Mma::col(j), mma.at(i, j),
+                                mma.at(i, j + 1));
         }
     }
 }
 
-template <typename T>
+template <bool DROPOUT, typename T>
 __device__ __forceinline__ void backward_lora_a(const BackwardInputParams& p,
                                                 unsigned char* shared) {
     using Shape = LoraA<T>;
-    p.aligned ? lora_a_partials<true, T>(p, shared) : lora_a_partials<false, T>(p, shared);
+    p.aligned ? lora_a_partials<true, DROPOUT, T>(p, shared)
+              : lora_a_partials<false, DROPOUT, T>(p, shared);
     u32* counter = p.lora_a_counters + blockIdx.y * gridDim.x + blockIdx.x;
     if (!arrive_last(counter, gridDim.z, reinterpret_cast<u32*>(shared))) return;
     const int n0 = blockIdx.x * Shape::kTileN, m0 = blockIdx.y * Shape::kTileM;
@@ -179,7 +213,7 @@ __device__ __forceinline__ void backward_lora_a(const BackwardInputParams& p,
         const i64 at = i64(m0 + i / Shape::kTileN) * p.in_features + col;
         const float sum =
             ordered_sum(p.partial_a + at, gridDim.z, i64(p.padded_rank) * p.in_features);
-        p.grad_lora_a[at] = p.gain ? p.gain[col] * sum : sum;
+        store_gradient(p.grad_lora_a + at, p.gain ? p.gain[col] * sum : sum, p.accumulate);
     }
 }
 
@@ -188,17 +222,22 @@ extern "C" __constant__ int backward_input_geometry[] = {
     Gemm<bf16>::kTileM, Gemm<bf16>::kTileN, LoraA<bf16>::kTileM, LoraA<bf16>::kTileN,
     kThreads,           sizeof(BackwardInputParams)};
 
-#define FUSED_DORA_BACKWARD_INPUT(NAME, T)                                                      \
+#define FUSED_DORA_BACKWARD_INPUT_ENTRIES(NAME, DROPOUT, T)                                     \
     extern "C" __global__ void __launch_bounds__(kThreads)                                      \
         backward_input_##NAME(const __grid_constant__ BackwardInputParams p) {                  \
         __shared__ __align__(128) unsigned char shared[Gemm<T>::kSharedBytes];                  \
-        p.aligned ? backward_input<true, T>(p, shared) : backward_input<false, T>(p, shared);   \
+        p.aligned ? backward_input<true, DROPOUT, T>(p, shared)                                 \
+                  : backward_input<false, DROPOUT, T>(p, shared);                               \
     }                                                                                           \
     extern "C" __global__ void __launch_bounds__(kThreads)                                      \
         backward_input_lora_a_##NAME(const __grid_constant__ BackwardInputParams p) {           \
         __shared__ __align__(128) unsigned char shared[LoraA<T>::kSharedBytes];                 \
-        backward_lora_a<T>(p, shared);                                                          \
+        backward_lora_a<DROPOUT, T>(p, shared);                                                 \
     }
+
+#define FUSED_DORA_BACKWARD_INPUT(NAME, T)                                                      \
+    FUSED_DORA_BACKWARD_INPUT_ENTRIES(NAME, false, T)                                           \
+    FUSED_DORA_BACKWARD_INPUT_ENTRIES(dropout_##NAME, true, T)
 
 FUSED_DORA_BACKWARD_INPUT(bf16, bf16)
 FUSED_DORA_BACKWARD_INPUT(f16, f16)

@@ -5,13 +5,19 @@
 //                      y = z + b (axis input, and plain LoRA)   or   g∘z + b (axis output)
 //
 // Shapes, row-major: x [T,I], W [O,I], A [R,I] and sB [O,R] packed with R = rank padded to 16,
-// g [I] or [O] f32, b [O], xs [T,I], H [T,R], y [T,O]. All outputs are written with `=`.
+// g [I] or [O] f32, b [O], xs [T,I], H [T,R], y [T,O]. All outputs are written with `=`. Rows of x
+// and y may lie further apart than they are long.
 // dtypes: bf16 and f16 (tensor cores, f32 accumulation), f32 (FMA).
+// With dropout (mask M: 0 or 1/(1−p) per element of x, see dropout.cuh):
+//   adapter branch   H = (xs∘M)·Aᵀ, the rest as above
+//   PEFT's form, axis output:   xd = x∘M, u = x − xd;   H = xd·Aᵀ;   z = xd·Wᵀ + H·(sB)ᵀ, kept;
+//                               y = u·Wᵀ + g∘z + b
 // x∘g is rounded stochastically: round-to-nearest would return x for |g−1| below half an ulp, and
 // the magnitude would not train.
 // Launch: forward_low_rank: grid (⌈T/64⌉, ⌈R/64⌉); forward: grid ⌈T/128⌉·⌈O/128⌉; block 128.
 // Formulas: DoRA (arXiv:2402.09353) §4.1, factored so that W' is never formed.
 
+#include "common/dropout.cuh"
 #include "common/pipeline.cuh"
 #include "common/round.cuh"
 
@@ -22,11 +28,15 @@ struct ForwardParams {
     const void* sb;
     const void* bias;   // null: no bias
     const float* gain;  // null: g ≡ 1
-    void* xs;           // axis input only, else null
+    void* xs;           // x∘g (axis input) or xd (PEFT's dropout), else null
+    void* rest;         // u (PEFT's dropout), else null
     void* h;
+    void* z;            // PEFT's dropout, else null
     void* y;
     u64 seed;
+    Dropout dropout;
     int tokens, in_features, out_features, padded_rank;
+    int x_stride, y_stride;
     int gain_on_input;  // the norm axis
     int aligned;        // every row of every operand starts at a 16-byte boundary
 };
@@ -45,7 +55,8 @@ struct LowRank {
 // into xs.
 template <bool ALIGNED, typename T, typename TILE>
 __device__ __forceinline__ void scale_tile(TILE tile, const Matrix<T>& x, const float* gain,
-                                           u64 seed, T* xs, int row0, int col0) {
+                                           u64 seed, const Dropout* dropout, T* xs, int row0,
+                                           int col0) {
     for_each_chunk<ALIGNED, TILE>([&](int r, int c) {
         const int row = row0 + r, col = col0 + c * kVector<T>;
         Vector<T> chunk = load_chunk<ALIGNED>(x, row, col);
@@ -55,17 +66,40 @@ __device__ __forceinline__ void scale_tile(TILE tile, const Matrix<T>& x, const 
             chunk.values[e] =
                 round_stochastic<T>(to_float(chunk.values[e]) * g, hash(seed, row, col + e));
         }
-        *reinterpret_cast<Vector<T>*>(tile.chunk(r, c)) = chunk;
         if (xs) store_chunk<ALIGNED>(xs, x.rows, x.cols, row, col, chunk);
+        if (dropout) chunk = drop<T>(*dropout, chunk, row, col);
+        *reinterpret_cast<Vector<T>*>(tile.chunk(r, c)) = chunk;
     });
 }
 
-template <bool ALIGNED, typename T>
+// One tile of xd = x∘M into shared memory, and (where `xs` is not null) into xs, with u = x − xd
+// into `rest`.
+template <bool ALIGNED, typename T, typename TILE>
+__device__ __forceinline__ void split_tile(TILE tile, const Matrix<T>& x, const Dropout& dropout,
+                                           T* xs, T* rest, int row0, int col0) {
+    for_each_chunk<ALIGNED, TILE>([&](int r, int c) {
+        const int row = row0 + r, col = col0 + c * kVector<T>;
+        const Vector<T> chunk = load_chunk<ALIGNED>(x, row, col);
+        const Vector<T> dropped = drop<T>(dropout, chunk, row, col);
+        *reinterpret_cast<Vector<T>*>(tile.chunk(r, c)) = dropped;
+        if (!xs) return;
+        Vector<T> left;
+#pragma unroll
+        for (int e = 0; e < kVector<T>; ++e) {
+            left.values[e] =
+                from_float<T>(to_float(chunk.values[e]) - to_float(dropped.values[e]));
+        }
+        store_chunk<ALIGNED>(xs, x.rows, x.cols, row, col, dropped);
+        store_chunk<ALIGNED>(rest, x.rows, x.cols, row, col, left);
+    });
+}
+
+template <bool ALIGNED, bool DROPOUT, typename T>
 __device__ __forceinline__ void low_rank(const ForwardParams& p, unsigned char* shared) {
     using Shape = LowRank<T>;
     using Mma = typename Shape::Mma;
-    const Matrix<T> x{static_cast<const T*>(p.x), p.tokens, p.in_features};
-    const Matrix<T> a{static_cast<const T*>(p.a), p.padded_rank, p.in_features};
+    const auto x = Matrix<T>::strided(p.x, p.tokens, p.in_features, p.x_stride);
+    const auto a = Matrix<T>::dense(p.a, p.padded_rank, p.in_features);
     const int m0 = blockIdx.x * Shape::kTileM, n0 = blockIdx.y * Shape::kTileN;
     // Every column of CTAs computes xs; the first one writes it.
     T* const xs = blockIdx.y == 0 ? static_cast<T*>(p.xs) : nullptr;
@@ -79,7 +113,10 @@ __device__ __forceinline__ void low_rank(const ForwardParams& p, unsigned char* 
             const typename Mma::TileB tile_a(memory + Mma::TileA::kBytes);
             const int k0 = step * Shape::kTileK;
             if (p.gain && p.gain_on_input) {
-                scale_tile<ALIGNED>(tile_x, x, p.gain, p.seed, xs, m0, k0);
+                scale_tile<ALIGNED>(tile_x, x, p.gain, p.seed, DROPOUT ? &p.dropout : nullptr, xs,
+                                    m0, k0);
+            } else if constexpr (DROPOUT) {
+                split_tile<ALIGNED>(tile_x, x, p.dropout, xs, static_cast<T*>(p.rest), m0, k0);
             } else {
                 copy_tile_async<ALIGNED>(tile_x, x, m0, k0);
             }
@@ -95,8 +132,9 @@ __device__ __forceinline__ void low_rank(const ForwardParams& p, unsigned char* 
     for (int i = 0; i < Mma::kRows; ++i) {
 #pragma unroll
         for (int j = 0; j < Mma::kCols; j += 2) {
-            store_pair<ALIGNED>(static_cast<T*>(p.h), p.tokens, p.padded_rank, m0 + Mma::row(i),
-                                n0 + Mma::col(j), mma.at(i, j), mma.at(i, j + 1));
+            store_pair<ALIGNED>(static_cast<T*>(p.h), p.tokens, p.padded_rank, p.padded_rank,
+                                m0 + Mma::row(i), n0 + Mma::col(j), mma.at(i, j),
+                                mma.at(i, j + 1));
         }
     }
 }
@@ -113,10 +151,11 @@ __device__ __forceinline__ void forward(const ForwardParams& p, unsigned char* s
     Mma mma;
     Gemm::template run<ALIGNED>(
         mma, shared,
-        {static_cast<const T*>(p.xs ? p.xs : p.x), p.tokens, p.in_features},
-        {static_cast<const T*>(p.weight), p.out_features, p.in_features},
-        {static_cast<const T*>(p.h), p.tokens, p.padded_rank},
-        {static_cast<const T*>(p.sb), p.out_features, p.padded_rank}, m0, n0);
+        Matrix<T>::strided(p.xs ? p.xs : p.x, p.tokens, p.in_features,
+                           p.xs ? p.in_features : p.x_stride),
+        Matrix<T>::dense(p.weight, p.out_features, p.in_features),
+        Matrix<T>::dense(p.h, p.tokens, p.padded_rank),
+        Matrix<T>::dense(p.sb, p.out_features, p.padded_rank), m0, n0);
 
     const T* bias = static_cast<const T*>(p.bias);
     const float* gain = p.gain_on_input ? nullptr : p.gain;
@@ -132,9 +171,57 @@ __device__ __forceinline__ void forward(const ForwardParams& p, unsigned char* s
         }
 #pragma unroll
         for (int i = 0; i < Mma::kRows; ++i) {
-            store_pair<ALIGNED>(static_cast<T*>(p.y), p.tokens, p.out_features, m0 + Mma::row(i),
-                                col, fmaf(g[0], mma.at(i, j), b[0]),
+            store_pair<ALIGNED>(static_cast<T*>(p.y), p.tokens, p.out_features, p.y_stride,
+                                m0 + Mma::row(i), col, fmaf(g[0], mma.at(i, j), b[0]),
                                 fmaf(g[1], mma.at(i, j + 1), b[1]));
+        }
+    }
+}
+
+// y of PEFT's dropout, and z.
+template <bool ALIGNED, typename T>
+__device__ __forceinline__ void forward_peft(const ForwardParams& p, unsigned char* shared) {
+    using Gemm = StagedGemm<T, Major::K>;
+    using Main = typename Gemm::Gemm;
+    using Mma = typename Gemm::Mma;
+    const TileIndex tile(blockIdx.x, ceil_div(p.tokens, Main::kTileM),
+                         ceil_div(p.out_features, Main::kTileN));
+    const int m0 = tile.m * Main::kTileM, n0 = tile.n * Main::kTileN;
+    const auto weight = Matrix<T>::dense(p.weight, p.out_features, p.in_features);
+    Mma mma;
+    Gemm::template run<ALIGNED>(
+        mma, shared, {Matrix<T>::dense(p.xs, p.tokens, p.in_features), weight},
+        {Matrix<T>::dense(p.h, p.tokens, p.padded_rank),
+         Matrix<T>::dense(p.sb, p.out_features, p.padded_rank)},
+        {Matrix<T>::dense(p.rest, p.tokens, p.in_features), weight}, m0, n0,
+        [&](int before) {
+            if (before != 2) return;
+#pragma unroll
+            for (int j = 0; j < Mma::kCols; j += 2) {
+                const int col = n0 + Mma::col(j);
+                const float g0 = col < p.out_features ? p.gain[col] : 0.0f;
+                const float g1 = col + 1 < p.out_features ? p.gain[col + 1] : 0.0f;
+#pragma unroll
+                for (int i = 0; i < Mma::kRows; ++i) {
+                    store_pair<ALIGNED>(static_cast<T*>(p.z), p.tokens, p.out_features,
+                                        p.out_features, m0 + Mma::row(i), col, mma.at(i, j),
+                                        mma.at(i, j + 1));
+                    mma.at(i, j) *= g0;
+                    mma.at(i, j + 1) *= g1;
+                }
+            }
+        });
+    const T* bias = static_cast<const T*>(p.bias);
+#pragma unroll
+    for (int j = 0; j < Mma::kCols; j += 2) {
+        const int col = n0 + Mma::col(j);
+        const float b0 = bias && col < p.out_features ? to_float(bias[col]) : 0.0f;
+        const float b1 = bias && col + 1 < p.out_features ? to_float(bias[col + 1]) : 0.0f;
+#pragma unroll
+        for (int i = 0; i < Mma::kRows; ++i) {
+            store_pair<ALIGNED>(static_cast<T*>(p.y), p.tokens, p.out_features, p.y_stride,
+                                m0 + Mma::row(i), col, mma.at(i, j) + b0,
+                                mma.at(i, j + 1) + b1);
         }
     }
 }
@@ -146,11 +233,21 @@ extern "C" __constant__ int forward_geometry[] = {
     LowRank<bf16>::kTileM, LowRank<bf16>::kTileN, MainGemm<bf16, Major::K>::kTileM,
     MainGemm<bf16, Major::K>::kTileN, kThreads, sizeof(ForwardParams)};
 
-#define FUSED_DORA_FORWARD(NAME, T)                                                             \
+#define FUSED_DORA_FORWARD_LOW_RANK(NAME, DROPOUT, T)                                           \
     extern "C" __global__ void __launch_bounds__(kThreads)                                      \
         forward_low_rank_##NAME(const __grid_constant__ ForwardParams p) {                      \
         __shared__ __align__(128) unsigned char shared[LowRank<T>::kSharedBytes];               \
-        p.aligned ? low_rank<true, T>(p, shared) : low_rank<false, T>(p, shared);               \
+        p.aligned ? low_rank<true, DROPOUT, T>(p, shared)                                       \
+                  : low_rank<false, DROPOUT, T>(p, shared);                                     \
+    }
+
+#define FUSED_DORA_FORWARD(NAME, T)                                                             \
+    FUSED_DORA_FORWARD_LOW_RANK(NAME, false, T)                                                 \
+    FUSED_DORA_FORWARD_LOW_RANK(dropout_##NAME, true, T)                                        \
+    extern "C" __global__ void __launch_bounds__(kThreads)                                      \
+        forward_peft_dropout_##NAME(const __grid_constant__ ForwardParams p) {                  \
+        __shared__ __align__(128) unsigned char shared[MainGemm<T, Major::K>::kSharedBytes];    \
+        p.aligned ? forward_peft<true, T>(p, shared) : forward_peft<false, T>(p, shared);       \
     }                                                                                           \
     extern "C" __global__ void __launch_bounds__(kThreads)                                      \
         forward_##NAME(const __grid_constant__ ForwardParams p) {                               \

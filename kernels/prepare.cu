@@ -2,19 +2,21 @@
 //
 //   V = W + s·B·A,   c = ‖V‖ over the norm axis,   g = m/c (0 where c = 0)
 //   a = A, sb = s·B, gsb = g∘(s·B) (axis output), rounded to T, rank zero-padded to R
+//   packed_bias = b rounded to T, where the bias is trained
 //
-// Shapes, row-major: W [O,I] of T; A [r,I], B [O,r], m f32; c, g f32 [I] (axis input) or [O] (axis
-// output); a [R,I], sb and gsb [O,R] of T. With `magnitude_out` instead of m, m = c is written: a
-// fresh adapter, for which g = 1 exactly. All outputs are written with `=`.
+// Shapes, row-major: W [O,I] of T; A [r,I], B [O,r], m, b [O] f32; c, g f32 [I] (axis input) or [O]
+// (axis output); a [R,I], sb and gsb [O,R] of T. With `magnitude_out` instead of m, m = c is
+// written: a fresh adapter, for which g = 1 exactly. All outputs are written with `=`. Rank 0: V = W.
 // The norm is direct: a tile of B·A in tensor-core accumulators, W added, squared, summed in f32.
-// A and s·B enter it as sums of three bf16, which carry an f32's 24 bits: where V nearly cancels,
-// its elements keep an error of about 2⁻²³ of the terms that cancel.
+// Tensor cores cut what they add, by about 2⁻²³ of it; a feature of which V leaves little of W, so
+// that the cuts would show, is summed again with B·A in twice the precision of f32.
 // Launch: grid (strips of 64 along the norm's feature, splits of the summed one), block 128. The
 // last split of a strip adds the partial sums in order. Without a norm (plain LoRA) it only packs.
 // Formulas: DoRA (arXiv:2402.09353) eq. 5.
 
 #include "common/pipeline.cuh"
 #include "common/reduce.cuh"
+#include "common/tf32.cuh"
 
 struct PrepareParams {
     const void* weight;
@@ -22,11 +24,13 @@ struct PrepareParams {
     const float* lora_b;
     const float* magnitude;  // m, or null where magnitude_out is given
     float* magnitude_out;
+    const float* bias;       // null: the bias is frozen, or there is none
     float* norm;             // c
     float* gain;             // g
     void* a;
     void* sb;
     void* gsb;               // axis output only, else null
+    void* packed_bias;
     float* partials;         // [splits, features of the norm]
     u32* counters;           // one per strip
     float scaling;
@@ -34,63 +38,35 @@ struct PrepareParams {
     int norm_on_input;       // the norm axis
     int has_norm;            // 0: plain LoRA
     int split_tiles;         // tiles of 64 per split
+    int aligned;             // every row of W starts at a 16-byte boundary
+    int aligned_a;           // likewise of A
+    int aligned_b;           // likewise of B
 };
 
-constexpr int kStrip = 64;     // features whose norm one CTA computes; also a tile's depth
-constexpr int kRankStep = 16;  // ranks staged at a time
-constexpr int kParts = 3;      // bf16 summands per f32
+constexpr int kStrip = 64;  // features whose norm one CTA computes; also a tile's depth
 
-using Mma = TileMma<bf16, kStrip, kStrip, kRankStep, 2, 2, Major::K, Major::MN>;
+// How a tile is distributed over threads.
+using Distribution = TileMma<float, kStrip, kStrip, kTf32Depth, 2, 2, Major::K, Major::K>;
+using Factor = Tf32Tile<kStrip>;  // rows of B, or columns of A, for 16 ranks
 
-// v = parts[0] + parts[1] + parts[2] up to 2⁻²⁴ of v.
-__device__ __forceinline__ void split(float v, bf16 (&parts)[kParts]) {
-#pragma unroll
-    for (int i = 0; i < kParts; ++i) {
-        parts[i] = from_float<bf16>(v);
-        v -= to_float(parts[i]);
+template <typename T>
+struct Shared {
+    static constexpr int kStages = kIsFloat<T> ? 2 : 3;
+    using Weight = SharedTile<T, kStrip, kStrip>;
+    static constexpr int kBytes = kStages * Weight::kBytes + 2 * Factor::kBytes;
+
+    unsigned char* memory;
+
+    __device__ __forceinline__ Weight weight(int stage) const {
+        return Weight(memory + stage * Weight::kBytes);
     }
-}
-
-// The tile (row0, col0) of s·B·A into `mma`: the products of parts whose orders add up to < kParts.
-__device__ __forceinline__ void low_rank_tile(const PrepareParams& p, Mma& mma,
-                                              unsigned char* shared, int row0, int col0) {
-    const auto tile_b = [&](int part) { return Mma::TileA(shared + part * Mma::TileA::kBytes); };
-    const auto tile_a = [&](int part) {
-        return Mma::TileB(shared + kParts * Mma::TileA::kBytes + part * Mma::TileB::kBytes);
-    };
-    mma.clear();
-    for (int k0 = 0; k0 < p.rank; k0 += kRankStep) {
-        __syncthreads();  // the previous step has been read
-        for (int index = threadIdx.x; index < kStrip * kRankStep; index += kThreads) {
-            bf16 parts[kParts];
-            {
-                const int r = index / kRankStep, k = index % kRankStep, row = row0 + r;
-                const bool inside = row < p.out_features && k0 + k < p.rank;
-                split(inside ? p.scaling * p.lora_b[i64(row) * p.rank + k0 + k] : 0.0f, parts);
-#pragma unroll
-                for (int i = 0; i < kParts; ++i) *tile_b(i).at(r, k) = parts[i];
-            }
-            {
-                const int k = index / kStrip, c = index % kStrip, col = col0 + c;
-                const bool inside = k0 + k < p.rank && col < p.in_features;
-                split(inside ? p.lora_a[i64(k0 + k) * p.in_features + col] : 0.0f, parts);
-#pragma unroll
-                for (int i = 0; i < kParts; ++i) *tile_a(i).at(k, c) = parts[i];
-            }
-        }
-        __syncthreads();
-        // Smallest products first.
-#pragma unroll
-        for (int order = kParts - 1; order >= 0; --order) {
-#pragma unroll
-            for (int i = 0; i <= order; ++i) {
-                mma.multiply(tile_b(i), tile_a(order - i), kStrip, kStrip, kRankStep);
-            }
-        }
+    __device__ __forceinline__ Factor b() const { return Factor(weight(kStages).data); }
+    __device__ __forceinline__ Factor a() const {
+        return Factor(b().data + Factor::kRows * Factor::kCols);
     }
-}
+};
 
-// Writes a, sb and, where g is not waited for, nothing else: all CTAs share the elements.
+// Writes a, sb and the bias, which do not wait for g: all CTAs share the elements.
 template <typename T>
 __device__ __forceinline__ void pack(const PrepareParams& p) {
     const i64 cta = i64(blockIdx.y) * gridDim.x + blockIdx.x;
@@ -106,74 +82,173 @@ __device__ __forceinline__ void pack(const PrepareParams& p) {
         const int k = int(i % p.padded_rank);
         sb[i] = from_float<T>(k < p.rank ? p.scaling * p.lora_b[row * p.rank + k] : 0.0f);
     }
+    if (!p.bias) return;
+    T* bias = static_cast<T*>(p.packed_bias);
+    for (i64 i = first; i < p.out_features; i += stride) bias[i] = from_float<T>(p.bias[i]);
 }
 
-// Σ V² over this CTA's split, for the strip's features: into sums[kStrip].
+// The tile (row0, col0) of B·A into `sum`. `new_rows` and `new_cols` say whether B's rows and A's
+// columns are others than last time.
 template <typename T>
-__device__ __forceinline__ void square_sums(const PrepareParams& p, unsigned char* shared,
-                                            float* sums) {
-    const T* weight = static_cast<const T*>(p.weight);
+__device__ __forceinline__ void low_rank_tile(const PrepareParams& p, const Shared<T>& shared,
+                                              Distribution& sum, int row0, int col0, bool new_rows,
+                                              bool new_cols) {
+    const auto lora_a = Matrix<float>::dense(p.lora_a, p.rank, p.in_features);
+    const auto lora_b = Matrix<float>::dense(p.lora_b, p.out_features, p.rank);
+    sum.clear();
+    for (int k0 = 0; k0 < p.rank; k0 += kTf32Depth) {
+        if (k0 > 0) __syncthreads();  // the previous ranks have been read
+        if (new_rows || p.rank > kTf32Depth) {
+            split_tile<Major::K>(shared.b(), [&](int row, int k) {
+                return load_chunk(p.aligned_b, lora_b, row0 + row, k0 + k);
+            });
+        }
+        if (new_cols || p.rank > kTf32Depth) {
+            split_tile<Major::MN>(shared.a(), [&](int col, int k) {
+                return load_chunk(p.aligned_a, lora_a, k0 + k, col0 + col);
+            });
+        }
+        __syncthreads();
+        // The sum over more ranks than these is rounded to nearest, outside the tensor cores.
+        Distribution part;
+        part.clear();
+        multiply_tf32_tiles(part, shared.b(), shared.a());
+        sum.add(part);
+    }
+}
+
+// Σ V² and Σ W² over the CTA's split, for the strip's features.
+struct SquareSums {
+    float v[2][kStrip], w[2][kStrip];  // of the warps that hold the same features
+};
+
+template <bool ON_INPUT, typename T>
+__device__ __forceinline__ void square_sums(const PrepareParams& p, const Shared<T>& shared,
+                                            int first, int end, SquareSums& sums) {
+    constexpr int kFeatures = ON_INPUT ? Distribution::kCols : Distribution::kRows;
+    const auto weight = Matrix<T>::dense(p.weight, p.out_features, p.in_features);
+    const int strip0 = blockIdx.x * kStrip;
+    const auto row0 = [&](int step) { return ON_INPUT ? first + step * kStrip : strip0; };
+    const auto col0 = [&](int step) { return ON_INPUT ? strip0 : first + step * kStrip; };
+    float of_v[kFeatures] = {}, of_w[kFeatures] = {};
+    pipeline<Shared<T>::kStages>(
+        ceil_div(end - first, kStrip),
+        [&](int step, int stage) {
+            copy_tile_async(p.aligned, shared.weight(stage), weight, row0(step), col0(step));
+        },
+        [&](int step, int stage) {
+            Distribution product;
+            low_rank_tile(p, shared, product, row0(step), col0(step), ON_INPUT || step == 0,
+                          !ON_INPUT || step == 0);
+#pragma unroll
+            for (int i = 0; i < Distribution::kRows; ++i) {
+#pragma unroll
+                for (int j = 0; j < Distribution::kCols; j += 2) {
+                    struct __align__(2 * sizeof(T)) Pair { T values[2]; };
+                    const Pair pair = *reinterpret_cast<const Pair*>(
+                        shared.weight(stage).at(Distribution::row(i), Distribution::col(j)));
+#pragma unroll
+                    for (int e = 0; e < 2; ++e) {
+                        const int feature = ON_INPUT ? j + e : i;
+                        const float w = to_float(pair.values[e]);  // zero outside, like B·A
+                        const float v = fmaf(p.scaling, product.at(i, j + e), w);
+                        of_v[feature] = fmaf(v, v, of_v[feature]);
+                        of_w[feature] = fmaf(w, w, of_w[feature]);
+                    }
+                }
+            }
+        });
+    // Lanes that hold the same features: those of one column, or those of one row.
+    constexpr int kFirst = ON_INPUT ? 4 : 1, kLast = ON_INPUT ? 16 : 2;
+    const bool writes = ON_INPUT ? Distribution::lane() < 4 : Distribution::lane() % 4 == 0;
+    const int half = ON_INPUT ? Distribution::warp_m() : Distribution::warp_n();
+#pragma unroll
+    for (int f = 0; f < kFeatures; ++f) {
+#pragma unroll
+        for (int mask = kFirst; mask <= kLast; mask *= 2) {
+            of_v[f] += shfl_xor(of_v[f], mask);
+            of_w[f] += shfl_xor(of_w[f], mask);
+        }
+        const int feature = ON_INPUT ? Distribution::col(f) : Distribution::row(f);
+        if (writes) {
+            sums.v[half][feature] = of_v[f];
+            sums.w[half][feature] = of_w[f];
+        }
+    }
+    __syncthreads();
+}
+
+// An element of V with B·A in twice the precision of f32: what rounding the products and the sums
+// loses is added up beside them (T. Ogita, S. Rump, S. Oishi, Accurate sum and dot product, 2005).
+__device__ __forceinline__ float careful_value(const PrepareParams& p, float w, int row, int col) {
+    float sum = 0.0f, lost = 0.0f;
+    for (int k = 0; k < p.rank; ++k) {
+        const float b = p.lora_b[i64(row) * p.rank + k];
+        const float a = p.lora_a[i64(k) * p.in_features + col];
+        const float product = __fmul_rn(b, a);
+        const float next = __fadd_rn(sum, product), added = __fsub_rn(next, sum);
+        const float lost_sum = __fsub_rn(sum, __fsub_rn(next, added));
+        lost += fmaf(b, a, -product) + __fadd_rn(lost_sum, __fsub_rn(product, added));
+        sum = next;
+    }
+    const float scaled = __fmul_rn(p.scaling, sum);
+    return __fadd_rn(w, scaled) + fmaf(p.scaling, lost, fmaf(p.scaling, sum, -scaled));
+}
+
+// Σ V² of one feature over [begin, end) of the summed axis.
+template <typename T>
+__device__ __noinline__ float careful_square_sum(const PrepareParams& p, int feature, int begin,
+                                                 int end) {
+    float squares = 0.0f;
+    for (int along = begin; along < end; ++along) {
+        const int row = p.norm_on_input ? along : feature;
+        const int col = p.norm_on_input ? feature : along;
+        const T w = static_cast<const T*>(p.weight)[i64(row) * p.in_features + col];
+        const float v = careful_value(p, to_float(w), row, col);
+        squares = fmaf(v, v, squares);
+    }
+    return squares;
+}
+
+// Σ V² of one feature over this CTA's split, into `partial`, by two threads: each owns a half of
+// the sum, if it has to be taken again.
+template <typename T>
+__device__ __forceinline__ void strip_partials(const PrepareParams& p, const Shared<T>& shared,
+                                               float* partial) {
+    constexpr float kMostLeft = 1.0f / 16;  // of ‖W‖² where V cancels
+    const int features = p.norm_on_input ? p.in_features : p.out_features;
     const int summed = p.norm_on_input ? p.out_features : p.in_features;
     const int first = blockIdx.y * p.split_tiles * kStrip;
     const int end = min(summed, first + p.split_tiles * kStrip);
-    float of_row[Mma::kRows] = {}, of_col[Mma::kCols] = {};
-    for (int along = first; along < end; along += kStrip) {
-        const int row0 = p.norm_on_input ? along : blockIdx.x * kStrip;
-        const int col0 = p.norm_on_input ? blockIdx.x * kStrip : along;
-        Mma mma;
-        low_rank_tile(p, mma, shared, row0, col0);
-#pragma unroll
-        for (int i = 0; i < Mma::kRows; ++i) {
-            const int row = row0 + Mma::row(i);
-            if (row >= p.out_features) continue;
-#pragma unroll
-            for (int j = 0; j < Mma::kCols; ++j) {
-                const int col = col0 + Mma::col(j);
-                if (col >= p.in_features) continue;
-                const float v = to_float(weight[i64(row) * p.in_features + col]) + mma.at(i, j);
-                of_row[i] = fmaf(v, v, of_row[i]);
-                of_col[j] = fmaf(v, v, of_col[j]);
-            }
-        }
-    }
-    // Lanes that hold the same features, then the warps that do, in order.
-    __syncthreads();
-    float(*across)[kStrip] = reinterpret_cast<float(*)[kStrip]>(shared);
-    if (p.norm_on_input) {
-#pragma unroll
-        for (int j = 0; j < Mma::kCols; ++j) {
-            float sum = of_col[j];
-            sum += shfl_xor(sum, 4);
-            sum += shfl_xor(sum, 8);
-            sum += shfl_xor(sum, 16);
-            if (Mma::lane() < 4) across[Mma::warp_m()][Mma::col(j)] = sum;
-        }
-    } else {
-#pragma unroll
-        for (int i = 0; i < Mma::kRows; ++i) {
-            float sum = of_row[i];
-            sum += shfl_xor(sum, 1);
-            sum += shfl_xor(sum, 2);
-            if (Mma::lane() % 4 == 0) across[Mma::warp_n()][Mma::row(i)] = sum;
-        }
+    SquareSums& sums = *reinterpret_cast<SquareSums*>(shared.memory);  // where W's stages were
+    p.norm_on_input ? square_sums<true>(p, shared, first, end, sums)
+                    : square_sums<false>(p, shared, first, end, sums);
+    const int f = threadIdx.x % kStrip, half = threadIdx.x / kStrip;
+    const int feature = blockIdx.x * kStrip + f;
+    const bool cancels =
+        sums.v[0][f] + sums.v[1][f] < kMostLeft * (sums.w[0][f] + sums.w[1][f]);
+    __syncthreads();  // both threads of a feature have looked
+    if (cancels && feature < features) {
+        const int middle = (first + end) / 2;
+        sums.v[half][f] = careful_square_sum<T>(p, feature, half == 0 ? first : middle,
+                                                half == 0 ? middle : end);
     }
     __syncthreads();
-    if (threadIdx.x < kStrip) sums[threadIdx.x] = across[0][threadIdx.x] + across[1][threadIdx.x];
-    __syncthreads();
+    if (half == 0 && feature < features) partial[feature] = sums.v[0][f] + sums.v[1][f];
 }
 
 template <typename T>
-__device__ __forceinline__ void prepare(const PrepareParams& p, unsigned char* shared,
-                                        float* strip, u32* flag) {
+__device__ __forceinline__ void prepare(const PrepareParams& p, const Shared<T>& shared) {
     pack<T>(p);
     if (!p.has_norm) return;
     const int features = p.norm_on_input ? p.in_features : p.out_features;
     const int feature = blockIdx.x * kStrip + threadIdx.x;
     const bool owns = threadIdx.x < kStrip && feature < features;
-    square_sums<T>(p, shared, strip);
-    if (owns) p.partials[i64(blockIdx.y) * features + feature] = strip[threadIdx.x];
+    strip_partials(p, shared, p.partials + i64(blockIdx.y) * features);
+    u32* flag = reinterpret_cast<u32*>(shared.memory);
     if (!arrive_last(p.counters + blockIdx.x, gridDim.y, flag)) return;
 
+    float* strip = reinterpret_cast<float*>(shared.memory);
     if (owns) {
         const float c = sqrtf(ordered_sum(p.partials + feature, gridDim.y, features));
         const float m = p.magnitude ? p.magnitude[feature] : c;
@@ -201,11 +276,8 @@ extern "C" __constant__ int prepare_geometry[] = {kStrip, kThreads, sizeof(Prepa
 #define FUSED_DORA_PREPARE(NAME, T)                                                             \
     extern "C" __global__ void __launch_bounds__(kThreads)                                      \
         prepare_##NAME(const __grid_constant__ PrepareParams p) {                               \
-        __shared__ __align__(128) unsigned char                                                 \
-            shared[kParts * (Mma::TileA::kBytes + Mma::TileB::kBytes)];                         \
-        __shared__ float strip[kStrip];                                                         \
-        __shared__ u32 flag;                                                                    \
-        prepare<T>(p, shared, strip, &flag);                                                    \
+        __shared__ __align__(128) unsigned char memory[Shared<T>::kBytes];                      \
+        prepare<T>(p, {memory});                                                                \
     }
 
 FUSED_DORA_PREPARE(bf16, bf16)

@@ -2,40 +2,71 @@
 
 use std::sync::Arc;
 
-use cudarc::driver::{CudaStream, CudaView, CudaViewMut};
+use cudarc::driver::{
+    CudaStream, CudaView, CudaViewMut, DevicePtr, DevicePtrMut, SyncOnDrop, result,
+};
 
+use crate::dropout::Dropout;
 use crate::error::{During, Error, Result};
+use crate::forward::check_z;
 use crate::kernels::Kernels;
-use crate::prepare::{Prepared, check_magnitude_len};
+use crate::prepare::{Prepared, check_magnitude_len, optional};
+use crate::raw::{self, absent_or, present};
+use crate::rows::{MatrixView, MatrixViewMut};
 use crate::spec::{DoraSpec, Element, Norm, check_len};
 use crate::workspace::Workspace;
 
-/// Inputs and outputs of the backward, row-major and contiguous. Gradients are written (`=`).
+/// What becomes of the parameters' gradients (dA, dB, dm and db) that are in their buffers. There
+/// is no default: a wrong one would go unnoticed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Gradients {
+    /// They are replaced (`=`): the first micro-batch of an optimizer step.
+    Overwrite,
+    /// The new ones are added to them (`+=`): the later micro-batches.
+    Accumulate,
+}
+
+impl Gradients {
+    /// The kernels' flag.
+    pub(crate) fn accumulate(self) -> i32 {
+        i32::from(self == Self::Accumulate)
+    }
+}
+
+/// Inputs and outputs of the backward, row-major.
 #[derive(Debug)]
 pub struct Backward<'a, E> {
     /// T, the number of tokens, as in the forward; may be 0, which gives zero gradients.
     pub tokens: usize,
+    /// Whether dA, dB, dm and db are written or added to. Sums are in f32; the same calls in the
+    /// same order give the same bits.
+    pub gradients: Gradients,
     /// x `[T, I]`, as given to the forward.
-    pub x: CudaView<'a, E>,
+    pub x: MatrixView<'a, E>,
     /// W `[O, I]`, as given to the forward.
     pub weight: CudaView<'a, E>,
     /// b `[O]`, as given to the forward.
     pub bias: Option<CudaView<'a, E>>,
-    /// y `[T, O]`, as the forward wrote it; needed for norm axis output only.
-    pub output: Option<CudaView<'a, E>>,
+    /// y `[T, O]`, as the forward wrote it; needed for norm axis output only, and not with
+    /// PEFT's dropout.
+    pub output: Option<MatrixView<'a, E>>,
+    /// z `[T, O]`, as the forward wrote it, with PEFT's dropout.
+    pub z: Option<CudaView<'a, E>>,
+    /// The forward's dropout.
+    pub dropout: Option<Dropout>,
     /// dY `[T, O]`.
-    pub grad_output: CudaView<'a, E>,
+    pub grad_output: MatrixView<'a, E>,
     /// H `[T, R]`, as the forward wrote it.
     pub h: CudaView<'a, E>,
     /// dX `[T, I]`, written; `None` for a first layer, whose input needs no gradient.
-    pub grad_input: Option<CudaViewMut<'a, E>>,
-    /// dA `[r, I]`, written.
+    pub grad_input: Option<MatrixViewMut<'a, E>>,
+    /// dA `[r, I]`, written or added to.
     pub grad_lora_a: CudaViewMut<'a, f32>,
-    /// dB `[O, r]`, written.
+    /// dB `[O, r]`, written or added to.
     pub grad_lora_b: CudaViewMut<'a, f32>,
-    /// dm `[I]` or `[O]`, written; `None` for plain LoRA only.
+    /// dm `[I]` or `[O]`, written or added to; `None` for plain LoRA only.
     pub grad_magnitude: Option<CudaViewMut<'a, f32>>,
-    /// db `[O]`, written; `None` where the bias is frozen.
+    /// db `[O]`, written or added to; `None` where the bias is frozen.
     pub grad_bias: Option<CudaViewMut<'a, f32>>,
 }
 
@@ -46,23 +77,28 @@ impl<E: Element> Backward<'_, E> {
         let tokens = ("T", self.tokens);
         let (inputs, outputs) = (("I", spec.in_features()), ("O", spec.out_features()));
         let (rank, one) = (("r", spec.rank()), ("1", 1));
-        check_len("x", self.x.len(), tokens, inputs)?;
+        self.x.check("x", tokens, inputs)?;
         check_len("weight", self.weight.len(), outputs, inputs)?;
         if let Some(bias) = &self.bias {
             check_len("bias", bias.len(), one, outputs)?;
         }
+        let peft = Dropout::check(self.dropout.as_ref(), spec)?;
+        check_z(peft, self.z.is_some())?;
+        if let Some(z) = &self.z {
+            check_len("z", z.len(), tokens, outputs)?;
+        }
         match (&self.output, spec.norm()) {
-            (Some(output), _) => check_len("output", output.len(), tokens, outputs)?,
-            (None, Norm::Output) => {
+            (Some(output), _) => output.check("output", tokens, outputs)?,
+            (None, Norm::Output) if !peft => {
                 let reason = "with norm axis output the magnitude's gradient is taken from y";
                 return Err(Error::MissingTensor { tensor: "output", reason });
             }
             (None, _) => {}
         }
-        check_len("grad_output", self.grad_output.len(), tokens, outputs)?;
+        self.grad_output.check("grad_output", tokens, outputs)?;
         check_len("h", self.h.len(), tokens, ("R", spec.padded_rank()))?;
         if let Some(grad_input) = &self.grad_input {
-            check_len("grad_input", grad_input.len(), tokens, inputs)?;
+            grad_input.check("grad_input", tokens, inputs)?;
         }
         check_len("grad_lora_A", self.grad_lora_a.len(), rank, inputs)?;
         check_len("grad_lora_B", self.grad_lora_b.len(), outputs, rank)?;
@@ -85,10 +121,11 @@ impl<E: Element> Backward<'_, E> {
     }
 
     fn check_contexts(&self, kernels: &Kernels) -> Result<()> {
-        for input in [&self.x, &self.weight, &self.grad_output, &self.h] {
+        for input in [&self.x.view, &self.weight, &self.grad_output.view, &self.h] {
             kernels.check_buffer(input)?;
         }
-        for input in [&self.bias, &self.output].into_iter().flatten() {
+        let output = self.output.as_ref().map(|output| &output.view);
+        for input in [self.bias.as_ref(), output, self.z.as_ref()].into_iter().flatten() {
             kernels.check_buffer(input)?;
         }
         kernels.check_buffer(&self.grad_lora_a)?;
@@ -96,19 +133,130 @@ impl<E: Element> Backward<'_, E> {
         for gradient in [&self.grad_magnitude, &self.grad_bias].into_iter().flatten() {
             kernels.check_buffer(gradient)?;
         }
-        self.grad_input.as_ref().map_or(Ok(()), |gradient| kernels.check_buffer(gradient))
+        self.grad_input.as_ref().map_or(Ok(()), |gradient| kernels.check_buffer(&gradient.view))
+    }
+
+    /// The addresses, and the guards that order their use on the stream.
+    pub(crate) fn lend<'s>(
+        &'s mut self,
+        stream: &'s CudaStream,
+        spec: &DoraSpec,
+    ) -> (raw::Backward, [Option<SyncOnDrop<'s>>; 12]) {
+        let (inputs, outputs) = (spec.in_features(), spec.out_features());
+        let (x_stride, grad_output_stride) =
+            (self.x.stride(inputs), self.grad_output.stride(outputs));
+        let output_stride = self.output.as_ref().map_or(outputs, |y| y.stride(outputs));
+        let grad_input_stride = self.grad_input.as_ref().map_or(inputs, |dx| dx.stride(inputs));
+        let read = |view: &'s CudaView<'_, E>| optional(view.device_ptr(stream));
+        let (x, x_guard) = read(&self.x.view);
+        let (weight, weight_guard) = read(&self.weight);
+        let (bias, bias_guard) = self.bias.as_ref().map_or((0, None), read);
+        let (output, output_guard) = self.output.as_ref().map_or((0, None), |y| read(&y.view));
+        let (grad_output, grad_output_guard) = read(&self.grad_output.view);
+        let (z, z_guard) = self.z.as_ref().map_or((0, None), read);
+        let (h, h_guard) = read(&self.h);
+        let (grad_input, grad_input_guard) = match &mut self.grad_input {
+            Some(dx) => optional(dx.view.device_ptr_mut(stream)),
+            None => (0, None),
+        };
+        let mut write = |view: &'s mut CudaViewMut<'_, f32>| optional(view.device_ptr_mut(stream));
+        let (grad_lora_a, grad_lora_a_guard) = write(&mut self.grad_lora_a);
+        let (grad_lora_b, grad_lora_b_guard) = write(&mut self.grad_lora_b);
+        let (grad_magnitude, grad_magnitude_guard) =
+            self.grad_magnitude.as_mut().map_or((0, None), &mut write);
+        let (grad_bias, grad_bias_guard) = self.grad_bias.as_mut().map_or((0, None), &mut write);
+        let raw = raw::Backward {
+            tokens: self.tokens,
+            gradients: self.gradients,
+            x: raw::Matrix { pointer: x, stride: x_stride },
+            weight,
+            bias,
+            output: raw::Matrix { pointer: output, stride: output_stride },
+            z,
+            dropout: self.dropout,
+            grad_output: raw::Matrix { pointer: grad_output, stride: grad_output_stride },
+            h,
+            grad_input: raw::Matrix { pointer: grad_input, stride: grad_input_stride },
+            grad_lora_a,
+            grad_lora_b,
+            grad_magnitude,
+            grad_bias,
+        };
+        let guards = [
+            x_guard,
+            weight_guard,
+            bias_guard,
+            output_guard,
+            z_guard,
+            grad_output_guard,
+            h_guard,
+            grad_input_guard,
+            grad_lora_a_guard,
+            grad_lora_b_guard,
+            grad_magnitude_guard,
+            grad_bias_guard,
+        ];
+        (raw, guards)
     }
 }
 
-/// Zero gradients of a batch without tokens.
-pub(crate) fn zero(stream: &Arc<CudaStream>, gradients: &mut CudaViewMut<'_, f32>) -> Result<()> {
-    stream.memset_zeros(gradients).during("zeroing gradients")
+impl raw::Backward {
+    /// Checks what can be told from the numbers, and tells whether the dropout is PEFT's.
+    pub(crate) fn check(&self, spec: &DoraSpec) -> Result<bool> {
+        let (bytes, single) = (spec.dtype().bytes(), size_of::<f32>());
+        let (inputs, outputs) = (spec.in_features(), spec.out_features());
+        spec.check_tokens(self.tokens)?;
+        let peft = Dropout::check(self.dropout.as_ref(), spec)?;
+        if self.tokens > 0 {
+            check_z(peft, self.z != 0)?;
+            absent_or("z", self.z, bytes)?;
+            self.x.present("x", inputs, bytes)?;
+            present("weight", self.weight, bytes)?;
+            absent_or("bias", self.bias, bytes)?;
+            if spec.norm() == Norm::Output && !peft {
+                self.output.present("output", outputs, bytes)?;
+            }
+            self.grad_output.present("grad_output", outputs, bytes)?;
+            if self.grad_input.pointer != 0 {
+                self.grad_input.present("grad_input", inputs, bytes)?;
+            }
+        }
+        if spec.rank() > 0 {
+            present("grad_lora_A", self.grad_lora_a, single)?;
+            present("grad_lora_B", self.grad_lora_b, single)?;
+            if self.tokens > 0 {
+                present("h", self.h, bytes)?;
+            }
+        }
+        if spec.norm() != Norm::None {
+            present("grad_magnitude", self.grad_magnitude, single)?;
+        }
+        absent_or("grad_bias", self.grad_bias, single)?;
+        Ok(peft)
+    }
+}
+
+/// Zero gradients of a batch without tokens; an address of 0 stands for none.
+///
+/// # Safety
+/// The address is of as many f32 elements, or 0.
+pub(crate) unsafe fn zero(stream: &CudaStream, gradients: u64, len: usize) -> Result<()> {
+    if gradients == 0 || len == 0 {
+        return Ok(());
+    }
+    stream.context().bind_to_thread().during("zeroing gradients")?;
+    // SAFETY: passed on to the caller.
+    unsafe { result::memset_d8_async(gradients, 0, len * size_of::<f32>(), stream.cu_stream()) }
+        .during("zeroing gradients")
 }
 
 impl Kernels {
     /// All gradients of one layer, the norm c held constant: [`Kernels::backward_adapter`], then
     /// [`Kernels::backward_input`]. Three launches (two where dX is not wanted and m is not on the
-    /// input).
+    /// input, and one less for rank 0). For a spec with [`NormGrad::Exact`],
+    /// [`Kernels::norm_gradient`] completes dA and dB once all micro-batches are through.
+    ///
+    /// [`NormGrad::Exact`]: crate::NormGrad::Exact
     ///
     /// Formulas: the chain rule on the forward; c constant as in DoRA (arXiv:2402.09353) §4.3.
     ///
@@ -124,8 +272,34 @@ impl Kernels {
     ) -> Result<()> {
         spec.check_dtype::<E>()?;
         io.check(self, spec)?;
-        self.check_backward_input::<E>(spec, workspace, io.tokens)?;
+        self.check_buffer(workspace.buffer())?;
+        self.check_backward_input(spec, &workspace.size(), io.tokens, io.dropout.as_ref())?;
         self.backward_adapter(stream, spec, prepared, workspace, io)?;
         self.backward_input(stream, spec, prepared, workspace, io)
+    }
+
+    /// [`Kernels::backward`] on device addresses.
+    ///
+    /// # Safety
+    /// As for [`Kernels::forward_raw`], with what [`raw::Backward`] says; x, W, b, y and H are those
+    /// of the forward.
+    ///
+    /// # Errors
+    /// Those of [`Kernels::forward_raw`]; all checks come before the first launch.
+    pub unsafe fn backward_raw(
+        &self,
+        stream: &Arc<CudaStream>,
+        spec: &DoraSpec,
+        prepared: &raw::Prepared,
+        workspace: &raw::Workspace,
+        io: &raw::Backward,
+    ) -> Result<()> {
+        io.check(spec)?;
+        self.check_backward_input(spec, &workspace.size, io.tokens, io.dropout.as_ref())?;
+        // SAFETY: passed on to the caller; the first leaves P in the workspace for the second.
+        unsafe {
+            self.backward_adapter_raw(stream, spec, prepared, workspace, io)?;
+            self.backward_input_raw(stream, spec, prepared, workspace, io)
+        }
     }
 }

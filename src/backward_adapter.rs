@@ -3,13 +3,14 @@
 
 use std::sync::Arc;
 
-use cudarc::driver::{CudaStream, DevicePtr, DevicePtrMut, DeviceRepr};
+use cudarc::driver::{CudaStream, DeviceRepr};
 
-use crate::backward::{Backward, zero};
+use crate::backward::{Backward, Gradients, zero};
 use crate::error::Result;
 use crate::forward::are_aligned;
 use crate::kernels::{Entry, Kernels, THREADS};
-use crate::prepare::{Prepared, optional};
+use crate::prepare::Prepared;
+use crate::raw;
 use crate::spec::{DoraSpec, Dtype, Element, Norm};
 use crate::workspace::{Needs, Regions, Split, Workspace};
 
@@ -51,8 +52,14 @@ struct BackwardAdapterParams {
     out_features: i32,
     rank: i32,
     padded_rank: i32,
+    grad_stride: i32,
+    output_stride: i32,
+    x_stride: i32,
     chunk: i32,
+    peft_dropout: i32,
     aligned: i32,
+    accumulate: i32,
+    _padding: i32,
 }
 
 // SAFETY: a C struct of plain values, laid out as the kernel declares it.
@@ -105,61 +112,75 @@ impl Kernels {
         prepared.check(self, spec)?;
         self.check_buffer(workspace.buffer())?;
         io.check(self, spec)?;
-        let tokens = io.tokens;
+        let plan = Plan::new(spec, io.tokens, self.sm_count());
+        self.check_grid(Entry::BackwardAdapter, E::DTYPE, plan.grid())?;
+        workspace.size().check(plan.needs(), io.tokens)?;
+
+        let (prepared, _guards) = prepared.lend(stream);
+        let left_behind = Some((*spec, io.tokens));
+        let (scratch, _guard) = workspace.lend(stream, left_behind);
+        let (raw, _guards) = io.lend(stream, spec);
+        // SAFETY: each buffer was checked against its shape, and its guard orders the launch on the
+        // stream.
+        unsafe { self.backward_adapter_raw(stream, spec, &prepared, &scratch, &raw) }
+    }
+
+    /// [`Kernels::backward_adapter`] on device addresses; P stays in the workspace.
+    ///
+    /// # Safety
+    /// As for [`Kernels::backward_raw`].
+    ///
+    /// # Errors
+    /// Those of [`Kernels::forward_raw`].
+    pub unsafe fn backward_adapter_raw(
+        &self,
+        stream: &Arc<CudaStream>,
+        spec: &DoraSpec,
+        prepared: &raw::Prepared,
+        workspace: &raw::Workspace,
+        io: &raw::Backward,
+    ) -> Result<()> {
+        self.check_stream(stream)?;
+        let peft = io.check(spec)?;
+        prepared.check(spec)?;
+        let (tokens, dtype) = (io.tokens, spec.dtype());
         let plan = Plan::new(spec, tokens, self.sm_count());
-        let grid = [plan.strips, plan.split.count, plan.rank_tiles];
-        self.check_grid(Entry::BackwardAdapter, E::DTYPE, grid)?;
-        let left_behind = Some((*spec, tokens));
-        let scratch = workspace.reserve(stream, plan.needs(), tokens, left_behind)?;
+        self.check_grid(Entry::BackwardAdapter, dtype, plan.grid())?;
+        let scratch = workspace.parts(plan.needs(), tokens)?;
+        let on_output = spec.norm() == Norm::Output;
+        let only_on_output = |pointer| if on_output { pointer } else { 0 };
+        let grad_magnitude = only_on_output(io.grad_magnitude);
         if tokens == 0 {
-            zero(stream, &mut io.grad_lora_b)?;
-            if let Some(grad) = &mut io.grad_bias {
-                zero(stream, grad)?;
+            if io.gradients == Gradients::Accumulate {
+                return Ok(());
             }
-            return match (&mut io.grad_magnitude, spec.norm()) {
-                (Some(grad), Norm::Output) => zero(stream, grad),
-                _ => Ok(()),
+            // SAFETY: the caller vouches for the addresses.
+            return unsafe {
+                zero(stream, io.grad_lora_b, spec.out_features() * spec.rank())?;
+                zero(stream, io.grad_bias, spec.out_features())?;
+                zero(stream, grad_magnitude, spec.out_features())
             };
         }
-        let on_output = spec.norm() == Norm::Output;
 
-        let (grad_output, _guard) = io.grad_output.device_ptr(stream);
-        let (x, _guard) = io.x.device_ptr(stream);
-        let (weight, _guard) = io.weight.device_ptr(stream);
-        let (h, _guard) = io.h.device_ptr(stream);
-        let (output, _output) =
-            io.output.as_ref().map_or((0, None), |y| optional(y.device_ptr(stream)));
-        let (bias, _bias) = io.bias.as_ref().map_or((0, None), |b| optional(b.device_ptr(stream)));
-        let (sb, _guard) = prepared.sb.device_ptr(stream);
-        let (gsb, _guard) = prepared.gsb().device_ptr(stream);
-        let (gain, _guard) = prepared.gain.device_ptr(stream);
-        let (norm, _guard) = prepared.norm.device_ptr(stream);
-        let (grad_lora_b, _guard) = io.grad_lora_b.device_ptr_mut(stream);
-        let (grad_bias, _grad_bias) =
-            io.grad_bias.as_mut().map_or((0, None), |grad| optional(grad.device_ptr_mut(stream)));
-        let (grad_magnitude, _grad_magnitude) = match &mut io.grad_magnitude {
-            Some(grad) if on_output => optional(grad.device_ptr_mut(stream)),
-            _ => (0, None),
-        };
-        let only_on_output = |pointer| if on_output { pointer } else { 0 };
         let region = |offset: usize| scratch.regions + offset as u64;
-        let row_lengths = [spec.out_features(), spec.padded_rank()];
+        let gsb = prepared.contracted(spec);
+        let row_lengths = [spec.out_features(), io.grad_output.stride, spec.padded_rank()];
         let params = BackwardAdapterParams {
-            grad_output,
-            output: only_on_output(output),
-            x,
-            weight,
-            bias,
-            h,
-            sb,
+            grad_output: io.grad_output.pointer,
+            output: if peft { io.z } else { only_on_output(io.output.pointer) },
+            x: io.x.pointer,
+            weight: io.weight,
+            bias: io.bias,
+            h: io.h,
+            sb: prepared.sb,
             gsb,
-            gain: only_on_output(gain),
-            norm: only_on_output(norm),
+            gain: only_on_output(prepared.gain),
+            norm: only_on_output(prepared.norm),
             scaled_grad: only_on_output(region(plan.carried.scaled_grad)),
             p: region(plan.carried.p),
-            grad_lora_b,
+            grad_lora_b: io.grad_lora_b,
             grad_magnitude,
-            grad_bias,
+            grad_bias: io.grad_bias,
             partial_p: region(plan.partial_p),
             partial_b: region(plan.partial_b),
             partial_bias: region(plan.partial_bias),
@@ -172,12 +193,21 @@ impl Kernels {
             out_features: spec.out_features() as i32,
             rank: spec.rank() as i32,
             padded_rank: spec.padded_rank() as i32,
+            grad_stride: io.grad_output.stride as i32,
+            output_stride: if peft { spec.out_features() } else { io.output.stride } as i32,
+            x_stride: io.x.stride as i32,
             chunk: plan.split.len as i32,
-            aligned: i32::from(are_aligned::<E>(&row_lengths, &[grad_output, h, gsb])),
+            peft_dropout: i32::from(peft),
+            aligned: i32::from(are_aligned(
+                dtype,
+                &row_lengths,
+                &[io.grad_output.pointer, io.h, gsb],
+            )),
+            accumulate: io.gradients.accumulate(),
+            _padding: 0,
         };
-        // SAFETY: the struct is the kernel's; each buffer was checked against the shape that it
-        // accesses, and its guard orders this launch on the stream.
-        unsafe { self.launch(stream, Entry::BackwardAdapter, E::DTYPE, grid, &params) }
+        // SAFETY: the struct is the kernel's; the caller vouches for the addresses.
+        unsafe { self.launch(stream, Entry::BackwardAdapter, dtype, plan.grid(), &params) }
     }
 }
 
@@ -218,7 +248,8 @@ impl Plan {
         let [strip, tile] = if spec.dtype() == Dtype::F32 { TILE_F32 } else { TILE_16_BIT };
         let (features, rank) = (spec.out_features(), spec.padded_rank());
         let strips = features.div_ceil(strip);
-        let rank_tiles = rank.div_ceil(RANK_TILE);
+        // db and dm need a launch for rank 0, too.
+        let rank_tiles = rank.div_ceil(RANK_TILE).max(1);
         let split = Split::new(tokens, tile, strips * rank_tiles, sm_count);
         let mut regions = Regions::default();
         let carried = Carried::new(&mut regions, spec, tokens);
@@ -240,6 +271,10 @@ impl Plan {
             partial_m,
             bytes,
         }
+    }
+
+    fn grid(&self) -> [usize; 3] {
+        [self.strips, self.split.count, self.rank_tiles]
     }
 
     fn chunk_counters(&self) -> usize {

@@ -2,14 +2,16 @@
 
 use std::sync::Arc;
 
-use cudarc::driver::{CudaStream, DevicePtr, DevicePtrMut, DeviceRepr};
+use cudarc::driver::{CudaStream, DeviceRepr};
 
-use crate::backward::{Backward, zero};
+use crate::backward::{Backward, Gradients, zero};
 use crate::backward_adapter::Carried;
+use crate::dropout::{Dropout, KernelDropout};
 use crate::error::Result;
 use crate::forward::{MAIN_TILE, are_aligned};
 use crate::kernels::{Entry, Kernels, THREADS};
-use crate::prepare::{Prepared, optional};
+use crate::prepare::Prepared;
+use crate::raw::{self, WorkspaceSize};
 use crate::spec::{DoraSpec, Element, Norm};
 use crate::workspace::{Needs, Regions, Split, Workspace};
 
@@ -24,6 +26,7 @@ const LORA_A_CHUNK: usize = 128;
 #[derive(Debug, Clone, Copy)]
 struct BackwardInputParams {
     grad: u64,
+    dropped_grad: u64,
     weight: u64,
     p: u64,
     a: u64,
@@ -37,13 +40,18 @@ struct BackwardInputParams {
     partial_a: u64,
     tile_counters: u64,
     lora_a_counters: u64,
+    dropout: KernelDropout,
     tokens: i32,
     in_features: i32,
     out_features: i32,
     rank: i32,
     padded_rank: i32,
+    grad_stride: i32,
+    x_stride: i32,
+    grad_input_stride: i32,
     chunk: i32,
     aligned: i32,
+    accumulate: i32,
     _padding: i32,
 }
 
@@ -64,7 +72,7 @@ pub const GEOMETRY: [usize; 6] = [
 impl Kernels {
     /// The gradients that need P: dX = (G·W + P·A)(∘g), for norm axis input dm = (Σ_t x∘D)/c with
     /// D = dX before ∘g, and dA = (Pᵀx)(∘g). Two launches; only that of dA where dX is not wanted
-    /// and m is not on the input.
+    /// and m is not on the input, and without it for rank 0.
     ///
     /// To be called after [`Kernels::backward_adapter`] with the same tensors, with no other call
     /// on the workspace in between. Formulas: the chain rule on the forward; c constant as in DoRA
@@ -85,87 +93,136 @@ impl Kernels {
         self.check_stream(stream)?;
         prepared.check(self, spec)?;
         io.check(self, spec)?;
-        let tokens = io.tokens;
-        workspace.check_backward(spec, tokens)?;
-        self.check_backward_input::<E>(spec, workspace, tokens)?;
+        workspace.check_backward(spec, io.tokens)?;
+        self.check_buffer(workspace.buffer())?;
+        self.check_backward_input(spec, &workspace.size(), io.tokens, io.dropout.as_ref())?;
+
+        let (prepared, _guards) = prepared.lend(stream);
+        let (scratch, _guard) = workspace.lend(stream, None);
+        let (raw, _guards) = io.lend(stream, spec);
+        // SAFETY: each buffer was checked against its shape, and its guard orders the launches on
+        // the stream; the workspace holds P.
+        unsafe { self.backward_input_raw(stream, spec, &prepared, &scratch, &raw) }
+    }
+
+    /// [`Kernels::backward_input`] on device addresses.
+    ///
+    /// # Safety
+    /// As for [`Kernels::backward_raw`]; the workspace is as [`Kernels::backward_adapter_raw`] left
+    /// it for the same tensors.
+    ///
+    /// # Errors
+    /// Those of [`Kernels::forward_raw`].
+    pub unsafe fn backward_input_raw(
+        &self,
+        stream: &Arc<CudaStream>,
+        spec: &DoraSpec,
+        prepared: &raw::Prepared,
+        workspace: &raw::Workspace,
+        io: &raw::Backward,
+    ) -> Result<()> {
+        self.check_stream(stream)?;
+        let peft = io.check(spec)?;
+        prepared.check(spec)?;
+        let (tokens, dtype) = (io.tokens, spec.dtype());
+        self.check_backward_input(spec, &workspace.size, tokens, io.dropout.as_ref())?;
         let plan = Plan::new(spec, tokens, self.sm_count());
-        let scratch = workspace.reserve(stream, plan.needs(), tokens, None)?;
+        let scratch = workspace.parts(plan.needs(), tokens)?;
         let on_input = spec.norm() == Norm::Input;
+        let only_on_input = |pointer| if on_input { pointer } else { 0 };
+        let grad_magnitude = only_on_input(io.grad_magnitude);
         if tokens == 0 {
-            zero(stream, &mut io.grad_lora_a)?;
-            return match &mut io.grad_magnitude {
-                Some(grad) if on_input => zero(stream, grad),
-                _ => Ok(()),
+            if io.gradients == Gradients::Accumulate {
+                return Ok(());
+            }
+            // SAFETY: the caller vouches for the addresses.
+            return unsafe {
+                zero(stream, io.grad_lora_a, spec.rank() * spec.in_features())?;
+                zero(stream, grad_magnitude, spec.in_features())
             };
         }
 
         let region = |offset: usize| scratch.regions + offset as u64;
-        let (grad_output, _guard) = io.grad_output.device_ptr(stream);
+        let scaled_grad = region(plan.carried.scaled_grad);
         let grad = match spec.norm() {
-            Norm::Output => region(plan.carried.scaled_grad),
-            Norm::None | Norm::Input => grad_output,
-        };
-        let (weight, _guard) = io.weight.device_ptr(stream);
-        let (x, _guard) = io.x.device_ptr(stream);
-        let (a, _guard) = prepared.a.device_ptr(stream);
-        let (gain, _guard) = prepared.gain.device_ptr(stream);
-        let (norm, _guard) = prepared.norm.device_ptr(stream);
-        let (grad_lora_a, _guard) = io.grad_lora_a.device_ptr_mut(stream);
-        let (grad_input, _grad_input) =
-            io.grad_input.as_mut().map_or((0, None), |dx| optional(dx.device_ptr_mut(stream)));
-        let (grad_magnitude, _grad_magnitude) = match &mut io.grad_magnitude {
-            Some(grad) if on_input => optional(grad.device_ptr_mut(stream)),
-            _ => (0, None),
+            Norm::Output if !peft => raw::Matrix::dense(scaled_grad, spec.out_features()),
+            _ => io.grad_output,
         };
         let p = region(plan.carried.p);
-        let row_lengths = [spec.in_features(), spec.out_features(), spec.padded_rank()];
-        let pointers = [grad, weight, p, a, x, grad_input];
+        let row_lengths = [
+            spec.in_features(),
+            spec.out_features(),
+            spec.padded_rank(),
+            grad.stride,
+            io.x.stride,
+            io.grad_input.stride,
+        ];
+        let pointers =
+            [grad.pointer, io.weight, p, prepared.a, io.x.pointer, io.grad_input.pointer];
         let params = BackwardInputParams {
-            grad,
-            weight,
+            grad: grad.pointer,
+            dropped_grad: if peft { scaled_grad } else { 0 },
+            weight: io.weight,
             p,
-            a,
-            x,
-            gain: if on_input { gain } else { 0 },
-            norm: if on_input { norm } else { 0 },
-            grad_input,
-            grad_lora_a,
+            a: prepared.a,
+            x: io.x.pointer,
+            gain: only_on_input(prepared.gain),
+            norm: only_on_input(prepared.norm),
+            grad_input: io.grad_input.pointer,
+            grad_lora_a: io.grad_lora_a,
             grad_magnitude,
             partial_m: region(plan.partial_m),
             partial_a: region(plan.partial_a),
             tile_counters: scratch.counters,
             lora_a_counters: scratch.counters + (plan.tiles[1] * size_of::<u32>()) as u64,
+            dropout: io.dropout.map_or(KernelDropout::default(), |dropout| dropout.kernel()),
             tokens: tokens as i32,
             in_features: spec.in_features() as i32,
             out_features: spec.out_features() as i32,
             rank: spec.rank() as i32,
             padded_rank: spec.padded_rank() as i32,
+            grad_stride: grad.stride as i32,
+            x_stride: io.x.stride as i32,
+            grad_input_stride: io.grad_input.stride as i32,
             chunk: plan.split.len as i32,
-            aligned: i32::from(are_aligned::<E>(&row_lengths, &pointers)),
+            aligned: i32::from(are_aligned(dtype, &row_lengths, &pointers)),
+            accumulate: io.gradients.accumulate(),
             _padding: 0,
         };
-        // SAFETY: the struct is the kernels'; each buffer was checked against the shape that they
-        // access, and its guard orders these launches on the stream.
+        let [input, lora_a] = entries(io.dropout.as_ref());
+        // SAFETY: the struct is the kernels'; the caller vouches for the addresses.
         unsafe {
-            if grad_input != 0 || on_input {
-                self.launch(stream, Entry::BackwardInput, E::DTYPE, plan.grid(), &params)?;
+            if io.grad_input.pointer != 0 || on_input {
+                self.launch(stream, input, dtype, plan.grid(), &params)?;
             }
-            self.launch(stream, Entry::BackwardInputLoraA, E::DTYPE, plan.lora_a_grid(), &params)
+            if spec.rank() == 0 {
+                return Ok(());
+            }
+            self.launch(stream, lora_a, dtype, plan.lora_a_grid(), &params)
         }
     }
 
     /// The device's limits for both launches, and the workspace.
-    pub(crate) fn check_backward_input<E: Element>(
+    pub(crate) fn check_backward_input(
         &self,
         spec: &DoraSpec,
-        workspace: &Workspace,
+        workspace: &WorkspaceSize,
         tokens: usize,
+        dropout: Option<&Dropout>,
     ) -> Result<()> {
-        self.check_buffer(workspace.buffer())?;
         let plan = Plan::new(spec, tokens, self.sm_count());
         workspace.check(plan.needs(), tokens)?;
-        self.check_grid(Entry::BackwardInput, E::DTYPE, plan.grid())?;
-        self.check_grid(Entry::BackwardInputLoraA, E::DTYPE, plan.lora_a_grid())
+        let [input, lora_a] = entries(dropout);
+        self.check_grid(input, spec.dtype(), plan.grid())?;
+        self.check_grid(lora_a, spec.dtype(), plan.lora_a_grid())
+    }
+}
+
+/// The kernels of both launches.
+fn entries(dropout: Option<&Dropout>) -> [Entry; 2] {
+    match dropout {
+        None => [Entry::BackwardInput, Entry::BackwardInputLoraA],
+        Some(_) => [Entry::BackwardInputDropout, Entry::BackwardInputLoraADropout],
     }
 }
 

@@ -9,10 +9,59 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// What went wrong. All checks happen before anything is launched: after an error other than
 /// [`Error::Driver`] no buffer has been touched.
+///
+/// | misuse | error |
+/// |---|---|
+/// | a layer without input or output features | [`InvalidSpec`](Error::InvalidSpec) |
+/// | features, a rank or tokens beyond 2³⁰ | [`InvalidSpec`](Error::InvalidSpec) |
+/// | a scaling that is not finite | [`InvalidSpec`](Error::InvalidSpec) |
+/// | plain LoRA with a gradient through its norm | [`InvalidSpec`](Error::InvalidSpec) |
+/// | a dropout probability outside of 0 … 1 − 2⁻¹⁶ | [`InvalidSpec`](Error::InvalidSpec) |
+/// | PEFT's dropout with norm axis input | [`InvalidSpec`](Error::InvalidSpec) |
+/// | a decomposition along no axis | [`InvalidSpec`](Error::InvalidSpec) |
+/// | optimizer parts that overlap, go backwards or leave their buffer | [`InvalidSpec`](Error::InvalidSpec) |
+/// | an optimizer's constant, rate or norm outside of its range | [`InvalidSpec`](Error::InvalidSpec) |
+/// | the optimizer's step 0 | [`InvalidSpec`](Error::InvalidSpec) |
+/// | a tensor of another length than its shape's | [`Shape`](Error::Shape) |
+/// | an adapter's buffer of another length than its layout's | [`Shape`](Error::Shape) |
+/// | a [`Saved`](crate::Saved) made for fewer tokens | [`Shape`](Error::Shape) |
+/// | rows that overlap, or start more than 2³⁰ elements apart | [`Stride`](Error::Stride) |
+/// | a device address that no element can have | [`Misaligned`](Error::Misaligned) |
+/// | buffers of another dtype than the spec's | [`Dtype`](Error::Dtype) |
+/// | DoRA without a magnitude, or without room for its gradient | [`MissingTensor`](Error::MissingTensor) |
+/// | the backward of norm axis output without y | [`MissingTensor`](Error::MissingTensor) |
+/// | PEFT's dropout without z | [`MissingTensor`](Error::MissingTensor) |
+/// | an address of 0 for a tensor that is needed | [`MissingTensor`](Error::MissingTensor) |
+/// | plain LoRA with a magnitude, or room for its gradient | [`UnexpectedTensor`](Error::UnexpectedTensor) |
+/// | z without PEFT's dropout | [`UnexpectedTensor`](Error::UnexpectedTensor) |
+/// | the address of a magnitude, and of room for a fresh one | [`UnexpectedTensor`](Error::UnexpectedTensor) |
+/// | `norm_gradient` of plain LoRA, or of a detached norm | [`NoNormGradient`](Error::NoNormGradient) |
+/// | an op before `prepare` | [`NotPrepared`](Error::NotPrepared) |
+/// | operands that were prepared for another spec | [`NotPrepared`](Error::NotPrepared) |
+/// | [`DoraLinear::backward`](crate::DoraLinear::backward) after a change of the parameters | [`NotPrepared`](Error::NotPrepared) |
+/// | a workspace made for less | [`WorkspaceTooSmall`](Error::WorkspaceTooSmall) |
+/// | `backward_input` without its `backward_adapter` | [`BackwardOrder`](Error::BackwardOrder) |
+/// | `unmerge` where a gain is 0 | [`LostFeature`](Error::LostFeature) |
+/// | an adapter's name that is not attached, or is already | [`Adapter`](Error::Adapter) |
+/// | an adapter for other features than its layer's | [`Adapter`](Error::Adapter) |
+/// | [`DoraLinear::adamw`](crate::DoraLinear::adamw) while no adapter is active | [`Adapter`](Error::Adapter) |
+/// | a rank that takes a larger grid than the device has | [`DeviceLimit`](Error::DeviceLimit) |
+/// | a stream, a buffer or an adapter of another CUDA context | [`ContextMismatch`](Error::ContextMismatch) |
+/// | a device that is not there | [`NoDevice`](Error::NoDevice) |
+/// | no CUDA driver | [`DriverMissing`](Error::DriverMissing) |
+/// | a driver older than the NVRTC that compiled the kernels | [`PtxTooNew`](Error::PtxTooNew) |
+/// | a GPU before Ampere | [`UnsupportedArchitecture`](Error::UnsupportedArchitecture) |
+/// | a build without NVRTC | [`KernelsNotBuilt`](Error::KernelsNotBuilt) |
+/// | more memory than the device has | [`Driver`](Error::Driver) |
+/// | a fault on the device | [`Driver`](Error::Driver) |
+///
+/// Launches are asynchronous: a fault on the device comes back from the first call that notices, of
+/// this crate or another. With `CUDA_LAUNCH_BLOCKING=1` in the environment that is the op itself,
+/// which the error names.
 #[non_exhaustive]
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// A layer that cannot exist.
+    /// A layer that cannot exist, or a setting of an op that makes no sense.
     #[error("{parameter} is {value}: it must be {requirement}")]
     InvalidSpec {
         /// The parameter's name.
@@ -33,6 +82,33 @@ pub enum Error {
         expected: usize,
         /// Elements the buffer holds.
         found: usize,
+    },
+    /// Rows that overlap, or lie too far apart.
+    #[error(
+        "{tensor} has its rows {stride} elements apart, but they are {cols} long: the stride must \
+         be at least that and at most {limit}"
+    )]
+    Stride {
+        /// The tensor's name.
+        tensor: &'static str,
+        /// The stride given.
+        stride: usize,
+        /// The length of a row.
+        cols: usize,
+        /// The largest stride that kernels can index.
+        limit: usize,
+    },
+    /// A device address that no element can have.
+    #[error(
+        "{tensor} is at address {address:#x}, which is not a multiple of {alignment} bytes: align it"
+    )]
+    Misaligned {
+        /// The tensor's name.
+        tensor: &'static str,
+        /// The address given.
+        address: u64,
+        /// What it must be a multiple of.
+        alignment: usize,
     },
     /// Buffers of one type for a spec of another.
     #[error("the spec computes in {spec}, but the buffers hold {buffers}: make a spec per dtype")]
@@ -56,6 +132,12 @@ pub enum Error {
         /// The tensor's name.
         tensor: &'static str,
         /// Why it has no place here.
+        reason: &'static str,
+    },
+    /// `norm_gradient` for a layer whose gradients do not flow through a norm.
+    #[error("the gradient through the norm was asked for, but {reason}")]
+    NoNormGradient {
+        /// Why there is none, and what to do.
         reason: &'static str,
     },
     /// The prepared operands were never computed, or belong to another spec.
@@ -87,6 +169,27 @@ pub enum Error {
     BackwardOrder {
         /// Tokens of this call.
         tokens: usize,
+    },
+    /// A merged weight that no longer holds what the weight was.
+    #[error(
+        "{axis} feature {feature} has a gain of {gain}, with which W' holds nothing of what W was \
+         there: W has to come from its file"
+    )]
+    LostFeature {
+        /// The norm axis.
+        axis: &'static str,
+        /// The first such feature.
+        feature: usize,
+        /// Its g = m/c.
+        gain: f32,
+    },
+    /// An adapter that is not there, or does not fit its layer.
+    #[error("the adapter `{name}` {problem}")]
+    Adapter {
+        /// The adapter's name; empty where none is active.
+        name: String,
+        /// What is wrong, and what to do.
+        problem: String,
     },
     /// A launch that the device cannot do.
     #[error("{kernel} needs {what} of {needed}, but the device allows {limit}: {cure}")]

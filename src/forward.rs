@@ -4,10 +4,13 @@ use std::sync::Arc;
 
 use cudarc::driver::{CudaStream, CudaView, CudaViewMut, DevicePtr, DevicePtrMut, DeviceRepr};
 
-use crate::error::Result;
+use crate::dropout::{Dropout, KernelDropout};
+use crate::error::{Error, Result};
 use crate::kernels::{Entry, Kernels, THREADS};
 use crate::prepare::{Prepared, optional};
-use crate::spec::{DoraSpec, Element, Norm, check_len};
+use crate::raw::{self, absent_or, present};
+use crate::rows::{MatrixView, MatrixViewMut};
+use crate::spec::{DoraSpec, Dtype, Element, Norm, check_len};
 use crate::workspace::{Needs, Regions, Workspace};
 
 /// Tokens and ranks of one tile of H (LowRank in the kernel).
@@ -27,13 +30,18 @@ struct ForwardParams {
     bias: u64,
     gain: u64,
     xs: u64,
+    rest: u64,
     h: u64,
+    z: u64,
     y: u64,
     seed: u64,
+    dropout: KernelDropout,
     tokens: i32,
     in_features: i32,
     out_features: i32,
     padded_rank: i32,
+    x_stride: i32,
+    y_stride: i32,
     gain_on_input: i32,
     aligned: i32,
 }
@@ -52,29 +60,34 @@ pub const GEOMETRY: [usize; 6] = [
     size_of::<ForwardParams>(),
 ];
 
-/// Inputs and outputs of [`Kernels::forward`], row-major and contiguous.
+/// Inputs and outputs of [`Kernels::forward`], row-major.
 #[derive(Debug)]
 pub struct Forward<'a, E> {
     /// T, the number of tokens; may be 0.
     pub tokens: usize,
     /// x `[T, I]`.
-    pub x: CudaView<'a, E>,
+    pub x: MatrixView<'a, E>,
     /// W `[O, I]`, as given to `prepare`.
     pub weight: CudaView<'a, E>,
-    /// b `[O]`.
+    /// b `[O]`: a frozen one, or [`Prepared::bias`].
     pub bias: Option<CudaView<'a, E>>,
     /// Seed of the stochastic rounding of x∘g (norm axis input in 16 bit; otherwise unused). Use
     /// another one each step; the same one gives the same bits.
     pub seed: u64,
+    /// Dropout of x, in training.
+    pub dropout: Option<Dropout>,
+    /// z `[T, O]`, written, for PEFT's dropout with norm axis output only: keep it for the backward.
+    pub z: Option<CudaViewMut<'a, E>>,
     /// y `[T, O]`, written.
-    pub y: CudaViewMut<'a, E>,
+    pub y: MatrixViewMut<'a, E>,
     /// H = (x∘g)·Aᵀ or x·Aᵀ, `[T, R]`, written: keep it for the backward.
     pub h: CudaViewMut<'a, E>,
 }
 
 impl Kernels {
     /// The adapted linear layer: y = (x∘g)·Vᵀ + b (norm axis input), g∘(x·Vᵀ) + b (output), or
-    /// x·Vᵀ + b (plain LoRA), with V = W + s·B·A never formed. Two launches.
+    /// x·Vᵀ + b (plain LoRA), with V = W + s·B·A never formed. Two launches; one for rank 0, unless
+    /// the norm axis is the input.
     ///
     /// Error, elementwise against float64: ε|y| + 64u(1 + I/4096)·|g|(|x||W|ᵀ) + ε·s|g|(|x||A|ᵀ)|B|ᵀ
     /// with u = 2⁻²⁴ and ε = 2⁻⁸ (bf16) or 2⁻¹¹ (f16), and 2ε|x∘g||V|ᵀ more for the stochastic
@@ -107,87 +120,228 @@ impl Kernels {
         self.check_buffer(workspace.buffer())?;
         spec.check_tokens(io.tokens)?;
         check(spec, &io)?;
-        self.check_buffer(&io.x)?;
+        self.check_buffer(&io.x.view)?;
         self.check_buffer(&io.weight)?;
-        self.check_buffer(&io.y)?;
+        self.check_buffer(&io.y.view)?;
         self.check_buffer(&io.h)?;
         io.bias.as_ref().map_or(Ok(()), |bias| self.check_buffer(bias))?;
-        let tokens = io.tokens;
-        let low_rank_grid =
-            [tokens.div_ceil(LOW_RANK_TILE[0]), spec.padded_rank().div_ceil(LOW_RANK_TILE[1]), 1];
-        let main_tiles = tokens
-            .div_ceil(MAIN_TILE[0])
-            .saturating_mul(spec.out_features().div_ceil(MAIN_TILE[1]));
-        self.check_grid(Entry::ForwardLowRank, E::DTYPE, low_rank_grid)?;
-        self.check_grid(Entry::Forward, E::DTYPE, [main_tiles, 1, 1])?;
-        let scratch = workspace.reserve(stream, needs(spec, tokens), tokens, None)?;
-        if tokens == 0 {
-            return Ok(());
-        }
+        io.z.as_ref().map_or(Ok(()), |z| self.check_buffer(z))?;
+        self.check_forward(spec, io.tokens, io.dropout.as_ref())?;
+        workspace.size().check(needs(spec, io.tokens), io.tokens)?;
 
-        let (x, _guard) = io.x.device_ptr(stream);
+        let (prepared, _guards) = prepared.lend(stream);
+        let (scratch, _guard) = workspace.lend(stream, None);
+        let (x_stride, y_stride) =
+            (io.x.stride(spec.in_features()), io.y.stride(spec.out_features()));
+        let (x, _guard) = io.x.view.device_ptr(stream);
         let (weight, _guard) = io.weight.device_ptr(stream);
         let (bias, _bias) =
             io.bias.as_ref().map_or((0, None), |bias| optional(bias.device_ptr(stream)));
-        let (a, _guard) = prepared.a.device_ptr(stream);
-        let (sb, _guard) = prepared.sb.device_ptr(stream);
-        let (gain, _guard) = prepared.gain.device_ptr(stream);
         let (h, _guard) = io.h.device_ptr_mut(stream);
-        let (y, _guard) = io.y.device_ptr_mut(stream);
-        let xs = if spec.norm() == Norm::Input { scratch.regions } else { 0 };
-        let rows = [spec.in_features(), spec.padded_rank(), spec.out_features()];
-        let params = ForwardParams {
-            x,
+        let (z, _z) = io.z.as_mut().map_or((0, None), |z| optional(z.device_ptr_mut(stream)));
+        let (y, _guard) = io.y.view.device_ptr_mut(stream);
+        let raw = raw::Forward {
+            tokens: io.tokens,
+            x: raw::Matrix { pointer: x, stride: x_stride },
             weight,
-            a,
-            sb,
             bias,
-            gain: if spec.norm() == Norm::None { 0 } else { gain },
-            xs,
-            h,
-            y,
             seed: io.seed,
+            dropout: io.dropout,
+            z,
+            y: raw::Matrix { pointer: y, stride: y_stride },
+            h,
+        };
+        // SAFETY: each buffer was checked against its shape, and its guard orders the launches on
+        // the stream.
+        unsafe { self.forward_raw(stream, spec, &prepared, &scratch, &raw) }
+    }
+
+    /// [`Kernels::forward`] on device addresses.
+    ///
+    /// # Safety
+    /// Every address that is not 0 is one of the kernels' context, of memory that holds what
+    /// [`raw::Forward`] says, valid until the stream has run the launches, and ordered on it against
+    /// other uses; what is written overlaps with nothing else. `prepared` was left by
+    /// [`Kernels::prepare_raw`] for this spec and the adapter as it is.
+    ///
+    /// # Errors
+    /// Before anything is launched: [`Error::MissingTensor`], [`Error::Misaligned`],
+    /// [`Error::Stride`], [`Error::WorkspaceTooSmall`], [`Error::DeviceLimit`],
+    /// [`Error::ContextMismatch`], [`Error::InvalidSpec`] for too many tokens. Afterwards
+    /// [`Error::Driver`].
+    ///
+    /// [`Error::MissingTensor`]: crate::Error::MissingTensor
+    /// [`Error::Misaligned`]: crate::Error::Misaligned
+    /// [`Error::Stride`]: crate::Error::Stride
+    /// [`Error::WorkspaceTooSmall`]: crate::Error::WorkspaceTooSmall
+    /// [`Error::DeviceLimit`]: crate::Error::DeviceLimit
+    /// [`Error::ContextMismatch`]: crate::Error::ContextMismatch
+    /// [`Error::InvalidSpec`]: crate::Error::InvalidSpec
+    /// [`Error::Driver`]: crate::Error::Driver
+    pub unsafe fn forward_raw(
+        &self,
+        stream: &Arc<CudaStream>,
+        spec: &DoraSpec,
+        prepared: &raw::Prepared,
+        workspace: &raw::Workspace,
+        io: &raw::Forward,
+    ) -> Result<()> {
+        self.check_stream(stream)?;
+        spec.check_tokens(io.tokens)?;
+        let tokens = io.tokens;
+        let scratch = workspace.parts(needs(spec, tokens), tokens)?;
+        let (low_rank_grid, grid) = self.check_forward(spec, tokens, io.dropout.as_ref())?;
+        if tokens == 0 {
+            return Ok(());
+        }
+        let peft = check_raw(spec, prepared, io)?;
+        let dtype = spec.dtype();
+        let [xs, rest] = Inputs::new(spec, tokens).offsets.map(|at| scratch.regions + at as u64);
+        let only_if = |needed: bool, pointer| if needed { pointer } else { 0 };
+        let rows =
+            [spec.in_features(), spec.padded_rank(), spec.out_features(), io.x.stride, io.y.stride];
+        let pointers = [io.x.pointer, io.weight, prepared.a, prepared.sb, io.h, io.y.pointer];
+        let params = ForwardParams {
+            x: io.x.pointer,
+            weight: io.weight,
+            a: prepared.a,
+            sb: prepared.sb,
+            bias: io.bias,
+            gain: if spec.norm() == Norm::None { 0 } else { prepared.gain },
+            xs: only_if(spec.norm() == Norm::Input || peft, xs),
+            rest: only_if(peft, rest),
+            h: io.h,
+            z: io.z,
+            y: io.y.pointer,
+            seed: io.seed,
+            dropout: io.dropout.map_or(KernelDropout::default(), |dropout| dropout.kernel()),
             tokens: tokens as i32,
             in_features: spec.in_features() as i32,
             out_features: spec.out_features() as i32,
             padded_rank: spec.padded_rank() as i32,
+            x_stride: io.x.stride as i32,
+            y_stride: io.y.stride as i32,
             gain_on_input: i32::from(spec.norm() == Norm::Input),
-            aligned: i32::from(are_aligned::<E>(&rows, &[x, weight, a, sb, h, y])),
+            aligned: i32::from(are_aligned(dtype, &rows, &pointers)),
         };
-        // SAFETY: the struct is the kernels'; each buffer was checked against the shape that they
-        // access, and its guard orders these launches on the stream.
+        let (low_rank, main) = entries(io.dropout.as_ref(), peft);
+        // SAFETY: the struct is the kernels'; the caller vouches for the addresses.
         unsafe {
-            self.launch(stream, Entry::ForwardLowRank, E::DTYPE, low_rank_grid, &params)?;
-            self.launch(stream, Entry::Forward, E::DTYPE, [main_tiles, 1, 1], &params)
+            if low_rank_grid[1] > 0 {
+                self.launch(stream, low_rank, dtype, low_rank_grid, &params)?;
+            }
+            self.launch(stream, main, dtype, grid, &params)
         }
+    }
+
+    /// The grids of both launches, within the device's limits; that of the first is empty where
+    /// there is neither H nor x∘g to compute.
+    fn check_forward(
+        &self,
+        spec: &DoraSpec,
+        tokens: usize,
+        dropout: Option<&Dropout>,
+    ) -> Result<([usize; 3], [usize; 3])> {
+        let peft = Dropout::check(dropout, spec)?;
+        // The launch for H is also the one that writes x∘g, or x∘M.
+        let rank_tiles = spec.padded_rank().div_ceil(LOW_RANK_TILE[1]);
+        let rank_tiles = rank_tiles.max(usize::from(spec.norm() == Norm::Input || peft));
+        let low_rank_grid = [tokens.div_ceil(LOW_RANK_TILE[0]), rank_tiles, 1];
+        let main_tiles = tokens
+            .div_ceil(MAIN_TILE[0])
+            .saturating_mul(spec.out_features().div_ceil(MAIN_TILE[1]));
+        let grid = [main_tiles, 1, 1];
+        let (low_rank, main) = entries(dropout, peft);
+        self.check_grid(low_rank, spec.dtype(), low_rank_grid)?;
+        self.check_grid(main, spec.dtype(), grid)?;
+        Ok((low_rank_grid, grid))
+    }
+}
+
+/// The kernels of both launches.
+fn entries(dropout: Option<&Dropout>, peft: bool) -> (Entry, Entry) {
+    match (dropout, peft) {
+        (_, true) => (Entry::ForwardLowRankDropout, Entry::ForwardPeftDropout),
+        (Some(_), false) => (Entry::ForwardLowRankDropout, Entry::Forward),
+        (None, false) => (Entry::ForwardLowRank, Entry::Forward),
+    }
+}
+
+/// Checks what can be told from the numbers, and tells whether the dropout is PEFT's.
+fn check_raw(spec: &DoraSpec, prepared: &raw::Prepared, io: &raw::Forward) -> Result<bool> {
+    let peft = Dropout::check(io.dropout.as_ref(), spec)?;
+    check_z(peft, io.z != 0)?;
+    let bytes = spec.dtype().bytes();
+    io.x.present("x", spec.in_features(), bytes)?;
+    present("weight", io.weight, bytes)?;
+    absent_or("bias", io.bias, bytes)?;
+    io.y.present("y", spec.out_features(), bytes)?;
+    if spec.rank() > 0 {
+        present("h", io.h, bytes)?;
+    }
+    absent_or("z", io.z, bytes)?;
+    prepared.check(spec)?;
+    Ok(peft)
+}
+
+/// Checks that z is there if it is needed.
+pub(crate) fn check_z(needed: bool, given: bool) -> Result<()> {
+    let tensor = "z";
+    match (needed, given) {
+        (true, false) => {
+            let reason = "PEFT's dropout keeps it from the forward to the backward";
+            Err(Error::MissingTensor { tensor, reason })
+        }
+        (false, true) => {
+            let reason = "only PEFT's dropout with norm axis output keeps it";
+            Err(Error::UnexpectedTensor { tensor, reason })
+        }
+        _ => Ok(()),
     }
 }
 
 /// Whether rows of these lengths at these addresses all start at 16-byte boundaries: then kernels
 /// move 16 bytes at a time.
-pub(crate) fn are_aligned<E: Element>(row_lengths: &[usize], pointers: &[u64]) -> bool {
+pub(crate) fn are_aligned(dtype: Dtype, row_lengths: &[usize], pointers: &[u64]) -> bool {
     const VECTOR_BYTES: usize = 16;
-    row_lengths.iter().all(|len| (len * size_of::<E>()).is_multiple_of(VECTOR_BYTES))
+    row_lengths.iter().all(|len| (len * dtype.bytes()).is_multiple_of(VECTOR_BYTES))
         && pointers.iter().all(|pointer| pointer.is_multiple_of(VECTOR_BYTES as u64))
 }
 
-fn check<E>(spec: &DoraSpec, io: &Forward<'_, E>) -> Result<()> {
+fn check<E: Element>(spec: &DoraSpec, io: &Forward<'_, E>) -> Result<()> {
     let tokens = ("T", io.tokens);
     let (inputs, outputs) = (("I", spec.in_features()), ("O", spec.out_features()));
-    check_len("x", io.x.len(), tokens, inputs)?;
+    io.x.check("x", tokens, inputs)?;
     check_len("weight", io.weight.len(), outputs, inputs)?;
     if let Some(bias) = &io.bias {
         check_len("bias", bias.len(), ("1", 1), outputs)?;
     }
-    check_len("y", io.y.len(), tokens, outputs)?;
+    io.y.check("y", tokens, outputs)?;
+    check_z(Dropout::check(io.dropout.as_ref(), spec)?, io.z.is_some())?;
+    if let Some(z) = &io.z {
+        check_len("z", z.len(), tokens, outputs)?;
+    }
     check_len("h", io.h.len(), tokens, ("R", spec.padded_rank()))
 }
 
-/// x∘g of norm axis input.
-pub(crate) fn needs(spec: &DoraSpec, tokens: usize) -> Needs {
-    let mut regions = Regions::default();
-    if spec.norm() == Norm::Input {
-        regions.take(tokens.saturating_mul(spec.in_features()), spec.dtype().bytes());
+/// What the first launch leaves to the second: x∘g of norm axis input, or x∘M and x − x∘M of PEFT's
+/// dropout, which any call for norm axis output may ask for.
+struct Inputs {
+    offsets: [usize; 2],
+    bytes: usize,
+}
+
+impl Inputs {
+    fn new(spec: &DoraSpec, tokens: usize) -> Self {
+        let mut regions = Regions::default();
+        let elements = tokens.saturating_mul(spec.in_features());
+        let mut matrix =
+            |needed| regions.take(if needed { elements } else { 0 }, spec.dtype().bytes());
+        let offsets = [matrix(spec.norm() != Norm::None), matrix(spec.norm() == Norm::Output)];
+        Self { offsets, bytes: regions.bytes() }
     }
-    Needs { counters: 0, bytes: regions.bytes() }
+}
+
+pub(crate) fn needs(spec: &DoraSpec, tokens: usize) -> Needs {
+    Needs { counters: 0, bytes: Inputs::new(spec, tokens).bytes }
 }

@@ -23,11 +23,15 @@ pub(crate) const THREADS: u32 = 128;
 const NEEDED_CAPABILITY: (i32, i32) = (8, 0);
 
 /// The kernel files, in the order of [`Entry`].
-const FILES: [(&str, Option<&str>); 4] = [
+const FILES: [(&str, Option<&str>); 8] = [
     ("prepare.cu", embedded::PREPARE),
     ("forward.cu", embedded::FORWARD),
     ("backward_adapter.cu", embedded::BACKWARD_ADAPTER),
     ("backward_input.cu", embedded::BACKWARD_INPUT),
+    ("adamw.cu", embedded::ADAMW),
+    ("norm_gradient.cu", embedded::NORM_GRADIENT),
+    ("merge.cu", embedded::MERGE),
+    ("decompose.cu", embedded::DECOMPOSE),
 ];
 
 /// One kernel, whatever its dtype.
@@ -35,20 +39,42 @@ const FILES: [(&str, Option<&str>); 4] = [
 pub(crate) enum Entry {
     Prepare,
     ForwardLowRank,
+    ForwardLowRankDropout,
     Forward,
+    ForwardPeftDropout,
     BackwardAdapter,
     BackwardInput,
+    BackwardInputDropout,
     BackwardInputLoraA,
+    BackwardInputLoraADropout,
+    AdamW,
+    GradientNorm,
+    NormGradient,
+    NormGradientFinish,
+    Merge,
+    Unmerge,
+    Decompose,
 }
 
 impl Entry {
-    const ALL: [Self; 6] = [
+    const ALL: [Self; 17] = [
         Self::Prepare,
         Self::ForwardLowRank,
+        Self::ForwardLowRankDropout,
         Self::Forward,
+        Self::ForwardPeftDropout,
         Self::BackwardAdapter,
         Self::BackwardInput,
+        Self::BackwardInputDropout,
         Self::BackwardInputLoraA,
+        Self::BackwardInputLoraADropout,
+        Self::AdamW,
+        Self::GradientNorm,
+        Self::NormGradient,
+        Self::NormGradientFinish,
+        Self::Merge,
+        Self::Unmerge,
+        Self::Decompose,
     ];
 
     /// The entry point's name up to the dtype, and the index of its file.
@@ -56,10 +82,29 @@ impl Entry {
         match self {
             Self::Prepare => ("prepare", 0),
             Self::ForwardLowRank => ("forward_low_rank", 1),
+            Self::ForwardLowRankDropout => ("forward_low_rank_dropout", 1),
             Self::Forward => ("forward", 1),
+            Self::ForwardPeftDropout => ("forward_peft_dropout", 1),
             Self::BackwardAdapter => ("backward_adapter", 2),
             Self::BackwardInput => ("backward_input", 3),
+            Self::BackwardInputDropout => ("backward_input_dropout", 3),
             Self::BackwardInputLoraA => ("backward_input_lora_a", 3),
+            Self::BackwardInputLoraADropout => ("backward_input_lora_a_dropout", 3),
+            Self::AdamW => ("adamw", 4),
+            Self::GradientNorm => ("gradient_norm", 4),
+            Self::NormGradient => ("norm_gradient", 5),
+            Self::NormGradientFinish => ("norm_gradient_finish", 5),
+            Self::Merge => ("merge", 6),
+            Self::Unmerge => ("unmerge", 6),
+            Self::Decompose => ("decompose", 7),
+        }
+    }
+
+    /// The dtype that a kernel is named by: adapters are f32 beside weights of any dtype.
+    const fn suffix(self, dtype: Dtype) -> Dtype {
+        match self {
+            Self::AdamW | Self::GradientNorm => Dtype::F32,
+            _ => dtype,
         }
     }
 }
@@ -103,9 +148,26 @@ impl Kernels {
     /// [`Error::UnsupportedArchitecture`] before Ampere, [`Error::PtxTooNew`] if the driver is
     /// older than the NVRTC that compiled the kernels, or the driver's error.
     pub fn load(context: &Arc<CudaContext>) -> Result<Self> {
+        Self::load_with(context, &[])
+    }
+
+    /// Loads the kernels with other PTX, or none, for the files that `replaced` names, such as
+    /// `forward.cu`; for the tests of what depends on it.
+    ///
+    /// # Errors
+    /// As [`Kernels::load`].
+    #[doc(hidden)]
+    pub fn load_with(
+        context: &Arc<CudaContext>,
+        replaced: &[(&str, Option<&str>)],
+    ) -> Result<Self> {
         let images = FILES
             .iter()
-            .map(|(name, ptx)| ptx.map(|ptx| (*name, ptx)).ok_or(Error::KernelsNotBuilt))
+            .map(|&(name, embedded)| {
+                let other = replaced.iter().find(|(file, _)| *file == name);
+                let ptx = other.map_or(embedded, |&(_, ptx)| ptx);
+                ptx.map(|ptx| (name, ptx)).ok_or(Error::KernelsNotBuilt)
+            })
             .collect::<Result<Vec<_>>>()?;
         let found = context.compute_capability().during("reading the compute capability")?;
         if found < NEEDED_CAPABILITY {
@@ -119,7 +181,8 @@ impl Kernels {
         for entry in Entry::ALL {
             let (name, file) = entry.name();
             for dtype in Dtype::ALL {
-                functions.push(Function::load(&modules[file], &format!("{name}_{dtype}"))?);
+                let suffix = entry.suffix(dtype);
+                functions.push(Function::load(&modules[file], &format!("{name}_{suffix}"))?);
             }
         }
         let attribute = |which| {

@@ -3,12 +3,14 @@
 use std::sync::Arc;
 
 use cudarc::driver::{
-    CudaSlice, CudaStream, CudaView, CudaViewMut, DevicePtr, DevicePtrMut, DeviceRepr,
+    CudaSlice, CudaStream, CudaView, CudaViewMut, DevicePtr, DevicePtrMut, DeviceRepr, SyncOnDrop,
 };
 
 use crate::error::{During, Error, Result};
+use crate::forward::are_aligned;
 use crate::kernels::{Entry, Kernels, THREADS};
-use crate::spec::{DoraSpec, Element, Norm, check_len};
+use crate::raw::{self, absent_or, present};
+use crate::spec::{DoraSpec, Dtype, Element, Norm, check_len};
 use crate::workspace::{Needs, Regions, Split, Workspace};
 
 /// Features whose norm one CTA computes (kStrip).
@@ -26,11 +28,13 @@ struct PrepareParams {
     lora_b: u64,
     magnitude: u64,
     magnitude_out: u64,
+    bias: u64,
     norm: u64,
     gain: u64,
     a: u64,
     sb: u64,
     gsb: u64,
+    packed_bias: u64,
     partials: u64,
     counters: u64,
     scaling: f32,
@@ -41,6 +45,10 @@ struct PrepareParams {
     norm_on_input: i32,
     has_norm: i32,
     split_tiles: i32,
+    aligned: i32,
+    aligned_a: i32,
+    aligned_b: i32,
+    _padding: i32,
 }
 
 // SAFETY: a C struct of plain values, laid out as the kernel declares it.
@@ -62,22 +70,24 @@ pub struct Prepared<E> {
     pub(crate) a: CudaSlice<E>,
     pub(crate) sb: CudaSlice<E>,
     gsb: Option<CudaSlice<E>>,
+    bias: CudaSlice<E>,
+    has_bias: bool,
 }
 
 impl<E: Element> Prepared<E> {
-    /// Allocates the buffers for `spec` on `stream`: R·(I + O) elements of `E` (R·O more for norm
-    /// axis output) and twice the magnitude's length in f32.
+    /// Allocates the buffers for `spec` on `stream`: R·(I + O) + O elements of `E` (R·O more for
+    /// norm axis output) and twice the magnitude's length in f32.
     ///
     /// # Errors
     /// [`Error::Dtype`] if `E` is not the spec's dtype, or the driver's, e.g. out of memory.
     pub fn new(stream: &Arc<CudaStream>, spec: &DoraSpec) -> Result<Self> {
         spec.check_dtype::<E>()?;
         let during = "allocating prepared operands";
-        // Plain LoRA has no norm; an allocation still needs a byte.
+        // Plain LoRA has no norm, rank 0 nothing packed; an allocation still needs a byte.
         let features = spec.magnitude_len().max(1);
         let rank = spec.padded_rank();
         // SAFETY: every buffer is written by prepare before any op reads it (see `ready`).
-        let packed = |rows: usize| unsafe { stream.alloc::<E>(rows.saturating_mul(rank)) };
+        let packed = |rows: usize| unsafe { stream.alloc::<E>(rows.saturating_mul(rank).max(1)) };
         let gsb = match spec.norm() {
             Norm::Output => Some(packed(spec.out_features()).during(during)?),
             Norm::None | Norm::Input => None,
@@ -92,6 +102,9 @@ impl<E: Element> Prepared<E> {
             a: packed(spec.in_features()).during(during)?,
             sb: packed(spec.out_features()).during(during)?,
             gsb,
+            // SAFETY: as above.
+            bias: unsafe { stream.alloc(spec.out_features()) }.during(during)?,
+            has_bias: false,
         })
     }
 
@@ -105,9 +118,33 @@ impl<E: Element> Prepared<E> {
         self.gain.as_view()
     }
 
-    /// What dY is contracted with for P: g∘(s·B), or s·B where the output has no gain.
-    pub(crate) fn gsb(&self) -> &CudaSlice<E> {
-        self.gsb.as_ref().unwrap_or(&self.sb)
+    /// The trained bias `[O]`, rounded to `E`: what the forward and the backward take as their bias.
+    /// `None` unless the last [`Kernels::prepare`] was given one.
+    pub fn bias(&self) -> Option<CudaView<'_, E>> {
+        (self.ready && self.has_bias).then(|| self.bias.as_view())
+    }
+
+    /// The addresses, to be read, and the guards that order their use on the stream.
+    pub(crate) fn lend<'a>(
+        &'a self,
+        stream: &'a CudaStream,
+    ) -> (raw::Prepared, [Option<SyncOnDrop<'a>>; 5]) {
+        let has_norm = self.spec.norm() != Norm::None;
+        let present = |there: bool, (pointer, guard): (u64, SyncOnDrop<'a>)| match there {
+            true => (pointer, Some(guard)),
+            false => (0, None),
+        };
+        let has_rank = self.spec.rank() > 0;
+        let (norm, norm_guard) = present(has_norm, self.norm.device_ptr(stream));
+        let (gain, gain_guard) = present(has_norm, self.gain.device_ptr(stream));
+        let (a, a_guard) = present(has_rank, self.a.device_ptr(stream));
+        let (sb, sb_guard) = present(has_rank, self.sb.device_ptr(stream));
+        let (gsb, gsb_guard) = match &self.gsb {
+            Some(gsb) => present(has_rank, gsb.device_ptr(stream)),
+            None => (0, None),
+        };
+        let prepared = raw::Prepared { norm, gain, a, sb, gsb, bias: 0 };
+        (prepared, [norm_guard, gain_guard, a_guard, sb_guard, gsb_guard])
     }
 
     pub(crate) fn check(&self, kernels: &Kernels, spec: &DoraSpec) -> Result<()> {
@@ -145,13 +182,17 @@ pub struct Prepare<'a, E> {
     pub lora_b: CudaView<'a, f32>,
     /// m `[I]` or `[O]`, f32 master.
     pub magnitude: Magnitude<'a>,
+    /// b `[O]`, f32 master, where the bias is trained: see [`Prepared::bias`].
+    pub bias: Option<CudaView<'a, f32>>,
 }
 
 impl Kernels {
     /// Computes c = ‖W + s·B·A‖ and g = m/c in f32 and packs A, s·B (and g∘s·B) for the tensor
-    /// cores: one launch, to be repeated after each change of A, B or m.
+    /// cores, and a trained bias: one launch, to be repeated after each change of A, B, m or b.
     ///
-    /// V's elements carry an error of about 2⁻²³ of the terms that they are the sum of.
+    /// c has a relative error below 1e-5, and about 1e-7 where nothing cancels, whatever the dtype
+    /// and however tensor cores round: features of which V = W + s·B·A leaves less than a quarter
+    /// of W are summed again in twice the precision of f32, which takes longer.
     /// Formula: DoRA (arXiv:2402.09353) eq. 5.
     ///
     /// # Errors
@@ -181,13 +222,14 @@ impl Kernels {
             Magnitude::Given(m) => self.check_buffer(m)?,
             Magnitude::Init(m) => self.check_buffer(m)?,
         }
+        inputs.bias.as_ref().map_or(Ok(()), |bias| self.check_buffer(bias))?;
         self.check_buffer(&prepared.a)?;
         self.check_buffer(workspace.buffer())?;
         let plan = Plan::new(spec, self.sm_count());
-        let grid = [plan.strips, plan.split.count, 1];
-        self.check_grid(Entry::Prepare, E::DTYPE, grid)?;
-        let scratch = workspace.reserve(stream, plan.needs(), 0, None)?;
+        self.check_grid(Entry::Prepare, E::DTYPE, plan.grid())?;
+        workspace.size().check(plan.needs(), 0)?;
 
+        let (scratch, _guard) = workspace.lend(stream, None);
         let (weight, _guard) = inputs.weight.device_ptr(stream);
         let (lora_a, _guard) = inputs.lora_a.device_ptr(stream);
         let (lora_b, _guard) = inputs.lora_b.device_ptr(stream);
@@ -196,6 +238,8 @@ impl Kernels {
             Magnitude::Given(m) => (optional(m.device_ptr(stream)), (0, None)),
             Magnitude::Init(m) => ((0, None), optional(m.device_ptr_mut(stream))),
         };
+        let (bias, _bias) =
+            inputs.bias.as_ref().map_or((0, None), |bias| optional(bias.device_ptr(stream)));
         let (norm, _guard) = prepared.norm.device_ptr_mut(stream);
         let (gain, _guard) = prepared.gain.device_ptr_mut(stream);
         let (a, _guard) = prepared.a.device_ptr_mut(stream);
@@ -204,17 +248,56 @@ impl Kernels {
             Some(gsb) => optional(gsb.device_ptr_mut(stream)),
             None => (0, None),
         };
+        let (packed_bias, _guard) = prepared.bias.device_ptr_mut(stream);
+        let raw = raw::Prepare { weight, lora_a, lora_b, magnitude, magnitude_out, bias };
+        let targets = raw::Prepared { norm, gain, a, sb, gsb, bias: packed_bias };
+        prepared.ready = false;
+        // SAFETY: each buffer was checked against its shape, and its guard orders the launch on the
+        // stream.
+        unsafe { self.prepare_raw(stream, spec, &scratch, &targets, &raw) }?;
+        prepared.ready = true;
+        prepared.has_bias = bias != 0;
+        Ok(())
+    }
+
+    /// [`Kernels::prepare`] on device addresses: writes what `prepared` names.
+    ///
+    /// # Safety
+    /// Every address that is not 0 is one of the kernels' context, of memory that holds what
+    /// [`raw::Prepare`] says or has room for what [`raw::Prepared`] says, valid until the stream
+    /// has run the launch, and ordered on it against other uses; what is written overlaps with
+    /// nothing else.
+    ///
+    /// # Errors
+    /// Before anything is launched: [`Error::MissingTensor`], [`Error::UnexpectedTensor`],
+    /// [`Error::Misaligned`], [`Error::WorkspaceTooSmall`], [`Error::DeviceLimit`],
+    /// [`Error::ContextMismatch`]. Afterwards [`Error::Driver`].
+    pub unsafe fn prepare_raw(
+        &self,
+        stream: &Arc<CudaStream>,
+        spec: &DoraSpec,
+        workspace: &raw::Workspace,
+        prepared: &raw::Prepared,
+        inputs: &raw::Prepare,
+    ) -> Result<()> {
+        self.check_stream(stream)?;
+        let plan = Plan::new(spec, self.sm_count());
+        self.check_grid(Entry::Prepare, spec.dtype(), plan.grid())?;
+        let scratch = workspace.parts(plan.needs(), 0)?;
+        check_raw(spec, prepared, inputs)?;
         let params = PrepareParams {
-            weight,
-            lora_a,
-            lora_b,
-            magnitude,
-            magnitude_out,
-            norm,
-            gain,
-            a,
-            sb,
-            gsb,
+            weight: inputs.weight,
+            lora_a: inputs.lora_a,
+            lora_b: inputs.lora_b,
+            magnitude: inputs.magnitude,
+            magnitude_out: inputs.magnitude_out,
+            bias: inputs.bias,
+            norm: prepared.norm,
+            gain: prepared.gain,
+            a: prepared.a,
+            sb: prepared.sb,
+            gsb: prepared.gsb,
+            packed_bias: prepared.bias,
             partials: scratch.regions,
             counters: scratch.counters,
             scaling: spec.scaling(),
@@ -225,15 +308,65 @@ impl Kernels {
             norm_on_input: i32::from(spec.norm() == Norm::Input),
             has_norm: i32::from(spec.norm() != Norm::None),
             split_tiles: (plan.split.len / STRIP) as i32,
+            aligned: i32::from(are_aligned(spec.dtype(), &[spec.in_features()], &[inputs.weight])),
+            aligned_a: i32::from(are_aligned(Dtype::F32, &[spec.in_features()], &[inputs.lora_a])),
+            aligned_b: i32::from(are_aligned(Dtype::F32, &[spec.rank()], &[inputs.lora_b])),
+            _padding: 0,
         };
-        prepared.ready = false;
-        // SAFETY: the struct is the kernel's; each buffer was checked against the shape that the
-        // kernel accesses, and its guard orders this launch on the stream.
-        unsafe {
-            self.launch(stream, Entry::Prepare, E::DTYPE, grid, &params)?;
+        // SAFETY: the struct is the kernel's; the caller vouches for the addresses.
+        unsafe { self.launch(stream, Entry::Prepare, spec.dtype(), plan.grid(), &params) }
+    }
+}
+
+fn check_raw(spec: &DoraSpec, prepared: &raw::Prepared, inputs: &raw::Prepare) -> Result<()> {
+    let (bytes, single) = (spec.dtype().bytes(), size_of::<f32>());
+    present("weight", inputs.weight, bytes)?;
+    if spec.rank() > 0 {
+        present("lora_A", inputs.lora_a, single)?;
+        present("lora_B", inputs.lora_b, single)?;
+    }
+    match (spec.norm(), inputs.magnitude, inputs.magnitude_out) {
+        (Norm::None, 0, 0) => {}
+        (Norm::None, ..) => {
+            let reason = "plain LoRA has no magnitude";
+            return Err(Error::UnexpectedTensor { tensor: "magnitude", reason });
         }
-        prepared.ready = true;
+        (_, m, 0) => present("magnitude", m, single)?,
+        (_, 0, m) => present("magnitude_out", m, single)?,
+        _ => {
+            let reason = "a fresh magnitude is asked for as well";
+            return Err(Error::UnexpectedTensor { tensor: "magnitude", reason });
+        }
+    }
+    absent_or("bias", inputs.bias, single)?;
+    if inputs.bias != 0 {
+        present("the packed bias", prepared.bias, bytes)?;
+    }
+    prepared.check(spec)
+}
+
+impl raw::Prepared {
+    /// Checks that the addresses are there that ops of this spec read.
+    pub(crate) fn check(&self, spec: &DoraSpec) -> Result<()> {
+        let (bytes, single) = (spec.dtype().bytes(), size_of::<f32>());
+        if spec.norm() != Norm::None {
+            present("the norm", self.norm, single)?;
+            present("the gain", self.gain, single)?;
+        }
+        if spec.rank() == 0 {
+            return Ok(());
+        }
+        present("the packed A", self.a, bytes)?;
+        present("the packed sB", self.sb, bytes)?;
+        if spec.norm() == Norm::Output {
+            present("the packed g∘sB", self.gsb, bytes)?;
+        }
         Ok(())
+    }
+
+    /// What dY is contracted with for P: g∘(s·B), or s·B where the output has no gain.
+    pub(crate) fn contracted(&self, spec: &DoraSpec) -> u64 {
+        if spec.norm() == Norm::Output { self.gsb } else { self.sb }
     }
 }
 
@@ -248,6 +381,9 @@ fn check<E>(spec: &DoraSpec, inputs: &Prepare<'_, E>) -> Result<()> {
     check_len("weight", inputs.weight.len(), rows, cols)?;
     check_len("lora_A", inputs.lora_a.len(), rank, cols)?;
     check_len("lora_B", inputs.lora_b.len(), rows, rank)?;
+    if let Some(bias) = &inputs.bias {
+        check_len("bias", bias.len(), ("1", 1), rows)?;
+    }
     let found = match (&inputs.magnitude, spec.norm()) {
         (Magnitude::None, Norm::None) => return Ok(()),
         (Magnitude::None, _) => {
@@ -297,6 +433,10 @@ impl Plan {
         };
         let strips = features.div_ceil(STRIP);
         Self { features, strips, split: Split::new(summed, STRIP, strips, sm_count) }
+    }
+
+    fn grid(&self) -> [usize; 3] {
+        [self.strips, self.split.count, 1]
     }
 
     fn needs(&self) -> Needs {

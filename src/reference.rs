@@ -1,18 +1,27 @@
 //! The DoRA linear layer in plain float64 loops: what every kernel is compared with.
 //!
-//! [`evaluate`] computes the output and all gradients with the norm detached (the DoRA paper,
-//! §4.3); [`bounds`] says how far a kernel may be from them, element by element. Speed is no
-//! concern here beyond what tests need.
+//! [`evaluate`] computes the output and all gradients, with the norm detached (the DoRA paper,
+//! §4.3) or not; [`bounds`] says how far a kernel may be from them, element by element. Speed is
+//! no concern here beyond what tests need.
 
+mod adamw;
 mod bounds;
+mod decompose;
 mod matrix;
+mod merge;
 
-pub use bounds::bounds;
+pub use adamw::{AdamWState, AdamWStep, Tracked};
+pub use bounds::{bounds, norm_gradient_bounds};
+pub use decompose::decompose;
+pub use merge::{Merged, Weight, merge, unmerge};
 
 use half::{bf16, f16};
 
-use crate::{Dtype, Norm};
+use crate::{DropoutForm, Dtype, Norm, NormGrad};
 use matrix::Matrix;
+
+/// u, the unit roundoff of f32.
+const U: f64 = 1.0 / (1u64 << 24) as f64;
 
 /// One layer's inputs. Matrices are dense and row-major.
 #[derive(Clone, Debug, PartialEq)]
@@ -29,6 +38,8 @@ pub struct Case {
     pub scaling: f64,
     /// The features that have a magnitude, or none for plain LoRA.
     pub norm: Norm,
+    /// Whether the gradients of A and B flow through the norm; without one it makes no difference.
+    pub norm_grad: NormGrad,
     /// x `[T,I]`.
     pub input: Vec<f64>,
     /// W `[O,I]`.
@@ -43,6 +54,17 @@ pub struct Case {
     pub magnitude: Vec<f64>,
     /// dY `[T,O]`.
     pub grad_output: Vec<f64>,
+    /// Dropout of x, or none.
+    pub dropout: Option<CaseDropout>,
+}
+
+/// A dropout with its mask fixed.
+#[derive(Clone, Debug, PartialEq)]
+pub struct CaseDropout {
+    /// Where it is applied.
+    pub form: DropoutForm,
+    /// M `[T,I]`: 0 or 1/(1 − p).
+    pub mask: Vec<f64>,
 }
 
 /// A layer's output and gradients, or a bound on the error of each of their elements.
@@ -119,6 +141,7 @@ impl Case {
             lora_b: round(&self.lora_b, Dtype::F32),
             magnitude: round(&self.magnitude, Dtype::F32),
             grad_output: round(&self.grad_output, dtype),
+            dropout: self.dropout.clone(),
             ..*self
         }
     }
@@ -181,7 +204,15 @@ impl Case {
             check("bias", bias.len(), self.out_features, 1)?;
         }
         check("magnitude", self.magnitude.len(), self.magnitudes(), 1)?;
-        check("grad_output", self.grad_output.len(), self.tokens, self.out_features)
+        check("grad_output", self.grad_output.len(), self.tokens, self.out_features)?;
+        let mask = self.dropout.as_ref().map(|dropout| dropout.mask.len());
+        mask.map_or(Ok(()), |len| check("mask", len, self.tokens, self.in_features))
+    }
+
+    /// Whether x is dropped as PEFT does, of which other norm axes know nothing.
+    fn drops_as_peft(&self) -> bool {
+        let form = self.dropout.as_ref().map(|dropout| dropout.form);
+        form == Some(DropoutForm::Peft) && self.norm == Norm::Output
     }
 }
 
@@ -201,6 +232,8 @@ struct Parts {
     /// s·B.
     sb: Matrix,
     dy: Matrix,
+    /// M, the mask of dropout; ones without it.
+    mask: Matrix,
     /// W + s·B·A.
     v: Matrix,
     /// The norms of V; empty for plain LoRA.
@@ -224,7 +257,12 @@ impl Parts {
             Norm::Input => g_in = g,
             Norm::Output => g_out = g,
         }
+        let mask = match &case.dropout {
+            Some(dropout) => dropout.mask.clone(),
+            None => vec![1.0; tokens * in_features],
+        };
         Ok(Self {
+            mask: Matrix::new(tokens, in_features, mask),
             x: Matrix::new(tokens, in_features, case.input.clone()),
             w,
             a,
@@ -237,14 +275,46 @@ impl Parts {
         })
     }
 
-    /// z = (x∘g_in)·Vᵀ `[T,O]`, the output before g_out and the bias.
-    fn z(&self) -> Matrix {
-        self.x.scale_columns(&self.g_in).times(&self.v.transposed())
+    /// xs∘M with xs = x∘g_in: what the adapter sees.
+    fn dropped(&self) -> Matrix {
+        self.x.scale_columns(&self.g_in).zip(&self.mask, |xs, m| xs * m)
     }
 
-    /// D = (dY∘g_out)·V `[T,I]`, the input's gradient before g_in.
-    fn d(&self) -> Matrix {
-        self.dy.scale_columns(&self.g_out).times(&self.v)
+    /// z `[T,O]`, what g_out acts on: xs·Wᵀ + s·(xs∘M)·AᵀBᵀ, or all of it of xs∘M in PEFT's form.
+    fn z(&self, case: &Case) -> Matrix {
+        let dropped = self.dropped();
+        if case.drops_as_peft() {
+            return dropped.times(&self.v.transposed());
+        }
+        let low_rank = dropped.times(&self.a.transposed()).times(&self.sb.transposed());
+        self.x.scale_columns(&self.g_in).times(&self.w.transposed()).plus(&low_rank)
+    }
+
+    /// D `[T,I]`, the input's gradient before g_in: G·W + (P·A)∘M with G = dY∘g_out, or
+    /// dY·W + ((G − dY)·W + P·A)∘M in PEFT's form.
+    fn d(&self, case: &Case) -> Matrix {
+        let g = self.dy.scale_columns(&self.g_out);
+        let low_rank = g.times(&self.sb).times(&self.a);
+        let (kept, dropped) = match case.drops_as_peft() {
+            true => (&self.dy, g.zip(&self.dy, |g, dy| g - dy).times(&self.w).plus(&low_rank)),
+            false => (&g, low_rank),
+        };
+        kept.times(&self.w).plus(&dropped.zip(&self.mask, |d, m| d * m))
+    }
+
+    /// k = dm·m/c², what the gradient through the norm scales V by; empty for plain LoRA.
+    fn k(&self, case: &Case, grad_magnitude: &[f64]) -> Vec<f64> {
+        let terms = grad_magnitude.iter().zip(&case.magnitude).zip(&self.c);
+        terms.map(|((dm, m), c)| over_norm(dm * m, c * c)).collect()
+    }
+}
+
+/// `matrix [O,I]` times one factor per feature of the norm's axis; zero for plain LoRA.
+fn along_norm(case: &Case, matrix: &Matrix, factors: &[f64]) -> Matrix {
+    match case.norm {
+        Norm::None => matrix.scaled(0.0),
+        Norm::Input => matrix.scale_columns(factors),
+        Norm::Output => matrix.scale_rows(factors),
     }
 }
 
@@ -253,17 +323,42 @@ fn over_norm(value: f64, norm: f64) -> f64 {
     if norm == 0.0 { 0.0 } else { value / norm }
 }
 
-/// The output and the gradients of a case, the norm being a constant of the backward.
+/// The output and the gradients of a case.
 ///
 /// With xs = x∘g on the input axis and G = dY∘g on the output axis (x and dY elsewhere):
 /// y = (xs·Vᵀ)∘g + b, P = G·(sB), D = G·V, dX = D∘g, dA = (Pᵀx)∘g, dB = s·Gᵀ(xs·Aᵀ),
 /// dm = (Σ_t x∘D)/c or (Σ_t dY∘z)/c, db = Σ_t dY. A feature whose norm is 0 has g = 0 and dm = 0.
+/// With a dropout mask M: see [`DropoutForm`].
+/// Where the norm is not a constant of the backward, [`NormGrad::Exact`], its own gradient
+/// −dm·m/c² reaches V along V/c: with k = dm·m/c² (0 where c = 0) and V∘k scaled along the norm's
+/// axis, dA −= s·Bᵀ(V∘k) and dB −= s·(V∘k)Aᵀ.
 ///
 /// # Errors
 /// A tensor whose length contradicts the case's shape.
 pub fn evaluate(case: &Case) -> Result<Results, CaseError> {
     let parts = Parts::new(case)?;
-    Ok(evaluate_parts(case, &parts, &parts.z(), &parts.d()))
+    let mut results = detached(case, &parts, &parts.z(case), &parts.d(case));
+    if case.norm_grad == NormGrad::Exact {
+        let [from_a, from_b] = through_norm(case, &parts, &results.grad_magnitude);
+        subtract(&mut results.grad_lora_a, from_a);
+        subtract(&mut results.grad_lora_b, from_b);
+    }
+    Ok(results)
+}
+
+fn subtract(values: &mut [f64], amounts: Matrix) {
+    values.iter_mut().zip(amounts.into_data()).for_each(|(value, amount)| *value -= amount);
+}
+
+/// What the gradient through the norm takes from dA `[r,I]` and dB `[O,r]`, for some dm: the case's
+/// x and dY are not used.
+///
+/// # Errors
+/// A tensor whose length contradicts the case's shape.
+pub fn norm_gradient(case: &Case, grad_magnitude: &[f64]) -> Result<[Vec<f64>; 2], CaseError> {
+    let parts = Parts::new(case)?;
+    check("grad_magnitude", grad_magnitude.len(), case.magnitudes(), 1)?;
+    Ok(through_norm(case, &parts, grad_magnitude).map(Matrix::into_data))
 }
 
 /// The output alone, `[T,O]`.
@@ -272,21 +367,27 @@ pub fn evaluate(case: &Case) -> Result<Results, CaseError> {
 /// A tensor whose length contradicts the case's shape.
 pub fn forward(case: &Case) -> Result<Vec<f64>, CaseError> {
     let parts = Parts::new(case)?;
-    Ok(output(case, &parts, &parts.z()).into_data())
+    Ok(output(case, &parts, &parts.z(case)).into_data())
 }
 
 fn output(case: &Case, parts: &Parts, z: &Matrix) -> Matrix {
-    let y = z.scale_columns(&parts.g_out);
+    let mut y = z.scale_columns(&parts.g_out);
+    if case.drops_as_peft() {
+        let rest = parts.x.zip(&parts.dropped(), |x, dropped| x - dropped);
+        y = y.plus(&rest.times(&parts.w.transposed()));
+    }
     match &case.bias {
         Some(bias) => y.with_columns(bias, |y, bias| y + bias),
         None => y,
     }
 }
 
-fn evaluate_parts(case: &Case, parts: &Parts, z: &Matrix, d: &Matrix) -> Results {
+/// The results with the norm as a constant.
+fn detached(case: &Case, parts: &Parts, z: &Matrix, d: &Matrix) -> Results {
     let Parts { x, a, sb, dy, c, g_in, g_out, .. } = parts;
     let p = dy.scale_columns(g_out).times(sb);
-    let h = x.scale_columns(g_in).times(&a.transposed());
+    let h = parts.dropped().times(&a.transposed());
+    let dropped_x = x.zip(&parts.mask, |x, m| x * m);
     let sums = match case.norm {
         Norm::None => Vec::new(),
         Norm::Input => x.zip(d, |x, d| x * d).column_sums(),
@@ -295,11 +396,20 @@ fn evaluate_parts(case: &Case, parts: &Parts, z: &Matrix, d: &Matrix) -> Results
     Results {
         output: output(case, parts, z).into_data(),
         grad_input: d.scale_columns(g_in).into_data(),
-        grad_lora_a: p.transposed().times(x).scale_columns(g_in).into_data(),
+        grad_lora_a: p.transposed().times(&dropped_x).scale_columns(g_in).into_data(),
         grad_lora_b: dy.transposed().times(&h).scale_rows(g_out).scaled(case.scaling).into_data(),
         grad_magnitude: sums.iter().zip(c).map(|(&sum, &c)| over_norm(sum, c)).collect(),
         grad_bias: dy.column_sums(),
     }
+}
+
+/// What has to be subtracted from dA and dB where the norm is not a constant: s·Bᵀ(V∘k) and
+/// s·(V∘k)Aᵀ.
+fn through_norm(case: &Case, parts: &Parts, grad_magnitude: &[f64]) -> [Matrix; 2] {
+    let kv = along_norm(case, &parts.v, &parts.k(case, grad_magnitude));
+    let from_a = parts.sb.transposed().times(&kv);
+    let from_b = kv.times(&parts.a.transposed()).scaled(case.scaling);
+    [from_a, from_b]
 }
 
 /// `value` rounded to nearest, ties to even, in a compute dtype, by way of f32.

@@ -108,6 +108,21 @@ pub enum Norm {
     Output,
 }
 
+/// Whether the gradients of A and B take into account that the norm c depends on them.
+///
+/// There is no default: the two train differently, and both are in use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum NormGrad {
+    /// c is a constant of the backward (the DoRA paper, arXiv:2402.09353, §4.3; PEFT). The only
+    /// choice for plain LoRA.
+    Detached,
+    /// The gradient flows through c, too: [`Kernels::norm_gradient`] adds what is missing, once
+    /// per optimizer step.
+    ///
+    /// [`Kernels::norm_gradient`]: crate::Kernels::norm_gradient
+    Exact,
+}
+
 /// The factor s in V = W + s·B·A.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Scaling {
@@ -133,6 +148,7 @@ pub struct DoraSpec {
     rank: usize,
     scaling: f32,
     norm: Norm,
+    norm_grad: NormGrad,
     dtype: Dtype,
 }
 
@@ -140,30 +156,34 @@ pub struct DoraSpec {
 const RANK_MULTIPLE: usize = 16;
 
 /// Kernels index rows and columns with 32 bits, with room for a chunk beyond the end.
-const MAX_DIMENSION: usize = 1 << 30;
+pub(crate) const MAX_DIMENSION: usize = 1 << 30;
 
 impl DoraSpec {
     /// A layer of `in_features` I → `out_features` O with an adapter of rank r.
     ///
+    /// Rank 0 has no A and no B, V = W: a DoRA that trains the magnitude alone, or with
+    /// [`Norm::None`] a plain linear layer.
+    ///
     /// # Errors
-    /// [`Error::InvalidSpec`] if a dimension is 0 or beyond 2³⁰, or the scaling is not
-    /// finite.
+    /// [`Error::InvalidSpec`] if a number of features is 0, a dimension is beyond 2³⁰, the scaling
+    /// is not finite, or plain LoRA is to have a gradient through its norm.
     pub fn new(
         in_features: usize,
         out_features: usize,
         rank: usize,
         scaling: Scaling,
         norm: Norm,
+        norm_grad: NormGrad,
         dtype: Dtype,
     ) -> Result<Self> {
-        for (parameter, value) in
-            [("in_features", in_features), ("out_features", out_features), ("rank", rank)]
-        {
-            check_dimension(parameter, value, 1)?;
-        }
+        check_dimension("in_features", in_features, 1)?;
+        check_dimension("out_features", out_features, 1)?;
+        check_dimension("rank", rank, 0)?;
+        // Of rank 0 there is no product to scale.
+        let divisor = rank.max(1) as f32;
         let (given, scaling) = match scaling {
-            Scaling::Standard { alpha } => (alpha, alpha / rank as f32),
-            Scaling::RankStabilized { alpha } => (alpha, alpha / (rank as f32).sqrt()),
+            Scaling::Standard { alpha } => (alpha, alpha / divisor),
+            Scaling::RankStabilized { alpha } => (alpha, alpha / divisor.sqrt()),
             Scaling::Value(value) => (value, value),
         };
         if !scaling.is_finite() {
@@ -173,7 +193,14 @@ impl DoraSpec {
                 requirement: "a finite number",
             });
         }
-        Ok(Self { in_features, out_features, rank, scaling, norm, dtype })
+        if norm == Norm::None && norm_grad == NormGrad::Exact {
+            return Err(Error::InvalidSpec {
+                parameter: "norm_grad",
+                value: "Exact".to_owned(),
+                requirement: "Detached for plain LoRA, which has no norm",
+            });
+        }
+        Ok(Self { in_features, out_features, rank, scaling, norm, norm_grad, dtype })
     }
 
     /// I, the length of a row of x and W.
@@ -186,7 +213,7 @@ impl DoraSpec {
         self.out_features
     }
 
-    /// r, the adapter's rank.
+    /// r, the adapter's rank; 0 where it has no A and no B.
     pub const fn rank(&self) -> usize {
         self.rank
     }
@@ -196,7 +223,7 @@ impl DoraSpec {
         self.rank.next_multiple_of(RANK_MULTIPLE)
     }
 
-    /// s, the factor of B·A.
+    /// s, the factor of B·A; without a meaning for rank 0.
     pub const fn scaling(&self) -> f32 {
         self.scaling
     }
@@ -204,6 +231,11 @@ impl DoraSpec {
     /// The norm axis.
     pub const fn norm(&self) -> Norm {
         self.norm
+    }
+
+    /// Whether the gradients of A and B are to flow through the norm.
+    pub const fn norm_grad(&self) -> NormGrad {
+        self.norm_grad
     }
 
     /// The compute type.

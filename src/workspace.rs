@@ -6,8 +6,11 @@ use cudarc::driver::{CudaSlice, CudaStream, DevicePtrMut, SyncOnDrop};
 
 use crate::error::{During, Error, Result};
 use crate::kernels::Kernels;
+use crate::raw::{self, WorkspaceSize};
 use crate::spec::DoraSpec;
-use crate::{backward_adapter, backward_input, forward, prepare};
+use crate::{
+    adamw, backward_adapter, backward_input, decompose, forward, merge, norm_gradient, prepare,
+};
 
 /// Regions start at multiples of this many bytes, like allocations.
 const ALIGNMENT: usize = 256;
@@ -85,7 +88,7 @@ impl Workspace {
         max_tokens: usize,
     ) -> Result<Self> {
         kernels.check_stream(stream)?;
-        let (counters_end, total) = Self::layout(kernels, specs, max_tokens)?;
+        let Layout { counters_end, total } = Layout::new(kernels, specs, max_tokens)?;
         let during = "allocating the workspace";
         // SAFETY: only the counters are read before they are written, and they are zeroed below.
         let mut buffer = unsafe { stream.alloc::<u8>(total) }.during(during)?;
@@ -98,39 +101,7 @@ impl Workspace {
     /// # Errors
     /// [`Error::InvalidSpec`] if `max_tokens` is beyond what kernels can index.
     pub fn bytes(kernels: &Kernels, specs: &[DoraSpec], max_tokens: usize) -> Result<usize> {
-        Ok(Self::layout(kernels, specs, max_tokens)?.1)
-    }
-
-    fn layout(kernels: &Kernels, specs: &[DoraSpec], tokens: usize) -> Result<(usize, usize)> {
-        let sm_count = kernels.sm_count();
-        let mut needs = Needs { counters: 1, bytes: 0 };
-        for spec in specs {
-            spec.check_tokens(tokens)?;
-            let of_ops = [
-                prepare::needs(spec, sm_count),
-                forward::needs(spec, tokens),
-                backward_adapter::needs(spec, tokens, sm_count),
-                backward_input::needs(spec, tokens, sm_count),
-            ];
-            for op in of_ops {
-                needs.counters = needs.counters.max(op.counters);
-                needs.bytes = needs.bytes.max(op.bytes);
-            }
-        }
-        let counters_end = needs.counters.saturating_mul(size_of::<u32>());
-        let counters_end = counters_end.checked_next_multiple_of(ALIGNMENT).unwrap_or(usize::MAX);
-        Ok((counters_end, counters_end.saturating_add(needs.bytes)))
-    }
-
-    /// Whether `needs` fits.
-    pub(crate) fn check(&self, needs: Needs, tokens: usize) -> Result<()> {
-        let counters = needs.counters.saturating_mul(size_of::<u32>());
-        let needed = self.counters_end.max(counters).saturating_add(needs.bytes);
-        let available = self.buffer.len();
-        if counters > self.counters_end || needed > available {
-            return Err(Error::WorkspaceTooSmall { tokens, needed, available });
-        }
-        Ok(())
+        Ok(Layout::new(kernels, specs, max_tokens)?.total)
     }
 
     /// The scratch memory, for the check of its context.
@@ -138,19 +109,22 @@ impl Workspace {
         &self.buffer
     }
 
-    /// Device addresses of the counters and of the regions, if `needs` fits. What the workspace
-    /// holds afterwards for a `backward_input` is `backward`.
-    pub(crate) fn reserve<'a>(
+    /// Its size, for the checks of an op.
+    pub(crate) fn size(&self) -> WorkspaceSize {
+        WorkspaceSize { bytes: self.buffer.len(), counter_bytes: self.counters_end }
+    }
+
+    /// Its address, and the guard that orders its use on the stream. What the workspace holds
+    /// afterwards for a `backward_input` is `backward`.
+    pub(crate) fn lend<'a>(
         &'a mut self,
         stream: &'a CudaStream,
-        needs: Needs,
-        tokens: usize,
         backward: Option<(DoraSpec, usize)>,
-    ) -> Result<Reserved<'a>> {
-        self.check(needs, tokens)?;
+    ) -> (raw::Workspace, SyncOnDrop<'a>) {
         self.backward = backward;
-        let (counters, guard) = self.buffer.device_ptr_mut(stream);
-        Ok(Reserved { counters, regions: counters + self.counters_end as u64, _guard: guard })
+        let size = self.size();
+        let (pointer, guard) = self.buffer.device_ptr_mut(stream);
+        (raw::Workspace { pointer, size }, guard)
     }
 
     /// Whether the last call on this workspace was this layer's `backward_adapter`.
@@ -162,18 +136,73 @@ impl Workspace {
     }
 }
 
-/// Where the parts of a reserved workspace start.
-pub(crate) struct Reserved<'a> {
+/// How a workspace is laid out.
+pub(crate) struct Layout {
+    /// Where the counters end and the regions start, in bytes.
+    pub(crate) counters_end: usize,
+    pub(crate) total: usize,
+}
+
+impl Layout {
+    /// For calls of up to `tokens` tokens, for any of `specs`.
+    pub(crate) fn new(kernels: &Kernels, specs: &[DoraSpec], tokens: usize) -> Result<Self> {
+        let sm_count = kernels.sm_count();
+        let mut needs = adamw::needs(sm_count);
+        for spec in specs {
+            spec.check_tokens(tokens)?;
+            let of_ops = [
+                prepare::needs(spec, sm_count),
+                forward::needs(spec, tokens),
+                backward_adapter::needs(spec, tokens, sm_count),
+                backward_input::needs(spec, tokens, sm_count),
+                norm_gradient::needs(spec, sm_count),
+                merge::needs(spec, sm_count),
+            ];
+            for op in of_ops.into_iter().chain(decompose::needs(spec, sm_count)) {
+                needs.counters = needs.counters.max(op.counters);
+                needs.bytes = needs.bytes.max(op.bytes);
+            }
+        }
+        let counters_end = needs.counters.saturating_mul(size_of::<u32>());
+        let counters_end = counters_end.checked_next_multiple_of(ALIGNMENT).unwrap_or(usize::MAX);
+        Ok(Self { counters_end, total: counters_end.saturating_add(needs.bytes) })
+    }
+}
+
+impl WorkspaceSize {
+    /// Whether `needs` fits.
+    pub(crate) fn check(&self, needs: Needs, tokens: usize) -> Result<()> {
+        let counters = needs.counters.saturating_mul(size_of::<u32>());
+        let needed = self.counter_bytes.max(counters).saturating_add(needs.bytes);
+        let available = self.bytes;
+        if counters > self.counter_bytes || needed > available {
+            return Err(Error::WorkspaceTooSmall { tokens, needed, available });
+        }
+        Ok(())
+    }
+}
+
+impl raw::Workspace {
+    /// Device addresses of the counters and of the regions, if `needs` fits.
+    pub(crate) fn parts(&self, needs: Needs, tokens: usize) -> Result<Parts> {
+        raw::present("the workspace", self.pointer, ALIGNMENT)?;
+        self.size.check(needs, tokens)?;
+        let regions = self.pointer + self.size.counter_bytes as u64;
+        Ok(Parts { counters: self.pointer, regions })
+    }
+}
+
+/// Where the parts of a workspace start.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Parts {
     pub(crate) counters: u64,
     pub(crate) regions: u64,
-    /// Orders the launches that use these addresses on the stream.
-    _guard: SyncOnDrop<'a>,
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Dtype, Norm, Scaling};
+    use crate::{Dtype, Norm, NormGrad, Scaling};
 
     /// A workspace for some number of tokens must do for every smaller one.
     #[test]
@@ -184,7 +213,8 @@ mod tests {
             for norm in [Norm::None, Norm::Input, Norm::Output] {
                 for (dtype, sm_count) in [(Dtype::Bf16, 108), (Dtype::F32, 132), (Dtype::F16, 16)] {
                     let scaling = Scaling::Value(1.0);
-                    let spec = DoraSpec::new(inputs, outputs, rank, scaling, norm, dtype)
+                    let detached = NormGrad::Detached;
+                    let spec = DoraSpec::new(inputs, outputs, rank, scaling, norm, detached, dtype)
                         .expect("a layer");
                     let needs = |tokens| {
                         [

@@ -2,7 +2,10 @@
 
 mod common;
 
-use fused_dora::{Kernels, backward_adapter, backward_input, forward, prepare};
+use fused_dora::{
+    Kernels, adamw, backward_adapter, backward_input, decompose, forward, merge, norm_gradient,
+    prepare,
+};
 
 fn assert_geometry(symbol: &str, mirrored: &[usize]) {
     let context = common::device::open().expect("a device");
@@ -31,4 +34,24 @@ fn backward_adapter_agrees() {
 #[test]
 fn backward_input_agrees() {
     assert_geometry("backward_input_geometry", &backward_input::GEOMETRY);
+}
+
+#[test]
+fn adamw_agrees() {
+    assert_geometry("adamw_geometry", &adamw::GEOMETRY);
+}
+
+#[test]
+fn norm_gradient_agrees() {
+    assert_geometry("norm_gradient_geometry", &norm_gradient::GEOMETRY);
+}
+
+#[test]
+fn merge_agrees() {
+    assert_geometry("merge_geometry", &merge::GEOMETRY);
+}
+
+#[test]
+fn decompose_agrees() {
+    assert_geometry("decompose_geometry", &decompose::GEOMETRY);
 }

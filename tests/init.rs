@@ -4,15 +4,13 @@ mod common;
 
 use fused_dora::cudarc::driver::CudaStream;
 use fused_dora::{
-    DoraSpec, Dtype, Element, Forward, Kernels, Magnitude, Norm, Prepare, Prepared, Scaling,
+    DoraSpec, Element, Forward, Kernels, Magnitude, Norm, NormGrad, Prepare, Prepared, Scaling,
     Workspace,
 };
 use half::{bf16, f16};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use std::sync::Arc;
-
-const RANK: usize = 8;
 
 struct Fresh<E> {
     y: Vec<E>,
@@ -27,11 +25,11 @@ fn fresh<E: Element>(
     kernels: &Kernels,
     stream: &Arc<CudaStream>,
     norm: Norm,
-    [tokens, inputs, outputs]: [usize; 3],
+    [tokens, inputs, outputs, rank]: [usize; 4],
 ) -> Fresh<E> {
+    let (scaling, detached) = (Scaling::Standard { alpha: 16.0 }, NormGrad::Detached);
     let spec =
-        DoraSpec::new(inputs, outputs, RANK, Scaling::Standard { alpha: 16.0 }, norm, E::DTYPE)
-            .expect("a layer");
+        DoraSpec::new(inputs, outputs, rank, scaling, norm, detached, E::DTYPE).expect("a layer");
     let mut random = StdRng::seed_from_u64(11);
     let mut uniform =
         |n: usize| -> Vec<f32> { (0..n).map(|_| random.random_range(-1.0..1.0)).collect() };
@@ -39,33 +37,40 @@ fn fresh<E: Element>(
     let weight = narrow(uniform(outputs * inputs));
     let x = stream.clone_htod(&narrow(uniform(tokens * inputs))).expect("x");
     let bias = stream.clone_htod(&narrow(uniform(outputs))).expect("b");
-    let lora_a = stream.clone_htod(&uniform(RANK * inputs)).expect("A");
-    let lora_b = stream.alloc_zeros::<f32>(outputs * RANK).expect("B");
+    let lora_a = stream.clone_htod(&uniform((rank * inputs).max(1))).expect("A");
+    let lora_b = stream.alloc_zeros::<f32>((outputs * rank).max(1)).expect("B");
     let device_weight = stream.clone_htod(&weight).expect("W");
     let features = spec.magnitude_len();
     let mut magnitude = stream.alloc_zeros::<f32>(features.max(1)).expect("m");
     let mut y = stream.alloc_zeros::<E>(tokens * outputs).expect("y");
-    let mut h = stream.alloc_zeros::<E>(tokens * spec.padded_rank()).expect("H");
+    let mut h = stream.alloc_zeros::<E>((tokens * spec.padded_rank()).max(1)).expect("H");
     let mut workspace = Workspace::new(kernels, stream, &[spec], tokens).expect("workspace");
     let mut prepared = Prepared::<E>::new(stream, &spec).expect("prepared operands");
-    let inputs = Prepare {
-        weight: device_weight.as_view(),
-        lora_a: lora_a.as_view(),
-        lora_b: lora_b.as_view(),
-        magnitude: match norm {
-            Norm::None => Magnitude::None,
-            Norm::Input | Norm::Output => Magnitude::Init(magnitude.as_view_mut()),
-        },
-    };
-    kernels.prepare(stream, &spec, &mut workspace, &mut prepared, inputs).expect("prepare");
+    // Twice, as in a training, whose later steps give m: c comes out the same.
+    for first in [true, false] {
+        let inputs = Prepare {
+            weight: device_weight.as_view(),
+            lora_a: lora_a.slice(..rank * inputs),
+            lora_b: lora_b.slice(..outputs * rank),
+            magnitude: match norm {
+                Norm::None => Magnitude::None,
+                _ if first => Magnitude::Init(magnitude.as_view_mut()),
+                _ => Magnitude::Given(magnitude.as_view()),
+            },
+            bias: None,
+        };
+        kernels.prepare(stream, &spec, &mut workspace, &mut prepared, inputs).expect("prepare");
+    }
     let io = Forward {
         tokens,
-        x: x.as_view(),
+        x: x.as_view().into(),
         weight: device_weight.as_view(),
         bias: Some(bias.as_view()),
         seed: 5,
-        y: y.as_view_mut(),
-        h: h.as_view_mut(),
+        dropout: None,
+        z: None,
+        y: y.as_view_mut().into(),
+        h: h.slice_mut(..tokens * spec.padded_rank()),
     };
     kernels.forward(stream, &spec, &prepared, &mut workspace, io).expect("forward");
     Fresh {
@@ -81,8 +86,8 @@ fn leaves_the_layer_as_it_was<E: Element>() {
     let context = common::device::open().expect("a device");
     let kernels = Kernels::load(&context).expect("kernels");
     let stream = context.default_stream();
-    for shape in [[64, 128, 128], [33, 51, 77]] {
-        let [_, inputs, outputs] = shape;
+    for shape in [[64, 128, 128, 8], [33, 51, 77, 8], [33, 51, 77, 0], [1, 257, 5, 8]] {
+        let [_, inputs, outputs, _] = shape;
         // Plain LoRA with B = 0 is the base layer: no gain touches it.
         let base = fresh::<E>(&kernels, &stream, Norm::None, shape);
         let bits = |values: &[E]| -> Vec<u32> {
@@ -120,62 +125,4 @@ fn leaves_the_layer_as_it_was_in_f16() {
 #[test]
 fn leaves_the_layer_as_it_was_in_f32() {
     leaves_the_layer_as_it_was::<f32>();
-}
-
-/// A norm where V = W + s·B·A nearly cancels keeps its accuracy: nothing is expanded.
-#[test]
-fn norm_survives_cancellation() {
-    let context = common::device::open().expect("a device");
-    let kernels = Kernels::load(&context).expect("kernels");
-    let stream = context.default_stream();
-    let (inputs, outputs, rank) = (300, 200, 4);
-    let scaling = Scaling::Value(1.0);
-    let mut random = StdRng::seed_from_u64(12);
-    let mut uniform =
-        |n: usize| -> Vec<f32> { (0..n).map(|_| random.random_range(-1.0..1.0)).collect() };
-    let (a, b) = (uniform(rank * inputs), uniform(outputs * rank));
-    let low_rank = |i: usize, j: usize| -> f64 {
-        (0..rank).map(|k| f64::from(b[i * rank + k]) * f64::from(a[k * inputs + j])).sum()
-    };
-    for remainder in [1.0, 1e-1, 1e-2, 1e-3] {
-        // W = −(1 − remainder)·B·A, rounded to f32.
-        let weight: Vec<f32> = (0..outputs * inputs)
-            .map(|at| (-(1.0 - remainder) * low_rank(at / inputs, at % inputs)) as f32)
-            .collect();
-        for norm in [Norm::Input, Norm::Output] {
-            let spec =
-                DoraSpec::new(inputs, outputs, rank, scaling, norm, Dtype::F32).expect("a layer");
-            let (w, device_a, device_b) = (
-                stream.clone_htod(&weight).expect("W"),
-                stream.clone_htod(&a).expect("A"),
-                stream.clone_htod(&b).expect("B"),
-            );
-            let mut m = stream.alloc_zeros::<f32>(spec.magnitude_len()).expect("m");
-            let mut workspace = Workspace::new(&kernels, &stream, &[spec], 0).expect("workspace");
-            let mut prepared = Prepared::<f32>::new(&stream, &spec).expect("operands");
-            let io = Prepare {
-                weight: w.as_view(),
-                lora_a: device_a.as_view(),
-                lora_b: device_b.as_view(),
-                magnitude: Magnitude::Init(m.as_view_mut()),
-            };
-            kernels.prepare(&stream, &spec, &mut workspace, &mut prepared, io).expect("prepare");
-            let found = stream.clone_dtoh(&prepared.norm()).expect("c");
-            for (feature, &c) in found.iter().enumerate() {
-                let v = |i: usize, j: usize| f64::from(weight[i * inputs + j]) + low_rank(i, j);
-                let expected: f64 = match norm {
-                    Norm::Input => (0..outputs).map(|i| v(i, feature).powi(2)).sum(),
-                    _ => (0..inputs).map(|j| v(feature, j).powi(2)).sum(),
-                };
-                // The terms that cancel are accumulated in f32, on some chips by truncation: an
-                // error of a few 2⁻²⁴ of them. The expanded form would lose 2⁻²⁴/remainder².
-                let tolerance = 2f64.powi(-22) / remainder;
-                approx::assert_relative_eq!(
-                    f64::from(c),
-                    expected.sqrt(),
-                    max_relative = tolerance
-                );
-            }
-        }
-    }
 }

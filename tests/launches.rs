@@ -7,8 +7,9 @@ use std::sync::{Mutex, PoisonError};
 
 use common::device::{Choice, open_choice};
 use fused_dora::{
-    Backward, DoraSpec, Dtype, Forward, Kernels, Magnitude, Norm, Prepare, Prepared, Scaling,
-    Workspace,
+    AdamW, AdamWConfig, AdapterGroups, AdapterLayout, Backward, Clip, Decompose, DecomposeAdapter,
+    Decomposition, DoraSpec, Dtype, Forward, GradientNorm, Gradients, Kernels, Magnitude, Merge,
+    MergeReport, Norm, NormGrad, NormGradient, Prepare, Prepared, Scaling, Schedule, Workspace,
 };
 use half::bf16;
 
@@ -41,16 +42,20 @@ fn few_launches_and_nothing_else() {
         assert_eq!(after.synchronizations - before.synchronizations, 1, "{what}");
     };
 
-    for norm in [Norm::None, Norm::Input, Norm::Output] {
+    let norms = [Norm::None, Norm::Input, Norm::Output];
+    for (norm, rank) in norms.into_iter().flat_map(|norm| [(norm, RANK), (norm, 0)]) {
         let scaling = Scaling::RankStabilized { alpha: 4.0 };
-        let spec = DoraSpec::new(INPUTS, OUTPUTS, RANK, scaling, norm, Dtype::Bf16).expect("spec");
-        let bf16s = |n: usize| stream.alloc_zeros::<bf16>(n).expect("memory");
+        let norm_grad = if norm == Norm::None { NormGrad::Detached } else { NormGrad::Exact };
+        let spec = DoraSpec::new(INPUTS, OUTPUTS, rank, scaling, norm, norm_grad, Dtype::Bf16)
+            .expect("spec");
+        let bf16s = |n: usize| stream.alloc_zeros::<bf16>(n.max(1)).expect("memory");
         let f32s = |n: usize| stream.alloc_zeros::<f32>(n.max(1)).expect("memory");
         let (x, weight) = (bf16s(TOKENS * INPUTS), bf16s(OUTPUTS * INPUTS));
         let (mut y, mut h) = (bf16s(TOKENS * OUTPUTS), bf16s(TOKENS * spec.padded_rank()));
         let (grad_output, mut grad_input) = (bf16s(TOKENS * OUTPUTS), bf16s(TOKENS * INPUTS));
-        let (lora_a, lora_b) = (f32s(RANK * INPUTS), f32s(OUTPUTS * RANK));
-        let (mut grad_a, mut grad_b) = (f32s(RANK * INPUTS), f32s(OUTPUTS * RANK));
+        let (len_h, len_a, len_b) = (TOKENS * spec.padded_rank(), rank * INPUTS, OUTPUTS * rank);
+        let (lora_a, lora_b, bias) = (f32s(len_a), f32s(len_b), f32s(OUTPUTS));
+        let (mut grad_a, mut grad_b) = (f32s(len_a), f32s(len_b));
         let (m, mut grad_m) = (f32s(spec.magnitude_len()), f32s(spec.magnitude_len()));
         let mut workspace = Workspace::new(&kernels, &stream, &[spec], TOKENS).expect("memory");
         let mut prepared = Prepared::new(&stream, &spec).expect("memory");
@@ -59,49 +64,127 @@ fn few_launches_and_nothing_else() {
         counted("prepare", 1, &mut || {
             let inputs = Prepare {
                 weight: weight.as_view(),
-                lora_a: lora_a.as_view(),
-                lora_b: lora_b.as_view(),
+                lora_a: lora_a.slice(..len_a),
+                lora_b: lora_b.slice(..len_b),
                 magnitude: match has_norm {
                     true => Magnitude::Given(m.as_view()),
                     false => Magnitude::None,
                 },
+                bias: Some(bias.as_view()),
             };
             kernels
                 .prepare(&stream, &spec, &mut workspace, &mut prepared, inputs)
                 .expect("prepare");
         });
-        counted("forward", 2, &mut || {
+        // Rank 0 has no H, but the launch for it also scales x, and no dA.
+        let of_rank = u64::from(rank > 0);
+        let of_input = u64::from(norm == Norm::Input);
+        counted("forward", 1 + of_rank.max(of_input), &mut || {
             let io = Forward {
                 tokens: TOKENS,
-                x: x.as_view(),
+                x: x.as_view().into(),
                 weight: weight.as_view(),
-                bias: None,
+                bias: prepared.bias(),
                 seed: 0,
-                y: y.as_view_mut(),
-                h: h.as_view_mut(),
+                dropout: None,
+                z: None,
+                y: y.as_view_mut().into(),
+                h: h.slice_mut(..len_h),
             };
             kernels.forward(&stream, &spec, &prepared, &mut workspace, io).expect("forward");
         });
         let mut backward = |with_grad_input: bool| {
             let mut io = Backward {
                 tokens: TOKENS,
-                x: x.as_view(),
+                gradients: Gradients::Overwrite,
+                x: x.as_view().into(),
                 weight: weight.as_view(),
-                bias: None,
-                output: Some(y.as_view()),
-                grad_output: grad_output.as_view(),
-                h: h.as_view(),
-                grad_input: with_grad_input.then(|| grad_input.as_view_mut()),
-                grad_lora_a: grad_a.as_view_mut(),
-                grad_lora_b: grad_b.as_view_mut(),
+                bias: prepared.bias(),
+                output: Some(y.as_view().into()),
+                z: None,
+                dropout: None,
+                grad_output: grad_output.as_view().into(),
+                h: h.slice(..len_h),
+                grad_input: with_grad_input.then(|| grad_input.as_view_mut().into()),
+                grad_lora_a: grad_a.slice_mut(..len_a),
+                grad_lora_b: grad_b.slice_mut(..len_b),
                 grad_magnitude: has_norm.then(|| grad_m.as_view_mut()),
                 grad_bias: None,
             };
             kernels.backward(&stream, &spec, &prepared, &mut workspace, &mut io).expect("backward");
         };
-        counted("backward", 3, &mut || backward(true));
-        let without = if norm == Norm::Input { 3 } else { 2 };
-        counted("backward of a first layer", without, &mut || backward(false));
+        counted("backward", 2 + of_rank, &mut || backward(true));
+        counted("backward of a first layer", 1 + of_input + of_rank, &mut || backward(false));
+
+        if has_norm && rank > 0 {
+            counted("norm_gradient", 2, &mut || {
+                let io = NormGradient {
+                    weight: weight.as_view(),
+                    lora_a: lora_a.slice(..len_a),
+                    lora_b: lora_b.slice(..len_b),
+                    grad_magnitude: grad_m.as_view(),
+                    grad_lora_a: grad_a.slice_mut(..len_a),
+                    grad_lora_b: grad_b.slice_mut(..len_b),
+                };
+                kernels
+                    .norm_gradient(&stream, &spec, &prepared, &mut workspace, io)
+                    .expect("norm_gradient");
+            });
+        }
+        let (mut merged, mut report) =
+            (f32s(OUTPUTS * INPUTS), stream.alloc_zeros(MergeReport::LEN).expect("memory"));
+        counted("merge", 1, &mut || {
+            let io = Merge {
+                weight: weight.as_view(),
+                lora_a: lora_a.slice(..len_a),
+                lora_b: lora_b.slice(..len_b),
+                merged: merged.as_view_mut(),
+                report: Some(report.as_view_mut()),
+            };
+            kernels.merge(&stream, &spec, &prepared, &mut workspace, io).expect("merge");
+        });
+
+        let mut result = stream.alloc_zeros(Decomposition::LEN).expect("memory");
+        counted("decompose", 1, &mut || {
+            let (axis, weight, changed) = (Norm::Output, weight.as_view(), merged.as_view());
+            let io = Decompose { axis, weight, changed, result: result.as_view_mut() };
+            kernels.decompose(&stream, &spec, &mut workspace, io).expect("decompose");
+        });
+        counted("decompose_adapter", 1, &mut || {
+            let io = DecomposeAdapter {
+                axis: Norm::Input,
+                weight: weight.as_view(),
+                lora_a: lora_a.slice(..len_a),
+                lora_b: lora_b.slice(..len_b),
+                result: result.as_view_mut(),
+            };
+            kernels
+                .decompose_adapter(&stream, &spec, &prepared, &mut workspace, io)
+                .expect("decompose");
+        });
+
+        let layout = AdapterLayout::with_bias(&spec);
+        let parts: Vec<_> = AdapterGroups::default().parts(&layout, 0).collect();
+        let mut buffers = [0; 4].map(|_| f32s(layout.len()));
+        let [parameters, gradients, exp_avg, exp_avg_sq] = &mut buffers;
+        let mut length = f32s(1);
+        counted("gradient_norm", 1, &mut || {
+            let (parts, gradients) = (parts.as_slice(), gradients.as_view());
+            let io = GradientNorm { parts, gradients, norm: length.as_view_mut() };
+            kernels.gradient_norm(&stream, &mut workspace, io).expect("the norm");
+        });
+        counted("adamw", 1, &mut || {
+            let io = AdamW {
+                parts: &parts,
+                schedule: Schedule::Host { learning_rate: 1e-3, step: 1 },
+                clip: Some(Clip { max_norm: 1.0, norm: length.as_view() }),
+                parameters: parameters.as_view_mut(),
+                gradients: gradients.as_view(),
+                exp_avg: exp_avg.as_view_mut(),
+                exp_avg_sq: exp_avg_sq.as_view_mut(),
+            };
+            kernels.adamw(&stream, &AdamWConfig::default(), io).expect("a step");
+        });
     }
 }
 
@@ -114,9 +197,9 @@ fn a_refused_backward_launches_nothing() {
     let stream = device.context.default_stream();
     let kernels = Kernels::load(&device.context).expect("kernels");
     let (inputs, outputs, rank, tokens) = (784, 10, 8, 65);
-    let scaling = Scaling::Standard { alpha: 16.0 };
-    let spec =
-        DoraSpec::new(inputs, outputs, rank, scaling, Norm::None, Dtype::Bf16).expect("a layer");
+    let (scaling, detached) = (Scaling::Standard { alpha: 16.0 }, NormGrad::Detached);
+    let spec = DoraSpec::new(inputs, outputs, rank, scaling, Norm::None, detached, Dtype::Bf16)
+        .expect("a layer");
     let bf16s = |n: usize| stream.alloc_zeros::<bf16>(n).expect("memory");
     let f32s = |n: usize| stream.alloc_zeros::<f32>(n).expect("memory");
     let (x, weight, dy) =
@@ -131,17 +214,21 @@ fn a_refused_backward_launches_nothing() {
         lora_a: lora_a.as_view(),
         lora_b: lora_b.as_view(),
         magnitude: Magnitude::None,
+        bias: None,
     };
     kernels.prepare(&stream, &spec, &mut workspace, &mut prepared, adapter).expect("prepare");
     stream.synchronize().expect("no fault");
     let before = device.launches();
     let mut io = Backward {
         tokens,
-        x: x.as_view(),
+        gradients: Gradients::Overwrite,
+        x: x.as_view().into(),
         weight: weight.as_view(),
         bias: None,
         output: None,
-        grad_output: dy.as_view(),
+        z: None,
+        dropout: None,
+        grad_output: dy.as_view().into(),
         h: h.as_view(),
         grad_input: None,
         grad_lora_a: grad_a.as_view_mut(),

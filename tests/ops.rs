@@ -5,11 +5,12 @@ mod common;
 
 use std::path::PathBuf;
 
-use common::case::{CaseFile, NormGrad};
-use common::compare::{self, Comparison};
+use common::case::CaseFile;
+use common::compare;
+use common::random::{NORMS, each_dtype_and_norm, fresh_seed, random_case};
 use common::run::Runner;
-use fused_dora::reference::{Case, Results, evaluate};
-use fused_dora::{Dtype, Norm};
+use fused_dora::reference::{Case, CaseDropout, Results};
+use fused_dora::{Dropout, DropoutForm, Dtype, Norm, NormGrad};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
@@ -22,19 +23,8 @@ fn runner() -> Runner {
 /// and with the reference's elsewhere.
 #[track_caller]
 fn check(runner: &Runner, name: &str, case: &Case, expected: [Option<&[f64]>; 6], dtype: Dtype) {
-    let reference = evaluate(case).expect("a consistent case");
-    let bounds = compare::bounds(case, dtype).expect("a consistent case");
     let found = runner.run(case, dtype).expect("the ops");
-    let mut failures = Vec::new();
-    for (i, tensor) in Results::NAMES.into_iter().enumerate() {
-        let expected = expected[i].unwrap_or(reference.tensors()[i]);
-        let shape = &case.result_shapes()[i];
-        let comparison =
-            Comparison::new(tensor, shape, dtype, &found[i], expected, bounds.tensors()[i]);
-        if !comparison.ok() {
-            failures.push(comparison.to_string());
-        }
-    }
+    let failures = compare::failures(case, dtype, &found, expected).expect("a consistent case");
     let &Case { tokens, in_features, out_features, rank, norm, .. } = case;
     assert!(
         failures.is_empty(),
@@ -53,20 +43,11 @@ fn golden(dtype: Dtype) {
             continue;
         }
         let file = CaseFile::read(&path).expect("a golden case");
-        // What flows through the norm changes the gradients, not the output: such a case's own
-        // output is expected, and the reference's gradients.
-        let kept = match file.norm_grad {
-            NormGrad::Detached => 6,
-            NormGrad::Full => 1,
-        };
-        detached += usize::from(file.norm_grad == NormGrad::Detached);
-        let mut expected = [None; 6];
-        for (slot, values) in expected.iter_mut().zip(&file.expected).take(kept) {
-            *slot = values.as_deref();
-        }
+        detached += usize::from(file.case.norm_grad == NormGrad::Detached);
+        let expected = file.expected.each_ref().map(Option::as_deref);
         check(&runner, &file.name, &file.case, expected, dtype);
     }
-    assert_eq!(detached, 9, "golden cases with the norm detached");
+    assert_eq!(detached, 9, "golden cases with the norm detached, of 19");
 }
 
 #[test]
@@ -84,46 +65,6 @@ fn golden_cases_in_f32() {
     golden(Dtype::F32);
 }
 
-/// A seed of this run's own, or `FUSED_DORA_TEST_SEED` to repeat one.
-fn fresh_seed() -> u64 {
-    let given = std::env::var("FUSED_DORA_TEST_SEED").ok().and_then(|seed| seed.parse().ok());
-    let seed = given.unwrap_or_else(rand::random);
-    println!("FUSED_DORA_TEST_SEED={seed}");
-    seed
-}
-
-/// A layer of normal inputs: x and dY of unit variance, W and the adapter of a trained layer's
-/// sizes, m near the norm.
-fn random_case(random: &mut StdRng, shape: [usize; 4], norm: Norm, bias: bool) -> Case {
-    let [tokens, in_features, out_features, rank] = shape;
-    let mut normal = |count: usize, deviation: f64| -> Vec<f64> {
-        // Twelve uniforms make a bell of unit variance.
-        let mut one = || (0..12).map(|_| random.random::<f64>()).sum::<f64>() - 6.0;
-        (0..count).map(|_| deviation * one()).collect()
-    };
-    let mut case = Case {
-        tokens,
-        in_features,
-        out_features,
-        rank,
-        scaling: 2.0,
-        norm,
-        input: normal(tokens * in_features, 1.0),
-        weight: normal(out_features * in_features, 0.05),
-        bias: bias.then(|| normal(out_features, 0.1)),
-        lora_a: normal(rank * in_features, 1.0 / (in_features as f64).sqrt()),
-        lora_b: normal(out_features * rank, 0.02),
-        magnitude: Vec::new(),
-        grad_output: normal(tokens * out_features, 1.0),
-    };
-    case.magnitude = vec![0.0; case.magnitudes()];
-    let norms = case.norms().expect("a consistent case");
-    case.magnitude = norms.iter().map(|c| c * random.random_range(0.8..1.25)).collect();
-    case
-}
-
-const NORMS: [Norm; 3] = [Norm::None, Norm::Input, Norm::Output];
-
 fn ragged(dtype: Dtype) {
     let runner = runner();
     let mut random = StdRng::seed_from_u64(fresh_seed());
@@ -137,6 +78,8 @@ fn ragged(dtype: Dtype) {
         [200, 24, 16, 130],
         [2, 257, 3, 5],
         [300, 8, 8, 8],
+        [129, 136, 264, 0],
+        [65, 51, 77, 0],
     ];
     for _ in 0..8 {
         let mut up_to = |limit| random.random_range(1..=limit);
@@ -171,9 +114,47 @@ fn tensors_off_every_boundary() {
     let runner = runner().with_offset(1);
     let mut random = StdRng::seed_from_u64(fresh_seed());
     each_dtype_and_norm(|dtype, norm| {
-        let case = random_case(&mut random, [48, 64, 96, 16], norm, true);
-        check(&runner, "off by one", &case.rounded(dtype), [None; 6], dtype);
+        for rank in [16, 0] {
+            let case = random_case(&mut random, [48, 64, 96, rank], norm, true);
+            check(&runner, "off by one", &case.rounded(dtype), [None; 6], dtype);
+        }
     });
+}
+
+/// Rows that lie further apart than they are long, on 16-byte boundaries and off them.
+#[test]
+fn rows_with_gaps() {
+    let mut random = StdRng::seed_from_u64(fresh_seed());
+    for (gap, shape) in [(8, [70, 64, 136, 16]), (3, [70, 64, 136, 16]), (5, [33, 21, 35, 3])] {
+        let runner = runner().with_gap(gap);
+        each_dtype_and_norm(|dtype, norm| {
+            let case = random_case(&mut random, shape, norm, true);
+            check(&runner, "rows with gaps", &case.rounded(dtype), [None; 6], dtype);
+        });
+    }
+}
+
+/// Dropout in both forms, with the mask that the counter gives.
+#[test]
+fn dropout() {
+    let mut random = StdRng::seed_from_u64(fresh_seed());
+    let shapes = [[70, 64, 136, 16], [33, 21, 35, 3], [130, 150, 40, 70], [9, 40, 24, 0]];
+    for (i, shape) in shapes.into_iter().enumerate() {
+        for form in [DropoutForm::Adapter, DropoutForm::Peft] {
+            let probability = [0.1, 0.5, 0.0, 0.3][i];
+            let dropout = Dropout::new(probability, form, random.random()).expect("a probability");
+            let runner = runner().with_dropout(dropout);
+            each_dtype_and_norm(|dtype, norm| {
+                if (form, norm) == (DropoutForm::Peft, Norm::Input) {
+                    return;
+                }
+                let mut case = random_case(&mut random, shape, norm, i % 2 == 0).rounded(dtype);
+                let mask = dropout.mask(shape[0], shape[1]).into_iter().map(f64::from).collect();
+                case.dropout = Some(CaseDropout { form, mask });
+                check(&runner, &format!("dropout {form:?}"), &case, [None; 6], dtype);
+            });
+        }
+    }
 }
 
 /// A projection of the size that Llama models have, in many tiles and chunks of every kind.
@@ -193,22 +174,19 @@ fn llama_sized_layer_with_norms_of_outputs() {
     llama_sized(Norm::Output);
 }
 
-fn each_dtype_and_norm(mut visit: impl FnMut(Dtype, Norm)) {
-    for dtype in Dtype::ALL {
-        NORMS.into_iter().for_each(|norm| visit(dtype, norm));
-    }
-}
-
 #[test]
 fn no_tokens_give_zero_gradients() {
     let runner = runner();
     let mut random = StdRng::seed_from_u64(1);
     each_dtype_and_norm(|dtype, norm| {
-        let case = random_case(&mut random, [0, 20, 12, 3], norm, true);
-        let found = runner.run(&case, dtype).expect("the ops");
-        for ((tensor, shape), name) in found.iter().zip(case.result_shapes()).zip(Results::NAMES) {
-            assert_eq!(tensor.len(), shape.iter().product::<usize>(), "{name}");
-            assert!(tensor.iter().all(|&value| value == 0.0), "{name}: {tensor:?}");
+        for rank in [3, 0] {
+            let case = random_case(&mut random, [0, 20, 12, rank], norm, true);
+            let found = runner.run(&case, dtype).expect("the ops");
+            let shapes = case.result_shapes();
+            for ((tensor, shape), name) in found.iter().zip(shapes).zip(Results::NAMES) {
+                assert_eq!(tensor.len(), shape.iter().product::<usize>(), "{name}");
+                assert!(tensor.iter().all(|&value| value == 0.0), "{name}: {tensor:?}");
+            }
         }
     });
 }
@@ -218,8 +196,8 @@ fn no_tokens_give_zero_gradients() {
 fn zero_norms_are_finite() {
     let runner = runner();
     let mut random = StdRng::seed_from_u64(2);
-    each_dtype_and_norm(|dtype, norm| {
-        let mut case = random_case(&mut random, [9, 20, 24, 4], norm, true);
+    let mut run = |dtype, norm, rank| {
+        let mut case = random_case(&mut random, [9, 20, 24, rank], norm, true);
         let (row, col) = (5, 7);
         for j in 0..case.in_features {
             case.weight[row * case.in_features + j] = 0.0;
@@ -232,7 +210,8 @@ fn zero_norms_are_finite() {
             case.lora_a[k * case.in_features + col] = 0.0;
         }
         check(&runner, "zero norms", &case.rounded(dtype), [None; 6], dtype);
-    });
+    };
+    each_dtype_and_norm(|dtype, norm| [4, 0].into_iter().for_each(|rank| run(dtype, norm, rank)));
 }
 
 /// m = 0 and tiny m: dm comes from z itself, not from y/g. A bias that hides g·z likewise.
@@ -282,6 +261,7 @@ fn small_gains_are_right_on_average() {
         rank: 1,
         scaling: 1.0,
         norm: Norm::Input,
+        norm_grad: NormGrad::Detached,
         input: vec![1.0; tokens * features],
         weight: vec![0.0; features * features],
         bias: None,
@@ -289,6 +269,7 @@ fn small_gains_are_right_on_average() {
         lora_b: vec![0.0; features],
         magnitude: vec![0.0; features],
         grad_output: vec![0.0; tokens * features],
+        dropout: None,
     };
     (0..features).for_each(|i| case.weight[i * features + i] = 1.0);
     for dtype in [Dtype::Bf16, Dtype::F16] {

@@ -31,12 +31,17 @@ fn text(output: &Output) -> String {
 #[test]
 fn golden_cases_are_within_bounds_in_every_dtype() {
     for dtype in ["bf16", "f16", "f32"] {
-        let cases = [golden("tiny_odd_input_detached"), golden("tiny_odd_output_detached")];
-        let output = replay(&["--dtype", dtype], &cases.each_ref().map(PathBuf::as_path));
+        let axes = ["input", "output"];
+        let of_axis =
+            |axis| ["detached", "full"].map(|grad| golden(&format!("tiny_odd_{axis}_{grad}")));
+        let cases: Vec<_> = axes.into_iter().flat_map(of_axis).collect();
+        let paths: Vec<_> = cases.iter().map(PathBuf::as_path).collect();
+        let output = replay(&["--dtype", dtype], &paths);
         let text = text(&output);
         assert_eq!(output.status.code(), Some(0), "{text}");
-        assert_eq!(text.matches(" ok\n").count(), 12, "{text}");
-        assert_eq!(text.matches("relative Frobenius error").count(), 12, "{text}");
+        assert_eq!(text.matches(" ok\n").count(), 24, "{text}");
+        assert_eq!(text.matches("relative Frobenius error").count(), 24, "{text}");
+        assert_eq!(text.matches("norm Input Exact").count(), 1, "{text}");
     }
 }
 
@@ -74,12 +79,26 @@ fn results_are_written() {
     assert_eq!(names, expected);
 }
 
+/// A golden case whose metadata says that it is plain LoRA.
+fn without_a_norm(name: &str) -> Vec<u8> {
+    let bytes = std::fs::read(golden(name)).unwrap();
+    let (_, header) = SafeTensors::read_metadata(&bytes).unwrap();
+    let mut metadata = header.metadata().clone().unwrap();
+    metadata.insert("norm_axis".to_owned(), "none".to_owned());
+    let tensors = SafeTensors::deserialize(&bytes).unwrap();
+    let others = tensors.iter().filter(|(name, _)| !name.contains("magnitude"));
+    safetensors::serialize(others, Some(metadata)).unwrap()
+}
+
 #[test]
 fn what_cannot_be_done_is_refused_by_name() {
-    let full = golden("tiny_odd_input_full");
-    let output = replay(&[], &[&full]);
+    let lora = folder("replay").join("lora_full.safetensors");
+    std::fs::write(&lora, without_a_norm("tiny_odd_input_full")).unwrap();
+    let output = replay(&[], &[&lora]);
     assert_eq!(output.status.code(), Some(2));
-    assert!(text(&output).contains("tiny_odd_input_full.safetensors: norm_grad is `full`"));
+    assert!(
+        text(&output).contains("lora_full.safetensors: norm_grad is Exact: it must be Detached")
+    );
 
     let output = replay(&["--dtype", "f8"], &[&golden("tiny_odd_input_detached")]);
     assert_eq!(output.status.code(), Some(2));

@@ -13,8 +13,10 @@ use criterion::{Criterion, Throughput};
 use cuda_emulator::client::{Choice, Emulator, Selected, select};
 use fused_dora::cudarc::driver::{CudaSlice, CudaStream, sys::CUevent_flags};
 use fused_dora::{
-    Backward, DoraSpec, Dtype, Forward, Kernels, Magnitude, Norm, Prepare, Prepared, Scaling,
-    Workspace, open_device,
+    AdamW, AdamWConfig, AdapterGroups, AdapterLayout, Backward, DecomposeAdapter, Decomposition,
+    DoraSpec, Dtype, Forward, GradientNorm, Gradients, Kernels, Magnitude, Merge, MergeReport,
+    Norm, NormGrad, NormGradient, OptimizerPart, Prepare, Prepared, Scaling, Schedule, Workspace,
+    open_device,
 };
 use half::bf16;
 use rand::rngs::StdRng;
@@ -47,6 +49,12 @@ pub struct Layer {
     grad_lora_a: CudaSlice<f32>,
     grad_lora_b: CudaSlice<f32>,
     grad_magnitude: CudaSlice<f32>,
+    parts: Vec<OptimizerPart>,
+    /// Parameters, gradients and the two moments of the optimizer.
+    optimized: [CudaSlice<f32>; 4],
+    merged: CudaSlice<bf16>,
+    report: CudaSlice<f64>,
+    norm: CudaSlice<f32>,
 }
 
 type Outcome<T = ()> = Result<T, Box<dyn Error>>;
@@ -55,7 +63,8 @@ impl Layer {
     /// A layer of (T, I, O, r), prepared, and run once so that every buffer holds something.
     pub fn new([tokens, inputs, outputs, rank]: [usize; 4], norm: Norm) -> Outcome<Self> {
         let scaling = Scaling::Standard { alpha: 2.0 * rank as f32 };
-        let spec = DoraSpec::new(inputs, outputs, rank, scaling, norm, Dtype::Bf16)?;
+        let norm_grad = if norm == Norm::None { NormGrad::Detached } else { NormGrad::Exact };
+        let spec = DoraSpec::new(inputs, outputs, rank, scaling, norm, norm_grad, Dtype::Bf16)?;
         let context = open_device(0)?;
         let kernels = Kernels::load(&context)?;
         let stream = context.new_stream()?;
@@ -64,7 +73,17 @@ impl Layer {
             |n: usize| -> Vec<f32> { (0..n).map(|_| random.random_range(-0.05..0.05)).collect() };
         let half =
             |values: Vec<f32>| -> Vec<bf16> { values.into_iter().map(bf16::from_f32).collect() };
+        let layout = AdapterLayout::new(&spec);
+        let optimized = [1.0, 1e-3, 0.0, 0.0].map(|value| vec![value; layout.len()]);
+        let [parameters, gradients, exp_avg, exp_avg_sq] = &optimized;
         let mut layer = Self {
+            parts: AdapterGroups::default().parts(&layout, 0).collect(),
+            optimized: [
+                stream.clone_htod(parameters)?,
+                stream.clone_htod(gradients)?,
+                stream.clone_htod(exp_avg)?,
+                stream.clone_htod(exp_avg_sq)?,
+            ],
             workspace: Workspace::new(&kernels, &stream, &[spec], tokens)?,
             prepared: Prepared::new(&stream, &spec)?,
             x: stream.clone_htod(&half(uniform(tokens * inputs)))?,
@@ -79,6 +98,9 @@ impl Layer {
             grad_lora_a: stream.alloc_zeros(rank * inputs)?,
             grad_lora_b: stream.alloc_zeros(outputs * rank)?,
             grad_magnitude: stream.alloc_zeros(spec.magnitude_len().max(1))?,
+            merged: stream.alloc_zeros(outputs * inputs)?,
+            report: stream.alloc_zeros(MergeReport::LEN)?,
+            norm: stream.alloc_zeros(1)?,
             kernels,
             stream,
             spec,
@@ -101,6 +123,7 @@ impl Layer {
             lora_a: self.lora_a.as_view(),
             lora_b: self.lora_b.as_view(),
             magnitude,
+            bias: None,
         };
         let Self { kernels, stream, spec, workspace, prepared, .. } = self;
         Ok(kernels.prepare(stream, spec, workspace, prepared, inputs)?)
@@ -110,11 +133,13 @@ impl Layer {
     pub fn forward(&mut self) -> Outcome {
         let io = Forward {
             tokens: self.tokens,
-            x: self.x.as_view(),
+            x: self.x.as_view().into(),
             weight: self.weight.as_view(),
             bias: None,
             seed: 1,
-            y: self.y.as_view_mut(),
+            dropout: None,
+            z: None,
+            y: self.y.as_view_mut().into(),
             h: self.h.as_view_mut(),
         };
         let Self { kernels, stream, spec, workspace, prepared, .. } = self;
@@ -131,17 +156,89 @@ impl Layer {
         self.backward(Kernels::backward)
     }
 
+    /// One step of the optimizer over the adapter: 16 bytes read and 12 written per parameter.
+    pub fn adamw(&mut self) -> Outcome {
+        let [parameters, gradients, exp_avg, exp_avg_sq] = &mut self.optimized;
+        let io = AdamW {
+            parts: &self.parts,
+            schedule: Schedule::Host { learning_rate: 1e-4, step: 1 },
+            clip: None,
+            parameters: parameters.as_view_mut(),
+            gradients: gradients.as_view(),
+            exp_avg: exp_avg.as_view_mut(),
+            exp_avg_sq: exp_avg_sq.as_view_mut(),
+        };
+        Ok(self.kernels.adamw(&self.stream, &AdamWConfig::default(), io)?)
+    }
+
+    /// The norm of the adapter's gradients: 4 bytes read per parameter.
+    pub fn gradient_norm(&mut self) -> Outcome {
+        let [_, gradients, ..] = &self.optimized;
+        let io = GradientNorm {
+            parts: &self.parts,
+            gradients: gradients.as_view(),
+            norm: self.norm.as_view_mut(),
+        };
+        Ok(self.kernels.gradient_norm(&self.stream, &mut self.workspace, io)?)
+    }
+
+    /// The gradient through the norm; nothing for plain LoRA, which has none.
+    pub fn norm_gradient(&mut self) -> Outcome {
+        if self.spec.norm() == Norm::None {
+            return Ok(());
+        }
+        let io = NormGradient {
+            weight: self.weight.as_view(),
+            lora_a: self.lora_a.as_view(),
+            lora_b: self.lora_b.as_view(),
+            grad_magnitude: self.grad_magnitude.as_view(),
+            grad_lora_a: self.grad_lora_a.as_view_mut(),
+            grad_lora_b: self.grad_lora_b.as_view_mut(),
+        };
+        let Self { kernels, stream, spec, workspace, prepared, .. } = self;
+        Ok(kernels.norm_gradient(stream, spec, prepared, workspace, io)?)
+    }
+
+    /// W and W' once each, and the report.
+    pub fn merge(&mut self) -> Outcome {
+        let io = Merge {
+            weight: self.weight.as_view(),
+            lora_a: self.lora_a.as_view(),
+            lora_b: self.lora_b.as_view(),
+            merged: self.merged.as_view_mut(),
+            report: Some(self.report.as_view_mut()),
+        };
+        let Self { kernels, stream, spec, workspace, prepared, .. } = self;
+        Ok(kernels.merge(stream, spec, prepared, workspace, io)?)
+    }
+
+    /// The adapter's change along the columns: W once.
+    pub fn decompose(&mut self) -> Outcome {
+        let io = DecomposeAdapter {
+            axis: Norm::Input,
+            weight: self.weight.as_view(),
+            lora_a: self.lora_a.as_view(),
+            lora_b: self.lora_b.as_view(),
+            result: self.report.slice_mut(..Decomposition::LEN),
+        };
+        let Self { kernels, stream, spec, workspace, prepared, .. } = self;
+        Ok(kernels.decompose_adapter(stream, spec, prepared, workspace, io)?)
+    }
+
     fn backward(&mut self, op: BackwardOp) -> Outcome {
         let has_magnitude = self.spec.norm() != Norm::None;
         let mut io = Backward {
             tokens: self.tokens,
-            x: self.x.as_view(),
+            gradients: Gradients::Overwrite,
+            x: self.x.as_view().into(),
             weight: self.weight.as_view(),
             bias: None,
-            output: Some(self.y.as_view()),
-            grad_output: self.grad_output.as_view(),
+            output: Some(self.y.as_view().into()),
+            z: None,
+            dropout: None,
+            grad_output: self.grad_output.as_view().into(),
             h: self.h.as_view(),
-            grad_input: Some(self.grad_input.as_view_mut()),
+            grad_input: Some(self.grad_input.as_view_mut().into()),
             grad_lora_a: self.grad_lora_a.as_view_mut(),
             grad_lora_b: self.grad_lora_b.as_view_mut(),
             grad_magnitude: has_magnitude.then(|| self.grad_magnitude.as_view_mut()),

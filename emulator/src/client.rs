@@ -21,8 +21,8 @@ use std::str::FromStr;
 use std::sync::{Mutex, PoisonError};
 
 use crate::driver::Status;
-use crate::driver::extension::{ACCUMULATORS, Settings};
-use crate::{Config, Counters};
+use crate::driver::extension::{ACCUMULATORS, LaunchFacts, Settings};
+use crate::{Config, Counters, MeasuredLaunch};
 
 mod library;
 
@@ -249,7 +249,25 @@ impl Emulator {
         counters
     }
 
-    /// Lets the counters start from zero. Work that waits in streams runs before.
+    /// What was measured of each launch since the process began or [`Emulator::reset_counters`] was
+    /// called, in order; nothing unless [`Config::measure`] is set. Work that waits in streams runs
+    /// before.
+    pub fn launches(&self) -> Vec<MeasuredLaunch> {
+        let launch = |index| {
+            let mut facts = LaunchFacts::default();
+            // SAFETY: the place is writable, the library has the same idea of the structure, as its
+            // interface number says, and the buffer has as many bytes as the call says.
+            let kernel = self.text(|buffer, size| unsafe {
+                (self.functions.get_launch)(index, &mut facts, buffer, size)
+            })?;
+            let LaunchFacts { grid, block, static_shared, dynamic_shared, counters } = facts;
+            Some(MeasuredLaunch { kernel, grid, block, static_shared, dynamic_shared, counters })
+        };
+        (0..).map_while(launch).collect()
+    }
+
+    /// Lets the counters start from zero, and forgets the launches that were measured. Work that
+    /// waits in streams runs before.
     pub fn reset_counters(&self) {
         // SAFETY: the function takes nothing.
         unsafe { (self.functions.reset_counters)() };
@@ -257,17 +275,21 @@ impl Emulator {
 
     /// The report of the latest fault: kernel, source line, block, thread, address.
     pub fn last_fault(&self) -> Option<String> {
-        self.text(self.functions.last_fault)
+        // SAFETY: the buffer has as many bytes as the call says.
+        self.text(|buffer, size| unsafe { (self.functions.last_fault)(buffer, size) })
     }
 
     /// Why the latest failing driver call failed.
     pub fn last_error(&self) -> Option<String> {
-        self.text(self.functions.last_error)
+        // SAFETY: the buffer has as many bytes as the call says.
+        self.text(|buffer, size| unsafe { (self.functions.last_error)(buffer, size) })
     }
 
     /// The name of the emulated device.
     pub fn device_name(&self) -> String {
-        self.text(self.functions.device_name).unwrap_or_default()
+        // SAFETY: the buffer has as many bytes as the call says.
+        self.text(|buffer, size| unsafe { (self.functions.device_name)(buffer, size) })
+            .unwrap_or_default()
     }
 
     /// Ends every context and frees all device memory: for tests that start from nothing. Handles
@@ -277,8 +299,8 @@ impl Emulator {
         unsafe { (self.functions.reset)() };
     }
 
-    /// Sets what contexts to come are made with: threads, accumulator, jitter, seed, watchdog and
-    /// sanitizer.
+    /// Sets what contexts to come are made with: threads, accumulator, jitter, seed, watchdog,
+    /// sanitizer and measuring.
     ///
     /// # Errors
     /// `CUDA_ERROR_ILLEGAL_STATE` where there is a context already.
@@ -292,6 +314,7 @@ impl Emulator {
             watchdog: config.watchdog,
             sanitizer: 1 + u32::from(config.sanitizer),
             jitter: 1 + u32::from(config.jitter),
+            measure: 1 + u64::from(config.measure),
         };
         // SAFETY: the settings are readable, and the library has the same idea of the structure.
         match unsafe { (self.functions.set_config)(&settings) } {
@@ -300,11 +323,12 @@ impl Emulator {
         }
     }
 
-    fn text(&self, write: unsafe extern "C" fn(*mut c_char, usize) -> usize) -> Option<String> {
+    /// The text that a function of the library writes into a buffer of the size it is told, and
+    /// whose length it returns.
+    fn text(&self, mut write: impl FnMut(*mut c_char, usize) -> usize) -> Option<String> {
         let mut buffer = vec![0u8; 256];
         loop {
-            // SAFETY: the buffer has as many bytes as the call says.
-            let length = unsafe { write(buffer.as_mut_ptr().cast(), buffer.len()) };
+            let length = write(buffer.as_mut_ptr().cast(), buffer.len());
             if length < buffer.len() {
                 let text = CStr::from_bytes_until_nul(&buffer).ok()?.to_string_lossy();
                 return (!text.is_empty()).then(|| text.into_owned());

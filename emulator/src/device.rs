@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
-use crate::counters::Counters;
+use crate::counters::{Counters, MeasuredLaunch};
 use crate::fault::Fault;
 use crate::heap::Heap;
 use crate::memory::{Memory, MemoryError};
@@ -44,11 +44,15 @@ pub struct Config {
     /// Whether reads of memory and registers that nothing wrote, races, and copies that nothing
     /// waited for are faults. It costs time.
     pub sanitizer: bool,
+    /// Whether launches are measured: the counters that say so, and a record of every launch. It
+    /// costs time, and memory for each launch until [`Device::take_launches`].
+    pub measure: bool,
 }
 
 impl Default for Config {
     /// Takes the number of threads from `CUDA_EMULATOR_THREADS`, or else one per processor; the
-    /// sanitizer is on unless `CUDA_EMULATOR_SANITIZER` is 0.
+    /// sanitizer is on unless `CUDA_EMULATOR_SANITIZER` is 0; launches are measured where
+    /// `CUDA_EMULATOR_MEASURE` is 1.
     fn default() -> Self {
         let threads = std::env::var("CUDA_EMULATOR_THREADS")
             .ok()
@@ -65,6 +69,7 @@ impl Default for Config {
             ptx_version: (9, 5),
             sanitizer: std::env::var("CUDA_EMULATOR_SANITIZER")
                 .map_or(true, |value| value.trim() != "0"),
+            measure: std::env::var("CUDA_EMULATOR_MEASURE").is_ok_and(|value| value.trim() == "1"),
         }
     }
 }
@@ -196,6 +201,8 @@ pub struct Device {
     config: Config,
     memory: Memory,
     counters: Mutex<Counters>,
+    /// What was measured of each launch.
+    launches: Mutex<Vec<MeasuredLaunch>>,
     stack_limit: AtomicU32,
     heap: Heap,
     /// Held shared by launches and exclusively by accesses of the host.
@@ -215,6 +222,7 @@ impl Device {
             config,
             memory: Memory::new(profile.total_memory, config.sanitizer),
             counters: Mutex::default(),
+            launches: Mutex::default(),
             stack_limit: AtomicU32::new(STACK_LIMIT),
             heap: Heap::new(HEAP_BYTES),
             activity: RwLock::new(()),
@@ -343,7 +351,24 @@ impl Device {
         let _kernel = self.activity.read().unwrap_or_else(PoisonError::into_inner);
         let (counted, result) = crate::exec::launch(self, function, launch);
         self.count(|counters| *counters += counted);
+        if self.config.measure {
+            let measured = MeasuredLaunch {
+                kernel: function.name().to_owned(),
+                grid: launch.grid,
+                block: launch.block,
+                static_shared: function.static_shared(),
+                dynamic_shared: launch.dynamic_shared,
+                counters: counted,
+            };
+            self.launches.lock().unwrap_or_else(PoisonError::into_inner).push(measured);
+        }
         result
+    }
+
+    /// What was measured of each launch since the device was made or this was called, in order;
+    /// nothing unless [`Config::measure`] is set. A launch that failed is there with what it did.
+    pub fn take_launches(&self) -> Vec<MeasuredLaunch> {
+        std::mem::take(&mut self.launches.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// What was counted since the device was made.

@@ -13,7 +13,9 @@
 //! schedules, [`Config::accumulator`] and [`Config::jitter`] other roundings: a program that is
 //! right is right under all of them.
 //!
-//! It says nothing about time: a device profile gives limits and capabilities, not speed.
+//! With [`Config::measure`] it counts what a profiler would: instructions by class, sectors, bytes of
+//! device memory, bank conflicts. It says nothing about time: a device profile gives limits and
+//! capabilities, not speed.
 
 pub mod client;
 pub mod counters;
@@ -28,7 +30,7 @@ mod module;
 pub mod profile;
 mod ptx;
 
-pub use counters::Counters;
+pub use counters::{ByClass, Counters, InstructionClass, MeasuredLaunch};
 pub use decode::{Form, Needs, Slot, supported_forms};
 pub use device::{Accumulator, Config, Device, InvalidLaunch, Launch, LaunchError};
 pub use fault::{Fault, FaultKind};

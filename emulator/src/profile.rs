@@ -111,10 +111,28 @@ pub const RTX4090: Profile = Profile {
     ..A100
 };
 
+/// Tesla T4 (sm_75): a GPU that is too old for code of sm_80.
+pub const T4: Profile = Profile {
+    name: "Emulated T4",
+    compute_capability: (7, 5),
+    sm_count: 40,
+    shared_per_block_optin: 64 * KIB,
+    shared_per_sm: 64 * KIB,
+    shared_reserved_per_block: 0,
+    max_threads_per_sm: 1024,
+    max_blocks_per_sm: 16,
+    total_memory: 16 * GIB,
+    l2_bytes: 4 * MIB,
+    clock_khz: 1_590_000,
+    memory_clock_khz: 5_001_000,
+    memory_bus_bits: 256,
+    ..A100
+};
+
 impl Profile {
     /// The profiles by the names that `CUDA_EMULATOR_PROFILE` takes.
-    pub const ALL: [(&'static str, Profile); 3] =
-        [("a100", A100), ("h100", H100), ("rtx4090", RTX4090)];
+    pub const ALL: [(&'static str, Profile); 4] =
+        [("a100", A100), ("h100", H100), ("rtx4090", RTX4090), ("t4", T4)];
 
     /// The profile of that name, in any case.
     pub fn by_name(name: &str) -> Option<Profile> {
@@ -122,7 +140,7 @@ impl Profile {
     }
 }
 
-/// The profile of that name, in any case: `a100`, `h100` or `rtx4090`.
+/// The profile of that name, in any case: `a100`, `h100`, `rtx4090` or `t4`.
 pub fn by_name(name: &str) -> Option<Profile> {
     Profile::by_name(name)
 }

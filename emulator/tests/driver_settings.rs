@@ -189,3 +189,61 @@ fn a_configuration_precedes_the_first_context() {
         drop(context);
     });
 }
+
+/// Launches a store of one word, twice, and checks what was measured.
+fn launches_are_measured() {
+    let emulator = emulator();
+    let context = context();
+    let stream = context.default_stream();
+    let mut memory = stream.alloc_zeros::<u32>(1).unwrap();
+    emulator.reset_counters();
+    assert_eq!(emulator.launches(), []);
+    let store = kernel(&context, SPECIAL, "store");
+    for blocks in [1, 3] {
+        let mut launch = stream.launch_builder(&store);
+        launch.arg(&mut memory).arg(&5u32);
+        let (grid_dim, block_dim) = ((blocks, 1, 1), (32, 2, 1));
+        // SAFETY: the kernel stores one word.
+        unsafe { launch.launch(LaunchConfig { grid_dim, block_dim, shared_mem_bytes: 64 }) }
+            .unwrap();
+    }
+    let launches = emulator.launches();
+    assert_eq!(launches.len(), 2);
+    for (launch, blocks) in launches.iter().zip([1, 3]) {
+        assert_eq!(launch.kernel, "store");
+        assert_eq!([launch.grid, launch.block], [[blocks, 1, 1], [32, 2, 1]]);
+        assert_eq!([launch.static_shared, launch.dynamic_shared], [0, 64]);
+        let counters = launch.counters;
+        let stores = u64::from(2 * blocks);
+        assert_eq!([counters.global_stores, counters.sectors_written], [stores; 2]);
+        assert_eq!([counters.dram_bytes_written, counters.dram_sectors_written], [4, 1]);
+        assert_eq!(counters.by_class.total(), counters.instructions);
+    }
+    // What the process did is the sum.
+    let (all, [first, second]) = (emulator.counters(), [0, 1].map(|at| launches[at].counters));
+    assert_eq!(all.dram_bytes_written, 8);
+    assert_eq!(all.instructions, first.instructions + second.instructions);
+    assert_eq!(emulator.launches(), launches);
+    // They outlive their context.
+    drop((memory, stream, store, context));
+    assert_eq!(emulator.launches(), launches);
+    emulator.reset_counters();
+    assert_eq!(emulator.launches(), []);
+}
+
+#[test]
+fn measuring_by_the_environment() {
+    // All threads store to one word.
+    let variables = [("CUDA_EMULATOR_MEASURE", "1"), ("CUDA_EMULATOR_SANITIZER", "0")];
+    with("measuring_by_the_environment", &variables, launches_are_measured);
+}
+
+#[test]
+fn measuring_by_configuration() {
+    with("measuring_by_configuration", &[], || {
+        let config =
+            cuda_emulator::Config { measure: true, sanitizer: false, ..Default::default() };
+        emulator().configure(&config).unwrap();
+        launches_are_measured();
+    });
+}

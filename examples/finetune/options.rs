@@ -13,7 +13,7 @@ use crate::common::options::{dtype, text};
 use crate::train::Schedule;
 
 pub const USAGE: &str = "\
-Adapts a digits network to rotated images with LoRA and DoRA, and compares them.
+Adapts a digits network to rotated images by full fine-tuning, LoRA and DoRA, and compares them.
 
 Usage: finetune [OPTIONS]
 
@@ -26,7 +26,7 @@ Usage: finetune [OPTIONS]
   --device D       auto (a GPU if there is one), cuda or emulated
                    ($CUDA_EMULATOR_DEVICE, or auto)
   --data DIR       folder of digits.csv.gz and digits-mlp.safetensors (examples/data)
-  --out DIR        folder for loss.svg (target/demo)
+  --out DIR        folder for loss.svg and decomposition.svg (target/demo)
   --help           print this
 
 Exit codes: 0 done, 1 the device failed, 2 bad arguments or data.

@@ -12,8 +12,9 @@ pub const WINDOW: usize = 10;
 const LOWEST_LOSS: f64 = 1e-6;
 
 const SIZE: (u32, u32) = (800, 500);
-const COLORS: [RGBColor; 3] =
-    [RGBColor(31, 119, 180), RGBColor(214, 39, 40), RGBColor(44, 160, 44)];
+/// One per method.
+pub const COLORS: [RGBColor; 4] =
+    [RGBColor(120, 120, 120), RGBColor(31, 119, 180), RGBColor(214, 39, 40), RGBColor(44, 160, 44)];
 
 /// Draws one curve per method.
 pub fn loss_curves(

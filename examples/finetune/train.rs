@@ -1,6 +1,6 @@
-//! The training loop: batches, softmax cross-entropy and AdamW, all on the host in f32.
+//! The training loop: batches and softmax cross-entropy, on the host in f32.
 
-use fused_dora::{Element, Result};
+use fused_dora::{Decomposition, Element, Result};
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
@@ -31,32 +31,43 @@ impl Schedule {
     }
 }
 
-/// Trains the adapters; `on_step` is told each step's loss. Returns all losses.
+/// How often a training looks at how far the weights have moved.
+const CHECKPOINTS: usize = 10;
+
+/// What a training leaves behind, beside a trained network.
+pub struct Trained {
+    /// The loss of each step.
+    pub losses: Vec<f32>,
+    /// At some steps, the last among them, how far each layer has moved from the base.
+    pub checkpoints: Vec<Vec<Decomposition>>,
+}
+
+/// Trains a network; `on_step` is told each step's loss.
 pub fn train<E: Element>(
     network: &mut Network<'_, E>,
     digits: &Digits,
     schedule: Schedule,
     mut on_step: impl FnMut(f32),
-) -> Result<Vec<f32>> {
+) -> Result<Trained> {
     let mut rng = StdRng::seed_from_u64(schedule.seed);
     let mut order = Order::new(digits.len());
-    let mut optimizer = AdamW::new(schedule.learning_rate);
-    let mut losses = Vec::with_capacity(schedule.steps);
-    for _ in 0..schedule.steps {
+    let mut trained = Trained { losses: Vec::new(), checkpoints: Vec::new() };
+    let interval = schedule.steps.div_ceil(CHECKPOINTS);
+    for step in 1..=schedule.steps {
         let rows = order.next(schedule.batch, &mut rng);
         let images: Vec<f32> = rows.iter().flat_map(|&row| image(digits, row)).copied().collect();
         let labels: Vec<u8> = rows.iter().map(|&row| digits.labels[row]).collect();
         let mut logits = network.forward(schedule.batch, &images, rng.random())?;
         let loss = cross_entropy(&mut logits, &labels);
-        let gradients = network.backward(schedule.batch, &logits)?;
-        optimizer.step += 1;
-        network.update(|layer, parameters| {
-            optimizer.update(layer, parameters, &gradients[layer]);
-        })?;
+        network.backward(schedule.batch, &logits)?;
+        network.update(schedule.learning_rate)?;
         on_step(loss);
-        losses.push(loss);
+        trained.losses.push(loss);
+        if step % interval == 0 || step == schedule.steps {
+            trained.checkpoints.push(network.decompose()?);
+        }
     }
-    Ok(losses)
+    Ok(trained)
 }
 
 /// The share of images whose largest logit is the right one.
@@ -113,40 +124,4 @@ fn cross_entropy(logits: &mut [f32], labels: &[u8]) -> f32 {
         logits[label] -= scale;
     }
     loss
-}
-
-/// AdamW (arXiv:1711.05101) with the usual constants; the decay applies to A, B and m alike.
-struct AdamW {
-    learning_rate: f32,
-    step: i32,
-    /// Per layer, the running means of the gradient and of its square.
-    moments: Vec<Vec<[f32; 2]>>,
-}
-
-impl AdamW {
-    const BETA: [f32; 2] = [0.9, 0.999];
-    const EPSILON: f32 = 1e-8;
-    const WEIGHT_DECAY: f32 = 0.01;
-
-    fn new(learning_rate: f32) -> Self {
-        Self { learning_rate, step: 0, moments: Vec::new() }
-    }
-
-    fn update(&mut self, layer: usize, parameters: &mut [f32], gradients: &[f32]) {
-        if self.moments.len() <= layer {
-            self.moments.resize(layer + 1, Vec::new());
-        }
-        let moments = &mut self.moments[layer];
-        moments.resize(parameters.len(), [0.0; 2]);
-        let corrections = Self::BETA.map(|beta| 1.0 - beta.powi(self.step));
-        for ((parameter, &gradient), [mean, square]) in
-            parameters.iter_mut().zip(gradients).zip(moments)
-        {
-            *mean += (1.0 - Self::BETA[0]) * (gradient - *mean);
-            *square += (1.0 - Self::BETA[1]) * (gradient * gradient - *square);
-            let change =
-                (*mean / corrections[0]) / ((*square / corrections[1]).sqrt() + Self::EPSILON);
-            *parameter -= self.learning_rate * (change + Self::WEIGHT_DECAY * *parameter);
-        }
-    }
 }

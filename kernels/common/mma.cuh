@@ -47,6 +47,14 @@ struct TileMma {
         }
     }
 
+    __device__ __forceinline__ void add(TileMma& other) {
+#pragma unroll
+        for (int i = 0; i < kRows; ++i) {
+#pragma unroll
+            for (int j = 0; j < kCols; ++j) at(i, j) += other.at(i, j);
+        }
+    }
+
     // acc += A·B over the tiles' first `k` (rounded up to 16) steps. Fragments that lie wholly
     // beyond `rows` or `cols` of the CTA tile are skipped; a constant limit costs nothing.
     __device__ __forceinline__ void multiply(TileA a, TileB b, int rows, int cols, int k) {

@@ -76,6 +76,66 @@ struct MainGemm {
     }
 };
 
+// One of the products that a GEMM of several adds up: A·B, with B as B_MAJOR says.
+template <typename T>
+struct Product {
+    Matrix<T> a, b;
+
+    __device__ __forceinline__ static Product select(bool first, const Product& x,
+                                                     const Product& y) {
+        return {Matrix<T>::select(first, x.a, y.a), Matrix<T>::select(first, x.b, y.b)};
+    }
+};
+
+// The main GEMM where something happens to the accumulators on the way: C = the sum of three
+// products, any of which may be empty (0 columns of A), with between(1) called before the second
+// and between(2) before the third.
+template <typename T, Major B_MAJOR>
+struct StagedGemm {
+    using Gemm = MainGemm<T, B_MAJOR>;
+    using Mma = typename Gemm::Mma;
+
+    template <bool ALIGNED, typename BETWEEN>
+    __device__ __forceinline__ static void run(Mma& mma, unsigned char* shared,
+                                               const Product<T>& first, const Product<T>& second,
+                                               const Product<T>& third, int m0, int n0,
+                                               BETWEEN between) {
+        constexpr int kTileK = Gemm::kTileK;
+        const int to_second = ceil_div(first.a.cols, kTileK);
+        const int to_third = to_second + ceil_div(second.a.cols, kTileK);
+        const int steps = to_third + ceil_div(third.a.cols, kTileK);
+        const auto tile_a = [&](int stage) {
+            return typename Gemm::TileA(shared + stage * Gemm::kStageBytes);
+        };
+        const auto tile_b = [&](int stage) {
+            return typename Gemm::TileB(shared + stage * Gemm::kStageBytes + Gemm::TileA::kBytes);
+        };
+        mma.clear();
+        pipeline<Gemm::kStages>(
+            steps,
+            [&](int step, int stage) {
+                const auto later = Product<T>::select(step < to_third, second, third);
+                const auto from = Product<T>::select(step < to_second, first, later);
+                const int start =
+                    step < to_second ? 0 : step < to_third ? to_second : to_third;
+                const int k0 = (step - start) * kTileK;
+                copy_tile_async<ALIGNED>(tile_a(stage), from.a, m0, k0);
+                if constexpr (B_MAJOR == Major::K) {
+                    copy_tile_async<ALIGNED>(tile_b(stage), from.b, n0, k0);
+                } else {
+                    copy_tile_async<ALIGNED>(tile_b(stage), from.b, k0, n0);
+                }
+            },
+            [&](int step, int stage) {
+                if (step == to_second) between(1);
+                if (step == to_third) between(2);
+                mma.multiply(tile_a(stage), tile_b(stage), Gemm::kTileM, Gemm::kTileN, kTileK);
+            });
+        if (steps == to_second) between(1);
+        if (steps == to_third) between(2);
+    }
+};
+
 // Tile `index` of a grid of tiles, in groups of kGroup tile rows whose operands stay in L2.
 struct TileIndex {
     static constexpr int kGroup = 8;
@@ -90,14 +150,14 @@ struct TileIndex {
     }
 };
 
-// Stores two neighbouring columns of row-major `c`, as one access where PAIRED (an even number of
-// columns, rows that start at even elements).
+// Stores two neighbouring columns of row-major `c`, its rows `stride` elements apart, as one access
+// where PAIRED (an even number of columns, rows that start at even elements).
 template <bool PAIRED, typename T>
-__device__ __forceinline__ void store_pair(T* c, int rows, int cols, int row, int col, float v0,
-                                           float v1) {
+__device__ __forceinline__ void store_pair(T* c, int rows, int cols, int stride, int row, int col,
+                                           float v0, float v1) {
     if (row >= rows || col >= cols) return;
     struct __align__(2 * sizeof(T)) Pair { T a, b; };
-    T* target = c + i64(row) * cols + col;
+    T* target = c + i64(row) * stride + col;
     if (PAIRED) {
         *reinterpret_cast<Pair*>(target) = {from_float<T>(v0), from_float<T>(v1)};
     } else {

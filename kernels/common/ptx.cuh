@@ -14,6 +14,19 @@ __device__ __forceinline__ void cp_async_16(void* shared, const void* global, in
                  : "memory");
 }
 
+// Stores of several words as one access, which the compiler would take apart.
+__device__ __forceinline__ void st_global_v4(float* to, const float (&v)[4]) {
+    asm volatile("st.global.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(to)),
+                 "f"(v[0]), "f"(v[1]), "f"(v[2]), "f"(v[3])
+                 : "memory");
+}
+
+__device__ __forceinline__ void st_global_v4(u16* to, const u16 (&v)[4]) {
+    asm volatile("st.global.v4.u16 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(to)),
+                 "h"(v[0]), "h"(v[1]), "h"(v[2]), "h"(v[3])
+                 : "memory");
+}
+
 __device__ __forceinline__ void cp_async_commit_group() {
     asm volatile("cp.async.commit_group;" ::: "memory");
 }
@@ -60,6 +73,20 @@ __device__ __forceinline__ void mma_m16n8k16<f16>(float (&c)[4], const u32 (&a)[
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
+// c += a·b for one 16×8×8 tile of tf32 numbers, f32 accumulation.
+__device__ __forceinline__ void mma_m16n8k8_tf32(float (&c)[4], const u32 (&a)[4],
+                                                 const u32 (&b)[2]) {
+    asm volatile(
+        "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, "
+        "{%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
 __device__ __forceinline__ float shfl_xor(float v, int lane_mask) {
+    return __shfl_xor_sync(0xffffffffu, v, lane_mask);
+}
+
+__device__ __forceinline__ double shfl_xor(double v, int lane_mask) {
     return __shfl_xor_sync(0xffffffffu, v, lane_mask);
 }

@@ -2,7 +2,7 @@
 // index order, so that the same inputs give the same bits whatever the schedule.
 #pragma once
 
-#include "common/types.cuh"
+#include "common/ptx.cuh"
 
 // True in every thread of the CTA that arrives last of `expected` at `counter`; that CTA sees all
 // that the others wrote before. `counter` must be 0 before the first arrival and is 0 again after
@@ -21,8 +21,28 @@ __device__ __forceinline__ bool arrive_last(u32* counter, u32 expected, u32* fla
 
 // Σ over p of partials[p·stride], in order of p. Bypasses the first-level cache, which may hold
 // what was there before the other CTAs wrote.
-__device__ __forceinline__ float ordered_sum(const float* partials, int count, i64 stride) {
-    float sum = 0.0f;
+template <typename T>
+__device__ __forceinline__ T ordered_sum(const T* partials, int count, i64 stride) {
+    T sum = 0;
     for (int p = 0; p < count; ++p) sum += __ldcg(partials + p * stride);
     return sum;
+}
+
+// Σ of `v` over the CTA, in every thread, always in the same order. `across` is one double per warp
+// that nothing else uses meanwhile.
+__device__ __forceinline__ double block_sum(double v, double* across) {
+#pragma unroll
+    for (int mask = kWarpSize / 2; mask > 0; mask /= 2) v += shfl_xor(v, mask);
+    __syncthreads();  // the previous sum has been read
+    if (threadIdx.x % kWarpSize == 0) across[threadIdx.x / kWarpSize] = v;
+    __syncthreads();
+    double sum = 0.0;
+#pragma unroll
+    for (int warp = 0; warp < kWarps; ++warp) sum += across[warp];
+    return sum;
+}
+
+// A finished gradient: `=`, or `+=` where micro-batches accumulate.
+__device__ __forceinline__ void store_gradient(float* out, float value, int accumulate) {
+    *out = accumulate ? *out + value : value;
 }

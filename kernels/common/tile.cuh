@@ -3,18 +3,26 @@
 
 #include "common/ptx.cuh"
 
-// A row-major matrix in global memory with contiguous rows.
+// A row-major matrix in global memory, its rows `stride` elements apart.
 template <typename T>
 struct Matrix {
     const T* data;
-    int rows, cols;
+    int rows, cols, stride;
 
+    __device__ __forceinline__ static Matrix dense(const void* data, int rows, int cols) {
+        return {static_cast<const T*>(data), rows, cols, cols};
+    }
+    __device__ __forceinline__ static Matrix strided(const void* data, int rows, int cols,
+                                                     int stride) {
+        return {static_cast<const T*>(data), rows, cols, stride};
+    }
     // Member by member, so that both stay in registers.
     __device__ __forceinline__ static Matrix select(bool first, const Matrix& a, const Matrix& b) {
-        return {first ? a.data : b.data, first ? a.rows : b.rows, first ? a.cols : b.cols};
+        return {first ? a.data : b.data, first ? a.rows : b.rows, first ? a.cols : b.cols,
+                first ? a.stride : b.stride};
     }
     __device__ __forceinline__ const T* at(int row, int col) const {
-        return data + i64(row) * cols + col;
+        return data + i64(row) * stride + col;
     }
 };
 
@@ -61,6 +69,13 @@ __device__ __forceinline__ Vector<T> load_chunk(const Matrix<T>& source, int row
     return out;
 }
 
+// The same where ALIGNED is not worth a copy of the kernel.
+template <typename T>
+__device__ __forceinline__ Vector<T> load_chunk(bool aligned, const Matrix<T>& source, int row,
+                                                int col) {
+    return aligned ? load_chunk<true>(source, row, col) : load_chunk<false>(source, row, col);
+}
+
 template <bool ALIGNED, typename T>
 __device__ __forceinline__ void store_chunk(T* destination, int rows, int cols, int row, int col,
                                             const Vector<T>& chunk) {
@@ -72,6 +87,40 @@ __device__ __forceinline__ void store_chunk(T* destination, int rows, int cols, 
 #pragma unroll
         for (int e = 0; e < kVector<T>; ++e) {
             if (col + e < cols) target[e] = chunk.values[e];
+        }
+    }
+}
+
+// Four neighbours of a row: one access where rows start at multiples of four elements.
+template <typename T>
+struct __align__(4 * sizeof(T)) Quad {
+    T values[4];
+};
+
+// Elements col..col+3 of a row of `cols`, zero beyond its end.
+template <bool ALIGNED, typename T>
+__device__ __forceinline__ Quad<T> load_quad(const T* row, int col, int cols) {
+    if (ALIGNED) return *reinterpret_cast<const Quad<T>*>(row + col);
+    Quad<T> out = {};
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+        if (col + e < cols) out.values[e] = row[col + e];
+    }
+    return out;
+}
+
+template <bool ALIGNED, typename T>
+__device__ __forceinline__ void store_quad(T* row, int col, int cols, const Quad<T>& quad) {
+    if constexpr (ALIGNED && kIsFloat<T>) {
+        st_global_v4(row + col, quad.values);
+    } else if constexpr (ALIGNED) {
+        const u16 bits[4] = {quad.values[0].bits, quad.values[1].bits, quad.values[2].bits,
+                             quad.values[3].bits};
+        st_global_v4(reinterpret_cast<u16*>(row + col), bits);
+    } else {
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+            if (col + e < cols) row[col + e] = quad.values[e];
         }
     }
 }
@@ -107,4 +156,15 @@ __device__ __forceinline__ void copy_tile_async(SharedTile<T, ROWS, COLS> tile,
                 load_chunk<ALIGNED>(source, row, col);
         }
     });
+}
+
+// The same where ALIGNED is not worth a copy of the kernel.
+template <typename T, int ROWS, int COLS>
+__device__ __forceinline__ void copy_tile_async(bool aligned, SharedTile<T, ROWS, COLS> tile,
+                                                const Matrix<T>& source, int row0, int col0) {
+    if (aligned) {
+        copy_tile_async<true>(tile, source, row0, col0);
+    } else {
+        copy_tile_async<false>(tile, source, row0, col0);
+    }
 }

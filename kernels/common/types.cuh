@@ -13,6 +13,7 @@ static_assert(sizeof(bf16) == 2 && sizeof(f16) == 2, "16-bit types are loaded as
 
 constexpr int kWarpSize = 32;
 constexpr int kThreads = 128;  // every kernel's block: four warps
+constexpr int kWarps = kThreads / kWarpSize;
 constexpr int kVectorBytes = 16;
 
 template <typename T>

@@ -5,19 +5,10 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-use fused_dora::Norm;
 use fused_dora::reference::{Case, Results};
+use fused_dora::{Norm, NormGrad};
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype as Stored, SafeTensorError, SafeTensors};
-
-/// Whether the expected gradients flow through the norm.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum NormGrad {
-    /// They do.
-    Full,
-    /// The norm is a constant.
-    Detached,
-}
 
 /// A case file's content.
 #[derive(Clone, Debug)]
@@ -26,8 +17,6 @@ pub struct CaseFile {
     pub name: String,
     /// The layer's inputs.
     pub case: Case,
-    /// What `expected` assumes of the norm.
-    pub norm_grad: NormGrad,
     /// The tensors `expected.*` that the file has, in the order of [`Results::NAMES`].
     pub expected: [Option<Vec<f64>>; 6],
 }
@@ -122,7 +111,7 @@ impl<'a> Reader<'a> {
         let norm_grad = self.choice(
             "norm_grad",
             "full or detached",
-            &[("full", NormGrad::Full), ("detached", NormGrad::Detached)],
+            &[("full", NormGrad::Exact), ("detached", NormGrad::Detached)],
         )?;
         let scaling = self.scaling()?;
 
@@ -137,6 +126,7 @@ impl<'a> Reader<'a> {
             rank,
             scaling,
             norm,
+            norm_grad,
             input: self.values("input", &input, &[tokens, in_features], &weight)?,
             weight: self.values("weight", &weight, &[out_features, in_features], &weight)?,
             bias: match self.optional("bias") {
@@ -151,6 +141,7 @@ impl<'a> Reader<'a> {
                 Norm::Output => self.needed("magnitude", &[out_features], &weight)?,
             },
             grad_output: self.needed("grad_output", &[tokens, out_features], &input)?,
+            dropout: None,
         };
         let mut expected = [const { None }; 6];
         for ((slot, name), shape) in expected.iter_mut().zip(EXPECTED).zip(case.result_shapes()) {
@@ -158,7 +149,7 @@ impl<'a> Reader<'a> {
                 *slot = Some(self.values(name, &tensor, &shape, &weight)?);
             }
         }
-        Ok(CaseFile { name, case, norm_grad, expected })
+        Ok(CaseFile { name, case, expected })
     }
 
     fn text(&self, key: &'static str, needed: &'static str) -> Result<&'a str, Problem> {

@@ -24,6 +24,25 @@ pub fn bounds(case: &Case, dtype: Dtype) -> Result<Results, CaseError> {
     Ok(bounds)
 }
 
+/// What is wrong with the results of a run of `case` in `dtype`, a line or more for each tensor that
+/// is: they are compared with `expected` values where there are some, and with the reference's
+/// elsewhere.
+pub fn failures(
+    case: &Case,
+    dtype: Dtype,
+    found: &[Vec<f32>; 6],
+    expected: [Option<&[f64]>; 6],
+) -> Result<Vec<String>, CaseError> {
+    let (reference, bounds) = (reference::evaluate(case)?, bounds(case, dtype)?);
+    let shapes = case.result_shapes();
+    let compared = (0..found.len()).map(|i| {
+        let expected = expected[i].unwrap_or(reference.tensors()[i]);
+        let (name, bounds) = (Results::NAMES[i], bounds.tensors()[i]);
+        Comparison::new(name, &shapes[i], dtype, &found[i], expected, bounds)
+    });
+    Ok(compared.filter(|comparison| !comparison.ok()).map(|wrong| wrong.to_string()).collect())
+}
+
 /// How many mismatches a failing comparison prints.
 const SHOWN: usize = 5;
 

@@ -4,5 +4,7 @@
 pub mod case;
 pub mod compare;
 pub mod device;
+pub mod layer;
 pub mod options;
+pub mod random;
 pub mod run;

@@ -5,8 +5,9 @@ use std::sync::Arc;
 use fused_dora::cudarc::driver::{CudaContext, CudaSlice, CudaStream, CudaView, CudaViewMut};
 use fused_dora::reference::Case;
 use fused_dora::{
-    Backward, DoraSpec, Dtype, Element, Error, Forward, Kernels, Magnitude, Norm, Prepare,
-    Prepared, Result, Scaling, Workspace,
+    Backward, DoraSpec, Dropout, DropoutForm, Dtype, Element, Error, Forward, Gradients, Kernels,
+    Magnitude, MatrixView, MatrixViewMut, Norm, NormGrad, NormGradient, Prepare, Prepared, Result,
+    Rows, Scaling, Workspace,
 };
 
 /// The device's answer that nothing overwrote: a NaN of all ones in every dtype.
@@ -15,15 +16,22 @@ const POISON: f32 = f32::from_bits(u32::MAX);
 /// The kernels on a stream of one device.
 pub struct Runner {
     stream: Arc<CudaStream>,
-    kernels: Kernels,
+    kernels: Arc<Kernels>,
     offset: usize,
+    gap: usize,
+    dropout: Option<Dropout>,
 }
 
 impl Runner {
     /// Loads the kernels into `context`.
     pub fn new(context: &Arc<CudaContext>) -> Result<Self> {
-        let kernels = Kernels::load(context)?;
-        Ok(Self { stream: context.default_stream(), kernels, offset: 0 })
+        Ok(Self::with_kernels(&Arc::new(Kernels::load(context)?)))
+    }
+
+    /// Takes kernels that are loaded.
+    pub fn with_kernels(kernels: &Arc<Kernels>) -> Self {
+        let (stream, kernels) = (kernels.context().default_stream(), kernels.clone());
+        Self { stream, kernels, offset: 0, gap: 0, dropout: None }
     }
 
     /// The same, with every tensor `offset` elements into its allocation, so that none starts at a
@@ -32,115 +40,259 @@ impl Runner {
         Self { offset, ..self }
     }
 
-    /// Prepares the case's adapter, runs one forward and one backward in `dtype`, and returns the
-    /// six results in the order of [`Results::NAMES`](fused_dora::reference::Results::NAMES).
+    /// The same, with the rows of x, y and their gradients `gap` elements further apart than they are
+    /// long. The gaps hold NaN, and must do so afterwards.
+    pub fn with_gap(self, gap: usize) -> Self {
+        Self { gap, ..self }
+    }
+
+    /// The same with dropout, of which the case has the mask.
+    pub fn with_dropout(self, dropout: Dropout) -> Self {
+        Self { dropout: Some(dropout), ..self }
+    }
+
+    /// Prepares the case's adapter, runs one forward, one backward and, where the case's gradients
+    /// flow through the norm, `norm_gradient` in `dtype`, and returns the six results in the order
+    /// of [`Results::NAMES`](fused_dora::reference::Results::NAMES).
     ///
     /// Every output holds NaN beforehand, so that an element that no kernel writes is noticed.
     pub fn run(&self, case: &Case, dtype: Dtype) -> Result<[Vec<f32>; 6]> {
-        let spec = spec(case, dtype)?;
         match dtype {
-            Dtype::Bf16 => self.run_as::<half::bf16>(case, &spec),
-            Dtype::F16 => self.run_as::<half::f16>(case, &spec),
-            Dtype::F32 => self.run_as::<f32>(case, &spec),
+            Dtype::Bf16 => self.run_as::<half::bf16>(case),
+            Dtype::F16 => self.run_as::<half::f16>(case),
+            Dtype::F32 => self.run_as::<f32>(case),
         }
     }
 
-    fn run_as<E: Element>(&self, case: &Case, spec: &DoraSpec) -> Result<[Vec<f32>; 6]> {
-        let stream = &self.stream;
-        let tokens = case.tokens;
-        let x = self.upload::<E>(&case.input)?;
-        let weight = self.upload::<E>(&case.weight)?;
-        let bias = case.bias.as_deref().map(|bias| self.upload::<E>(bias)).transpose()?;
-        let bias_view = || bias.as_ref().map(Buffer::view);
-        let grad_output = self.upload::<E>(&case.grad_output)?;
-        let lora_a = self.upload::<f32>(&case.lora_a)?;
-        let lora_b = self.upload::<f32>(&case.lora_b)?;
-        let magnitude = self.upload::<f32>(&case.magnitude)?;
-        let has_norm = case.norm != Norm::None;
-
-        let mut y = self.poisoned::<E>(tokens * case.out_features)?;
-        let mut h = self.poisoned::<E>(tokens * spec.padded_rank())?;
-        let mut grad_input = self.poisoned::<E>(tokens * case.in_features)?;
-        let mut grad_lora_a = self.poisoned::<f32>(case.lora_a.len())?;
-        let mut grad_lora_b = self.poisoned::<f32>(case.lora_b.len())?;
-        let mut grad_magnitude = self.poisoned::<f32>(case.magnitude.len())?;
-        let mut grad_bias = self.poisoned::<f32>(case.out_features)?;
-
-        let mut workspace = Workspace::new(&self.kernels, stream, &[*spec], tokens)?;
-        let mut prepared = Prepared::<E>::new(stream, spec)?;
-        let inputs = Prepare {
-            weight: weight.view(),
-            lora_a: lora_a.view(),
-            lora_b: lora_b.view(),
-            magnitude: match has_norm {
-                true => Magnitude::Given(magnitude.view()),
-                false => Magnitude::None,
-            },
-        };
-        self.kernels.prepare(stream, spec, &mut workspace, &mut prepared, inputs)?;
-        let forward = Forward {
-            tokens,
-            x: x.view(),
-            weight: weight.view(),
-            bias: bias_view(),
-            seed: 1,
-            y: y.view_mut(),
-            h: h.view_mut(),
-        };
-        self.kernels.forward(stream, spec, &prepared, &mut workspace, forward)?;
-        let mut backward = Backward {
-            tokens,
-            x: x.view(),
-            weight: weight.view(),
-            bias: bias_view(),
-            output: Some(y.view()),
-            grad_output: grad_output.view(),
-            h: h.view(),
-            grad_input: Some(grad_input.view_mut()),
-            grad_lora_a: grad_lora_a.view_mut(),
-            grad_lora_b: grad_lora_b.view_mut(),
-            grad_magnitude: has_norm.then(|| grad_magnitude.view_mut()),
-            grad_bias: Some(grad_bias.view_mut()),
-        };
-        self.kernels.backward(stream, spec, &prepared, &mut workspace, &mut backward)?;
-        Ok([
-            self.download(&y)?,
-            self.download(&grad_input)?,
-            self.download(&grad_lora_a)?,
-            self.download(&grad_lora_b)?,
-            self.download(&grad_magnitude)?,
-            self.download(&grad_bias)?,
-        ])
+    fn run_as<E: Element>(&self, case: &Case) -> Result<[Vec<f32>; 6]> {
+        let mut layer = Layer::<E>::new(self, case)?;
+        let [y, dx] = layer.micro_batch(case, Gradients::Overwrite)?;
+        if layer.spec.norm_grad() == NormGrad::Exact {
+            layer.norm_gradient()?;
+        }
+        let [da, db, dm, dbias] = layer.gradients()?;
+        Ok([y, dx, da, db, dm, dbias])
     }
 
     fn upload<E: Element>(&self, values: &[f64]) -> Result<Buffer<E>> {
-        self.fill(values.iter().map(|&value| E::from_f32(value as f32)).collect())
+        self.fill(values.iter().map(|&value| E::from_f32(value as f32)).collect(), 0)
     }
 
     fn poisoned<E: Element>(&self, len: usize) -> Result<Buffer<E>> {
-        self.fill(vec![E::from_f32(POISON); len])
+        self.fill(vec![E::from_f32(POISON); len], 0)
     }
 
-    fn fill<E: Element>(&self, values: Vec<E>) -> Result<Buffer<E>> {
-        let (offset, len) = (self.offset, values.len());
+    /// Rows of `cols` elements with gaps behind them.
+    fn rows<E: Element>(&self, values: &[f64], cols: usize) -> Result<Buffer<E>> {
+        let mut spread = Vec::new();
+        for row in values.chunks(cols) {
+            spread.extend(row.iter().map(|&value| E::from_f32(value as f32)));
+            spread.extend(vec![E::from_f32(POISON); self.gap]);
+        }
+        self.fill(spread, cols)
+    }
+
+    fn poisoned_rows<E: Element>(&self, rows: usize, cols: usize) -> Result<Buffer<E>> {
+        self.fill(vec![E::from_f32(POISON); rows * (cols + self.gap)], cols)
+    }
+
+    fn fill<E: Element>(&self, values: Vec<E>, cols: usize) -> Result<Buffer<E>> {
+        let (offset, len, gap) = (self.offset, values.len(), self.gap);
         // One element at least: a driver allocates no empty buffers.
         let mut padded = vec![E::from_f32(POISON); offset + len.max(1)];
         padded[offset..offset + len].copy_from_slice(&values);
         let slice = self.stream.clone_htod(&padded).map_err(driver("copying to the device"))?;
-        Ok(Buffer { slice, offset, len })
+        Ok(Buffer { slice, offset, len, cols, gap })
     }
 
-    fn download<E: Element>(&self, buffer: &Buffer<E>) -> Result<Vec<f32>> {
-        let values =
-            self.stream.clone_dtoh(&buffer.view()).map_err(driver("copying from the device"))?;
-        Ok(values.into_iter().map(Element::to_f32).collect())
+    /// The rows without their gaps, in which nothing must have been written.
+    fn download_rows<E: Element>(&self, buffer: &Buffer<E>) -> Result<Vec<f32>> {
+        let values = self.download(&buffer.view(), Element::to_f32)?;
+        let (rows, gaps): (Vec<_>, Vec<_>) =
+            values.chunks(buffer.cols + buffer.gap).map(|row| row.split_at(buffer.cols)).unzip();
+        assert!(gaps.concat().iter().all(|value| value.is_nan()), "a gap was written to");
+        Ok(rows.concat())
     }
+
+    fn download<T: Copy + Default, E: Element>(
+        &self,
+        view: &CudaView<'_, E>,
+        map: impl Fn(E) -> T,
+    ) -> Result<Vec<T>> {
+        let values = self.stream.clone_dtoh(view).map_err(driver("copying from the device"))?;
+        Ok(values.into_iter().map(map).collect())
+    }
+}
+
+/// One layer on the device: W, the prepared adapter, and the gradients of its parameters.
+pub struct Layer<'a, E> {
+    runner: &'a Runner,
+    spec: DoraSpec,
+    /// Of the stochastic rounding.
+    pub seed: u64,
+    workspace: Workspace,
+    prepared: Prepared<E>,
+    weight: Buffer<E>,
+    bias: Option<Buffer<E>>,
+    lora_a: Buffer<f32>,
+    lora_b: Buffer<f32>,
+    /// dA, dB, dm, db.
+    gradients: [Buffer<f32>; 4],
+}
+
+impl<'a, E: Element> Layer<'a, E> {
+    /// Uploads and prepares the case's layer, for micro-batches of up to its tokens. All gradients
+    /// hold NaN.
+    pub fn new(runner: &'a Runner, case: &Case) -> Result<Self> {
+        let spec = spec(case, E::DTYPE)?;
+        let Runner { stream, kernels, .. } = runner;
+        let mut layer = Self {
+            runner,
+            spec,
+            seed: 1,
+            workspace: Workspace::new(kernels, stream, &[spec], case.tokens)?,
+            prepared: Prepared::new(stream, &spec)?,
+            weight: runner.upload(&case.weight)?,
+            bias: case.bias.as_deref().map(|bias| runner.upload(bias)).transpose()?,
+            lora_a: runner.upload(&case.lora_a)?,
+            lora_b: runner.upload(&case.lora_b)?,
+            gradients: [
+                runner.poisoned(case.lora_a.len())?,
+                runner.poisoned(case.lora_b.len())?,
+                runner.poisoned(case.magnitude.len())?,
+                runner.poisoned(case.out_features)?,
+            ],
+        };
+        let magnitude = runner.upload::<f32>(&case.magnitude)?;
+        let Self { workspace, prepared, weight, lora_a, lora_b, .. } = &mut layer;
+        let inputs = Prepare {
+            weight: weight.view(),
+            lora_a: lora_a.view(),
+            lora_b: lora_b.view(),
+            magnitude: match case.norm {
+                Norm::None => Magnitude::None,
+                Norm::Input | Norm::Output => Magnitude::Given(magnitude.view()),
+            },
+            bias: None,
+        };
+        kernels.prepare(stream, &spec, workspace, prepared, inputs)?;
+        Ok(layer)
+    }
+
+    /// y of the batch's input.
+    pub fn forward(&mut self, batch: &Case) -> Result<Vec<f32>> {
+        let Activations { y, .. } = self.activations(batch)?;
+        self.runner.download_rows(&y)
+    }
+
+    fn activations(&mut self, batch: &Case) -> Result<Activations<E>> {
+        let (runner, spec) = (self.runner, &self.spec);
+        let tokens = batch.tokens;
+        let x = runner.rows::<E>(&batch.input, spec.in_features())?;
+        let mut y = runner.poisoned_rows::<E>(tokens, spec.out_features())?;
+        let form = runner.dropout.map(|dropout| dropout.form());
+        let keeps_z = spec.norm() == Norm::Output && form == Some(DropoutForm::Peft);
+        let z = keeps_z.then(|| runner.poisoned::<E>(tokens * spec.out_features()));
+        let mut z = z.transpose()?;
+        let mut h = runner.poisoned::<E>(tokens * spec.padded_rank())?;
+        let io = Forward {
+            tokens,
+            x: x.rows(),
+            weight: self.weight.view(),
+            bias: self.bias.as_ref().map(Buffer::view),
+            seed: self.seed,
+            dropout: runner.dropout,
+            z: z.as_mut().map(Buffer::view_mut),
+            y: y.rows_mut(),
+            h: h.view_mut(),
+        };
+        let Runner { stream, kernels, .. } = runner;
+        kernels.forward(stream, spec, &self.prepared, &mut self.workspace, io)?;
+        Ok(Activations { x, y, z, h })
+    }
+
+    /// One forward and one backward of the batch's input and output gradient: y and dX.
+    pub fn micro_batch(&mut self, batch: &Case, gradients: Gradients) -> Result<[Vec<f32>; 2]> {
+        let Activations { x, y, z, h } = self.activations(batch)?;
+        let (runner, spec) = (self.runner, &self.spec);
+        let grad_output = runner.rows::<E>(&batch.grad_output, spec.out_features())?;
+        let mut grad_input = runner.poisoned_rows::<E>(batch.tokens, spec.in_features())?;
+        let [grad_lora_a, grad_lora_b, grad_magnitude, grad_bias] = &mut self.gradients;
+        let mut io = Backward {
+            tokens: batch.tokens,
+            gradients,
+            x: x.rows(),
+            weight: self.weight.view(),
+            bias: self.bias.as_ref().map(Buffer::view),
+            output: z.is_none().then(|| y.rows()),
+            z: z.as_ref().map(Buffer::view),
+            dropout: runner.dropout,
+            grad_output: grad_output.rows(),
+            h: h.view(),
+            grad_input: Some(grad_input.rows_mut()),
+            grad_lora_a: grad_lora_a.view_mut(),
+            grad_lora_b: grad_lora_b.view_mut(),
+            grad_magnitude: (spec.norm() != Norm::None).then(|| grad_magnitude.view_mut()),
+            grad_bias: Some(grad_bias.view_mut()),
+        };
+        let Runner { stream, kernels, .. } = runner;
+        kernels.backward(stream, spec, &self.prepared, &mut self.workspace, &mut io)?;
+        Ok([runner.download_rows(&y)?, runner.download_rows(&grad_input)?])
+    }
+
+    /// Subtracts what flows through the norm from dA and dB.
+    pub fn norm_gradient(&mut self) -> Result<()> {
+        let [grad_lora_a, grad_lora_b, grad_magnitude, _] = &mut self.gradients;
+        let io = NormGradient {
+            weight: self.weight.view(),
+            lora_a: self.lora_a.view(),
+            lora_b: self.lora_b.view(),
+            grad_magnitude: grad_magnitude.view(),
+            grad_lora_a: grad_lora_a.view_mut(),
+            grad_lora_b: grad_lora_b.view_mut(),
+        };
+        let Runner { stream, kernels, .. } = self.runner;
+        kernels.norm_gradient(stream, &self.spec, &self.prepared, &mut self.workspace, io)
+    }
+
+    /// dA, dB, dm and db.
+    pub fn gradients(&self) -> Result<[Vec<f32>; 4]> {
+        let [da, db, dm, dbias] = &self.gradients;
+        let download = |buffer: &Buffer<f32>| self.runner.download(&buffer.view(), |value| value);
+        Ok([download(da)?, download(db)?, download(dm)?, download(dbias)?])
+    }
+
+    /// Replaces dA, dB, dm and db.
+    pub fn set_gradients(&mut self, values: [&[f64]; 4]) -> Result<()> {
+        for (buffer, values) in self.gradients.iter_mut().zip(values) {
+            assert_eq!(buffer.len, values.len());
+            *buffer = self.runner.upload(values)?;
+        }
+        Ok(())
+    }
+
+    /// c and g; empty for plain LoRA.
+    pub fn norm_and_gain(&self) -> Result<[Vec<f32>; 2]> {
+        let features = self.spec.magnitude_len();
+        let download =
+            |view: CudaView<'_, f32>| self.runner.download(&view.slice(..features), |value| value);
+        Ok([download(self.prepared.norm())?, download(self.prepared.gain())?])
+    }
+}
+
+/// What a forward leaves for the backward.
+struct Activations<E> {
+    x: Buffer<E>,
+    y: Buffer<E>,
+    z: Option<Buffer<E>>,
+    h: Buffer<E>,
 }
 
 /// The layer that a case describes.
 pub fn spec(case: &Case, dtype: Dtype) -> Result<DoraSpec> {
     let scaling = Scaling::Value(case.scaling as f32);
-    DoraSpec::new(case.in_features, case.out_features, case.rank, scaling, case.norm, dtype)
+    let &Case { in_features, out_features, rank, norm, norm_grad, .. } = case;
+    DoraSpec::new(in_features, out_features, rank, scaling, norm, norm_grad, dtype)
 }
 
 /// A driver error of a copy, as the crate's error.
@@ -148,11 +300,14 @@ pub fn driver(during: &'static str) -> impl Fn(fused_dora::cudarc::driver::Drive
     move |source| Error::Driver { during, source }
 }
 
-/// A device buffer of `len` elements, of which there may be none, from `offset` on.
+/// A device buffer of `len` elements, of which there may be none, from `offset` on; of a matrix,
+/// with `gap` elements behind each row of `cols`.
 struct Buffer<E> {
     slice: CudaSlice<E>,
     offset: usize,
     len: usize,
+    cols: usize,
+    gap: usize,
 }
 
 impl<E> Buffer<E> {
@@ -162,5 +317,20 @@ impl<E> Buffer<E> {
 
     fn view_mut(&mut self) -> CudaViewMut<'_, E> {
         self.slice.slice_mut(self.offset..self.offset + self.len)
+    }
+
+    fn rows(&self) -> MatrixView<'_, E> {
+        match self.gap {
+            0 => self.view().into(),
+            gap => Rows::strided(self.view(), self.cols + gap),
+        }
+    }
+
+    fn rows_mut(&mut self) -> MatrixViewMut<'_, E> {
+        let stride = self.cols + self.gap;
+        match self.gap {
+            0 => self.view_mut().into(),
+            _ => Rows::strided(self.view_mut(), stride),
+        }
     }
 }

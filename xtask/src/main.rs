@@ -1,4 +1,4 @@
-//! The project's commands: `cargo xtask nvrtc`, `cargo xtask demo`, `cargo xtask test`.
+//! The project's commands: `cargo xtask nvrtc`, `demo`, `profile` and `test`.
 
 mod nvrtc;
 mod steps;
@@ -13,6 +13,9 @@ The project's commands:
       With --major, a version of that major is fetched if the one found is another.
   cargo xtask demo [ARGUMENTS…]
       Fine-tune the digits network with DoRA and LoRA; arguments go to examples/finetune.rs.
+  cargo xtask profile [--out DIR] [ARGUMENTS…]
+      Count what every launch does on the emulated device, and model what bounds it on GPUs:
+      tables, and JSON and pictures in target/profile. Arguments go to examples/profile.rs.
   cargo xtask test [--nvrtc-matrix]
       Formatting, lints and all tests. With --nvrtc-matrix also a build without NVRTC, and the
       tests with the kernels that NVRTC 12 and NVRTC 13 compile.
@@ -46,6 +49,7 @@ fn main() -> ExitCode {
             _ => Err(usage(&format!("--major {major}: it must be 12 or 13"))),
         },
         ["demo", "--", rest @ ..] | ["demo", rest @ ..] => steps::demo(rest),
+        ["profile", "--", rest @ ..] | ["profile", rest @ ..] => steps::profile(rest),
         ["test"] => steps::test(false),
         ["test", "--nvrtc-matrix"] => steps::test(true),
         ["help" | "--help" | "-h"] => {

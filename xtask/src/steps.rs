@@ -25,6 +25,14 @@ pub(crate) fn demo(arguments: &[&str]) -> Result<(), Failure> {
     run("the demonstration", &mut demo)
 }
 
+/// Fetches what is missing and profiles the kernels.
+pub(crate) fn profile(arguments: &[&str]) -> Result<(), Failure> {
+    nvrtc::provide(None)?;
+    let mut profile = cargo(&["run", "--release", "--example", "profile", "--"]);
+    profile.args(arguments);
+    run("the profile", &mut profile)
+}
+
 /// All checks; with `matrix`, with every NVRTC that is supported, and with none.
 pub(crate) fn test(matrix: bool) -> Result<(), Failure> {
     let start = Instant::now();

@@ -9,7 +9,7 @@ use libloading::Library;
 
 use crate::Counters;
 use crate::driver::Status;
-use crate::driver::extension::{INTERFACE, Settings};
+use crate::driver::extension::{INTERFACE, LaunchFacts, Settings};
 
 use super::{Cuda, SelectError};
 
@@ -30,6 +30,8 @@ const MARK: &str = "cudaEmulatorInterface";
 pub(super) struct Functions {
     pub(super) init: unsafe extern "C" fn(u32) -> Status,
     pub(super) get_counters: unsafe extern "C" fn(*mut Counters) -> Status,
+    pub(super) get_launch:
+        unsafe extern "C" fn(usize, *mut LaunchFacts, *mut c_char, usize) -> usize,
     pub(super) reset_counters: unsafe extern "C" fn() -> Status,
     pub(super) last_fault: unsafe extern "C" fn(*mut c_char, usize) -> usize,
     pub(super) last_error: unsafe extern "C" fn(*mut c_char, usize) -> usize,
@@ -170,6 +172,7 @@ fn adopt(library: Library, path: &Path) -> Result<Functions, SelectError> {
         Functions {
             init: function(&library, "cuInit").map_err(unusable)?,
             get_counters: function(&library, "cudaEmulatorGetCounters").map_err(unusable)?,
+            get_launch: function(&library, "cudaEmulatorGetLaunch").map_err(unusable)?,
             reset_counters: function(&library, "cudaEmulatorResetCounters").map_err(unusable)?,
             last_fault: function(&library, "cudaEmulatorLastFault").map_err(unusable)?,
             last_error: function(&library, "cudaEmulatorLastError").map_err(unusable)?,

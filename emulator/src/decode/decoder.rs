@@ -4,6 +4,7 @@ use std::cell::OnceCell;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
+use super::class::class;
 use super::forms::{self, Needs};
 use super::functions::{Body, function_address};
 use super::modifiers::Modifiers;
@@ -248,6 +249,7 @@ impl<'a> Decoder<'a> {
             watch: unwritten::watch(&self.flow, &mut self.code, after, &functions),
             functions,
             ptx_version: (10 * major + minor) as i32,
+            classes: self.code.iter().map(|instruction| class(&instruction.op)).collect(),
             code: self.code,
             places: self.places,
             source,

@@ -6,6 +6,7 @@
 
 mod arithmetic;
 mod atomics;
+mod class;
 mod control;
 mod conversion;
 mod decoder;
@@ -25,6 +26,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 
+use crate::counters::InstructionClass;
 use crate::device::Config;
 use crate::exec::op::Instruction;
 use crate::exec::{Special, Watch};
@@ -75,6 +77,8 @@ pub(crate) struct Kernel {
     pub(crate) watch: Watch,
     pub(crate) ptx_version: i32,
     pub(crate) code: Vec<Instruction>,
+    /// The class of each instruction.
+    pub(crate) classes: Vec<InstructionClass>,
     /// The place of the kernel's first instruction.
     pub(crate) entry: u32,
     pub(crate) functions: Vec<Function>,

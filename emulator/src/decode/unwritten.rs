@@ -51,15 +51,11 @@ fn moves(op: &Op) -> bool {
     }
 }
 
-/// Whether an instruction ends the kernel or the function that it is in.
-fn ends(op: &Op) -> bool {
-    matches!(op, Op::Exit | Op::Return(_))
-}
-
-/// The code as blocks without branches: where each starts, and those that may come next in the same
-/// function. A call is like any other instruction: functions have registers of their own.
+/// The code as blocks without branches: where each starts, and those that may come next. A called
+/// function has registers of its own: the call goes on behind it.
 fn blocks(code: &[Instruction], entries: &[usize]) -> BTreeMap<usize, Vec<usize>> {
     let mut starts: BTreeMap<_, _> = entries.iter().map(|&entry| (entry, Vec::new())).collect();
+    starts.insert(0, Vec::new());
     let targets = |op: &Op| match op {
         Op::Branch(target) => vec![*target as usize],
         Op::BranchIndexed(branch) => branch.targets.iter().map(|&target| target as usize).collect(),
@@ -67,7 +63,7 @@ fn blocks(code: &[Instruction], entries: &[usize]) -> BTreeMap<usize, Vec<usize>
     };
     for (at, instruction) in code.iter().enumerate() {
         let next = targets(&instruction.op);
-        if !next.is_empty() || ends(&instruction.op) {
+        if !next.is_empty() || matches!(instruction.op, Op::Exit | Op::Return(_)) {
             next.into_iter().chain([at + 1]).for_each(|start| {
                 starts.insert(start, Vec::new());
             });
@@ -81,7 +77,7 @@ fn blocks(code: &[Instruction], entries: &[usize]) -> BTreeMap<usize, Vec<usize>
         let always = last.guard.predicate == TRUE && !last.guard.negated;
         let mut next = targets(&last.op);
         next.retain(|&target| target < code.len());
-        let falls_through = !always || !(ends(&last.op) || matches!(last.op, Op::Branch(_)));
+        let falls_through = !always || !matches!(last.op, Op::Branch(_) | Op::Exit | Op::Return(_));
         if falls_through && end < code.len() {
             next.push(end);
         }
@@ -105,8 +101,7 @@ fn step(flow: &Flow, code: &[Instruction], at: usize, written: &mut Set) {
     }
 }
 
-/// Finds the registers to watch in the kernel that starts at `entry` and in its functions, and
-/// marks the instructions that read or write them.
+/// Finds the registers to watch, and marks the instructions that read or write them.
 pub(super) fn watch(
     flow: &Flow,
     code: &mut [Instruction],
@@ -114,14 +109,16 @@ pub(super) fn watch(
     functions: &[Function],
 ) -> Watch {
     let count = flow.count();
-    let functions = functions.iter().map(|function| function.entry);
-    let entries: Vec<usize> = functions.chain([entry]).map(|entry| entry as usize).collect();
+    let entries: Vec<usize> =
+        functions.iter().map(|f| f.entry as usize).chain([entry as usize]).collect();
     let blocks = blocks(code, &entries);
     let none = Set(vec![0; count.div_ceil(64)]);
     let all = Set(vec![u64::MAX; count.div_ceil(64)]);
     let mut before: BTreeMap<usize, Set> = blocks.keys().map(|&at| (at, all.clone())).collect();
-    before.extend(entries.iter().map(|&entry| (entry, none.clone())));
-    let ends = blocks.keys().copied().skip(1).chain([code.len()]);
+    for entry in entries.into_iter().filter(|entry| blocks.contains_key(entry)) {
+        before.insert(entry, none.clone());
+    }
+    let ends: Vec<usize> = blocks.keys().copied().skip(1).chain([code.len()]).collect();
     let ends: HashMap<usize, usize> = blocks.keys().copied().zip(ends).collect();
     let mut open: Vec<usize> = blocks.keys().copied().rev().collect();
     while let Some(start) = open.pop() {
@@ -137,7 +134,9 @@ pub(super) fn watch(
     let mut numbers: BTreeMap<usize, usize> = BTreeMap::new();
     for (start, written) in &mut before {
         for at in *start..ends[start] {
-            for &read in flow.reads(at).iter().filter(|&&read| !written.has(read)) {
+            // Formals have no names: calls write to them.
+            let open = |read: &&usize| !written.has(**read) && !flow.name(**read).is_empty();
+            for &read in flow.reads(at).iter().filter(open) {
                 let next = numbers.len();
                 numbers.entry(read).or_insert(next);
             }

@@ -5,7 +5,7 @@
 
 use std::ffi::c_char;
 
-use crate::{Accumulator, Config, Counters};
+use crate::{Accumulator, Config, Counters, MeasuredLaunch};
 
 use super::entry::{Out, entry, last_failure, peek, read, write_text};
 use super::init::config_from_environment;
@@ -13,7 +13,7 @@ use super::state::{Context, Driver};
 use super::status::{Result, Status};
 
 /// What a program and the library must agree on before they exchange structures: the version of
-/// this crate and the sizes of [`Counters`] and [`Settings`].
+/// this crate and the sizes of [`LaunchFacts`], which holds [`Counters`], and of [`Settings`].
 pub(crate) const INTERFACE: u64 = {
     let version = env!("CARGO_PKG_VERSION").as_bytes();
     let mut hash: u64 = 0xcbf2_9ce4_8422_2325;
@@ -22,7 +22,7 @@ pub(crate) const INTERFACE: u64 = {
         hash = (hash ^ version[index] as u64).wrapping_mul(0x0100_0000_01b3);
         index += 1;
     }
-    hash ^ (size_of::<Counters>() as u64) << 16 ^ size_of::<Settings>() as u64
+    hash ^ (size_of::<LaunchFacts>() as u64) << 16 ^ size_of::<Settings>() as u64
 };
 
 /// Settings for the contexts to come; a zero leaves what is set.
@@ -42,6 +42,19 @@ pub(crate) struct Settings {
     pub(crate) sanitizer: u32,
     /// 1 or 2: approximations as exact as can be, or with errors.
     pub(crate) jitter: u32,
+    /// 1 or 2: without or with measuring.
+    pub(crate) measure: u64,
+}
+
+/// What was measured of one launch, beside the kernel's name.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct LaunchFacts {
+    pub(crate) grid: [u32; 3],
+    pub(crate) block: [u32; 3],
+    pub(crate) static_shared: u32,
+    pub(crate) dynamic_shared: u32,
+    pub(crate) counters: Counters,
 }
 
 /// The numbers of the accumulators in [`Settings`].
@@ -57,6 +70,16 @@ impl Driver {
     /// Keeps what a context counted beyond its end.
     pub(super) fn retire(&mut self, context: &Context) {
         self.counted += context.device.counters();
+        self.launches.extend(context.device.take_launches());
+    }
+
+    /// What was measured of the launches so far, those that wait in streams included.
+    fn launches(&mut self) -> &mut Vec<MeasuredLaunch> {
+        self.drain_all();
+        for (_, context) in self.contexts.iter() {
+            self.launches.extend(context.device.take_launches());
+        }
+        &mut self.launches
     }
 
     fn counters(&mut self) -> Counters {
@@ -92,6 +115,9 @@ impl Driver {
         if settings.jitter != 0 {
             config.jitter = settings.jitter == 2;
         }
+        if settings.measure != 0 {
+            config.measure = settings.measure == 2;
+        }
         if settings.accumulator != 0 {
             let known = ACCUMULATORS.iter().find(|entry| entry.0 == settings.accumulator);
             config.accumulator = known.map(|entry| entry.1).ok_or_else(|| {
@@ -114,29 +140,6 @@ impl Driver {
     }
 }
 
-/// What was counted between two moments.
-fn since(now: Counters, then: Counters) -> Counters {
-    // Every field is named, so that a new counter cannot be forgotten here.
-    Counters {
-        launches: now.launches - then.launches,
-        allocations: now.allocations - then.allocations,
-        frees: now.frees - then.frees,
-        copies_htod: now.copies_htod - then.copies_htod,
-        copies_dtoh: now.copies_dtoh - then.copies_dtoh,
-        copies_dtod: now.copies_dtod - then.copies_dtod,
-        memsets: now.memsets - then.memsets,
-        synchronizations: now.synchronizations - then.synchronizations,
-        instructions: now.instructions - then.instructions,
-        mma: now.mma - then.mma,
-        global_requests: now.global_requests - then.global_requests,
-        global_bytes_read: now.global_bytes_read - then.global_bytes_read,
-        global_bytes_written: now.global_bytes_written - then.global_bytes_written,
-        shared_requests: now.shared_requests - then.shared_requests,
-        barriers: now.barriers - then.barriers,
-        atomics: now.atomics - then.atomics,
-    }
-}
-
 /// The number that tells whether a program and the library fit each other.
 #[unsafe(no_mangle)]
 pub extern "C" fn cudaEmulatorInterface() -> u64 {
@@ -151,16 +154,44 @@ pub unsafe extern "C" fn cudaEmulatorGetCounters(counters: *mut Counters) -> Sta
         // SAFETY: `counters` is null or writable, by the convention of the driver API.
         let counters = unsafe { Out::new(counters) }?;
         let now = driver.counters();
-        counters.set(since(now, driver.counted_before));
+        counters.set(now - driver.counted_before);
         Ok(())
     })
 }
 
-/// Lets the counters start from zero, after running the work that waits in the streams.
+/// Writes what was measured of a launch, by its place in the order of launches since the process
+/// began or the counters were reset, and the kernel's name as `cudaEmulatorLastFault` does; returns
+/// the length of the name, 0 behind the last launch. The work that waits in the streams runs
+/// before.
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C" fn cudaEmulatorGetLaunch(
+    index: usize,
+    facts: *mut LaunchFacts,
+    name: *mut c_char,
+    size: usize,
+) -> usize {
+    let mut length = 0;
+    entry("cudaEmulatorGetLaunch", |driver| {
+        // SAFETY: `facts` is null or writable, by the convention of the driver API.
+        let facts = unsafe { Out::new(facts) }?;
+        let Some(launch) = driver.launches().get(index) else { return Ok(()) };
+        let MeasuredLaunch { ref kernel, grid, block, static_shared, dynamic_shared, counters } =
+            *launch;
+        facts.set(LaunchFacts { grid, block, static_shared, dynamic_shared, counters });
+        // SAFETY: the buffer is null or has `size` bytes, by the convention of the driver API.
+        length = unsafe { write_text(kernel, name, size) };
+        Ok(())
+    });
+    length
+}
+
+/// Lets the counters start from zero, and forgets the launches that were measured, after running
+/// the work that waits in the streams.
 #[unsafe(no_mangle)]
 pub extern "C" fn cudaEmulatorResetCounters() -> Status {
     entry("cudaEmulatorResetCounters", |driver| {
         driver.counted_before = driver.counters();
+        driver.launches().clear();
         Ok(())
     })
 }

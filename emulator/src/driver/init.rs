@@ -8,7 +8,7 @@ use super::entry::{Out, entry, initialised};
 use super::state::{Driver, Platform};
 use super::status::{Result, Status};
 
-/// The device to emulate: `a100` (where unset), `h100` or `rtx4090`.
+/// The device to emulate: `a100` (where unset), `h100`, `rtx4090` or `t4`.
 const PROFILE: &str = "CUDA_EMULATOR_PROFILE";
 /// Whether the device offers memory pools: `1` (where unset) or `0`.
 const MEMORY_POOLS: &str = "CUDA_EMULATOR_MEMORY_POOLS";
@@ -20,6 +20,8 @@ const ACCUMULATOR: &str = "CUDA_EMULATOR_ACCUMULATOR";
 const SANITIZER: &str = "CUDA_EMULATOR_SANITIZER";
 /// Whether approximate instructions err as far as they may: `1` or `0` (where unset).
 const JITTER: &str = "CUDA_EMULATOR_JITTER";
+/// Whether launches are measured: `1` or `0` (where unset).
+const MEASURE: &str = "CUDA_EMULATOR_MEASURE";
 /// The order in which blocks and warps run: a number.
 const SEED: &str = "CUDA_EMULATOR_SEED";
 /// Whether every launch is awaited: CUDA's own variable, `1` or `0` (where unset).
@@ -52,7 +54,8 @@ pub(super) fn config_from_environment() -> Result<Config> {
     )?;
     let sanitizer = choose(SANITIZER, &[("1", true), ("0", false)])?;
     let jitter = choose(JITTER, &[("0", false), ("1", true)])?;
-    let mut config = Config { accumulator, sanitizer, jitter, ..Config::default() };
+    let measure = choose(MEASURE, &[("0", false), ("1", true)])?;
+    let mut config = Config { accumulator, sanitizer, jitter, measure, ..Config::default() };
     if let Ok(text) = std::env::var(SEED) {
         config.seed = text.trim().parse().map_err(|_| {
             let reason = format!("{SEED}={text} is not a number");

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, LazyLock, Mutex};
 use std::thread::ThreadId;
 
-use crate::{Config, Counters, Device, Profile};
+use crate::{Config, Counters, Device, MeasuredLaunch, Profile};
 
 use super::capture::Capture;
 use super::event::Event;
@@ -52,6 +52,8 @@ pub(super) struct Driver {
     pub(super) counted: Counters,
     /// The counters at their latest reset.
     pub(super) counted_before: Counters,
+    /// What was measured of the launches since then.
+    pub(super) launches: Vec<MeasuredLaunch>,
     /// The report of the latest fault.
     pub(super) last_fault: String,
 }
@@ -141,6 +143,7 @@ impl Driver {
             host: BTreeMap::new(),
             counted: Counters::default(),
             counted_before: Counters::default(),
+            launches: Vec::new(),
             last_fault: String::new(),
         }
     }

@@ -251,6 +251,7 @@ impl Warp {
         let intent = if access.constant { Intent::ReadConstant } else { Intent::Read };
         self.translate(machine, &access.address, bytes, intent, mask)?;
         count(machine, space, bytes, mask, Intent::Read);
+        self.measure(machine, &access.address, bytes, mask, intent);
         let _strong = self.one_at_a_time(machine, space, access.order);
         if machine.context.config.sanitizer {
             self.look_at_load(machine, access, mask)?;
@@ -318,6 +319,7 @@ impl Warp {
         let space = access.address.space;
         self.translate(machine, &access.address, bytes, Intent::Write, mask)?;
         count(machine, space, bytes, mask, Intent::Write);
+        self.measure(machine, &access.address, bytes, mask, Intent::Write);
         let _strong = self.one_at_a_time(machine, space, access.order);
         if machine.context.config.sanitizer {
             self.look_at_store(machine, access, mask)?;

@@ -32,6 +32,7 @@ impl Warp {
         }
         self.translate(machine, &op.address, bytes, Intent::Write, mask)?;
         machine.counters.atomics += 1;
+        self.measure_atomic(machine, op, mask);
         let _strong = self.one_at_a_time(machine, space, op.order);
         if machine.context.config.sanitizer {
             self.look_at_atomic(machine, op, mask)?;

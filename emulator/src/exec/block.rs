@@ -1,6 +1,7 @@
 //! A block: its warps, its barriers, and the order in which warps run.
 
 use super::context::*;
+use super::measure::Measure;
 use super::op::{BarrierKind, BarrierOp, Op, Target};
 use super::schedule::Random;
 use super::shadow::Shadow;
@@ -50,6 +51,8 @@ pub(crate) struct Block {
     /// Instructions that a warp runs before the next one.
     quantum: u64,
     barriers: [Barrier; BARRIERS],
+    /// What this block and those before it did, where it is measured.
+    pub(crate) measure: Option<Box<Measure>>,
 }
 
 /// What became of a block after a turn.
@@ -75,6 +78,7 @@ impl Block {
             next: 0,
             quantum: WARP_QUANTUM,
             barriers: [Barrier::default(); BARRIERS],
+            measure: context.config.measure.then(|| Measure::new(context.kernel)),
         }
     }
 
@@ -122,7 +126,8 @@ impl Block {
             let warp = self.order[at];
             self.next = at;
             let (shared, block) = (&mut self.shared, self.number as u32);
-            let mut machine = Machine { context, shared, counters, pc: 0, block };
+            let measure = self.measure.as_deref_mut();
+            let mut machine = Machine { context, shared, counters, measure, pc: 0, block };
             let result = self.warps[warp].run(&mut machine, self.quantum);
             match result {
                 Err(stop) => return Err(self.fault(context, warp, *stop)),

@@ -119,17 +119,20 @@ impl Warp {
         self.take(context, lane, frame, u64::from(function.frame_bytes))?;
         let from = self.frame(call.frame, lane);
         for (passed, formal) in &call.arguments {
-            let to = frame + formal.offset as u64;
+            let to = self.local(context, lane, frame + formal.offset as u64);
             match *passed {
                 Passed::Local(offset) => {
-                    self.copy_local(context, lane, from + u64::from(offset), to, formal.size);
+                    let from = self.local(context, lane, from + u64::from(offset));
+                    // SAFETY: the variable lies in the caller's frame and the formal in the new
+                    // one, both within the thread's local memory.
+                    unsafe { to.copy_from(from, formal.size) };
+                    self.local_is_copied(from, to, formal.size);
                 }
                 Passed::Value(source) => {
                     let bytes = self.get(source, lane).to_le_bytes();
-                    let to = self.local(context, lane, to);
-                    self.local_is_written(to, formal.size);
                     // SAFETY: the formal has 1, 2, 4 or 8 bytes of the new frame.
                     unsafe { to.copy_from_nonoverlapping(bytes.as_ptr(), formal.size) };
+                    self.local_is_written(to, formal.size);
                 }
             }
         }
@@ -169,30 +172,22 @@ impl Warp {
     fn receive(&mut self, context: &Context, call: &CallOp, frame: u64, lane: usize) {
         let caller = self.frame(call.frame, lane);
         for (received, formal) in &call.results {
-            let from = frame + formal.offset as u64;
+            let from = self.local(context, lane, frame + formal.offset as u64);
             match *received {
                 Received::Local(offset) => {
-                    self.copy_local(context, lane, from, caller + u64::from(offset), formal.size);
+                    let to = self.local(context, lane, caller + u64::from(offset));
+                    // SAFETY: the result lies in the frame that was left and the variable in the
+                    // caller's, both within the thread's local memory.
+                    unsafe { to.copy_from(from, formal.size) };
+                    self.local_is_copied(from, to, formal.size);
                 }
                 Received::Value(target) => {
                     let mut bytes = [0; 8];
-                    let from = self.local(context, lane, from);
                     // SAFETY: the result has 1, 2, 4 or 8 bytes of the frame that was left.
                     unsafe { from.copy_to_nonoverlapping(bytes.as_mut_ptr(), formal.size) };
                     self.put(target, lane, u64::from_le_bytes(bytes));
                 }
             }
-        }
-    }
-
-    /// Copies a variable from one frame of a thread to another.
-    fn copy_local(&mut self, context: &Context, lane: usize, from: u64, to: u64, bytes: usize) {
-        let [from, to] = [from, to].map(|address| self.local_offset(context, lane, address));
-        let start = self.local.as_mut_ptr().cast::<u8>();
-        // SAFETY: the frames of a thread lie within its local memory, and variables within them.
-        unsafe { start.add(to).copy_from(start.add(from), bytes) };
-        if !self.local_shadow.is_empty() {
-            self.local_shadow.copy_within(from..from + bytes, to);
         }
     }
 
@@ -214,12 +209,10 @@ impl Warp {
             );
             return Err(Stop::lane(FaultKind::StackOverflow, lane as u32, detail));
         }
+        let fresh = self.local(context, lane, start);
         // SAFETY: these bytes lie within the thread's local memory.
-        unsafe { self.local(context, lane, start).write_bytes(POISON, bytes as usize) };
-        let offset = self.local_offset(context, lane, start);
-        if let Some(shadow) = self.local_shadow.get_mut(offset..offset + bytes as usize) {
-            shadow.fill(0);
-        }
+        unsafe { fresh.write_bytes(POISON, bytes as usize) };
+        self.local_is_fresh(fresh, bytes as usize);
         self.q[context.kernel.stack as usize].0[lane] = start + bytes;
         Ok(())
     }
@@ -246,15 +239,11 @@ impl Warp {
         frame.map_or(LOCAL_BASE, |frame| self.q[frame as usize].0[lane])
     }
 
-    /// The offset in the warp's local memory of a place in that of one thread.
-    fn local_offset(&self, context: &Context, lane: usize, address: u64) -> usize {
-        lane * context.local_stride() + (address - LOCAL_BASE) as usize
-    }
-
     /// Host address of a place in the local memory of one thread.
     fn local(&mut self, context: &Context, lane: usize, address: u64) -> *mut u8 {
-        let offset = self.local_offset(context, lane, address);
-        self.local.as_mut_ptr().cast::<u8>().wrapping_add(offset)
+        let start = self.local.as_mut_ptr().cast::<u8>();
+        let offset = lane * context.local_stride() + (address - LOCAL_BASE) as usize;
+        start.wrapping_add(offset)
     }
 
     fn save(&self, registers: &Saved, lane: usize) -> Vec<u64> {

@@ -7,7 +7,7 @@
 //! that is not weak on one side, and an access of the same place that is not weak and then a fence
 //! on the other; so do blocks, and what one has learned it passes on.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use super::context::lanes;
@@ -31,44 +31,81 @@ impl Touch {
     }
 }
 
-/// Times of the warps of a block.
-type Times = Vec<u32>;
+/// Up to which times something is known of the threads of a block: of all threads of a warp, and
+/// of single ones further than that.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Times {
+    warps: Vec<u32>,
+    threads: BTreeMap<u16, u32>,
+}
 
-/// What was done before a message was left at a place, by blocks: the times of their warps.
+impl Times {
+    fn nothing(warps: usize) -> Self {
+        Self { warps: vec![0; warps], threads: BTreeMap::new() }
+    }
+
+    fn join(&mut self, from: &Self) {
+        join_times(&mut self.warps, &from.warps);
+        from.threads.iter().for_each(|(&thread, &time)| self.learn(thread, time));
+    }
+
+    fn learn(&mut self, thread: u16, time: u32) {
+        if !self.covers(thread, time) {
+            self.threads.insert(thread, time);
+        }
+    }
+
+    #[inline(always)]
+    fn covers(&self, thread: u16, time: u32) -> bool {
+        time <= self.warps[usize::from(thread) / LANES]
+            || self.threads.get(&thread).is_some_and(|&known| time <= known)
+    }
+
+    fn is_empty(&self) -> bool {
+        self.threads.is_empty() && self.warps.iter().all(|&time| time == 0)
+    }
+}
+
+/// What was done before a message was left at a place, by blocks.
 pub(crate) type Message = HashMap<u32, Times>;
 
 fn join_times(into: &mut [u32], from: &[u32]) {
     into.iter_mut().zip(from).for_each(|(into, &from)| *into = (*into).max(from));
 }
 
-fn join_message(into: &mut Message, block: u32, times: &[u32]) {
+fn join_message(into: &mut Message, block: u32, times: &Times) {
     match into.get_mut(&block) {
-        Some(known) => join_times(known, times),
+        Some(known) => known.join(times),
         None => {
-            into.insert(block, times.to_vec());
+            into.insert(block, times.clone());
         }
     }
 }
 
-/// What a warp has learned: up to which times of the warps of its block, and of other blocks.
+/// What a warp has learned: up to which times of its block, and of other blocks.
 #[derive(Clone, Debug)]
 pub(crate) struct Known {
-    warps: Times,
+    own: Times,
     others: Option<Arc<Message>>,
 }
 
 impl Known {
     fn nothing(warps: usize) -> Self {
-        Self { warps: vec![0; warps], others: None }
+        Self { own: Times::nothing(warps), others: None }
     }
 
     fn clear(&mut self) {
-        self.warps.fill(0);
+        self.own.warps.fill(0);
+        self.own.threads.clear();
         self.others = None;
     }
 
+    fn is_nothing(&self) -> bool {
+        self.own.is_empty() && self.others.is_none()
+    }
+
     fn join(&mut self, from: &Self) {
-        join_times(&mut self.warps, &from.warps);
+        self.own.join(&from.own);
         match (&mut self.others, &from.others) {
             (_, None) => {}
             (None, Some(theirs)) => self.others = Some(theirs.clone()),
@@ -82,7 +119,7 @@ impl Known {
 
     /// Leaves it at a place.
     pub(crate) fn leave(&self, message: &mut Message, block: u32) {
-        join_message(message, block, &self.warps);
+        join_message(message, block, &self.own);
         for (&block, times) in self.others.iter().flat_map(|others| others.iter()) {
             join_message(message, block, times);
         }
@@ -92,7 +129,7 @@ impl Known {
     fn take(&mut self, message: &Message, block: u32) {
         for (&other, times) in message {
             if other == block {
-                join_times(&mut self.warps, times);
+                self.own.join(times);
             } else {
                 let others = Arc::make_mut(self.others.get_or_insert_default());
                 join_message(others, other, times);
@@ -100,10 +137,11 @@ impl Known {
         }
     }
 
-    /// Whether it covers a time of a warp of another block.
-    pub(crate) fn covers(&self, block: u32, warp: usize, clock: u32) -> bool {
+    /// Whether it covers a time of a thread of another block.
+    pub(crate) fn covers(&self, block: u32, thread: u16, time: u32) -> bool {
         let others = self.others.as_ref();
-        others.and_then(|others| others.get(&block)).is_some_and(|times| clock <= times[warp])
+        let times = others.and_then(|others| others.get(&block));
+        times.is_some_and(|times| times.covers(thread, time))
     }
 }
 
@@ -126,8 +164,10 @@ pub(crate) struct Clocks {
     /// What each warp has learned; its own time at its own index.
     seen: Vec<Known>,
     lanes: Vec<LaneTimes>,
-    /// What each warp had learned and done at its last fence.
+    /// What each warp had learned of others at its last fence.
     fenced: Vec<Known>,
+    /// What each lane had done and learned of the lanes of its warp at its last fence.
+    fenced_lanes: Vec<LaneTimes>,
     /// What each warp learns at its next fence.
     heard: Vec<Known>,
     /// What was left at places of shared memory, by host address.
@@ -146,6 +186,7 @@ impl Clocks {
             seen: known(),
             lanes: vec![[[0; LANES]; LANES]; warps],
             fenced: known(),
+            fenced_lanes: vec![[[0; LANES]; LANES]; warps],
             heard: known(),
             messages: HashMap::new(),
             observed: HashMap::new(),
@@ -158,10 +199,11 @@ impl Clocks {
     pub(crate) fn reset(&mut self) {
         for (warp, seen) in self.seen.iter_mut().enumerate() {
             seen.clear();
-            seen.warps[warp] = 1;
+            seen.own.warps[warp] = 1;
         }
         self.lanes.fill([[0; LANES]; LANES]);
         self.fenced.iter_mut().for_each(Known::clear);
+        self.fenced_lanes.fill([[0; LANES]; LANES]);
         self.heard.iter_mut().for_each(Known::clear);
         self.messages.clear();
         self.observed.clear();
@@ -172,7 +214,7 @@ impl Clocks {
     /// The time of a warp.
     #[inline(always)]
     pub(crate) fn time(&self, warp: usize) -> u32 {
-        self.seen[warp].warps[warp]
+        self.seen[warp].own.warps[warp]
     }
 
     /// What a warp has learned.
@@ -187,7 +229,7 @@ impl Clocks {
         if warp == by.warp {
             lane == by.lane || clock <= self.lanes[warp][by.lane][lane]
         } else {
-            clock <= self.seen[by.warp].warps[warp]
+            self.seen[by.warp].own.covers(thread, clock)
         }
     }
 
@@ -202,23 +244,30 @@ impl Clocks {
     /// A warp's later accesses are told from its earlier ones.
     fn advance(&mut self, warp: usize) {
         self.now += 1;
-        self.seen[warp].warps[warp] = self.now;
+        self.seen[warp].own.warps[warp] = self.now;
     }
 
     /// Lanes of a warp meet at a warp barrier.
     pub(crate) fn meet(&mut self, warp: usize, mask: u32) {
         let now = self.time(warp);
-        let times = &mut self.lanes[warp];
-        let mut all = [0; LANES];
-        lanes(mask).for_each(|lane| join_times(&mut all, &times[lane]));
-        lanes(mask).for_each(|lane| all[lane] = now);
-        lanes(mask).for_each(|lane| times[lane] = all);
+        for times in [&mut self.lanes[warp], &mut self.fenced_lanes[warp]] {
+            let mut all = [0; LANES];
+            lanes(mask).for_each(|lane| join_times(&mut all, &times[lane]));
+            lanes(mask).for_each(|lane| times[lane] = all);
+        }
+        for lane in lanes(mask) {
+            lanes(mask).for_each(|other| self.lanes[warp][lane][other] = now);
+        }
         self.advance(warp);
     }
 
     /// A warp arrives at a barrier of the block; `waits` is false where it goes on at once.
     pub(crate) fn arrive(&mut self, warp: usize, barrier: usize, waits: bool) {
-        let known = [&self.seen[warp], &self.fenced[warp], &self.heard[warp]];
+        let mut fenced = self.fenced[warp].clone();
+        for (lane, times) in self.fenced_lanes[warp].iter().enumerate() {
+            fenced.own.learn((warp * LANES + lane) as u16, times[lane]);
+        }
+        let known = [&self.seen[warp], &fenced, &self.heard[warp]];
         self.arrived[barrier].iter_mut().zip(known).for_each(|(all, known)| all.join(known));
         if !waits {
             self.advance(warp);
@@ -234,40 +283,53 @@ impl Clocks {
             self.seen[warp].join(seen);
             self.fenced[warp].join(fenced);
             self.heard[warp].join(heard);
-            self.seen[warp].warps[warp] = self.now;
+            self.seen[warp].own.warps[warp] = self.now;
             self.lanes[warp] = [[before; LANES]; LANES];
         }
         self.arrived[barrier].iter_mut().for_each(Known::clear);
     }
 
-    /// A warp executes a fence.
-    pub(crate) fn fence(&mut self, warp: usize) {
+    /// Lanes of a warp execute a fence.
+    pub(crate) fn fence(&mut self, warp: usize, mask: u32) {
         let own = self.time(warp);
         self.seen[warp].join(&self.heard[warp]);
-        self.seen[warp].warps[warp] = own;
+        self.seen[warp].own.warps[warp] = own;
         // What lanes left for others of their warp orders those, too.
-        let met = self.heard[warp].warps[warp];
-        if met > 0 {
-            let times = self.lanes[warp].iter_mut().flatten();
-            times.for_each(|time| *time = (*time).max(met));
+        let heard = &self.heard[warp].own;
+        for lane in 0..LANES {
+            let thread = (warp * LANES + lane) as u16;
+            let met = heard.threads.get(&thread).copied().unwrap_or(0).max(heard.warps[warp]);
+            let times = self.lanes[warp].iter_mut();
+            times.for_each(|times| times[lane] = times[lane].max(met));
         }
+        for lane in lanes(mask) {
+            let mut times = self.lanes[warp][lane];
+            times[lane] = own;
+            join_times(&mut self.fenced_lanes[warp][lane], &times);
+        }
+        // Of its own warp each lane knows what it knows.
+        let before = self.fenced[warp].own.warps[warp];
         self.fenced[warp].join(&self.seen[warp]);
+        self.fenced[warp].own.warps[warp] = before;
         self.advance(warp);
     }
 
-    /// What a warp may tell others: what it and those that it met at barriers did before their
+    /// What a lane may tell others: what it, and those that it met at barriers, did before their
     /// fences.
-    pub(crate) fn fenced(&self, warp: usize) -> Option<&Known> {
-        let fenced = &self.fenced[warp];
-        fenced.warps.iter().any(|&time| time != 0).then_some(fenced)
+    pub(crate) fn fenced(&self, warp: usize, lane: usize) -> Option<Known> {
+        let mut fenced = self.fenced[warp].clone();
+        for (other, &time) in self.fenced_lanes[warp][lane].iter().enumerate() {
+            fenced.own.learn((warp * LANES + other) as u16, time);
+        }
+        (!fenced.is_nothing()).then_some(fenced)
     }
 
-    /// A warp writes to a place in shared memory by other than a weak access: who reads it there
-    /// learns what the warp did before its last fence.
-    pub(crate) fn tell(&mut self, warp: usize, block: u32, place: usize) {
-        let Some(fenced) = self.fenced(warp) else { return };
-        let fenced = fenced.clone();
-        fenced.leave(self.messages.entry(place).or_default(), block);
+    /// A lane writes to a place in shared memory by other than a weak access: who reads it there
+    /// learns what the lane did before its last fence.
+    pub(crate) fn tell(&mut self, warp: usize, lane: usize, block: u32, place: usize) {
+        if let Some(fenced) = self.fenced(warp, lane) {
+            fenced.leave(self.messages.entry(place).or_default(), block);
+        }
     }
 
     /// A warp reads a place in shared memory by other than a weak access.
@@ -299,7 +361,7 @@ impl Clocks {
     ) -> bool {
         self.observed.get(&place).is_some_and(|o| {
             let same = (o.block, o.thread, o.clock) == (block, thread, clock);
-            same && (o.reader == by.warp || o.at <= self.seen[by.warp].warps[o.reader])
+            same && (o.reader == by.warp || o.at <= self.seen[by.warp].own.warps[o.reader])
         })
     }
 }

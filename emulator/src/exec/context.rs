@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64};
 
 use super::global_shadow::GlobalShadow;
 use super::lanes::Wide;
+use super::measure::{Measure, Traffic};
 use super::shadow::Shadow;
 use crate::counters::Counters;
 use crate::decode::Kernel;
@@ -56,6 +57,8 @@ pub(crate) struct Context<'a> {
     pub(crate) fault: Mutex<Option<(u64, Fault)>>,
     /// What the sanitizer knows of global memory, where it is on.
     pub(crate) global_shadow: Option<GlobalShadow>,
+    /// The global memory that the launch touched, where it is measured.
+    pub(crate) traffic: Option<Traffic>,
 }
 
 impl Context<'_> {
@@ -81,6 +84,8 @@ pub(crate) struct Machine<'a> {
     pub(crate) context: &'a Context<'a>,
     pub(crate) shared: &'a mut Shared,
     pub(crate) counters: &'a mut Counters,
+    /// What is measured, where it is.
+    pub(crate) measure: Option<&'a mut Measure>,
     /// The place of the memory access that runs.
     pub(crate) pc: u32,
     /// The block that runs, by its position in the grid.

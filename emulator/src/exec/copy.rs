@@ -180,6 +180,7 @@ impl Warp {
         machine.counters.global_bytes_read +=
             lanes(mask).map(|lane| u64::from(read[lane])).sum::<u64>();
         count(machine, Space::Shared, bytes, mask, Intent::Write);
+        self.measure_copy(machine, op, &read, mask);
         let shared = machine.shared.host();
         let mut offsets = [0; LANES];
         for lane in lanes(mask) {

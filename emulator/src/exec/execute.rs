@@ -180,7 +180,7 @@ impl Warp {
             Op::Fence => {
                 std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
                 if let Some(shadow) = machine.shared.shadow().filter(|_| mask != 0) {
-                    shadow.clocks.fence(self.index as usize);
+                    shadow.clocks.fence(self.index as usize, mask);
                 }
             }
             Op::Shuffle(shuffle) if mask != 0 => {

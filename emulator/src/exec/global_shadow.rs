@@ -267,7 +267,7 @@ fn races(trace: &Trace, clocks: &Clocks, access: Access) -> bool {
         let same_time = || trace.clock == clocks.time(by.warp);
         clocks.knows(by, trace.thread, trace.clock) || together && same_time()
     } else {
-        clocks.seen(by.warp).covers(trace.block, trace.warp(), trace.clock)
+        clocks.seen(by.warp).covers(trace.block, trace.thread, trace.clock)
     };
     let observed = || clocks.observed(place(address), by, trace.block, trace.thread, trace.clock);
     !(ordered || trace.strong && observed())

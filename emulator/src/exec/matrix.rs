@@ -277,6 +277,7 @@ impl Warp {
             let (address, bytes, order) = (&op.address, ROW_BYTES as usize, Order::Weak);
             self.look(machine, Deeds { deed, address, bytes, mask, order })?;
         }
+        self.measure_matrices(machine, mask);
         Ok(())
     }
 

@@ -20,6 +20,7 @@ mod global_shadow;
 mod jitter;
 mod lanes;
 mod matrix;
+mod measure;
 pub(crate) mod op;
 mod print;
 mod round;
@@ -52,6 +53,7 @@ use self::block::{Block, Turn};
 use self::context::Context;
 use self::global_shadow::GlobalShadow;
 use self::lanes::Wide;
+use self::measure::Traffic;
 use self::schedule::BlockOrder;
 use crate::counters::Counters;
 use crate::device::{Device, InvalidLaunch, Launch, LaunchError};
@@ -136,9 +138,11 @@ fn run(device: &Device, function: &Function, launch: &Launch) -> (Counters, Opti
         word[..chunk.len()].copy_from_slice(chunk);
         AtomicU64::new(u64::from_le_bytes(word))
     });
+    let table = device.memory().table();
     let context = Context {
         kernel,
-        table: device.memory().table(),
+        traffic: config.measure.then(|| Traffic::new(&table)),
+        table,
         memory: device.memory(),
         heap: device.heap(),
         param_words: words.collect(),
@@ -176,6 +180,10 @@ fn run(device: &Device, function: &Function, launch: &Launch) -> (Counters, Opti
             counters
         })
     };
+    let mut counters = counters;
+    if let Some(traffic) = &context.traffic {
+        traffic.add_to(&mut counters);
+    }
     let fault = context.fault.into_inner().unwrap_or_else(PoisonError::into_inner);
     (counters, fault.map(|(_, fault)| fault))
 }
@@ -226,6 +234,9 @@ fn worker(
                 }
             }
         }
+    }
+    for measure in running.iter().chain(&spare).filter_map(|block| block.measure.as_deref()) {
+        counters += measure.counters(context.kernel);
     }
     counters
 }

@@ -177,16 +177,16 @@ impl Warp {
         let Some(shadow) = machine.shared.shadow() else { return };
         let clocks = &mut shadow.clocks;
         if matches!(deeds.order, Order::Release | Order::AcquireRelease) {
-            clocks.fence(warp);
+            clocks.fence(warp, deeds.mask);
         }
         for lane in lanes(deeds.mask) {
             let place = self.pointers[lane].addr();
             if self.is_shared(deeds.address, lane) {
-                clocks.tell(warp, block, place);
+                clocks.tell(warp, lane, block, place);
             } else if let (Some(global), Some(known)) =
-                (&context.global_shadow, clocks.fenced(warp))
+                (&context.global_shadow, clocks.fenced(warp, lane))
             {
-                global.tell(block, known, place);
+                global.tell(block, &known, place);
             }
         }
     }
@@ -205,7 +205,7 @@ impl Warp {
             }
         }
         if matches!(order, Order::Acquire | Order::AcquireRelease) {
-            clocks.fence(warp);
+            clocks.fence(warp, mask);
         }
     }
 
@@ -244,11 +244,33 @@ impl Warp {
         })
     }
 
+    /// The place of an address in local memory among those of the warp.
+    fn local_offset(&self, pointer: *mut u8) -> usize {
+        pointer.addr() - self.local.as_ptr().addr()
+    }
+
     /// Notes a write to local memory by other than a store.
     pub(super) fn local_is_written(&mut self, pointer: *mut u8, bytes: usize) {
-        let start = pointer.addr() - self.local.as_ptr().addr();
+        self.set_local_shadow(pointer, bytes, WRITTEN);
+    }
+
+    /// Notes that local memory holds nothing yet.
+    pub(super) fn local_is_fresh(&mut self, pointer: *mut u8, bytes: usize) {
+        self.set_local_shadow(pointer, bytes, 0);
+    }
+
+    fn set_local_shadow(&mut self, pointer: *mut u8, bytes: usize, value: u8) {
+        let start = self.local_offset(pointer);
         if let Some(shadow) = self.local_shadow.get_mut(start..start + bytes) {
-            shadow.fill(WRITTEN);
+            shadow.fill(value);
+        }
+    }
+
+    /// Notes a copy within local memory.
+    pub(super) fn local_is_copied(&mut self, from: *mut u8, to: *mut u8, bytes: usize) {
+        let (from, to) = (self.local_offset(from), self.local_offset(to));
+        if from.max(to) + bytes <= self.local_shadow.len() {
+            self.local_shadow.copy_within(from..from + bytes, to);
         }
     }
 
@@ -260,18 +282,20 @@ impl Warp {
         deeds: Deeds,
         lane: usize,
     ) -> Result<(), Box<Stop>> {
-        let start = self.pointers[lane].addr() - self.local.as_ptr().addr();
+        let start = self.local_offset(self.pointers[lane]);
         let Some(shadow) = self.local_shadow.get_mut(start..start + deeds.bytes) else {
             return Ok(());
         };
         if deeds.deed != Deed::Write {
-            let missing = shadow.iter().filter(|&&byte| byte != WRITTEN).count();
-            // Compilers copy the padding of structures along with the members beside it.
-            if missing == deeds.bytes {
+            // Compilers copy the padding of a structure, of less than 8 bytes, along with the
+            // members beside it.
+            let unwritten = |part: &&[u8]| part.iter().all(|&byte| byte != WRITTEN);
+            let missing: usize = shadow.chunks(8).filter(unwritten).map(<[u8]>::len).sum();
+            if missing > 0 {
                 let offset = start - lane * machine.context.local_stride();
                 let detail = format!(
-                    "its {} bytes were never written: byte {offset} of the {} bytes of the \
-                     thread's local memory",
+                    "{missing} of the {} bytes were never written: byte {offset} of the {} bytes \
+                     of the thread's local memory",
                     deeds.bytes, machine.context.local_bytes
                 );
                 let address = self.address(deeds.address, lane);

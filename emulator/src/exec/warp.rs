@@ -67,12 +67,12 @@ pub(crate) struct Warp {
     pub(crate) index: u32,
     pub(crate) copies: Copies,
     pub(crate) local: Vec<u128>,
-    /// Calls that each lane has to return from.
-    pub(super) calls: [Vec<Call>; LANES],
     /// Which bytes of it were written to, where the sanitizer is on.
     pub(crate) local_shadow: Vec<u8>,
     /// Lanes in which a watched register holds a value, by the registers' numbers in the watch.
     pub(super) defined: Vec<u32>,
+    /// Calls that each lane has to return from.
+    pub(super) calls: [Vec<Call>; LANES],
     pub(crate) last_allocation: usize,
     /// Host addresses of the access that runs.
     pub(crate) pointers: Pointers,
@@ -96,9 +96,9 @@ impl Warp {
             index: 0,
             copies: Copies::default(),
             local: Vec::new(),
-            calls: [const { Vec::new() }; LANES],
             local_shadow: Vec::new(),
             defined: Vec::new(),
+            calls: [const { Vec::new() }; LANES],
             last_allocation: 0,
             pointers: [std::ptr::null_mut(); LANES],
             ran: 0,
@@ -290,6 +290,7 @@ impl Warp {
         let alone = self.parts.len() == 1;
         let active = self.parts[at].mask;
         let mut pc = self.parts[at].pc;
+        machine.enter(pc);
         let mut left = quantum;
         let pause = loop {
             if left == 0 {
@@ -309,7 +310,9 @@ impl Warp {
                     if mask == 0 {
                         Next::Step
                     } else if mask == active {
+                        machine.leave(pc + 1);
                         pc = *target;
+                        machine.enter(pc);
                         if alone {
                             continue;
                         }
@@ -328,6 +331,7 @@ impl Warp {
                         return Err(stop);
                     }
                     if active == mask {
+                        machine.leave(pc + 1);
                         return Ok((quantum - left, None));
                     }
                     pc += 1;
@@ -350,15 +354,23 @@ impl Warp {
                 }
                 Next::Reselect => {
                     // The instruction placed the parts itself.
+                    machine.leave(pc + 1);
                     return Ok((quantum - left, None));
                 }
                 Next::Wait => {
+                    machine.leave(pc + 1);
                     self.parts[at].waiting = true;
-                    break None;
+                    self.parts[at].pc = pc;
+                    return Ok((quantum - left, None));
                 }
-                Next::Pause(pause) => break Some(pause),
+                Next::Pause(pause) => {
+                    machine.leave(pc + 1);
+                    self.parts[at].pc = pc;
+                    return Ok((quantum - left, Some(pause)));
+                }
             }
         };
+        machine.leave(pc);
         self.parts[at].pc = pc;
         Ok((quantum - left, pause))
     }

@@ -69,6 +69,7 @@ fn stack(opcode: &str) -> Vec<Case> {
                  call take; call take; call take; alloca.u64 w10, 600; mov.u32 r0, 1;",
                 &[(&[], 1)],
             ),
+            // Fresh memory of the stack holds nothing.
             fault("alloca.u64 w10, 8; ld.local.u64 w0, [w10];", FaultKind::UninitializedRead),
             fault("alloca.u64 w10, 100000;", FaultKind::StackOverflow),
             refused("alloca.u64 w10, 8, 3;", "power of two"),

@@ -131,11 +131,11 @@ fn matrix_stores() -> Vec<Case> {
         }
     }
     cases.push(fault(
-        "add.u32 r10, rs, 8; stmatrix.sync.aligned.m8n8.x1.shared.b16 [r10], {rs};",
+        "add.u32 r10, rs, 8; stmatrix.sync.aligned.m8n8.x1.shared.b16 [r10], {rl};",
         cuda_emulator::FaultKind::Misaligned,
     ));
     cases.push(fault(
-        "stmatrix.sync.aligned.m8n8.x1.b16 [wm], {rs};",
+        "stmatrix.sync.aligned.m8n8.x1.b16 [wm], {rl};",
         cuda_emulator::FaultKind::IllegalAccess,
     ));
     cases.push(refused("stmatrix.sync.aligned.m8n8.x1.shared.b16 [rs], r11;", "braces"));

@@ -130,7 +130,8 @@ fn the_heap() {
             Node* list = nullptr;
             for (int j = 0; j < i % n; ++j) {
                 Node* node = (Node*)malloc(sizeof(Node));
-                *node = {j * i, list};
+                node->value = j * i;
+                node->next = list;
                 list = node;
             }
             int sum = 0;

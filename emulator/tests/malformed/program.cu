@@ -50,6 +50,7 @@ extern "C" __global__ void everything(float* out, int n) {
     assert(n > 0);
     float4 vector = ((const float4*)out)[i];
     double sum = vector.x + (double)vector.w / 7.0 + (long long)n / (i + 1);
+    __syncthreads();
     unsigned to = (unsigned)__cvta_generic_to_shared(&tile[4 * (i & 7)]);
     asm volatile("cp.async.ca.shared.global [%0], [%1], 16;" :: "r"(to), "l"(out));
     asm volatile("cp.async.wait_all;" ::: "memory");

@@ -12,18 +12,26 @@ use cuda_emulator::{Config, Device, Fault, Launch, LaunchError, Module, profile}
 
 /// Compiles CUDA C++ for compute_80, with line information.
 pub fn compile(source: &str) -> String {
-    compile_for("compute_80", &["-lineinfo"], source)
+    compile_named("test.cu", source, &[])
+}
+
+/// The same, of a file of that name with headers of its own.
+pub fn compile_named(name: &str, text: &str, headers: &[(String, String)]) -> String {
+    run_nvrtc("compute_80", &["-lineinfo"], nvrtc::Source { name, text, headers })
 }
 
 /// Compiles CUDA C++ for an architecture, with options.
-pub fn compile_for(architecture: &str, options: &[&str], source: &str) -> String {
+pub fn compile_for(architecture: &str, options: &[&str], text: &str) -> String {
+    run_nvrtc(architecture, options, nvrtc::Source { name: "test.cu", text, headers: &[] })
+}
+
+fn run_nvrtc(architecture: &str, options: &[&str], source: nvrtc::Source) -> String {
     let built = std::env::current_exe().expect("the test's own path");
     let fetched = nvrtc::fetched_folder(&built)
         .or_else(|| nvrtc::fetched_folder(&workspace().join("target/debug")));
     let nvrtc = nvrtc::Nvrtc::find(fetched.as_deref()).unwrap_or_else(|error| {
         panic!("these tests compile CUDA: run `cargo xtask nvrtc` first ({error})")
     });
-    let source = nvrtc::Source { name: "test.cu", text: source, headers: &[] };
     let architecture = format!("--gpu-architecture={architecture}");
     let options = [&[architecture.as_str(), "-default-device"], options].concat();
     nvrtc.compile(&source, &options).unwrap_or_else(|error| panic!("{error}"))
@@ -104,6 +112,27 @@ impl Bench {
         shared: u32,
         args: &[Arg],
     ) -> Result<(), LaunchError> {
+        self.launch_with(kernel, [grid, block, shared], false, args)
+    }
+
+    /// Launches blocks that may wait for each other.
+    pub fn try_cooperative(
+        &self,
+        kernel: &str,
+        grid: u32,
+        block: u32,
+        args: &[Arg],
+    ) -> Result<(), LaunchError> {
+        self.launch_with(kernel, [grid, block, 0], true, args)
+    }
+
+    fn launch_with(
+        &self,
+        kernel: &str,
+        [grid, block, shared]: [u32; 3],
+        cooperative: bool,
+        args: &[Arg],
+    ) -> Result<(), LaunchError> {
         let function = self.module.function(kernel).expect("the kernel");
         let mut params = vec![0; function.param_bytes()];
         assert_eq!(function.params().len(), args.len(), "arguments of {kernel}");
@@ -123,7 +152,7 @@ impl Bench {
             dynamic_shared: shared,
             dynamic_shared_limit: 160 << 10,
             params: &params,
-            cooperative: false,
+            cooperative,
         };
         self.device.launch(&function, &launch)
     }

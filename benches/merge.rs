@@ -1,0 +1,7 @@
+//! Bench of `merge`: see `common` for what it prints where.
+
+mod common;
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    common::run("merge", common::Layer::merge)
+}

@@ -1,0 +1,205 @@
+//! The ops on device addresses, for trainers whose tensors cudarc does not own: tch, burn, C++.
+//!
+//! | op | here | from cudarc's buffers |
+//! |---|---|---|
+//! | [`Kernels::prepare_raw`](crate::Kernels::prepare_raw) | [`Prepare`] | [`crate::Prepare`] |
+//! | [`Kernels::forward_raw`](crate::Kernels::forward_raw) | [`Forward`] | [`crate::Forward`] |
+//! | [`Kernels::backward_raw`](crate::Kernels::backward_raw) | [`Backward`] | [`crate::Backward`] |
+//! | [`Kernels::norm_gradient_raw`](crate::Kernels::norm_gradient_raw) | [`NormGradient`] | [`crate::NormGradient`] |
+//!
+//! An address of 0 stands for a tensor that is absent. Shapes and dtypes are those of the structs
+//! for cudarc's buffers; matrices are row-major. What can be told from numbers (strides, alignment,
+//! missing tensors, the workspace's size, the device's limits) is checked before anything is
+//! launched; that the addresses hold what they should is the caller's promise.
+//!
+//! A stream of another library becomes one that the ops take with
+//! [`CudaContext::wrap_borrowed_stream`](cudarc::driver::CudaContext::wrap_borrowed_stream), a
+//! context with [`CudaContext::from_raw_context`](cudarc::driver::CudaContext::from_raw_context).
+//! The ops allocate nothing, wait for nothing and read nothing back.
+
+use crate::backward::Gradients;
+use crate::dropout::Dropout;
+use crate::error::{Error, Result};
+use crate::kernels::Kernels;
+use crate::rows::check_stride;
+use crate::spec::DoraSpec;
+use crate::workspace::Layout;
+
+/// A row-major matrix.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Matrix {
+    /// Device address of the first element, a multiple of the element's size.
+    pub pointer: u64,
+    /// Elements from the start of a row to the start of the next, at least the row's length.
+    pub stride: usize,
+}
+
+/// Where [`Kernels::prepare_raw`] leaves what the other ops read, each a multiple of its element's
+/// size; [`crate::Prepared`] has the shapes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Prepared {
+    /// c `[I]` or `[O]`, f32; 0 for plain LoRA.
+    pub norm: u64,
+    /// g `[I]` or `[O]`, f32; 0 for plain LoRA.
+    pub gain: u64,
+    /// A, packed: `[R, I]`; 0 for rank 0.
+    pub a: u64,
+    /// s·B, packed: `[O, R]`; 0 for rank 0.
+    pub sb: u64,
+    /// g∘(s·B), packed: `[O, R]`, norm axis output only; 0 for rank 0.
+    pub gsb: u64,
+    /// The trained bias `[O]`, rounded to the dtype; 0 where there is none.
+    pub bias: u64,
+}
+
+/// Scratch memory: see [`WorkspaceSize`]. Calls that share one must be ordered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Workspace {
+    /// Device address, a multiple of 256.
+    pub pointer: u64,
+    /// What it holds.
+    pub size: WorkspaceSize,
+}
+
+/// How much scratch memory calls of up to some number of tokens need.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WorkspaceSize {
+    /// Bytes in all.
+    pub bytes: usize,
+    /// The first of them, which hold counters: zero before the first call; every call leaves them
+    /// so.
+    pub counter_bytes: usize,
+}
+
+impl WorkspaceSize {
+    /// What calls of up to `max_tokens` tokens need, for any of `specs`.
+    ///
+    /// # Errors
+    /// [`Error::InvalidSpec`] if `max_tokens` is beyond what kernels can index.
+    pub fn new(kernels: &Kernels, specs: &[DoraSpec], max_tokens: usize) -> Result<Self> {
+        let Layout { counters_end, total } = Layout::new(kernels, specs, max_tokens)?;
+        Ok(Self { bytes: total, counter_bytes: counters_end })
+    }
+}
+
+/// Inputs of [`Kernels::prepare_raw`].
+#[derive(Debug, Clone, Copy)]
+pub struct Prepare {
+    /// W `[O, I]`.
+    pub weight: u64,
+    /// A `[r, I]`, f32; 0 for rank 0.
+    pub lora_a: u64,
+    /// B `[O, r]`, f32; 0 for rank 0.
+    pub lora_b: u64,
+    /// m `[I]` or `[O]`, f32; 0 for plain LoRA and where `magnitude_out` is given.
+    pub magnitude: u64,
+    /// For a fresh adapter: where m = c is written to.
+    pub magnitude_out: u64,
+    /// b `[O]`, f32; 0 where the bias is not trained.
+    pub bias: u64,
+}
+
+/// Inputs and outputs of [`Kernels::forward_raw`].
+#[derive(Debug, Clone, Copy)]
+pub struct Forward {
+    /// T.
+    pub tokens: usize,
+    /// x `[T, I]`.
+    pub x: Matrix,
+    /// W `[O, I]`.
+    pub weight: u64,
+    /// b `[O]` in the dtype; 0 where there is none.
+    pub bias: u64,
+    /// Seed of the stochastic rounding of x∘g.
+    pub seed: u64,
+    /// Dropout of x.
+    pub dropout: Option<Dropout>,
+    /// z `[T, O]`, written; 0 unless the dropout is PEFT's.
+    pub z: u64,
+    /// y `[T, O]`, written.
+    pub y: Matrix,
+    /// H `[T, R]`, written; 0 for rank 0.
+    pub h: u64,
+}
+
+/// Inputs and outputs of [`Kernels::backward_raw`].
+#[derive(Debug, Clone, Copy)]
+pub struct Backward {
+    /// T.
+    pub tokens: usize,
+    /// What becomes of the gradients that are in the buffers.
+    pub gradients: Gradients,
+    /// x `[T, I]`.
+    pub x: Matrix,
+    /// W `[O, I]`.
+    pub weight: u64,
+    /// b `[O]`, as given to the forward; 0 where there is none.
+    pub bias: u64,
+    /// y `[T, O]`; address 0 where the norm axis is not the output, or the dropout is PEFT's.
+    pub output: Matrix,
+    /// z `[T, O]`, as the forward wrote it; 0 unless the dropout is PEFT's.
+    pub z: u64,
+    /// The forward's dropout.
+    pub dropout: Option<Dropout>,
+    /// dY `[T, O]`.
+    pub grad_output: Matrix,
+    /// H `[T, R]`; 0 for rank 0.
+    pub h: u64,
+    /// dX `[T, I]`, written; address 0 where it is not wanted.
+    pub grad_input: Matrix,
+    /// dA `[r, I]`, f32; 0 for rank 0.
+    pub grad_lora_a: u64,
+    /// dB `[O, r]`, f32; 0 for rank 0.
+    pub grad_lora_b: u64,
+    /// dm `[I]` or `[O]`, f32; 0 for plain LoRA.
+    pub grad_magnitude: u64,
+    /// db `[O]`, f32; 0 where it is not wanted.
+    pub grad_bias: u64,
+}
+
+/// Inputs of [`Kernels::norm_gradient_raw`], all of them needed.
+#[derive(Debug, Clone, Copy)]
+pub struct NormGradient {
+    /// W `[O, I]`.
+    pub weight: u64,
+    /// A `[r, I]`, f32.
+    pub lora_a: u64,
+    /// B `[O, r]`, f32.
+    pub lora_b: u64,
+    /// dm `[I]` or `[O]`, f32.
+    pub grad_magnitude: u64,
+    /// dA `[r, I]`, f32, read and written.
+    pub grad_lora_a: u64,
+    /// dB `[O, r]`, f32, read and written.
+    pub grad_lora_b: u64,
+}
+
+/// Checks the address of a tensor that must be there.
+pub(crate) fn present(tensor: &'static str, pointer: u64, bytes: usize) -> Result<()> {
+    if pointer == 0 {
+        let reason = "its address is 0";
+        return Err(Error::MissingTensor { tensor, reason });
+    }
+    absent_or(tensor, pointer, bytes)
+}
+
+/// Checks the address of a tensor that may be absent: a multiple of the size of its elements.
+pub(crate) fn absent_or(tensor: &'static str, pointer: u64, bytes: usize) -> Result<()> {
+    if pointer.is_multiple_of(bytes as u64) {
+        return Ok(());
+    }
+    Err(Error::Misaligned { tensor, address: pointer, alignment: bytes })
+}
+
+impl Matrix {
+    /// Of rows of `cols` elements without gaps.
+    pub const fn dense(pointer: u64, cols: usize) -> Self {
+        Self { pointer, stride: cols }
+    }
+
+    /// Checks a matrix that must be there, of rows of `cols` elements of `bytes` bytes.
+    pub(crate) fn present(&self, tensor: &'static str, cols: usize, bytes: usize) -> Result<()> {
+        present(tensor, self.pointer, bytes)?;
+        check_stride(tensor, self.stride, cols)
+    }
+}
