@@ -22,12 +22,16 @@ fn programs() -> [String; 2] {
         .map(|options| support::compile_for("compute_80", options, source))
 }
 
+/// Repeats the damage that another run did.
+const SEED: &str = "CUDA_EMULATOR_TEST_SEED";
+
 /// Damages the programs again and again, and counts the texts that load all the same.
 fn damage_again_and_again(change: fn(&str, &mut Random) -> String) {
     let device = device();
     let time = SystemTime::now().duration_since(UNIX_EPOCH).expect("a time after 1970");
-    let mut random = Random(time.as_nanos() as u64 | 1);
-    println!("seed {:#x}", random.0);
+    let given = std::env::var(SEED).ok().and_then(|seed| seed.parse().ok());
+    let mut random = Random(given.unwrap_or(time.as_nanos() as u64) | 1);
+    println!("{SEED}={}", random.0);
     let (programs, start) = (programs(), Instant::now());
     let (mut rounds, mut loaded) = (0, 0);
     while start.elapsed() < TIME {

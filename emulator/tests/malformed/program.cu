@@ -58,7 +58,7 @@ extern "C" __global__ void everything(float* out, int n) {
     unsigned a[4];
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                  : "=r"(a[0]), "=r"(a[1]), "=r"(a[2]), "=r"(a[3])
-                 : "r"((unsigned)__cvta_generic_to_shared(&tile[4 * (i & 15)])));
+                 : "r"((unsigned)__cvta_generic_to_shared(&tile[4 * (i & 7)])));
     float c[4] = {x, x, x, x};
     asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
                  "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
