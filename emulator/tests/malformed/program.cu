@@ -13,10 +13,10 @@ __device__ __noinline__ int depth(int n) { return n < 2 ? n : depth(n - 1) + dep
 
 struct Pair {
     double x;
-    short y;
+    long long y;
 };
 
-__device__ __noinline__ Pair swapped(Pair pair) { return {(double)pair.y, (short)pair.x}; }
+__device__ __noinline__ Pair swapped(Pair pair) { return {(double)pair.y, (long long)pair.x}; }
 
 extern "C" __global__ void everything(float* out, int n) {
     extern __shared__ float dynamic[];
