@@ -178,9 +178,11 @@ fn launches_with_attributes_and_lists() {
     let mut nulls = [null_mut(); 4];
     let mut size = 7usize;
     let image = words.as_ptr().cast_mut().cast::<c_void>();
-    let (at, of, end) = (1 as *mut c_void, 2 as *mut c_void, null_mut());
+    // Numbers that stand where a list of pointers has names.
+    let name = std::ptr::without_provenance_mut::<c_void>;
+    let (at, of, end) = (name(1), name(2), null_mut());
     let mut short = [at, image, of, (&raw mut size).cast(), end];
-    let mut unknown = [9 as *mut c_void, image, end];
+    let mut unknown = [name(9), image, end];
     let mut sizeless = [at, image, end];
     for (values, extra) in [
         (null_mut(), null_mut()),
