@@ -181,7 +181,7 @@ impl Memory {
 
 fn bytes_of(digits: &str) -> Result<Vec<u8>, String> {
     let wrong = || format!("`{digits}` is not pairs of hexadecimal digits");
-    if digits.is_empty() || digits.len() % 2 != 0 || !digits.is_ascii() {
+    if digits.is_empty() || !digits.len().is_multiple_of(2) || !digits.is_ascii() {
         return Err(wrong());
     }
     (0..digits.len())

@@ -39,10 +39,10 @@ const INTRINSICS: &[Expression] = &[
     ("__ffsll(s)", |w| bits(u64::from(w.u.trailing_zeros() + 1), w.u != 0)),
     ("__popc(x)", |w| w.x.count_ones().into()),
     ("__popcll(u)", |w| w.u.count_ones().into()),
-    ("__umulhi(x, y)", |w| u64::from(w.x) * u64::from(w.y) >> 32),
-    ("__mulhi(a, b)", |w| (i64::from(w.a()) * i64::from(w.b()) >> 32) as u64),
-    ("__umul64hi(u, v)", |w| (u128::from(w.u) * u128::from(w.v) >> 64) as u64),
-    ("__mul64hi(s, t)", |w| (i128::from(w.s()) * i128::from(w.t()) >> 64) as u64),
+    ("__umulhi(x, y)", |w| (u64::from(w.x) * u64::from(w.y)) >> 32),
+    ("__mulhi(a, b)", |w| ((i64::from(w.a()) * i64::from(w.b())) >> 32) as u64),
+    ("__umul64hi(u, v)", |w| ((u128::from(w.u) * u128::from(w.v)) >> 64) as u64),
+    ("__mul64hi(s, t)", |w| ((i128::from(w.s()) * i128::from(w.t())) >> 64) as u64),
     ("__umul24(x, y)", |w| ((w.x & 0xff_ffff).wrapping_mul(w.y & 0xff_ffff)).into()),
     ("__mul24(a, b)", |w| int((w.a() << 8 >> 8).wrapping_mul(w.b() << 8 >> 8))),
     ("__byte_perm(x, y, z)", permuted),
@@ -52,10 +52,10 @@ const INTRINSICS: &[Expression] = &[
     ("__funnelshift_rc(x, y, z)", |w| (funnel(w) >> w.z.min(32)) as u32 as u64),
     ("__sad(a, b, z)", |w| w.a().abs_diff(w.b()).wrapping_add(w.z).into()),
     ("__usad(x, y, z)", |w| w.x.abs_diff(w.y).wrapping_add(w.z).into()),
-    ("__hadd(a, b)", |w| (i64::from(w.a()) + i64::from(w.b()) >> 1) as u64),
-    ("__rhadd(a, b)", |w| (i64::from(w.a()) + i64::from(w.b()) + 1 >> 1) as u64),
-    ("__uhadd(x, y)", |w| u64::from(w.x) + u64::from(w.y) >> 1),
-    ("__urhadd(x, y)", |w| u64::from(w.x) + u64::from(w.y) + 1 >> 1),
+    ("__hadd(a, b)", |w| ((i64::from(w.a()) + i64::from(w.b())) >> 1) as u64),
+    ("__rhadd(a, b)", |w| ((i64::from(w.a()) + i64::from(w.b()) + 1) >> 1) as u64),
+    ("__uhadd(x, y)", |w| (u64::from(w.x) + u64::from(w.y)) >> 1),
+    ("__urhadd(x, y)", |w| (u64::from(w.x) + u64::from(w.y) + 1) >> 1),
     ("__dp4a(a, b, c)", |w| {
         let [a, b] = [w.x, w.y].map(|word| word.to_le_bytes().map(|byte| i64::from(byte as i8)));
         int(dot(a, b, w.c().into()) as i32)
@@ -116,9 +116,9 @@ const ARITHMETIC: &[Expression] = &[
 
 #[rustfmt::skip]
 const WIDE: &[Expression] = &[
-    ("(unsigned __int128)u * v >> 64", |w| (u128::from(w.u) * u128::from(w.v) >> 64) as u64),
+    ("(unsigned __int128)u * v >> 64", |w| ((u128::from(w.u) * u128::from(w.v)) >> 64) as u64),
     ("((__int128)s * t + s) >> 40", |w| {
-        (i128::from(w.s()) * i128::from(w.t()) + i128::from(w.s()) >> 40) as u64
+        ((i128::from(w.s()) * i128::from(w.t()) + i128::from(w.s())) >> 40) as u64
     }),
     ("(((unsigned __int128)u << 64) | v) / ((unsigned __int128)x + 1)", |w| {
         ((u128::from(w.u) << 64 | u128::from(w.v)) / (u128::from(w.x) + 1)) as u64
