@@ -137,18 +137,23 @@ fn count(
     Ok(launches)
 }
 
-/// The launches of one training step of one layer.
+/// The launches of one training step of one layer, and of the ops beside it.
 fn step(
     emulator: &Emulator,
     shape: [usize; 4],
     norm: Norm,
 ) -> Result<Vec<MeasuredLaunch>, Box<dyn Error>> {
     emulator.reset_counters();
-    // A new layer has run all ops but the last.
+    // A new layer has run prepare, forward and the first half of backward.
     let mut layer = bench::Layer::new(shape, norm)?;
     let mut launches = emulator.launches();
     emulator.reset_counters();
     layer.backward_input()?;
+    layer.norm_gradient()?;
+    layer.gradient_norm()?;
+    layer.adamw()?;
+    layer.merge()?;
+    layer.decompose()?;
     layer.synchronize()?;
     for launch in emulator.launches() {
         if launches.iter().all(|known| known.kernel != launch.kernel) {

@@ -257,7 +257,6 @@ impl<E: Element> Caller<E> {
                 true => AdapterLayout::with_bias(spec),
                 false => AdapterLayout::new(spec),
             };
-            assert_eq!(layout.is_empty(), layout.len() == 0);
             AdapterGroups::default().parts(&layout, 0).for_each(drop);
             let len = own.dice.len(layout.len());
             layout.view(own.pools.read_f32[0].slice(..len))?;

@@ -14,8 +14,9 @@ use cuda_emulator::client::{Choice, Emulator, Selected, select};
 use fused_dora::cudarc::driver::{CudaSlice, CudaStream, sys::CUevent_flags};
 use fused_dora::{
     AdamW, AdamWConfig, AdapterGroups, AdapterLayout, Backward, DecomposeAdapter, Decomposition,
-    DoraSpec, Dtype, Forward, Gradients, Kernels, Magnitude, Merge, MergeReport, Norm, NormGrad,
-    NormGradient, OptimizerPart, Prepare, Prepared, Scaling, Schedule, Workspace, open_device,
+    DoraSpec, Dtype, Forward, GradientNorm, Gradients, Kernels, Magnitude, Merge, MergeReport,
+    Norm, NormGrad, NormGradient, OptimizerPart, Prepare, Prepared, Scaling, Schedule, Workspace,
+    open_device,
 };
 use half::bf16;
 use rand::rngs::StdRng;
@@ -53,6 +54,7 @@ pub struct Layer {
     optimized: [CudaSlice<f32>; 4],
     merged: CudaSlice<bf16>,
     report: CudaSlice<f64>,
+    norm: CudaSlice<f32>,
 }
 
 type Outcome<T = ()> = Result<T, Box<dyn Error>>;
@@ -98,6 +100,7 @@ impl Layer {
             grad_magnitude: stream.alloc_zeros(spec.magnitude_len().max(1))?,
             merged: stream.alloc_zeros(outputs * inputs)?,
             report: stream.alloc_zeros(MergeReport::LEN)?,
+            norm: stream.alloc_zeros(1)?,
             kernels,
             stream,
             spec,
@@ -166,6 +169,17 @@ impl Layer {
             exp_avg_sq: exp_avg_sq.as_view_mut(),
         };
         Ok(self.kernels.adamw(&self.stream, &AdamWConfig::default(), io)?)
+    }
+
+    /// The norm of the adapter's gradients: 4 bytes read per parameter.
+    pub fn gradient_norm(&mut self) -> Outcome {
+        let [_, gradients, ..] = &self.optimized;
+        let io = GradientNorm {
+            parts: &self.parts,
+            gradients: gradients.as_view(),
+            norm: self.norm.as_view_mut(),
+        };
+        Ok(self.kernels.gradient_norm(&self.stream, &mut self.workspace, io)?)
     }
 
     /// The gradient through the norm; nothing for plain LoRA, which has none.

@@ -10,6 +10,8 @@ pub enum FaultKind {
     OutOfBounds,
     /// An access to an allocation that was freed.
     UseAfterFree,
+    /// Calls or allocations on the stack that need more than `CU_LIMIT_STACK_SIZE`.
+    StackOverflow,
     /// An address that is not a multiple of the access size.
     Misaligned,
     /// An access that its state space does not allow, such as a store to constant memory.
@@ -46,6 +48,7 @@ impl FaultKind {
         match self {
             Self::OutOfBounds => "access out of bounds",
             Self::UseAfterFree => "use after free",
+            Self::StackOverflow => "stack overflow",
             Self::Misaligned => "misaligned access",
             Self::IllegalAccess => "illegal access",
             Self::BarrierDeadlock => "barrier deadlock",

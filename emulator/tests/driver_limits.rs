@@ -119,5 +119,5 @@ fn limits_of_the_stack_and_the_heap() {
     let launched =
         unsafe { stream.launch_builder(&nested).arg(&mut out).arg(&100u32).launch(shape) };
     let finished = launched.and_then(|_| stream.synchronize());
-    assert_eq!(code(finished), CUresult::CUDA_ERROR_ILLEGAL_ADDRESS);
+    assert_eq!(code(finished), CUresult::CUDA_ERROR_HARDWARE_STACK_ERROR);
 }

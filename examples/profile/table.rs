@@ -141,7 +141,7 @@ fn traffic(launches: &[&Launch], text: &mut String) {
 fn ops(launches: &[&Launch], text: &mut String) {
     *text += "Bytes in MB of ops of several launches, which share inputs and hand results on\n";
     let mut table = Table::new(&["op (norm axis)", "compulsory", "DRAM", "ratio"]);
-    for op in ["forward", "backward_input"] {
+    for op in ["forward", "backward_input", "norm_gradient"] {
         for norm in [NormAxis::Output, NormAxis::Input] {
             let of_op = |launch: &&&Launch| launch.kernel.op() == op && launch.layer.norm == norm;
             let of_op: Vec<_> = launches.iter().filter(of_op).collect();
@@ -204,28 +204,14 @@ fn classes(launches: &[&Launch], text: &mut String) {
         launch.counts.by_class.get(class.name()).copied().unwrap_or(0)
     };
     let any = |&class: &InstructionClass| launches.iter().any(|launch| count(launch, class) > 0);
-    let mut table = Table::new(&["class"]);
-    for kernel in launches {
-        let norm = kernel.layer.norm.name();
-        table.rows[0].push(format!("{}.{}", short(kernel.kernel), &norm[..1]));
-    }
-    for class in InstructionClass::ALL.into_iter().filter(any) {
-        let shares = launches.iter().map(|l| percent(count(l, class), l.counts.instructions));
-        table.row([class.name().to_owned()].into_iter().chain(shares).collect());
+    let present: Vec<_> = InstructionClass::ALL.into_iter().filter(any).collect();
+    let heads: Vec<_> = present.iter().map(|class| class.name()).collect();
+    let mut table = Table::new(&[&["launch (norm axis)"], &heads[..]].concat());
+    for launch in launches {
+        let share = |&class| percent(count(launch, class), launch.counts.instructions);
+        table.row([label(launch)].into_iter().chain(present.iter().map(share)).collect());
     }
     table.write(text);
-}
-
-/// A name for the head of a narrow column.
-const fn short(kernel: Kernel) -> &'static str {
-    match kernel {
-        Kernel::Prepare => "prep",
-        Kernel::ForwardLowRank => "fwd_lr",
-        Kernel::Forward => "fwd",
-        Kernel::BackwardAdapter => "bwd_ad",
-        Kernel::BackwardInput => "bwd_in",
-        Kernel::BackwardInputLoraA => "bwd_la",
-    }
 }
 
 /// What bounds each launch on one GPU.

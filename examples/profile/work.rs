@@ -4,15 +4,17 @@
 //! hands to the next only because of how the op is cut (x∘g and dY∘g as tensors of their own,
 //! partial sums) is not: it shows as the difference to what was moved.
 
-use fused_dora::{DoraSpec, Norm};
+use fused_dora::{Decomposition, DoraSpec, MergeReport, Norm};
 use serde::{Deserialize, Serialize};
 
 /// Bytes of an element of x, W and y: bf16.
 const ELEMENT: u64 = 2;
 /// Bytes of an element of the adapter's parameters and gradients.
 const F32: u64 = 4;
+/// Bytes of a sum that is read back.
+const F64: u64 = 8;
 
-/// One launch's kernel, in the order of a training step.
+/// One launch's kernel, in the order of a training step, and then those beside it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Kernel {
@@ -22,16 +24,29 @@ pub enum Kernel {
     BackwardAdapter,
     BackwardInput,
     BackwardInputLoraA,
+    NormGradient,
+    NormGradientFinish,
+    GradientNorm,
+    #[serde(rename = "adamw")]
+    AdamW,
+    Merge,
+    Decompose,
 }
 
 impl Kernel {
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 12] = [
         Self::Prepare,
         Self::ForwardLowRank,
         Self::Forward,
         Self::BackwardAdapter,
         Self::BackwardInput,
         Self::BackwardInputLoraA,
+        Self::NormGradient,
+        Self::NormGradientFinish,
+        Self::GradientNorm,
+        Self::AdamW,
+        Self::Merge,
+        Self::Decompose,
     ];
 
     /// The entry point's name up to the dtype.
@@ -43,6 +58,12 @@ impl Kernel {
             Self::BackwardAdapter => "backward_adapter",
             Self::BackwardInput => "backward_input",
             Self::BackwardInputLoraA => "backward_input_lora_a",
+            Self::NormGradient => "norm_gradient",
+            Self::NormGradientFinish => "norm_gradient_finish",
+            Self::GradientNorm => "gradient_norm",
+            Self::AdamW => "adamw",
+            Self::Merge => "merge",
+            Self::Decompose => "decompose",
         }
     }
 
@@ -53,6 +74,8 @@ impl Kernel {
             Self::ForwardLowRank | Self::Forward => "forward",
             Self::BackwardAdapter => "backward_adapter",
             Self::BackwardInput | Self::BackwardInputLoraA => "backward_input",
+            Self::NormGradient | Self::NormGradientFinish => "norm_gradient",
+            Self::GradientNorm | Self::AdamW | Self::Merge | Self::Decompose => self.name(),
         }
     }
 
@@ -85,6 +108,7 @@ pub fn compulsory(kernel: Kernel, spec: &DoraSpec, tokens: usize) -> Vec<Tensor>
     let written = |name, elements, size| tensor(name, elements * size, true);
     let only = |wanted: bool, elements: u64| if wanted { elements } else { 0 };
     let features = spec.magnitude_len() as u64;
+    let parameters = r * i + o * r + features;
     // `gsb` is sB itself where there is no g on the output.
     let gsb = if on_output { "g∘sB" } else { "sB" };
     let tensors = match kernel {
@@ -141,6 +165,48 @@ pub fn compulsory(kernel: Kernel, spec: &DoraSpec, tokens: usize) -> Vec<Tensor>
             read("g", only(on_input, i), F32),
             written("dA", r * i, F32),
         ],
+        Kernel::NormGradient => vec![
+            read("W", o * i, ELEMENT),
+            read("A", r * i, F32),
+            read("B", o * r, F32),
+            read("g", features, F32),
+            read("c", features, F32),
+            read("dm", features, F32),
+        ],
+        Kernel::NormGradientFinish => vec![
+            read("A", r * i, F32),
+            read("B", o * r, F32),
+            read("g", features, F32),
+            read("c", features, F32),
+            read("dm", features, F32),
+            read("dA so far", r * i, F32),
+            read("dB so far", o * r, F32),
+            written("dA", r * i, F32),
+            written("dB", o * r, F32),
+        ],
+        Kernel::GradientNorm => vec![read("gradients", parameters, F32), written("norm", 1, F32)],
+        Kernel::AdamW => vec![
+            read("gradients", parameters, F32),
+            read("parameters so far", parameters, F32),
+            read("means so far", 2 * parameters, F32),
+            written("parameters", parameters, F32),
+            written("means", 2 * parameters, F32),
+        ],
+        Kernel::Merge => vec![
+            read("W", o * i, ELEMENT),
+            read("A", r * i, F32),
+            read("B", o * r, F32),
+            read("g", features, F32),
+            written("W'", o * i, ELEMENT),
+            written("report", MergeReport::LEN as u64, F64),
+        ],
+        Kernel::Decompose => vec![
+            read("W", o * i, ELEMENT),
+            read("A", r * i, F32),
+            read("B", o * r, F32),
+            read("g", features, F32),
+            written("ΔM and ΔD", Decomposition::LEN as u64, F64),
+        ],
     };
     tensors.into_iter().flatten().collect()
 }
@@ -162,7 +228,8 @@ pub fn compulsory_of_op<'a>(launches: impl Iterator<Item = &'a [Tensor]>) -> u64
     bytes
 }
 
-/// The fewest `mma.m16n8k16` that compute a launch's products, each padded to whole ones.
+/// The fewest `mma.m16n8k16` that compute a launch's products, each padded to whole ones. Those of
+/// tf32 are half as deep and take as long: two of them are one product here, and count twice.
 pub fn least_mma(kernel: Kernel, spec: &DoraSpec, tokens: usize) -> u64 {
     let product = |m: usize, n: usize, k: usize| {
         m.div_ceil(16) as u64 * n.div_ceil(8) as u64 * k.div_ceil(16) as u64
@@ -170,7 +237,7 @@ pub fn least_mma(kernel: Kernel, spec: &DoraSpec, tokens: usize) -> u64 {
     let (t, i, o) = (tokens, spec.in_features(), spec.out_features());
     let r = spec.padded_rank();
     match kernel {
-        // A and s·B are sums of three bf16 each; six of the nine products count (prepare.cu).
+        // A and s·B are sums of two tf32, half as deep; three of the four products count.
         Kernel::Prepare if spec.norm() != Norm::None => 6 * product(o, i, r),
         Kernel::Prepare => 0,
         Kernel::ForwardLowRank => product(t, r, i),
@@ -178,5 +245,10 @@ pub fn least_mma(kernel: Kernel, spec: &DoraSpec, tokens: usize) -> u64 {
         Kernel::BackwardAdapter => product(t, r, o) + product(o, r, t),
         Kernel::BackwardInput => product(t, i, o) + product(t, i, r),
         Kernel::BackwardInputLoraA => product(r, i, t),
+        // W is one tf32 and the factor two of them, half as deep.
+        Kernel::NormGradient => 4 * (product(i, r, o) + product(o, r, i)),
+        // A and s·B are sums of three bf16; six of the nine products count (common/low_rank.cuh).
+        Kernel::Merge | Kernel::Decompose => 6 * product(o, i, r),
+        Kernel::NormGradientFinish | Kernel::GradientNorm | Kernel::AdamW => 0,
     }
 }

@@ -434,7 +434,7 @@ fn order(table: &mut Table) {
     let mut linear = table.linear(Norm::Input);
     linear.forward().expect("an active adapter");
     linear.backward().expect("its forward");
-    drop(linear.layer.adapter_mut("one").expect("attached").parameters_mut());
+    let _ = linear.layer.adapter_mut("one").expect("attached").parameters_mut();
     table.row("`DoraLinear::backward` after a change of the parameters", [linear.backward()]);
     let mut layer = table.prepared(Norm::Input);
     const MANY: usize = 50 * TOKENS;

@@ -13,6 +13,9 @@ use crate::nvrtc::{self, ENV_LIBRARY};
 /// Whether the emulated device looks for uninitialised reads and races.
 const SANITIZER: &str = "CUDA_EMULATOR_SANITIZER";
 
+/// How many random layers the property tests try.
+const RANDOM_LAYERS: &str = "PROPTEST_CASES";
+
 /// Fetches what is missing and runs the demonstration.
 pub(crate) fn demo(arguments: &[&str]) -> Result<(), Failure> {
     nvrtc::provide(None)?;
@@ -60,6 +63,10 @@ pub(crate) fn test(matrix: bool) -> Result<(), Failure> {
         let way = format!("schedule {seed}, tensor-core sums {accumulator}, jitter {jitter}");
         step(&format!("tests of the crate: {way}"), || {
             let mut tests = tests(nextest, &["--package", "fused-dora"]);
+            if env::var_os(RANDOM_LAYERS).is_none() {
+                // Others than those of the first run, and fewer.
+                tests.env(RANDOM_LAYERS, "50");
+            }
             tests.env("CUDA_EMULATOR_SEED", seed);
             tests.env("CUDA_EMULATOR_ACCUMULATOR", accumulator);
             run("the tests", tests.env("CUDA_EMULATOR_JITTER", jitter))

@@ -142,6 +142,11 @@ pub(super) fn check(opcode: &str, modifiers: &[&str], target: Needs) -> Result<(
     let Some(forms) = BY_OPCODE.get(opcode) else {
         return Err(format!("unknown instruction `{opcode}`"));
     };
+    let met = |needs: &Needs| target.and(*needs) == target;
+    let fits = |form: &Form| form.assign(modifiers).is_some() && met(&form.needs(modifiers));
+    if forms.iter().any(fits) {
+        return Ok(());
+    }
     let name = || modifiers.iter().fold(opcode.to_owned(), |name, next| format!("{name}.{next}"));
     let fitting: Vec<_> = forms.iter().filter(|f| f.assign(modifiers).is_some()).collect();
     if fitting.is_empty() {
@@ -154,18 +159,12 @@ pub(super) fn check(opcode: &str, modifiers: &[&str], target: Needs) -> Result<(
         return Err(format!("`{}` does not exist{}", name(), nearest.unwrap_or_default()));
     }
     let needs = fitting.iter().map(|form| form.needs(modifiers));
-    let met = |needs: &Needs| target.and(*needs) == target;
-    match needs.clone().find(met).is_some() {
-        true => Ok(()),
-        false => {
-            let least = needs.min_by_key(|needs| (needs.capability, needs.version));
-            let Needs { capability, version } = least.unwrap_or(LEAST);
-            Err(format!(
-                "`{}` needs target sm_{capability} and PTX version {}.{} or newer",
-                name(),
-                version.0,
-                version.1
-            ))
-        }
-    }
+    let least = needs.min_by_key(|needs| (needs.capability, needs.version));
+    let Needs { capability, version } = least.unwrap_or(LEAST);
+    Err(format!(
+        "`{}` needs target sm_{capability} and PTX version {}.{} or newer",
+        name(),
+        version.0,
+        version.1
+    ))
 }

@@ -336,6 +336,7 @@ impl<'a> Decoder<'a> {
             let mut symbol = Symbol::Local(formal.offset as u32);
             if variable.space == VariableSpace::Register {
                 let slot = self.new_slot(variable.ty);
+                self.flow.call(variable.ty, slot, &variable.name);
                 symbol = Symbol::Register(Register { ty: variable.ty, slot: Some(slot) });
                 if at < tree.returns.len() {
                     self.register_results.push((variable.ty, slot, formal.clone()));
@@ -376,6 +377,11 @@ impl<'a> Decoder<'a> {
         let Some(frame) = self.frame else { return };
         let address =
             Address { space: Space::Local, base: Source::Q(frame), offset: formal.offset as i64 };
+        if store {
+            self.flow.read(ty, slot);
+        } else {
+            self.flow.write(ty, slot);
+        }
         let (source, target) = match ty.bits() {
             64 => (Source::Q(slot), Target::Q(slot)),
             bits => (Source::R(slot), Target::R(slot, bits as u8)),

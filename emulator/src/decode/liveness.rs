@@ -96,95 +96,93 @@ impl Flow {
 
     /// The most registers that are live at once.
     pub(super) fn most_live(&self, code: &[Instruction], functions: &[Function]) -> u32 {
-        let returns = return_places(code, functions.len());
-        let words = self.places.len().div_ceil(64).max(1);
-        let mut live = vec![0_u64; words * (code.len() + 1)];
-        let mut set = vec![0_u64; words];
-        let mut changed = true;
+        let next: Vec<_> =
+            code.iter().enumerate().map(|(at, _)| next(code, functions, at)).collect();
+        // What is live is kept where control may come from elsewhere than the line before.
+        let mut live: HashMap<usize, Vec<u64>> =
+            next.iter().flatten().flatten().map(|&at| (at, self.no_registers())).collect();
+        let (mut most, mut changed) = (0, true);
         while changed {
             changed = false;
+            let (mut set, mut width) = (self.no_registers(), 0);
             for at in (0..code.len()).rev() {
-                set.fill(0);
-                let mut merge = |from: usize| {
-                    let from = live[words * from..].iter();
-                    set.iter_mut().zip(from).for_each(|(into, from)| *into |= from);
-                };
-                let guarded = code[at].guard.predicate != TRUE;
-                match &code[at].op {
-                    Op::Branch(target) => {
-                        merge(*target as usize);
-                        if guarded {
-                            merge(at + 1);
-                        }
+                if let Some(next) = &next[at] {
+                    set.fill(0);
+                    for from in next {
+                        set.iter_mut().zip(&live[from]).for_each(|(into, from)| *into |= from);
                     }
-                    Op::BranchIndexed(branch) => {
-                        branch.targets.iter().for_each(|&target| merge(target as usize));
-                        merge(at + 1);
-                    }
-                    Op::Call(call) => {
-                        match call.callee {
-                            Called::Function(number) => {
-                                merge(functions[number as usize].entry as usize);
-                            }
-                            Called::Pointer(_) => {
-                                functions.iter().for_each(|f| merge(f.entry as usize));
-                            }
-                        }
-                        if guarded {
-                            merge(at + 1);
-                        }
-                    }
-                    Op::Return(number) => {
-                        returns[*number as usize].iter().for_each(|&place| merge(place));
-                        if guarded {
-                            merge(at + 1);
-                        }
-                    }
-                    Op::Exit if !guarded => {}
-                    _ => merge(at + 1),
+                    width = self.width(&set);
                 }
                 if !self.guarded[at] {
                     // Threads that are switched off keep the old value.
-                    self.writes[at].iter().for_each(|&n| set[n / 64] &= !(1 << (n % 64)));
+                    for &n in &self.writes[at] {
+                        width -= self.width_of(n) * (set[n / 64] >> (n % 64) & 1) as u32;
+                        set[n / 64] &= !(1 << (n % 64));
+                    }
                 }
-                self.reads[at].iter().for_each(|&n| set[n / 64] |= 1 << (n % 64));
-                let old = &mut live[words * at..words * (at + 1)];
-                if set != old {
+                for &n in &self.reads[at] {
+                    width += self.width_of(n) * (!set[n / 64] >> (n % 64) & 1) as u32;
+                    set[n / 64] |= 1 << (n % 64);
+                }
+                most = most.max(width);
+                if let Some(old) = live.get_mut(&at).filter(|old| **old != set) {
                     old.copy_from_slice(&set);
                     changed = true;
                 }
             }
         }
-        live.chunks(words).map(|set| self.width(set)).max().unwrap_or(0)
+        most
+    }
+
+    fn no_registers(&self) -> Vec<u64> {
+        vec![0; self.places.len().div_ceil(64).max(1)]
+    }
+
+    /// The 32-bit registers that one register takes.
+    fn width_of(&self, register: usize) -> u32 {
+        match self.places[register].0 {
+            RegisterClass::Predicate => 0,
+            RegisterClass::Word => 1,
+            RegisterClass::Double => 2,
+        }
     }
 
     /// The 32-bit registers that a set takes.
     fn width(&self, set: &[u64]) -> u32 {
-        let mut count = 0;
-        for (at, word) in set.iter().enumerate() {
-            let mut word = *word;
-            while word != 0 {
-                count += match self.places[64 * at + word.trailing_zeros() as usize].0 {
-                    RegisterClass::Predicate => 0,
-                    RegisterClass::Word => 1,
-                    RegisterClass::Double => 2,
-                };
-                word &= word - 1;
-            }
-        }
-        count
+        let is_in = |register: &usize| set[register / 64] >> (register % 64) & 1 != 0;
+        (0..self.places.len()).filter(is_in).map(|register| self.width_of(register)).sum()
     }
 }
 
-/// Where each function may return to.
-fn return_places(code: &[Instruction], functions: usize) -> Vec<Vec<usize>> {
-    let mut places = vec![Vec::new(); functions];
-    for (at, instruction) in code.iter().enumerate() {
-        let Op::Call(call) = &instruction.op else { continue };
-        match call.callee {
-            Called::Function(number) => places[number as usize].push(at + 1),
-            Called::Pointer(_) => places.iter_mut().for_each(|places| places.push(at + 1)),
-        }
+/// Where control goes from an instruction, unless it goes on behind it.
+fn next(code: &[Instruction], functions: &[Function], at: usize) -> Option<Vec<usize>> {
+    let instruction = &code[at];
+    let mut next: Vec<usize> = match &instruction.op {
+        Op::Branch(target) => vec![*target as usize],
+        Op::BranchIndexed(branch) => branch.targets.iter().map(|&at| at as usize).collect(),
+        Op::Call(call) => match call.callee {
+            Called::Function(number) => vec![functions[number as usize].entry as usize],
+            Called::Pointer(_) => functions.iter().map(|f| f.entry as usize).collect(),
+        },
+        Op::Return(number) => return_places(code, *number),
+        Op::Exit => Vec::new(),
+        _ => return None,
+    };
+    let guarded = instruction.guard.predicate != TRUE;
+    if guarded || matches!(instruction.op, Op::BranchIndexed(_)) {
+        next.push(at + 1);
     }
-    places
+    Some(next)
+}
+
+/// Where a function may return to.
+fn return_places(code: &[Instruction], function: u32) -> Vec<usize> {
+    let calls = code.iter().enumerate().filter(|(_, instruction)| match &instruction.op {
+        Op::Call(call) => match call.callee {
+            Called::Function(number) => number == function,
+            Called::Pointer(_) => true,
+        },
+        _ => false,
+    });
+    calls.map(|(at, _)| at + 1).collect()
 }

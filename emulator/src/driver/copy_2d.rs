@@ -14,6 +14,9 @@ const MEMORY_DEVICE: u32 = 2;
 const MEMORY_ARRAY: u32 = 3;
 const MEMORY_UNIFIED: u32 = 4;
 
+/// `CU_DEVICE_ATTRIBUTE_MAX_PITCH`.
+pub(super) const MAX_PITCH: usize = i32::MAX as usize;
+
 /// One end of a copy as the driver API describes it.
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -63,9 +66,12 @@ impl Driver {
             return Ok(None);
         }
         for (end, name) in [(&area.src, "source"), (&area.dst, "destination")] {
-            if area.height > 1 && end.pitch < area.width {
-                let (width, pitch) = (area.width, end.pitch);
-                let reason = format!("rows of {width} bytes in a {name} with a pitch of {pitch}");
+            let (width, offset, pitch) = (area.width, end.x_bytes, end.pitch);
+            let fits = width.checked_add(offset).is_some_and(|bytes| bytes <= pitch);
+            if area.height > 1 && !fits || pitch > MAX_PITCH {
+                let reason = format!(
+                    "rows of {width} bytes from byte {offset} on in a {name} with a pitch of {pitch}"
+                );
                 return Err(Status::INVALID_VALUE.because(reason));
             }
         }

@@ -4,6 +4,7 @@ use std::ffi::{c_char, c_int};
 
 use crate::Profile;
 
+use super::copy_2d::MAX_PITCH;
 use super::entry::{Out, initialised, write_text};
 use super::state::Platform;
 use super::status::{Result, Status};
@@ -48,7 +49,7 @@ fn attribute(platform: &Platform, attribute: c_int) -> Option<i64> {
         111 => profile.shared_reserved_per_block.into(),
         115 => platform.memory_pools.into(),
         // The pitch of a copy, and the alignment of textures, of surfaces and of texture rows.
-        11 => i64::from(i32::MAX),
+        11 => MAX_PITCH as i64,
         14 | 30 => 512,
         51 => 32,
         // Copy engines.

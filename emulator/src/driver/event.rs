@@ -13,6 +13,8 @@ use super::status::{Result, Status};
 const FLAG_DISABLE_TIMING: u32 = 2;
 const FLAG_INTERPROCESS: u32 = 4;
 const FLAGS: u32 = 7;
+/// `CU_EVENT_RECORD_EXTERNAL` and `CU_EVENT_WAIT_EXTERNAL`.
+const FLAG_EXTERNAL: u32 = 1;
 
 /// An event of a context.
 pub(super) struct Event {
@@ -111,6 +113,18 @@ impl Driver {
     }
 }
 
+/// Checks the flags of a record or a wait: that of external nodes is the only one.
+fn check_external(flags: u32) -> Result {
+    match flags {
+        0 => Ok(()),
+        FLAG_EXTERNAL => {
+            let reason = "external event nodes of graphs are not supported";
+            Err(Status::NOT_SUPPORTED.because(reason))
+        }
+        _ => Err(Status::INVALID_VALUE.because(format!("{flags:#x} has unknown flags"))),
+    }
+}
+
 /// Runs a function on an event, in the context of the event rather than the current one.
 fn with_event(
     name: &'static str,
@@ -131,6 +145,10 @@ pub unsafe extern "C" fn cuEventCreate(event: *mut u64, flags: u32) -> Status {
         let event = unsafe { Out::new(event) }?;
         if flags & !FLAGS != 0 {
             return Err(Status::INVALID_VALUE.because(format!("{flags:#x} has unknown flags")));
+        }
+        if flags & FLAG_INTERPROCESS != 0 && flags & FLAG_DISABLE_TIMING == 0 {
+            let reason = "events that are shared between processes have no timing";
+            return Err(Status::INVALID_VALUE.because(reason));
         }
         if flags & FLAG_INTERPROCESS != 0 {
             let reason = "events cannot be shared between processes";
@@ -161,10 +179,7 @@ pub unsafe extern "C" fn cuEventRecord(event: u64, stream: u64) -> Status {
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuEventRecordWithFlags(event: u64, stream: u64, flags: u32) -> Status {
     in_context("cuEventRecordWithFlags", |driver, context| {
-        if flags != 0 {
-            let reason = "external event nodes of graphs are not supported";
-            return Err(Status::NOT_SUPPORTED.because(reason));
-        }
+        check_external(flags)?;
         let stream = driver.stream(context, stream)?;
         driver.record_event(context, event, stream)
     })
@@ -222,10 +237,7 @@ pub unsafe extern "C" fn cuEventElapsedTime_v2(
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuStreamWaitEvent(stream: u64, event: u64, flags: u32) -> Status {
     in_context("cuStreamWaitEvent", |driver, context| {
-        if flags != 0 {
-            let reason = "external event nodes of graphs are not supported";
-            return Err(Status::NOT_SUPPORTED.because(reason));
-        }
+        check_external(flags)?;
         let stream = driver.stream(context, stream)?;
         driver.wait_event(stream, event)
     })

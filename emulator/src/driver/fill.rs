@@ -53,18 +53,25 @@ impl Driver {
             return Ok(());
         }
         let row = width.checked_mul(pattern.bytes()).filter(|&row| height == 1 || row <= pitch);
-        if row.is_none() {
+        let Some(row) = row else {
             let reason = format!("a row of {width} elements is longer than the pitch of {pitch}");
             return Err(Status::INVALID_VALUE.because(reason));
-        }
+        };
+        let last = (height - 1).checked_mul(pitch).and_then(|last| dst.checked_add(last as u64));
+        let Some(last) = last else {
+            let reason =
+                format!("{height} rows with a pitch of {pitch} are more than memory holds");
+            return Err(Status::INVALID_VALUE.because(reason));
+        };
+        self.check_range(context, last, row)?;
         let mut rows = Vec::with_capacity(height);
-        for row in 0..height {
-            let start = dst + (row * pitch) as u64;
+        for index in 0..height {
+            let start = dst + (index * pitch) as u64;
             if !start.is_multiple_of(pattern.bytes() as u64) {
-                let reason = format!("row {row} at {start:#x} is not aligned to its elements");
+                let reason = format!("row {index} at {start:#x} is not aligned to its elements");
                 return Err(Status::INVALID_VALUE.because(reason));
             }
-            self.check_range(context, start, width * pattern.bytes())?;
+            self.check_range(context, start, row)?;
             rows.push(Op::Fill { dst: start, pattern, count: width });
         }
         self.submit(stream, Op::Rows(rows.into()))

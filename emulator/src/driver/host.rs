@@ -84,8 +84,11 @@ impl Driver {
             let reason = "kernels of the emulated device cannot access host memory";
             return Err(Status::NOT_SUPPORTED.because(reason));
         }
-        let end = address.checked_add(bytes);
-        let before_end = self.host.range(..end.unwrap_or(usize::MAX)).next_back();
+        let Some(end) = address.checked_add(bytes) else {
+            let reason = format!("{bytes} bytes at {address:#x} end beyond all memory");
+            return Err(Status::INVALID_VALUE.because(reason));
+        };
+        let before_end = self.host.range(..end).next_back();
         if before_end.is_some_and(|(&start, known)| start + known.bytes > address) {
             return Err(Status::HOST_MEMORY_ALREADY_REGISTERED.into());
         }

@@ -87,6 +87,7 @@ fn refused(invalid: &InvalidLaunch) -> Failure {
 fn faulted(kind: FaultKind) -> Status {
     match kind {
         FaultKind::OutOfBounds | FaultKind::UseAfterFree => Status::ILLEGAL_ADDRESS,
+        FaultKind::StackOverflow => Status::HARDWARE_STACK_ERROR,
         FaultKind::Misaligned => Status::MISALIGNED_ADDRESS,
         FaultKind::IllegalAccess => Status::INVALID_ADDRESS_SPACE,
         FaultKind::IllegalOperand | FaultKind::MissingLanes | FaultKind::DivergentBarrier => {

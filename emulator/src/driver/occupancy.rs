@@ -205,7 +205,7 @@ pub unsafe extern "C" fn cuOccupancyAvailableDynamicSMemPerBlock(
         }
         let share = profile.shared_per_sm / blocks;
         let taken = entry.function.static_shared() + profile.shared_reserved_per_block;
-        let optin = profile.shared_per_block_optin - entry.function.static_shared();
+        let optin = profile.shared_per_block_optin.saturating_sub(entry.function.static_shared());
         bytes.set(share.saturating_sub(taken).min(optin) as usize);
         Ok(())
     })

@@ -18,9 +18,10 @@ const FLAGS: u64 = 3;
 
 macro_rules! symbols {
     ($($module:ident: $($name:ident)*;)*) => {
-        /// Every driver function, by its name in the library.
+        /// Every driver function, by its name in the library, with the modules that have them.
         #[cfg(test)]
-        const NAMES: &[&str] = &[$($(stringify!($name),)*)*];
+        const MODULES: &[(&str, &[&str])] =
+            &[$((stringify!($module), &[$(stringify!($name)),*]),)*];
 
         fn address(name: &str) -> Option<*mut c_void> {
             match name {
@@ -195,9 +196,34 @@ mod tests {
 
     #[test]
     fn every_name_is_found() {
-        assert!(NAMES.len() > 100);
-        for name in NAMES {
+        let names: Vec<&str> = MODULES.iter().flat_map(|module| module.1).copied().collect();
+        assert!(names.len() > 100);
+        for name in names {
             assert!(address(name).is_some(), "{name}");
+        }
+    }
+
+    /// Functions that the header for C programs leaves out: those that are refused, and earlier or
+    /// later forms of others.
+    const NOT_DECLARED: [&str; 7] = [
+        "cuCtxCreate_v3",
+        "cuCtxCreate_v4",
+        "cuDeviceGetUuid",
+        "cuEventElapsedTime_v2",
+        "cuGraphInstantiate_v2",
+        "cuStreamGetCaptureInfo",
+        "cuStreamGetCaptureInfo_v3",
+    ];
+
+    #[test]
+    fn the_header_declares_the_functions() {
+        let header = include_str!("../../include/cuda.h");
+        for (module, names) in MODULES {
+            for name in *names {
+                let left_out = matches!(*module, "extension" | "refused");
+                let declared = header.contains(&format!("CUresult {name}("));
+                assert_eq!(declared, !left_out && !NOT_DECLARED.contains(name), "{name}");
+            }
         }
     }
 

@@ -129,20 +129,19 @@ impl Block {
             let measure = self.measure.as_deref_mut();
             let mut machine = Machine { context, shared, counters, measure, pc: 0, block };
             let result = self.warps[warp].run(&mut machine, self.quantum);
-            match result {
-                Err(stop) => return Err(self.fault(context, warp, *stop)),
-                Ok(Pause::Done) => {
+            let pause = result.map_err(|stop| self.fault(context, warp, *stop))?;
+            // A loop without end may pause at nothing but its barriers.
+            if !matches!(pause, Pause::Done) && self.warps[warp].ran > context.config.watchdog {
+                return Err(self.timeout(context, warp));
+            }
+            match pause {
+                Pause::Done => {
                     self.states[warp] = State::Done;
                     self.release(context);
                     self.next = at + 1;
                 }
-                Ok(Pause::Quantum) => {
-                    if self.warps[warp].ran > context.config.watchdog {
-                        return Err(self.timeout(context, warp));
-                    }
-                    self.next = at + 1;
-                }
-                Ok(Pause::Barrier(pc)) => {
+                Pause::Quantum => self.next = at + 1,
+                Pause::Barrier(pc) => {
                     self.arrive(context, counters, warp, pc)?;
                     self.next = if self.states[warp] == State::Ready { at } else { at + 1 };
                 }

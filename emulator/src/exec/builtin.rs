@@ -8,9 +8,26 @@ use super::op::{Builtin, Q, Space};
 use super::print::{Specification, Wanted};
 use super::warp::Warp;
 use crate::fault::FaultKind;
+use crate::memory::{POISON, find};
 
 /// The longest string that is read from device memory.
 const MOST_CHARACTERS: u64 = 4096;
+
+/// Makes memory of the heap as good as new: filled with poison, and written and read by nobody.
+fn renew(context: &Context, address: u64, bytes: u64) {
+    let Some(at) = find(&context.table, address, bytes) else { return };
+    let allocation = &context.table[at];
+    let (offset, count) = ((address - allocation.base) as usize, bytes as usize);
+    // SAFETY: `find` found the bytes within the allocation, and the heap gives them to one thread.
+    unsafe { allocation.host().add(offset).write_bytes(POISON, count) };
+    if let Some(shadow) = allocation.shadow() {
+        // SAFETY: as above; the shadow is as long.
+        unsafe { shadow.add(offset).write_bytes(0, count) };
+    }
+    if let Some(global) = &context.global_shadow {
+        global.forget(address, bytes);
+    }
+}
 
 impl Warp {
     /// Calls a function of the device for each lane of the mask.
@@ -49,6 +66,9 @@ impl Warp {
                 Builtin::Allocate { bytes, result } => {
                     let bytes = self.word(machine, Space::Local, at(bytes), 8, lane)?;
                     let address = machine.context.heap.allocate(bytes);
+                    if address != 0 {
+                        renew(machine.context, address, bytes);
+                    }
                     self.set_result(machine, at(result), &address.to_le_bytes(), lane)?;
                 }
                 Builtin::Free { pointer } => {

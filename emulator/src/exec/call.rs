@@ -203,11 +203,11 @@ impl Warp {
         if start < LOCAL_BASE || start.checked_add(bytes).is_none_or(|after| after > end) {
             let left = end.saturating_sub(start);
             let detail = format!(
-                "the stack overflows: {bytes} bytes are needed and {left} are left of the \
+                "{bytes} bytes are needed and {left} are left of the \
                  thread's {} (CU_LIMIT_STACK_SIZE)",
                 context.local_bytes
             );
-            return Err(Stop::lane(FaultKind::OutOfBounds, lane as u32, detail));
+            return Err(Stop::lane(FaultKind::StackOverflow, lane as u32, detail));
         }
         let fresh = self.local(context, lane, start);
         // SAFETY: these bytes lie within the thread's local memory.

@@ -361,32 +361,31 @@ impl Warp {
         }
     }
 
+    /// Sums whose carry is kept. A difference is the sum of the first and of what the second lacks
+    /// of all ones: its carry says that nothing was borrowed. Subtractions that follow take it so,
+    /// and additions see it, on which compilers count where they ask for the sign of a difference.
     fn carry(&mut self, op: &CarryOp, mask: u32) {
         let low = |value: u128| value & (u128::MAX >> (128 - op.bits));
         for lane in lanes(mask) {
             let [a, b, c] = op.sources.map(|source| self.get(source, lane));
-            let carry = u128::from(op.reads && self.p[op.flag as usize] >> lane & 1 != 0);
+            let carry = match op.reads {
+                true => self.p[op.flag as usize] >> lane & 1 != 0,
+                false => op.kind == CarryKind::Sub,
+            };
             let (unsigned_a, unsigned_b) = (low(u128::from(a)), low(u128::from(b)));
-            let (value, out) = match op.kind {
-                CarryKind::Sub => {
-                    let taken = unsigned_b + carry;
-                    (unsigned_a.wrapping_sub(taken), taken > unsigned_a)
-                }
-                kind => {
-                    let product = unsigned_a.wrapping_mul(unsigned_b);
-                    let (first, second) = match kind {
-                        CarryKind::MadLow => (low(product), c),
-                        CarryKind::MadHigh(false) => (product >> op.bits, c),
-                        CarryKind::MadHigh(true) => {
-                            let wide = |v| i128::from(super::scalar::signed(v, op.bits));
-                            (low(((wide(a) * wide(b)) >> op.bits) as u128), c)
-                        }
-                        _ => (unsigned_a, b),
-                    };
-                    let sum = first + low(u128::from(second)) + carry;
-                    (sum, sum >> op.bits != 0)
+            let product = unsigned_a.wrapping_mul(unsigned_b);
+            let (first, second) = match op.kind {
+                CarryKind::Add => (unsigned_a, b),
+                CarryKind::Sub => (unsigned_a, !b),
+                CarryKind::MadLow => (low(product), c),
+                CarryKind::MadHigh(false) => (product >> op.bits, c),
+                CarryKind::MadHigh(true) => {
+                    let wide = |v| i128::from(super::scalar::signed(v, op.bits));
+                    (low(((wide(a) * wide(b)) >> op.bits) as u128), c)
                 }
             };
+            let value = first + low(u128::from(second)) + u128::from(carry);
+            let out = value >> op.bits != 0;
             self.put(op.target, lane, low(value) as u64);
             if op.writes {
                 self.put(Target::P(op.flag), lane, u64::from(out));
@@ -395,8 +394,10 @@ impl Warp {
     }
 
     fn clock(&mut self, machine: &Machine, clock: Clock, target: Target, mask: u32) {
-        // Time in a kernel is what the warp has executed: the emulator knows no other.
-        let cycles = self.ran + machine.counters.instructions;
+        // Time in a kernel is what the warp has executed: the emulator knows no other. That is
+        // counted by turns, within which the clock advances whenever it is read.
+        self.readings += 1;
+        let cycles = self.ran + machine.counters.instructions + self.readings;
         let value = match clock {
             Clock::Cycles | Clock::Nanoseconds => cycles,
             Clock::CyclesHigh => cycles >> 32,

@@ -268,6 +268,15 @@ pub(crate) fn quiet(value: f32) -> u32 {
     if value.is_nan() { NAN32 } else { value.to_bits() }
 }
 
+/// The bits of a square root, with the one NaN of the device. The compiler takes a comparison of a
+/// root with itself for one of the operand, and then any NaN for another: not of bits.
+#[inline(always)]
+pub(crate) fn quiet_root(root: f32) -> u32 {
+    let bits = root.to_bits();
+    let mask = if bits << 1 > 0xff00_0000 { u32::MAX } else { 0 };
+    (bits | mask) & !(mask << 31)
+}
+
 /// A f32 rounded to bf16.
 #[inline(always)]
 pub(crate) fn to_bf16(bits: u32) -> u32 {

@@ -178,6 +178,19 @@ impl GlobalShadow {
         }
     }
 
+    /// Forgets the accesses to memory that is given out anew: who gave it back was done with it.
+    pub(crate) fn forget(&self, address: u64, bytes: u64) {
+        let (first, end) = (address / PAGE_BYTES, address.saturating_add(bytes));
+        for number in first..end.div_ceil(PAGE_BYTES) {
+            let mut shard = lock(&self.shards[number as usize % SHARDS]);
+            let Some(&place) = shard.places.get(&number) else { continue };
+            let granule =
+                |address: u64| address.saturating_sub(number * PAGE_BYTES) as usize / GRANULE;
+            let range = granule(address)..granule(end - 1).min(PAGE_GRANULES - 1) + 1;
+            shard.pages[place][range].fill(Granule::default());
+        }
+    }
+
     /// Notes an access, or finds the one that it races with.
     pub(crate) fn note<'a>(
         &'a self,

@@ -3,7 +3,7 @@
 //! Each function is a plain loop over arrays, compiled twice: for any processor, and for one with
 //! AVX2 and FMA, where the loops become vector instructions.
 
-use super::float::{from_f16, quiet, to_bf16, to_f16};
+use super::float::{from_f16, quiet, quiet_root, to_bf16, to_f16};
 use super::op::{Bin32, Bin64, Compare, Q, R, Tri32, Un32};
 use super::round::{NAN32, flush32};
 
@@ -171,7 +171,7 @@ over_lanes! {
             Un32::FToBf16 => each(|i| to_bf16(a[i])),
             Un32::FToF16 => each(|i| to_f16(a[i])),
             Un32::Reciprocal => each(|i| quiet(1.0 / f(a[i]))),
-            Un32::SquareRoot => each(|i| quiet(f(a[i]).sqrt())),
+            Un32::SquareRoot => each(|i| quiet_root(f(a[i]).sqrt())),
             Un32::ReciprocalRoot => each(|i| quiet((1.0 / f64::from(f(a[i])).sqrt()) as f32)),
             Un32::Exp2 => each(|i| quiet(f64::from(f(a[i])).exp2() as f32)),
             Un32::Exp2Flush => {

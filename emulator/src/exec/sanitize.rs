@@ -287,7 +287,10 @@ impl Warp {
             return Ok(());
         };
         if deeds.deed != Deed::Write {
-            let missing = shadow.iter().filter(|&&byte| byte != WRITTEN).count();
+            // Compilers copy the padding of a structure, of less than 8 bytes, along with the
+            // members beside it.
+            let unwritten = |part: &&[u8]| part.iter().all(|&byte| byte != WRITTEN);
+            let missing: usize = shadow.chunks(8).filter(unwritten).map(<[u8]>::len).sum();
             if missing > 0 {
                 let offset = start - lane * machine.context.local_stride();
                 let detail = format!(

@@ -78,6 +78,8 @@ pub(crate) struct Warp {
     pub(crate) pointers: Pointers,
     /// Warp instructions run.
     pub(crate) ran: u64,
+    /// How often it has read a clock.
+    pub(super) readings: u64,
     pub(super) current: usize,
 }
 
@@ -100,6 +102,7 @@ impl Warp {
             last_allocation: 0,
             pointers: [std::ptr::null_mut(); LANES],
             ran: 0,
+            readings: 0,
             current: 0,
         }
     }

@@ -112,7 +112,10 @@ impl<'a> Lexer<'a> {
             return Ok(Kind::End);
         }
         if starts_name(first) {
-            return Ok(Kind::Name(self.take_while(continues_name)));
+            return Ok(match self.take_while(continues_name) {
+                "WARP_SZ" => Kind::Integer(32),
+                name => Kind::Name(name),
+            });
         }
         if first.is_ascii_digit() {
             return self.number();

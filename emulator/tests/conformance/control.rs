@@ -71,7 +71,7 @@ fn stack(opcode: &str) -> Vec<Case> {
             ),
             // Fresh memory of the stack holds nothing.
             fault("alloca.u64 w10, 8; ld.local.u64 w0, [w10];", FaultKind::UninitializedRead),
-            fault("alloca.u64 w10, 100000;", FaultKind::OutOfBounds),
+            fault("alloca.u64 w10, 100000;", FaultKind::StackOverflow),
             refused("alloca.u64 w10, 8, 3;", "power of two"),
         ],
     }
@@ -271,8 +271,8 @@ fn recursive_calls() -> Vec<Case> {
             format!("{parity} --- {}", run.replace("sum", "even")),
             &[(&[0], 1), (&[1], 0), (&[6], 1), (&[9], 0)],
         ),
-        fault(&format!("{sum} --- mov.u32 r1, 30000; {run}"), FaultKind::OutOfBounds),
-        fault(".func f() { call f; ret; } --- call f;", FaultKind::OutOfBounds),
+        fault(&format!("{sum} --- mov.u32 r1, 30000; {run}"), FaultKind::StackOverflow),
+        fault(".func f() { call f; ret; } --- call f;", FaultKind::StackOverflow),
     ]
 }
 

@@ -254,6 +254,10 @@ fn carries() -> Vec<Family> {
             format!("{set} addc.cc.u64 w20, w1, w2; addc.u64 w0, 0, 0;"),
             &[(&[u64::MAX, 0, 0, MIN], 1), (&[u64::MAX, 0, 0, 0], 0)],
         ),
+        // The carry of a difference says that nothing was borrowed: so translates ptxas (an IADD3
+        // with -b, whose carry goes on), where the text of the ISA speaks of a borrow.
+        exact("sub.cc.u32 r19, r1, r2; addc.u32 r0, 0, 0;", &[(&[7, 7], 1), (&[6, 7], 0)]),
+        exact("sub.cc.s64 w19, w1, w2; addc.s64 w0, 5, 0;", &[(&[8, 7], 6), (&[0, 1], 5)]),
     ];
     let sub = vec![
         exact(
@@ -280,6 +284,7 @@ fn carries() -> Vec<Family> {
             format!("{borrow} subc.cc.s64 w20, w1, w2; subc.s64 w0, w3, 0;"),
             &[(&[0, 0, 9, 1], 8), (&[1, 0, 9, 1], 9)],
         ),
+        exact("add.cc.u32 r19, r1, r2; subc.u32 r0, 9, 0;", &[(&[0, 0], 8), (&[1, ONES], 9)]),
     ];
     let mad = vec![
         exact(
@@ -299,6 +304,7 @@ fn carries() -> Vec<Family> {
         ),
     ];
     let madc = vec![
+        exact("sub.cc.u32 r19, 0, r1; madc.lo.u32 r0, r2, 3, 4;", &[(&[0, 5], 20), (&[1, 5], 19)]),
         exact(
             format!("{set} madc.lo.u32 r0, r1, r2, r3;"),
             &[(&[3, 4, 5, MIN], 18), (&[3, 4, 5, 0], 17)],

@@ -17,14 +17,23 @@ pub fn compile(source: &str) -> String {
 
 /// The same, of a file of that name with headers of its own.
 pub fn compile_named(name: &str, text: &str, headers: &[(String, String)]) -> String {
+    run_nvrtc("compute_80", &["-lineinfo"], nvrtc::Source { name, text, headers })
+}
+
+/// Compiles CUDA C++ for an architecture, with options.
+pub fn compile_for(architecture: &str, options: &[&str], text: &str) -> String {
+    run_nvrtc(architecture, options, nvrtc::Source { name: "test.cu", text, headers: &[] })
+}
+
+fn run_nvrtc(architecture: &str, options: &[&str], source: nvrtc::Source) -> String {
     let built = std::env::current_exe().expect("the test's own path");
     let fetched = nvrtc::fetched_folder(&built)
         .or_else(|| nvrtc::fetched_folder(&workspace().join("target/debug")));
     let nvrtc = nvrtc::Nvrtc::find(fetched.as_deref()).unwrap_or_else(|error| {
         panic!("these tests compile CUDA: run `cargo xtask nvrtc` first ({error})")
     });
-    let source = nvrtc::Source { name, text, headers };
-    let options = ["--gpu-architecture=compute_80", "-lineinfo", "-default-device"];
+    let architecture = format!("--gpu-architecture={architecture}");
+    let options = [&[architecture.as_str(), "-default-device"], options].concat();
     nvrtc.compile(&source, &options).unwrap_or_else(|error| panic!("{error}"))
 }
 
@@ -55,6 +64,11 @@ impl Bench {
 
     pub fn cuda_with(source: &str, config: Config) -> Self {
         Self::load(&compile(source), config)
+    }
+
+    /// Compiles CUDA C++ for an architecture, with options, and loads it.
+    pub fn cuda_for(architecture: &str, options: &[&str], source: &str, config: Config) -> Self {
+        Self::load(&compile_for(architecture, options, source), config)
     }
 
     /// Loads the body of one PTX kernel `k` with a 64-bit parameter `out`. Such bodies may look at
