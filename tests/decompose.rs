@@ -4,14 +4,11 @@ mod common;
 
 use common::layer::{Device, Layer};
 use common::random::{fresh_seed, random_case};
-use fused_dora::cudarc::driver::CudaSlice;
 use fused_dora::reference::{self, Case, rounded};
-use fused_dora::{
-    Decompose, DecomposeAdapter, Decomposition, Dtype, Element, Error, Norm, Prepared, Result,
-};
+use fused_dora::{Decomposition, Dtype, Element, Error, Norm, Prepared};
 use half::{bf16, f16};
+use rand::SeedableRng;
 use rand::rngs::StdRng;
-use rand::{Rng, SeedableRng};
 
 const AXES: [Norm; 2] = [Norm::Input, Norm::Output];
 const NORMS: [Norm; 3] = [Norm::None, Norm::Input, Norm::Output];

@@ -5,9 +5,7 @@ mod common;
 use common::layer::{Device, Layer};
 use common::random::{fresh_seed, random_case};
 use fused_dora::reference::{self, Case};
-use fused_dora::{
-    Dtype, Element, Error, InPlace, Merge, MergeReport, Norm, Prepared, Result, Unmerge,
-};
+use fused_dora::{Dtype, Element, Error, Merge, MergeReport, Norm, Prepared};
 use half::{bf16, f16};
 use rand::SeedableRng;
 use rand::rngs::StdRng;

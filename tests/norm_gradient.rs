@@ -5,7 +5,7 @@ mod common;
 
 use common::compare;
 use common::norm_gradient::{U, assert_close, check, exact_case, normals};
-use common::random::{NORMS, fresh_seed, normal, random_case};
+use common::random::{NORMS, fresh_seed, random_case};
 use common::run::{Layer, Runner};
 use fused_dora::reference::{self, Case, Results};
 use fused_dora::{Dtype, Element, Gradients, Norm, NormGrad};

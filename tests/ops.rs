@@ -148,9 +148,8 @@ fn dropout() {
                 if (form, norm) == (DropoutForm::Peft, Norm::Input) {
                     return;
                 }
-                let mut case = random_case(&mut random, shape, norm, i % 2 == 0).rounded(dtype);
-                let mask = dropout.mask(shape[0], shape[1]).into_iter().map(f64::from).collect();
-                case.dropout = Some(CaseDropout { form, mask });
+                let case = random_case(&mut random, shape, norm, i % 2 == 0).rounded(dtype);
+                let case = with_dropout(case, &dropout);
                 check(&runner, &format!("dropout {form:?}"), &case, [None; 6], dtype);
             });
         }

@@ -99,8 +99,7 @@ fn check(kernels: &Arc<Kernels>, dtype: Dtype, layer: &Layer) -> TestCaseResult 
     let mut runner = Runner::with_kernels(kernels).with_gap(layer.gap).with_offset(layer.offset);
     if let Some((probability, form)) = layer.dropout {
         let dropout = Dropout::new(probability, form, layer.seed).expect("a probability");
-        let mask = dropout.mask(tokens, in_features).into_iter().map(f64::from).collect();
-        case.dropout = Some(CaseDropout { form, mask });
+        case = with_dropout(case, &dropout);
         runner = runner.with_dropout(dropout);
     }
     let fail = |error: &dyn std::fmt::Display| TestCaseError::fail(error.to_string());

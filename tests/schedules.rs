@@ -8,11 +8,11 @@ mod common;
 use std::sync::{Mutex, PoisonError};
 
 use common::device::open_emulated;
-use common::random::{NORMS, fresh_seed, normal, random_case};
+use common::random::{NORMS, cancelling_case, fresh_seed, random_case};
 use common::run::{Layer, Runner};
 use cuda_emulator::{Accumulator, Config};
 use fused_dora::reference::Case;
-use fused_dora::{Dtype, Element, Gradients, Norm, NormGrad};
+use fused_dora::{Element, Gradients, Norm, NormGrad};
 use half::{bf16, f16};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
@@ -28,30 +28,12 @@ fn on_device<T>(config: Config, visit: impl FnOnce(&Runner) -> T) -> T {
     visit(&Runner::new(&device.context).expect("kernels"))
 }
 
-/// A layer with W = −s·B·A/(1 + `left`), rounded to the dtype: of W, V leaves about `left`, or what
-/// the rounding does.
-fn cancelling_case(random: &mut StdRng, norm: Norm, dtype: Dtype, left: f64) -> Case {
-    let shape = [0, 200, 130, 20];
-    let mut case = random_case(random, shape, norm, false);
-    // Not a power of two, so that rounding s·B would show.
-    case.scaling = f64::from(0.7f32);
-    case.lora_b.iter_mut().for_each(|b| *b = normal(random));
-    case = case.rounded(dtype);
-    let Case { in_features, out_features, rank, scaling, lora_a, lora_b, weight, .. } = &mut case;
-    for i in 0..*out_features {
-        for j in 0..*in_features {
-            let products = (0..*rank).map(|k| lora_b[i * *rank + k] * lora_a[k * *in_features + j]);
-            weight[i * *in_features + j] = -*scaling * products.sum::<f64>() / (1.0 + left);
-        }
-    }
-    case.rounded(dtype)
-}
-
 fn norms_survive_cancellation<E: Element>(runner: &Runner, random: &mut StdRng, smallest: f64) {
+    let shape = [0, 200, 130, 20];
     for norm in [Norm::Input, Norm::Output] {
         // On both sides of where norms are summed again, too.
         for left in [0.5, 0.3, 0.2, 1e-1, 1e-2, 1e-3] {
-            let case = cancelling_case(random, norm, E::DTYPE, left);
+            let case = cancelling_case(random, shape, norm, E::DTYPE, left);
             let [found, _] = Layer::<E>::new(runner, &case)
                 .and_then(|layer| layer.norm_and_gain())
                 .expect("c and g");

@@ -97,7 +97,7 @@ __device__ void fetch(int* shared, const int* global) {
     asm volatile("cp.async.commit_group;");
 }
 extern "C" __global__ void k(const int* in, int* out, int steps) {
-    __shared__ int stage[2][512];
+    __shared__ __align__(16) int stage[2][512];
     int i = threadIdx.x, sum = 0;
     fetch(&stage[0][4 * i], in + 4 * i);
     for (int step = 0; step < steps; ++step) {

@@ -330,6 +330,34 @@ fn generic_addresses_and_fresh_memory() {
 }
 
 #[test]
+fn shared_variables_are_aligned_as_declared_and_no_further() {
+    let body = "
+        .shared .b8 a;
+        .shared .align 2 .b8 b[3];
+        .shared .b32 c;
+        .shared .align 8 .b8 d[8];
+        .shared .align 16 .b8 e[16];
+        .shared .align 128 .b8 f[1];
+        .reg .b32 %x;
+        mov.u32 %x, a; st.global.u32 [%out], %x;
+        mov.u32 %x, b; st.global.u32 [%out+4], %x;
+        mov.u32 %x, c; st.global.u32 [%out+8], %x;
+        mov.u32 %x, d; st.global.u32 [%out+12], %x;
+        mov.u32 %x, e; st.global.u32 [%out+16], %x;
+        mov.u32 %x, f; st.global.u32 [%out+20], %x;
+        mov.u32 %x, dynamic; st.global.u32 [%out+24], %x;
+        mov.u32 %x, %total_smem_size; st.global.u32 [%out+28], %x;";
+    let ptx =
+        kernel(body).replace(".visible", ".extern .shared .align 64 .b8 dynamic[];\n.visible");
+    let words = Bench::load(&ptx, Config { sanitizer: false, ..Config::default() }).words(8);
+    for (address, align) in words.iter().zip([1, 2, 4, 8, 16, 128, 64]) {
+        assert_eq!(address % (2 * align), align, "{address} for an alignment of {align}");
+    }
+    // As if they lay beside each other: 1, 2..5, 8..12, 16..24, 32..48, 128..129.
+    assert_eq!(words[7], 192);
+}
+
+#[test]
 fn atomics() {
     let body = ".reg .b32 %v<8>;\n.reg .pred p;\nsetp.ne.u32 p, %lane, 0;\n@p ret;\n\
         st.global.v4.u32 [%out], {7, 0, 9, 0};\nst.global.v2.u32 [%out+16], {0x3f800000, 0};\n\

@@ -1,7 +1,7 @@
 //! Layers of random inputs.
 
-use fused_dora::reference::Case;
-use fused_dora::{Dtype, Norm, NormGrad};
+use fused_dora::reference::{Case, CaseDropout};
+use fused_dora::{Dropout, Dtype, Norm, NormGrad};
 use rand::Rng;
 use rand::rngs::StdRng;
 
@@ -56,4 +56,34 @@ pub fn random_case(random: &mut StdRng, shape: [usize; 4], norm: Norm, bias: boo
     let norms = case.norms().expect("a consistent case");
     case.magnitude = norms.iter().map(|c| c * random.random_range(0.8..1.25)).collect();
     case
+}
+
+/// A layer with W = −s·B·A/(1 + `left`), rounded to the dtype: of W, V leaves about `left`, or what
+/// the rounding does.
+pub fn cancelling_case(
+    random: &mut StdRng,
+    shape: [usize; 4],
+    norm: Norm,
+    dtype: Dtype,
+    left: f64,
+) -> Case {
+    let mut case = random_case(random, shape, norm, false);
+    // Not a power of two, so that rounding s·B would show.
+    case.scaling = f64::from(0.7f32);
+    case.lora_b.iter_mut().for_each(|b| *b = normal(random));
+    case = case.rounded(dtype);
+    let Case { in_features, out_features, rank, scaling, lora_a, lora_b, weight, .. } = &mut case;
+    for i in 0..*out_features {
+        for j in 0..*in_features {
+            let products = (0..*rank).map(|k| lora_b[i * *rank + k] * lora_a[k * *in_features + j]);
+            weight[i * *in_features + j] = -*scaling * products.sum::<f64>() / (1.0 + left);
+        }
+    }
+    case.rounded(dtype)
+}
+
+/// The case with this dropout, by the mask that its counter gives.
+pub fn with_dropout(case: Case, dropout: &Dropout) -> Case {
+    let mask = dropout.mask(case.tokens, case.in_features).into_iter().map(f64::from).collect();
+    Case { dropout: Some(CaseDropout { form: dropout.form(), mask }), ..case }
 }

@@ -9,15 +9,6 @@ const SKIPS: &str = "It skips products with zeros, or into accumulators that not
 const SAME_IN_LANES: &str =
     "After the butterfly every lane has the same sum, and they all store it.";
 
-/// Of `__align__` on a block's shared memory.
-const ALIGNMENT: &str = "The compiler and the device place the block's only array of bytes at the start of \
-    shared memory; it would be misaligned behind another one, which the device does not \
-    try.";
-
-/// Of the second way to a norm.
-const NO_CANCELLING: &str =
-    "No trial has a W that s·B·A cancels, for which the sum is taken again.";
-
 const fn survivor(
     file: &'static str,
     scope: &'static str,
@@ -66,32 +57,11 @@ pub const SURVIVORS: &[Survivor] = &[
         ),
     ),
     survivor(
-        "backward_adapter.cu",
-        "backward_adapter",
-        ["__shared__ __align__(128)", "__shared__"],
-        0,
-        Why::Unseen(ALIGNMENT),
-    ),
-    survivor(
         "backward_input.cu",
         "magnitude_gradient",
         ["Mma::lane() < 4", "true"],
         0,
         Why::Equivalent(SAME_IN_LANES),
-    ),
-    survivor(
-        "backward_input.cu",
-        "backward_lora_a",
-        ["__shared__ __align__(128)", "__shared__"],
-        0,
-        Why::Unseen(ALIGNMENT),
-    ),
-    survivor(
-        "backward_input.cu",
-        "backward_lora_a",
-        ["__shared__ __align__(128)", "__shared__"],
-        1,
-        Why::Unseen(ALIGNMENT),
     ),
     survivor(
         "common/mma.cuh",
@@ -198,62 +168,6 @@ pub const SURVIVORS: &[Survivor] = &[
         Why::Equivalent("Tiles beyond the matrix are zeros, and add nothing to the moments."),
     ),
     survivor(
-        "decompose.cu",
-        "decompose",
-        ["__shared__ __align__(128)", "__shared__"],
-        0,
-        Why::Unseen(ALIGNMENT),
-    ),
-    survivor(
-        "merge.cu",
-        "convert",
-        ["__shared__ __align__(128)", "__shared__"],
-        0,
-        Why::Unseen(ALIGNMENT),
-    ),
-    survivor(
-        "merge.cu",
-        "convert",
-        ["__shared__ __align__(128)", "__shared__"],
-        1,
-        Why::Unseen(ALIGNMENT),
-    ),
-    survivor(
-        "forward.cu",
-        "forward_peft",
-        ["__shared__ __align__(128)", "__shared__"],
-        0,
-        Why::Unseen(ALIGNMENT),
-    ),
-    survivor(
-        "forward.cu",
-        "forward_peft",
-        ["__shared__ __align__(128)", "__shared__"],
-        1,
-        Why::Unseen(ALIGNMENT),
-    ),
-    survivor(
-        "forward.cu",
-        "forward_peft",
-        ["__shared__ __align__(128)", "__shared__"],
-        2,
-        Why::Unseen(ALIGNMENT),
-    ),
-    survivor(
-        "norm_gradient.cu",
-        "norm_gradient",
-        ["__shared__ __align__(128)", "__shared__"],
-        0,
-        Why::Unseen(ALIGNMENT),
-    ),
-    survivor(
-        "prepare.cu",
-        "prepare",
-        ["__shared__ __align__(128)", "__shared__"],
-        0,
-        Why::Unseen(ALIGNMENT),
-    ),
-    survivor(
         "common/tile.cuh",
         "for_each_chunk",
         ["index < kTotal", "true"],
@@ -282,13 +196,6 @@ pub const SURVIVORS: &[Survivor] = &[
         ["direction = 0.0;", "direction;"],
         0,
         Why::Equivalent("The caller's variable holds 0 already."),
-    ),
-    survivor(
-        "norm_gradient.cu",
-        "k_of",
-        ["c > 0.0f", "true"],
-        0,
-        Why::Unseen("No trial of norm_gradient has a feature whose norm is 0."),
     ),
     survivor(
         "norm_gradient.cu",
@@ -324,50 +231,5 @@ pub const SURVIVORS: &[Survivor] = &[
         ["Distribution::lane() % 4 == 0", "true"],
         0,
         Why::Equivalent(SAME_IN_LANES),
-    ),
-    survivor("prepare.cu", "careful_value", ["sum = 0.0f,", "sum,"], 0, Why::Unseen(NO_CANCELLING)),
-    survivor(
-        "prepare.cu",
-        "careful_value",
-        ["lost = 0.0f;", "lost;"],
-        0,
-        Why::Unseen(NO_CANCELLING),
-    ),
-    survivor(
-        "prepare.cu",
-        "careful_square_sum",
-        ["squares = 0.0f;", "squares;"],
-        0,
-        Why::Unseen(NO_CANCELLING),
-    ),
-    survivor(
-        "prepare.cu",
-        "strip_partials",
-        ["min(summed, first + p.split_tiles * kStrip)", "(first + p.split_tiles * kStrip)"],
-        0,
-        Why::Unseen(NO_CANCELLING),
-    ),
-    survivor(
-        "prepare.cu",
-        "strip_partials",
-        ["__syncthreads();", ";"],
-        0,
-        Why::Unseen(NO_CANCELLING),
-    ),
-    survivor(
-        "prepare.cu",
-        "strip_partials",
-        ["feature < features", "true"],
-        0,
-        Why::Unseen(NO_CANCELLING),
-    ),
-    survivor("prepare.cu", "strip_partials", ["half == 0", "true"], 0, Why::Unseen(NO_CANCELLING)),
-    survivor("prepare.cu", "strip_partials", ["half == 0", "true"], 1, Why::Unseen(NO_CANCELLING)),
-    survivor(
-        "prepare.cu",
-        "strip_partials",
-        ["__syncthreads();", ";"],
-        1,
-        Why::Unseen(NO_CANCELLING),
     ),
 ];

@@ -107,7 +107,11 @@ pub(super) struct Decoder<'a> {
     specials: Vec<(Special, R)>,
     /// Offsets of shared variables, by their declarations in the tree.
     shared: HashMap<*const Variable, u64>,
+    /// How many bytes of shared memory the variables take.
     shared_bytes: u64,
+    /// Where the first of them starts, and where the last one ends.
+    shared_start: Option<u64>,
+    shared_end: u64,
     pub(super) local_bytes: u32,
     pub(super) flow: liveness::Flow,
     /// Whether approximations have errors.
@@ -151,6 +155,8 @@ impl<'a> Decoder<'a> {
             specials: Vec::new(),
             shared: HashMap::new(),
             shared_bytes: 0,
+            shared_start: None,
+            shared_end: 0,
             local_bytes: 0,
             flow: liveness::Flow::default(),
             jitter,
@@ -212,11 +218,14 @@ impl<'a> Decoder<'a> {
         if self.dynamic_align > 0 {
             let end = self.shared_bytes.checked_next_multiple_of(self.dynamic_align);
             self.shared_bytes = end.unwrap_or(u64::MAX);
+            self.place_shared(self.dynamic_align, 0);
         }
-        let Ok(static_shared) = u32::try_from(self.shared_bytes) else {
+        let sizes = (u32::try_from(self.shared_bytes), u32::try_from(self.shared_end));
+        let (Ok(static_shared), Ok(dynamic_start)) = sizes else {
             return Err(Problem::new(function.line, "the kernel has too much shared memory"));
         };
-        let start = SHARED_BASE + u64::from(static_shared);
+        let shared_start = self.shared_start.map_or(0, |start| start as u32);
+        let start = SHARED_BASE + u64::from(dynamic_start);
         let mut constants32: Vec<_> = self.constants32.into_iter().collect();
         let mut constants64: Vec<_> = self.constants64.into_iter().collect();
         let dynamic32 = self.dynamic32.iter();
@@ -234,6 +243,8 @@ impl<'a> Decoder<'a> {
             params: self.bodies.swap_remove(0).into_formals(),
             param_bytes,
             static_shared,
+            shared_start,
+            dynamic_start,
             local_bytes,
             grows,
             uses_heap,
@@ -427,10 +438,26 @@ impl<'a> Decoder<'a> {
         if let Some(&offset) = self.shared.get(&key) {
             return offset;
         }
-        let align = u64::from(variable.align);
-        let offset = self.shared_bytes.checked_next_multiple_of(align).unwrap_or(u64::MAX);
-        self.shared_bytes = offset.saturating_add(variable.bytes.unwrap_or(0));
+        let (align, bytes) = (u64::from(variable.align), variable.bytes.unwrap_or(0));
+        let packed = self.shared_bytes.checked_next_multiple_of(align).unwrap_or(u64::MAX);
+        self.shared_bytes = packed.saturating_add(bytes);
+        let offset = self.place_shared(align, bytes);
         self.shared.insert(key, offset);
+        offset
+    }
+
+    /// The next place in shared memory that is a multiple of `align`, a power of two, and of nothing
+    /// more: a GPU may put a variable there, and code that needs more must have asked for it.
+    fn place_shared(&mut self, align: u64, bytes: u64) -> u64 {
+        let offset = match self.shared_end.checked_next_multiple_of(align) {
+            // Shared memory itself starts at a multiple of the base; nothing is further aligned.
+            Some(place) if align < SHARED_BASE && (place / align).is_multiple_of(2) => {
+                place.saturating_add(align)
+            }
+            place => place.unwrap_or(u64::MAX),
+        };
+        self.shared_end = offset.saturating_add(bytes);
+        self.shared_start.get_or_insert(offset);
         offset
     }
 

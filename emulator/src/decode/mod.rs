@@ -60,7 +60,11 @@ pub(crate) struct Kernel {
     pub(crate) name: String,
     pub(crate) params: Vec<Param>,
     pub(crate) param_bytes: usize,
+    /// Shared memory that the kernel's variables take.
     pub(crate) static_shared: u32,
+    /// Where the first of them starts, and where dynamic shared memory does: they lie apart.
+    pub(crate) shared_start: u32,
+    pub(crate) dynamic_start: u32,
     /// Local memory of a thread that is known to be needed.
     pub(crate) local_bytes: u32,
     /// Whether recursion or `alloca` may need more of it.

@@ -75,7 +75,7 @@ impl Warp {
     ) -> Result<(), Box<Stop>> {
         let (context, space) = (machine.context, address.space);
         let (base, length, host) = match space {
-            Space::Shared => (SHARED_BASE, machine.shared.len(), machine.shared.host()),
+            Space::Shared => machine.shared.region(),
             Space::Global | Space::Generic => {
                 let allowed = context.table.get(self.last_allocation).filter(|a| match intent {
                     Intent::Read => true,
@@ -168,7 +168,10 @@ impl Warp {
         lane: usize,
     ) -> Result<*mut u8, Box<Stop>> {
         let (name, base, length, host) = match space {
-            Space::Shared => ("shared", SHARED_BASE, machine.shared.len(), machine.shared.host()),
+            Space::Shared => {
+                let (base, length, host) = machine.shared.region();
+                ("shared", base, length, host)
+            }
             Space::Local => {
                 let length = u64::from(machine.context.local_bytes);
                 let host = self.local.as_mut_ptr().cast::<u8>();

@@ -71,7 +71,7 @@ impl Block {
         Self {
             number: 0,
             index: [0; 3],
-            shared: Shared::new(bytes, shadow),
+            shared: Shared::new(context, shadow),
             warps: (0..warps).map(|_| Warp::new()).collect(),
             states: vec![State::Ready; warps],
             order: (0..warps).collect(),

@@ -43,7 +43,7 @@ pub(crate) struct Context<'a> {
     pub(crate) param_bytes: usize,
     pub(crate) grid: [u32; 3],
     pub(crate) block: [u32; 3],
-    /// Static and dynamic shared memory of a block.
+    /// Where a block's shared memory ends, with the gaps between variables.
     pub(crate) shared_bytes: u32,
     pub(crate) dynamic_shared: u32,
     /// Local memory of a thread, the stack included.
@@ -96,14 +96,17 @@ pub(crate) struct Machine<'a> {
 pub(crate) struct Shared {
     words: Vec<u128>,
     bytes: usize,
+    /// Where the first variable is: a part before it only shifts their alignment.
+    start: usize,
     /// What the sanitizer knows of it, where it is on.
     shadow: Option<Box<Shadow>>,
 }
 
 impl Shared {
-    pub(crate) fn new(bytes: usize, shadow: Option<Shadow>) -> Self {
+    pub(crate) fn new(context: &Context, shadow: Option<Shadow>) -> Self {
+        let (bytes, start) = (context.shared_bytes as usize, context.kernel.shared_start as usize);
         let words = vec![u128::MAX; bytes.div_ceil(16)];
-        Self { words, bytes, shadow: shadow.map(Box::new) }
+        Self { words, bytes, start, shadow: shadow.map(Box::new) }
     }
 
     /// Fills it with poison.
@@ -120,12 +123,13 @@ impl Shared {
         self.shadow.as_deref_mut()
     }
 
-    /// Length in bytes.
-    pub(crate) fn len(&self) -> u64 {
-        self.bytes as u64
+    /// What may be accessed: its address, its length in bytes, and its host address.
+    pub(crate) fn region(&mut self) -> (u64, u64, *mut u8) {
+        let (start, length) = (self.start, self.bytes - self.start);
+        (SHARED_BASE + start as u64, length as u64, self.host().wrapping_add(start))
     }
 
-    /// Host address of the first byte.
+    /// Host address of the first byte, which may not be accessed.
     pub(crate) fn host(&mut self) -> *mut u8 {
         self.words.as_mut_ptr().cast()
     }

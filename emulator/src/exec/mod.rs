@@ -149,7 +149,7 @@ fn run(device: &Device, function: &Function, launch: &Launch) -> (Counters, Opti
         param_bytes: launch.params.len(),
         grid: launch.grid,
         block: launch.block,
-        shared_bytes: kernel.static_shared + launch.dynamic_shared,
+        shared_bytes: kernel.dynamic_start + launch.dynamic_shared,
         dynamic_shared: launch.dynamic_shared,
         local_bytes: kernel.local_bytes + if kernel.grows { device.stack_limit() } else { 0 },
         config,

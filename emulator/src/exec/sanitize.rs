@@ -344,8 +344,9 @@ impl Warp {
         lane: usize,
         finding: Finding,
     ) -> Box<Stop> {
-        let offset = self.pointers[lane].addr() - machine.shared.host().addr();
-        let place = format!("byte {offset} of {} of shared memory", machine.shared.len());
+        let (_, length, host) = machine.shared.region();
+        let offset = self.pointers[lane].addr() - host.addr();
+        let place = format!("byte {offset} of {length} of shared memory");
         let address = self.address(deeds.address, lane);
         match finding {
             Finding::Unwritten { missing, pending } => {

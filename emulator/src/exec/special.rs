@@ -86,7 +86,7 @@ impl Special {
             Self::LanesGreater => !(equal | (equal - 1)),
             Self::LanesGreaterEqual => !(equal - 1),
             Self::DynamicShared => context.dynamic_shared,
-            Self::TotalShared => context.shared_bytes,
+            Self::TotalShared => context.kernel.static_shared + context.dynamic_shared,
         }
     }
 }

@@ -241,7 +241,7 @@ fn module(code: &str) -> String {
          .visible .entry k(.param .u64 inputs, .param .u64 outputs, .param .u64 memory, \
          .param .u32 active) {{\n\
          .reg .b16 h<24>; .reg .b32 r<24>, rl, rs, ra; .reg .b64 w<24>, wi, wo, wm, ws;\n\
-         .reg .pred p<24>, pa; .shared .align 16 .b8 tile[2048];\n\
+         .reg .pred p<24>, pa; .shared .align 32 .b8 tile[2048];\n\
          ld.param.u64 wi, [inputs]; ld.param.u64 wo, [outputs]; ld.param.u64 wm, [memory];\n\
          ld.param.u32 ra, [active]; mov.u32 rl, %laneid;\n\
          mad.wide.u32 wi, rl, 64, wi; mad.wide.u32 wo, rl, 8, wo; mad.wide.u32 wm, rl, 64, wm;\n\

@@ -20,7 +20,7 @@ __device__ __noinline__ Pair swapped(Pair pair) { return {(double)pair.y, (long 
 
 extern "C" __global__ void everything(float* out, int n) {
     extern __shared__ float dynamic[];
-    __shared__ unsigned tile[64];
+    __shared__ __align__(16) unsigned tile[64];
     int i = threadIdx.x, local[8];
     for (int j = 0; j < 8; ++j) local[j] = j * i;
     tile[i] = local[(i + n) & 7];
