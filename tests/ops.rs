@@ -7,9 +7,9 @@ use std::path::PathBuf;
 
 use common::case::CaseFile;
 use common::compare;
-use common::random::{NORMS, each_dtype_and_norm, fresh_seed, random_case};
+use common::random::{NORMS, each_dtype_and_norm, fresh_seed, random_case, with_dropout};
 use common::run::Runner;
-use fused_dora::reference::{Case, CaseDropout, Results};
+use fused_dora::reference::{Case, Results};
 use fused_dora::{Dropout, DropoutForm, Dtype, Norm, NormGrad};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};

@@ -8,9 +8,8 @@ mod common;
 use std::sync::Arc;
 
 use common::compare;
-use common::random::{fresh_seed, random_case};
+use common::random::{fresh_seed, random_case, with_dropout};
 use common::run::Runner;
-use fused_dora::reference::CaseDropout;
 use fused_dora::{Dropout, DropoutForm, Dtype, Kernels, Norm, NormGrad};
 use proptest::prelude::*;
 use proptest::test_runner::{RngAlgorithm, TestCaseResult, TestRng, TestRunner};
