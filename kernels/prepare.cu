@@ -228,7 +228,7 @@ __device__ __forceinline__ void strip_partials(const PrepareParams& p, const Sha
     const bool cancels =
         sums.v[0][f] + sums.v[1][f] < kMostLeft * (sums.w[0][f] + sums.w[1][f]);
     __syncthreads();  // both threads of a feature have looked
-    if (cancels && feature < features) {
+    if (cancels) {  // never beyond the last feature, where W is 0
         const int middle = (first + end) / 2;
         sums.v[half][f] = careful_square_sum<T>(p, feature, half == 0 ? first : middle,
                                                 half == 0 ? middle : end);

@@ -38,13 +38,13 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 /// | `norm_gradient` of plain LoRA, or of a detached norm | [`NoNormGradient`](Error::NoNormGradient) |
 /// | an op before `prepare` | [`NotPrepared`](Error::NotPrepared) |
 /// | operands that were prepared for another spec | [`NotPrepared`](Error::NotPrepared) |
-/// | [`DoraLinear::backward`](crate::DoraLinear::backward) after a change of the parameters | [`NotPrepared`](Error::NotPrepared) |
+/// | a backward or unmerge of [`DoraLinear`](crate::DoraLinear) after a change of the parameters | [`NotPrepared`](Error::NotPrepared) |
 /// | a workspace made for less | [`WorkspaceTooSmall`](Error::WorkspaceTooSmall) |
 /// | `backward_input` without its `backward_adapter` | [`BackwardOrder`](Error::BackwardOrder) |
 /// | `unmerge` where a gain is 0 | [`LostFeature`](Error::LostFeature) |
 /// | an adapter's name that is not attached, or is already | [`Adapter`](Error::Adapter) |
 /// | an adapter for other features than its layer's | [`Adapter`](Error::Adapter) |
-/// | [`DoraLinear::adamw`](crate::DoraLinear::adamw) while no adapter is active | [`Adapter`](Error::Adapter) |
+/// | a step, merge or unmerge of [`DoraLinear`](crate::DoraLinear) while no adapter is active | [`Adapter`](Error::Adapter) |
 /// | a rank that takes a larger grid than the device has | [`DeviceLimit`](Error::DeviceLimit) |
 /// | a stream, a buffer or an adapter of another CUDA context | [`ContextMismatch`](Error::ContextMismatch) |
 /// | a device that is not there | [`NoDevice`](Error::NoDevice) |

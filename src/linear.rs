@@ -12,6 +12,7 @@ use crate::dropout::{Dropout, DropoutForm, uniform};
 use crate::error::{During, Error, Result};
 use crate::forward::Forward;
 use crate::kernels::Kernels;
+use crate::merge::{Merge, Unmerge, check_weight};
 use crate::norm_gradient::NormGradient;
 use crate::prepare::{Magnitude, Prepare, Prepared};
 use crate::rows::{MatrixView, MatrixViewMut};
@@ -120,6 +121,14 @@ impl<E: Element> Adapter<E> {
         kernels.prepare(stream, &self.spec, workspace, &mut self.prepared, inputs)?;
         self.prepared_generation = Some(self.generation);
         Ok(())
+    }
+
+    /// Whether the prepared operands are those of the parameters as they are.
+    fn check_prepared(&self, problem: &'static str) -> Result<()> {
+        match self.prepared_generation == Some(self.generation) {
+            true => Ok(()),
+            false => Err(Error::NotPrepared { problem }),
+        }
     }
 }
 
@@ -434,10 +443,7 @@ impl<E: Element> DoraLinear<E> {
         let adapter = active.as_ref().and_then(|name| adapters.get_mut(name));
         let has_adapter = adapter.is_some();
         let adapter = adapter.unwrap_or(base);
-        if adapter.prepared_generation != Some(adapter.generation) {
-            let problem = "are of parameters that changed since the forward";
-            return Err(Error::NotPrepared { problem });
-        }
+        adapter.check_prepared("are of parameters that changed since the forward")?;
         let spec = &adapter.spec;
         let dropout = io.dropout.filter(|_| has_adapter);
         let peft = Dropout::check(dropout.as_ref(), spec)?;
@@ -507,10 +513,7 @@ impl<E: Element> DoraLinear<E> {
         moments: &mut Moments,
     ) -> Result<()> {
         let Self { kernels, stream, adapters, active, .. } = self;
-        let Some(adapter) = active.as_ref().and_then(|name| adapters.get_mut(name)) else {
-            let problem = "is none: activate one before its optimizer step".to_owned();
-            return Err(Error::Adapter { name: String::new(), problem });
-        };
+        let adapter = active_of(adapters, active, "its optimizer step")?;
         let len = adapter.layout.len();
         check_len("moments", moments.exp_avg.len(), ("1", 1), ("elements", len.max(1)))?;
         let io = AdamW {
@@ -526,6 +529,64 @@ impl<E: Element> DoraLinear<E> {
         adapter.generation += 1;
         Ok(())
     }
+
+    /// W' `[O, I]` of the active adapter, for export: with it, and with the adapter's bias where it
+    /// trains one, a layer without adapters computes what this one does. One launch, and one more
+    /// where the adapter's parameters changed since they were used last; W stays as it is.
+    ///
+    /// `report` is `[MergeReport::LEN]`, for [`MergeReport::read`](crate::MergeReport::read).
+    /// Rounding and formula: [`Kernels::merge`].
+    ///
+    /// # Errors
+    /// Those of [`Kernels::prepare`] and [`Kernels::merge`]; [`Error::Adapter`] if none is active.
+    pub fn merge<F: Element>(
+        &mut self,
+        merged: CudaViewMut<'_, F>,
+        report: Option<CudaViewMut<'_, f64>>,
+    ) -> Result<()> {
+        let Self { kernels, stream, workspace, weight, adapters, active, .. } = self;
+        let adapter = active_of(adapters, active, "it is merged")?;
+        let workspace = &mut lock(workspace);
+        check_weight("merged", &adapter.spec, merged.len())?;
+        adapter.prepare(kernels, stream, workspace, weight)?;
+        let parameters = adapter.layout.view(adapter.parameters())?;
+        let (lora_a, lora_b) = (parameters.lora_a, parameters.lora_b);
+        let io = Merge { weight: weight.as_view(), lora_a, lora_b, merged, report };
+        kernels.merge(stream, &adapter.spec, &adapter.prepared, workspace, io)
+    }
+
+    /// W `[O, I]`, into `weight`, from the W' that [`DoraLinear::merge`] made of it with the active
+    /// adapter, whose parameters must not have changed since. One launch, after the gains have been
+    /// read back. How near it comes: [`Kernels::unmerge`].
+    ///
+    /// # Errors
+    /// Those of [`Kernels::unmerge`]; [`Error::Adapter`] if none is active, [`Error::NotPrepared`]
+    /// if its parameters changed since the merge.
+    pub fn unmerge<F: Element>(
+        &mut self,
+        merged: CudaView<'_, F>,
+        weight: CudaViewMut<'_, E>,
+    ) -> Result<()> {
+        let Self { kernels, stream, workspace, adapters, active, .. } = self;
+        let adapter = active_of(adapters, active, "its weight is unmerged")?;
+        adapter.check_prepared("are of parameters that changed since the merge")?;
+        let parameters = adapter.layout.view(adapter.parameters())?;
+        let (lora_a, lora_b) = (parameters.lora_a, parameters.lora_b);
+        let io = Unmerge { merged, lora_a, lora_b, weight };
+        kernels.unmerge(stream, &adapter.spec, &adapter.prepared, &mut lock(workspace), io)
+    }
+}
+
+/// The active adapter, which is needed for this.
+fn active_of<'a, E>(
+    adapters: &'a mut BTreeMap<String, Adapter<E>>,
+    active: &Option<String>,
+    before: &str,
+) -> Result<&'a mut Adapter<E>> {
+    active.as_ref().and_then(|name| adapters.get_mut(name)).ok_or_else(|| {
+        let problem = format!("is none: activate one before {before}");
+        Error::Adapter { name: String::new(), problem }
+    })
 }
 
 fn unknown(name: &str) -> Error {

@@ -8,11 +8,11 @@ use common::device::{Choice, Device, open_choice};
 use common::random::{fresh_seed, random_case};
 use common::run::Runner;
 use fused_dora::cudarc::driver::{CudaSlice, CudaStream, sys};
-use fused_dora::reference::Case;
+use fused_dora::reference::{self, Case};
 use fused_dora::{
     AdamWConfig, Adapter, AdapterGroups, DoraLinear, DoraSpec, Dropout, DropoutForm, Dtype, Error,
-    Gradients, Kernels, LinearBackward, LinearForward, Moments, Norm, NormGrad, Part, Result,
-    Saved, Scaling, Schedule, SharedWorkspace, Workspace,
+    Gradients, Kernels, LinearBackward, LinearForward, MergeReport, Moments, Norm, NormGrad, Part,
+    Result, Saved, Scaling, Schedule, SharedWorkspace, Workspace,
 };
 use half::bf16;
 use rand::SeedableRng;
@@ -307,6 +307,52 @@ fn training_lowers_the_loss() {
         }
         let (first, last) = (losses[0], losses[losses.len() - 1]);
         assert!(last < 0.3 * first, "{norm:?}: the loss went from {first} to {last}");
+    }
+}
+
+/// The active adapter is merged into a weight of its own, and taken out of it again.
+#[test]
+fn an_adapter_is_merged_and_unmerged() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut random = StdRng::seed_from_u64(fresh_seed());
+    let base = case_of(&mut random, None, 0, Norm::None);
+    let mut bench = Bench::new(&base);
+    let stream = bench.stream.clone();
+    for norm in [Norm::None, Norm::Input, Norm::Output] {
+        let case = case_of(&mut random, Some(&base), 5, norm);
+        bench.attach("a", &case, &spec(norm, 5, NormGrad::Detached)).expect("attached");
+        bench.layer.activate(Some("a")).expect("attached");
+        let mut merged = stream.clone_htod(&[f32::NAN; OUTPUTS * INPUTS]).expect("memory");
+        let mut report = stream.clone_htod(&[f64::NAN; MergeReport::LEN]).expect("memory");
+        for launches in [2, 1] {
+            let before = bench.device.launches().expect("counts");
+            let report = Some(report.as_view_mut());
+            bench.layer.merge(merged.as_view_mut(), report).expect("merged");
+            let found = bench.device.launches().expect("counts") - before;
+            assert_eq!(found, launches, "{norm:?}: prepared where it was not");
+        }
+        let report = MergeReport::read(&stream, &report.as_view()).expect("the report");
+        assert!(report.change_squared > 0.0 && report.kept() > 0.999, "{norm:?}: {report:?}");
+        let norms = case.norms().expect("a consistent case");
+        let gains: Vec<f64> = case.magnitude.iter().zip(norms).map(|(m, c)| m / c).collect();
+        let expected = reference::merge(&case, &gains, Dtype::F32).expect("a consistent case");
+        let found = stream.clone_dtoh(&merged).expect("a copy");
+        for (i, found) in found.into_iter().enumerate() {
+            let (expected, bound) = (expected.weight.values[i], expected.weight.bounds[i]);
+            // The layer's own gain is an f32 of an f32 norm, good to 1e-5.
+            let bound = bound + 1e-5 * expected.abs();
+            let error = (f64::from(found) - expected).abs();
+            assert!(error <= bound, "{norm:?} {i}: {found} and not {expected}: {error:e}");
+        }
+        let mut weight = stream.clone_htod(&[bf16::NAN; OUTPUTS * INPUTS]).expect("memory");
+        bench.layer.unmerge(merged.as_view(), weight.as_view_mut()).expect("unmerged");
+        let restored = stream.clone_dtoh(&weight).expect("a copy");
+        for (&restored, &original) in restored.iter().zip(&base.weight) {
+            let error = (restored.to_f64() - original).abs();
+            // One rounding to bf16, and f32's of the terms.
+            assert!(error <= original.abs() / 256.0 + 1e-7, "{norm:?}: {restored}, {original}");
+        }
+        bench.layer.detach("a").expect("attached");
     }
 }
 

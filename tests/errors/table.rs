@@ -141,6 +141,19 @@ impl Linear {
         self.layer.backward(&self.saved, io)
     }
 
+    fn merge(&mut self) -> Result<()> {
+        let stream = self.kernels.context().default_stream();
+        let mut merged = stream.alloc_zeros::<f32>(OUTPUTS * INPUTS).expect("memory");
+        self.layer.merge(merged.as_view_mut(), None)
+    }
+
+    fn unmerge(&mut self) -> Result<()> {
+        let stream = self.kernels.context().default_stream();
+        let merged = stream.alloc_zeros::<f32>(OUTPUTS * INPUTS).expect("memory");
+        let mut weight = stream.alloc_zeros(OUTPUTS * INPUTS).expect("memory");
+        self.layer.unmerge(merged.as_view(), weight.as_view_mut())
+    }
+
     fn adamw(&mut self) -> Result<()> {
         let stream = self.kernels.context().default_stream();
         let layout = AdapterLayout::new(&spec(Norm::Input));
@@ -435,7 +448,10 @@ fn order(table: &mut Table) {
     linear.forward().expect("an active adapter");
     linear.backward().expect("its forward");
     let _ = linear.layer.adapter_mut("one").expect("attached").parameters_mut();
-    table.row("`DoraLinear::backward` after a change of the parameters", [linear.backward()]);
+    table.row(
+        "a backward or unmerge of `DoraLinear` after a change of the parameters",
+        [linear.backward(), linear.unmerge()],
+    );
     let mut layer = table.prepared(Norm::Input);
     const MANY: usize = 50 * TOKENS;
     layer.x = layer.resize(MANY * INPUTS);
@@ -478,7 +494,10 @@ fn adapters(table: &mut Table) {
     linear.forward().expect("an active adapter");
     linear.adamw().expect("an active adapter");
     linear.layer.activate(None).expect("the base layer");
-    table.row("`DoraLinear::adamw` while no adapter is active", [linear.adamw()]);
+    table.row(
+        "a step, merge or unmerge of `DoraLinear` while no adapter is active",
+        [linear.adamw(), linear.merge(), linear.unmerge()],
+    );
 }
 
 fn device(table: &mut Table) {
