@@ -245,6 +245,53 @@ impl Kernels {
     /// Formula: AdamW (arXiv:1711.05101) algorithm 2; [`crate::reference::AdamWStep`] has it, and
     /// bounds on the error, in float64. Nothing is read back or allocated.
     ///
+    /// ```
+    /// use fused_dora::{
+    ///     AdamW, AdamWConfig, AdapterGroups, AdapterLayout, Clip, DoraSpec, Dtype, GradientNorm, Kernels,
+    ///     Norm, NormGrad, OptimizerGroup, Scaling, Schedule, Workspace, open_device,
+    /// };
+    ///
+    /// # cuda_emulator::client::select(cuda_emulator::client::Choice::from_env()?)?;
+    /// let kernels = Kernels::load(&open_device(0)?)?;
+    /// let stream = kernels.context().default_stream();
+    /// let spec = |inputs, outputs| {
+    ///     let scaling = Scaling::Standard { alpha: 16.0 };
+    ///     DoraSpec::new(inputs, outputs, 4, scaling, Norm::Output, NormGrad::Detached, Dtype::Bf16)
+    /// };
+    /// let layouts = [AdapterLayout::new(&spec(32, 24)?), AdapterLayout::new(&spec(24, 32)?)];
+    /// let mut workspace = Workspace::new(&kernels, &stream, &[spec(32, 24)?, spec(24, 32)?], 0)?;
+    ///
+    /// // Two layers in one buffer; LoRA+: B learns 16 times as fast.
+    /// let mut groups = AdapterGroups::default();
+    /// groups.lora_b = OptimizerGroup { learning_rate_factor: 16.0, ..groups.lora_b };
+    /// let parts: Vec<_> =
+    ///     groups.parts(&layouts[0], 0).chain(groups.parts(&layouts[1], layouts[0].len())).collect();
+    /// let len = layouts[0].len() + layouts[1].len();
+    /// let mut parameters = stream.alloc_zeros::<f32>(len)?;
+    /// let gradients = stream.clone_htod(&vec![1.0f32; len])?;
+    /// let (mut exp_avg, mut exp_avg_sq) = (stream.alloc_zeros(len)?, stream.alloc_zeros(len)?);
+    ///
+    /// let mut norm = stream.alloc_zeros::<f32>(1)?;
+    /// let measured =
+    ///     GradientNorm { parts: &parts, gradients: gradients.as_view(), norm: norm.as_view_mut() };
+    /// kernels.gradient_norm(&stream, &mut workspace, measured)?;
+    /// let step = AdamW {
+    ///     parts: &parts,
+    ///     schedule: Schedule::Host { learning_rate: 1e-3, step: 1 },
+    ///     clip: Some(Clip { max_norm: 1.0, norm: norm.as_view() }),
+    ///     parameters: parameters.as_view_mut(),
+    ///     gradients: gradients.as_view(),
+    ///     exp_avg: exp_avg.as_view_mut(),
+    ///     exp_avg_sq: exp_avg_sq.as_view_mut(),
+    /// };
+    /// kernels.adamw(&stream, &AdamWConfig::default(), step)?;
+    ///
+    /// let parameters = stream.clone_dtoh(&parameters)?;
+    /// let of_b = layouts[0].range(fused_dora::Part::LoraB).start;
+    /// assert!((parameters[0] + 0.001).abs() < 1e-6 && (parameters[of_b] + 0.016).abs() < 1e-5);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
     /// # Errors
     /// Before anything is launched: [`Error::Shape`] if the buffers are not of one length,
     /// [`Error::InvalidSpec`] for parts that overlap or reach beyond the buffer and for constants

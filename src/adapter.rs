@@ -57,6 +57,17 @@ impl Part {
 /// | DoRA | `Norm::Input`, `Norm::Output` | A, B, m |
 /// | magnitude only | likewise, of rank 0 | m |
 /// | … with its bias trained | [`with_bias`](Self::with_bias) | … and b |
+///
+/// ```
+/// use fused_dora::{AdapterLayout, DoraSpec, Dtype, Norm, NormGrad, Part, Scaling};
+///
+/// let scaling = Scaling::Value(1.0);
+/// let spec = DoraSpec::new(10, 6, 3, scaling, Norm::Output, NormGrad::Exact, Dtype::F32)?;
+/// let layout = AdapterLayout::with_bias(&spec);
+/// assert_eq!(Part::ALL.map(|part| layout.range(part)), [0..30, 32..50, 52..58, 60..66]);
+/// assert_eq!((layout.parameters(), layout.len()), (60, 68));
+/// # Ok::<(), fused_dora::Error>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct AdapterLayout {
     lens: [usize; 4],

@@ -120,6 +120,34 @@ impl Kernels {
     /// cancels; [`crate::reference::decompose`] has the bound on the error. Formulas: DoRA
     /// (arXiv:2402.09353) §3.2, eqs. 3 and 4.
     ///
+    /// ```
+    /// use fused_dora::{
+    ///     Decompose, Decomposition, DoraSpec, Dtype, Kernels, Norm, NormGrad, Scaling, Workspace,
+    ///     open_device,
+    /// };
+    ///
+    /// # cuda_emulator::client::select(cuda_emulator::client::Choice::from_env()?)?;
+    /// let kernels = Kernels::load(&open_device(0)?)?;
+    /// let stream = kernels.context().default_stream();
+    /// let scaling = Scaling::Value(1.0);
+    /// let spec = DoraSpec::new(3, 2, 0, scaling, Norm::None, NormGrad::Detached, Dtype::F32)?;
+    /// let mut workspace = Workspace::new(&kernels, &stream, &[spec], 0)?;
+    /// // One row is twice as long, the other one turned by 90°.
+    /// let before = stream.clone_htod(&[3.0f32, 0.0, 4.0, 1.0, 0.0, 0.0])?;
+    /// let after = stream.clone_htod(&[6.0f32, 0.0, 8.0, 0.0, 1.0, 0.0])?;
+    /// let mut result = stream.alloc_zeros::<f64>(Decomposition::LEN)?;
+    /// let io = Decompose {
+    ///     axis: Norm::Output,
+    ///     weight: before.as_view(),
+    ///     changed: after.as_view(),
+    ///     result: result.as_view_mut(),
+    /// };
+    /// kernels.decompose(&stream, &spec, &mut workspace, io)?;
+    /// let moved = Decomposition::read(&stream, &result.as_view())?;
+    /// assert!((moved.magnitude - 2.5).abs() < 1e-12 && (moved.direction - 0.5).abs() < 1e-12);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
     /// # Errors
     /// Before anything is launched: [`Error::InvalidSpec`] for an axis of [`Norm::None`],
     /// [`Error::Dtype`], [`Error::Shape`], [`Error::WorkspaceTooSmall`],

@@ -29,6 +29,18 @@ pub enum DropoutForm {
 ///
 /// Element (token, feature) is kept where its 16 bits of Philox4x32-10 (Salmon et al., SC 2011), with
 /// the seed as the key and (feature/8, token) as the counter, reach p·2¹⁶.
+///
+/// ```
+/// use fused_dora::{Dropout, DropoutForm};
+///
+/// let dropout = Dropout::new(0.25, DropoutForm::Adapter, 42)?;
+/// let mask = dropout.mask(100, 100);
+/// let kept = mask.iter().filter(|&&m| m > 0.0).count();
+/// assert!((7300..7700).contains(&kept));
+/// assert!(mask.iter().all(|&m| m == 0.0 || m == 4.0 / 3.0));
+/// assert_eq!(mask, dropout.mask(100, 100));
+/// # Ok::<(), fused_dora::Error>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Dropout {
     probability: f32,

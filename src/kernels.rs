@@ -126,6 +126,98 @@ struct Limits {
 }
 
 /// All kernels, loaded into one context. Load once and share; launching needs only `&self`.
+///
+/// ```
+/// use fused_dora::{
+///     AdapterLayout, Backward, DoraSpec, Dtype, Forward, Gradients, Kernels, Magnitude, Norm, NormGrad,
+///     NormGradient, Part, Prepare, Prepared, Scaling, Workspace, open_device,
+/// };
+///
+/// # cuda_emulator::client::select(cuda_emulator::client::Choice::from_env()?)?;
+/// let kernels = Kernels::load(&open_device(0)?)?;
+/// let stream = kernels.context().default_stream();
+/// let (tokens, inputs, outputs, scaling) = (5, 12, 7, Scaling::RankStabilized { alpha: 8.0 });
+/// let spec = DoraSpec::new(inputs, outputs, 4, scaling, Norm::Input, NormGrad::Exact, Dtype::F32)?;
+/// let mut workspace = Workspace::new(&kernels, &stream, &[spec], tokens)?;
+/// let mut prepared = Prepared::<f32>::new(&stream, &spec)?;
+///
+/// let waves = |len: usize| (0..len).map(|i| (i as f32).sin()).collect::<Vec<_>>();
+/// let weight = stream.clone_htod(&waves(outputs * inputs))?;
+/// let x = stream.clone_htod(&waves(tokens * inputs))?;
+/// // A, B and m, and their gradients: a buffer each.
+/// let layout = AdapterLayout::new(&spec);
+/// let mut parameters = waves(layout.len());
+/// parameters[layout.range(Part::LoraB)].fill(0.0);
+/// let mut parameters = stream.clone_htod(&parameters)?;
+/// let mut gradients = stream.alloc_zeros::<f32>(layout.len())?;
+///
+/// // A fresh adapter: m becomes the norm of W's columns.
+/// let adapter = layout.view_mut(parameters.as_view_mut())?;
+/// let inputs_of_prepare = Prepare {
+///     weight: weight.as_view(),
+///     lora_a: adapter.lora_a.as_view(),
+///     lora_b: adapter.lora_b.as_view(),
+///     magnitude: adapter.magnitude.map_or(Magnitude::None, Magnitude::Init),
+///     bias: None,
+/// };
+/// kernels.prepare(&stream, &spec, &mut workspace, &mut prepared, inputs_of_prepare)?;
+///
+/// let mut y = stream.alloc_zeros::<f32>(tokens * outputs)?;
+/// let mut h = stream.alloc_zeros::<f32>(tokens * spec.padded_rank())?;
+/// let forward = Forward {
+///     tokens,
+///     x: x.as_view().into(),
+///     weight: weight.as_view(),
+///     bias: None,
+///     seed: 0,
+///     dropout: None,
+///     z: None,
+///     y: y.as_view_mut().into(),
+///     h: h.as_view_mut(),
+/// };
+/// kernels.forward(&stream, &spec, &prepared, &mut workspace, forward)?;
+///
+/// // With dY = y, the loss is ‖y‖²/2.
+/// let grads = layout.view_mut(gradients.as_view_mut())?;
+/// let mut backward = Backward {
+///     tokens,
+///     gradients: Gradients::Overwrite,
+///     x: x.as_view().into(),
+///     weight: weight.as_view(),
+///     bias: None,
+///     output: None,
+///     z: None,
+///     dropout: None,
+///     grad_output: y.as_view().into(),
+///     h: h.as_view(),
+///     grad_input: None,
+///     grad_lora_a: grads.lora_a,
+///     grad_lora_b: grads.lora_b,
+///     grad_magnitude: grads.magnitude,
+///     grad_bias: None,
+/// };
+/// kernels.backward(&stream, &spec, &prepared, &mut workspace, &mut backward)?;
+///
+/// // Before the optimizer step: what A and B do to the norm.
+/// let adapter = layout.view(parameters.as_view())?;
+/// let grads = layout.view_mut(gradients.as_view_mut())?;
+/// let through_the_norm = NormGradient {
+///     weight: weight.as_view(),
+///     lora_a: adapter.lora_a,
+///     lora_b: adapter.lora_b,
+///     grad_magnitude: grads.magnitude.as_ref().expect("DoRA has a magnitude").as_view(),
+///     grad_lora_a: grads.lora_a,
+///     grad_lora_b: grads.lora_b,
+/// };
+/// kernels.norm_gradient(&stream, &spec, &prepared, &mut workspace, through_the_norm)?;
+///
+/// // m scales all of y: Σ dm·m = Σ dY·y = ‖y‖².
+/// let (parameters, gradients) = (stream.clone_dtoh(&parameters)?, stream.clone_dtoh(&gradients)?);
+/// let along_m: f32 = layout.range(Part::Magnitude).map(|i| parameters[i] * gradients[i]).sum();
+/// let squared: f32 = stream.clone_dtoh(&y)?.iter().map(|y| y * y).sum();
+/// assert!((along_m / squared - 1.0).abs() < 1e-5, "{along_m} {squared}");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug)]
 pub struct Kernels {
     context: Arc<CudaContext>,

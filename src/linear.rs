@@ -206,6 +206,52 @@ impl Moments {
 ///
 /// Forward, backward and optimizer step launch kernels and do nothing else: memory is allocated when
 /// adapters, [`Saved`] and [`Moments`] are made.
+///
+/// The crate's page has an example of training; here, adapters are switched, and merged for export:
+///
+/// ```
+/// use std::sync::{Arc, Mutex};
+///
+/// use fused_dora::{
+///     Adapter, DoraLinear, DoraSpec, Dtype, Kernels, MergeReport, Norm, NormGrad, Part, Scaling,
+///     Workspace, open_device,
+/// };
+/// use half::bf16;
+///
+/// # cuda_emulator::client::select(cuda_emulator::client::Choice::from_env()?)?;
+/// let kernels = Arc::new(Kernels::load(&open_device(0)?)?);
+/// let stream = kernels.context().default_stream();
+/// let base = DoraLinear::<bf16>::base_spec(24, 16)?;
+/// let lora = |rank, scaling| {
+///     DoraSpec::new(24, 16, rank, scaling, Norm::None, NormGrad::Detached, Dtype::Bf16)
+/// };
+/// let specs = [lora(2, Scaling::Value(1.0))?, lora(0, Scaling::Value(1.0))?];
+/// let workspace = Workspace::new(&kernels, &stream, &[base, specs[0], specs[1]], 8)?;
+/// let weight = Arc::new(stream.clone_htod(&[bf16::ONE; 16 * 24])?);
+/// let workspace = Arc::new(Mutex::new(workspace));
+/// let mut layer = DoraLinear::new(&kernels, &stream, &workspace, [16, 24], weight, None)?;
+///
+/// // Two adapters of one weight; those of a checkpoint are copied in.
+/// for (name, spec) in ["shifted", "unchanged"].into_iter().zip(specs) {
+///     layer.attach(name, Adapter::new(&stream, &spec, false)?)?;
+/// }
+/// let adapter = layer.adapter_mut("shifted")?;
+/// let factors = ..adapter.layout().range(Part::LoraB).end;
+/// let values = vec![1.0f32 / 16.0; factors.end];
+/// stream.memcpy_htod(&values, &mut adapter.parameters_mut().slice_mut(factors))?;
+///
+/// // In f32, W' keeps all of the change, 2/256.
+/// let mut report = stream.alloc_zeros::<f64>(MergeReport::LEN)?;
+/// let mut merged = stream.alloc_zeros::<f32>(16 * 24)?;
+/// layer.activate(Some("shifted"))?;
+/// layer.merge(merged.as_view_mut(), Some(report.as_view_mut()))?;
+/// assert_eq!(stream.clone_dtoh(&merged)?[0], 1.0 + 2.0 / 256.0);
+/// assert_eq!(MergeReport::read(&stream, &report.as_view())?.kept(), 1.0);
+/// layer.activate(Some("unchanged"))?;
+/// layer.merge(merged.as_view_mut(), None)?;
+/// assert_eq!(stream.clone_dtoh(&merged)?[0], 1.0);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug)]
 pub struct DoraLinear<E> {
     kernels: Arc<Kernels>,

@@ -16,6 +16,47 @@
 //! [`CudaContext::wrap_borrowed_stream`](cudarc::driver::CudaContext::wrap_borrowed_stream), a
 //! context with [`CudaContext::from_raw_context`](cudarc::driver::CudaContext::from_raw_context).
 //! The ops allocate nothing, wait for nothing and read nothing back.
+//!
+//! ```
+//! use fused_dora::cudarc::driver::{DevicePtr, DevicePtrMut};
+//! use fused_dora::{DoraSpec, Dtype, Kernels, Norm, NormGrad, Scaling, open_device, raw};
+//!
+//! # cuda_emulator::client::select(cuda_emulator::client::Choice::from_env()?)?;
+//! let kernels = Kernels::load(&open_device(0)?)?;
+//! let stream = kernels.context().default_stream();
+//! // A layer without an adapter: y = x·Wᵀ.
+//! let scaling = Scaling::Value(1.0);
+//! let spec = DoraSpec::new(4, 3, 0, scaling, Norm::None, NormGrad::Detached, Dtype::F32)?;
+//! let size = raw::WorkspaceSize::new(&kernels, &[spec], 2)?;
+//! let scratch = stream.alloc_zeros::<u8>(size.bytes)?;
+//! let weight = stream.clone_htod(&[1.0f32; 12])?;
+//! let x = stream.clone_htod(&[1.0f32, 2.0, 3.0, 4.0, 0.0, 0.0, 0.0, 1.0])?;
+//! let mut y = stream.alloc_zeros::<f32>(6)?;
+//! {
+//!     // Of tensors of another library, these would be its own addresses.
+//!     let (scratch, _guard) = scratch.device_ptr(&stream);
+//!     let (weight, _guard) = weight.device_ptr(&stream);
+//!     let (x, _guard) = x.device_ptr(&stream);
+//!     let (y, _guard) = y.device_ptr_mut(&stream);
+//!     let workspace = raw::Workspace { pointer: scratch, size };
+//!     let prepared = raw::Prepared { norm: 0, gain: 0, a: 0, sb: 0, gsb: 0, bias: 0 };
+//!     let io = raw::Forward {
+//!         tokens: 2,
+//!         x: raw::Matrix::dense(x, 4),
+//!         weight,
+//!         bias: 0,
+//!         seed: 0,
+//!         dropout: None,
+//!         z: 0,
+//!         y: raw::Matrix::dense(y, 3),
+//!         h: 0,
+//!     };
+//!     // SAFETY: the tensors have the shapes that the spec asks for, and live until the stream is read.
+//!     unsafe { kernels.forward_raw(&stream, &spec, &prepared, &workspace, &io)? };
+//! }
+//! assert_eq!(stream.clone_dtoh(&y)?, [10.0, 10.0, 10.0, 1.0, 1.0, 1.0]);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
 use crate::backward::Gradients;
 use crate::dropout::Dropout;

@@ -3,6 +3,34 @@
 //! [`evaluate`] computes the output and all gradients, with the norm detached (the DoRA paper,
 //! §4.3) or not; [`bounds`] says how far a kernel may be from them, element by element. Speed is
 //! no concern here beyond what tests need.
+//!
+//! ```
+//! use fused_dora::reference::{Case, evaluate};
+//! use fused_dora::{Norm, NormGrad};
+//!
+//! // Magnitudes that are the norms of W's rows: the layer is x·Wᵀ.
+//! let case = Case {
+//!     tokens: 1,
+//!     in_features: 2,
+//!     out_features: 2,
+//!     rank: 1,
+//!     scaling: 1.0,
+//!     norm: Norm::Output,
+//!     norm_grad: NormGrad::Exact,
+//!     input: vec![1.0, 2.0],
+//!     weight: vec![3.0, 4.0, 0.0, 1.0],
+//!     bias: None,
+//!     lora_a: vec![0.5, -0.5],
+//!     lora_b: vec![0.0, 0.0],
+//!     magnitude: vec![5.0, 1.0],
+//!     grad_output: vec![1.0, 0.0],
+//!     dropout: None,
+//! };
+//! let results = evaluate(&case)?;
+//! assert_eq!(results.output, [11.0, 2.0]);
+//! assert_eq!(results.grad_magnitude, [11.0 / 5.0, 0.0]);
+//! # Ok::<(), fused_dora::reference::CaseError>(())
+//! ```
 
 mod adamw;
 mod bounds;

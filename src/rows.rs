@@ -10,6 +10,19 @@ use crate::spec::MAX_DIMENSION;
 ///
 /// What lies between the rows is neither read nor written. Kernels move 16 bytes at a time where
 /// every row starts at a 16-byte boundary and is a multiple of 16 bytes long.
+///
+/// ```
+/// use fused_dora::{Kernels, Rows, open_device};
+///
+/// # cuda_emulator::client::select(cuda_emulator::client::Choice::from_env()?)?;
+/// let kernels = Kernels::load(&open_device(0)?)?;
+/// let stream = kernels.context().default_stream();
+/// // Queries, keys and values side by side, [tokens, 3·64]: the keys.
+/// let projected = stream.alloc_zeros::<f32>(10 * 3 * 64)?;
+/// let keys = Rows::strided(projected.slice(64..), 3 * 64);
+/// # let _ = keys;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug, Clone)]
 pub struct Rows<V> {
     pub(crate) view: V,

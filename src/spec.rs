@@ -141,6 +141,18 @@ pub enum Scaling {
 }
 
 /// One adapted linear layer, checked when it is made.
+///
+/// ```
+/// use fused_dora::{DoraSpec, Dtype, Norm, NormGrad, Scaling};
+///
+/// // PEFT's `LoraConfig(r=8, lora_alpha=16, use_dora=True)` on a `Linear(4096, 1024)`.
+/// let scaling = Scaling::Standard { alpha: 16.0 };
+/// let spec = DoraSpec::new(4096, 1024, 8, scaling, Norm::Output, NormGrad::Detached, Dtype::Bf16)?;
+/// assert_eq!(spec.scaling(), 2.0);
+/// assert_eq!(spec.magnitude_len(), 1024);
+/// assert_eq!(spec.padded_rank(), 16);
+/// # Ok::<(), fused_dora::Error>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct DoraSpec {
     in_features: usize,
