@@ -8,6 +8,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::thread;
 
 #[allow(dead_code)] // `xtask` and the emulator's tests use the rest
 #[path = "build/nvrtc.rs"]
@@ -61,24 +62,28 @@ fn build() -> Result<(), Box<dyn std::error::Error>> {
         }
     };
 
+    // NVRTC compiles on as many threads as call it.
+    let compile = |(stem, text): &(String, String)| {
+        let name = format!("kernels/{stem}.cu");
+        let source = Source { name: &name, text, headers: &headers };
+        nvrtc.as_ref().map(|nvrtc| match nvrtc.compile(&source, &OPTIONS) {
+            Err(NvrtcError::Compile(log)) => Err(format!("{name} does not compile:\n{log}")),
+            compiled => compiled.map_err(|error| error.to_string()),
+        })
+    };
+    let compiled: Vec<_> = thread::scope(|scope| {
+        let threads: Vec<_> =
+            kernels.iter().map(|kernel| scope.spawn(|| compile(kernel))).collect();
+        threads.into_iter().map(|thread| thread.join().expect("no panic")).collect()
+    });
     let mut table = String::new();
-    for (stem, text) in &kernels {
+    for ((stem, _), ptx) in kernels.iter().zip(compiled) {
         let constant = stem.to_uppercase();
-        let value = match &nvrtc {
+        let value = match ptx.transpose()? {
             None => "None".to_owned(),
-            Some(nvrtc) => {
-                let name = format!("kernels/{stem}.cu");
-                let source = Source { name: &name, text, headers: &headers };
-                match nvrtc.compile(&source, &OPTIONS) {
-                    Ok(ptx) => {
-                        write_if_changed(&out.join(format!("{stem}.ptx")), &ptx)?;
-                        format!("Some(include_str!(concat!(env!(\"OUT_DIR\"), \"/{stem}.ptx\")))")
-                    }
-                    Err(NvrtcError::Compile(log)) => {
-                        return Err(format!("{name} does not compile:\n{log}").into());
-                    }
-                    Err(other) => return Err(other.into()),
-                }
+            Some(ptx) => {
+                write_if_changed(&out.join(format!("{stem}.ptx")), &ptx)?;
+                format!("Some(include_str!(concat!(env!(\"OUT_DIR\"), \"/{stem}.ptx\")))")
             }
         };
         table += &format!("pub(crate) const {constant}: Option<&str> = {value};\n");

@@ -54,6 +54,10 @@ pub(crate) fn test(matrix: bool) -> Result<(), Failure> {
         let lints = ["clippy", "--workspace", "--all-targets", "--", "--deny", "warnings"];
         run("cargo clippy", &mut cargo(&lints))
     })?;
+    step("documentation", || {
+        let mut doc = cargo(&["doc", "--workspace", "--no-deps"]);
+        run("cargo doc", doc.env("RUSTDOCFLAGS", "--deny warnings"))
+    })?;
     step("kernels", || kernels(None).and_then(|table| table.check(true)))?;
     let nextest = has_nextest();
     step("tests", || run("the tests", &mut tests(nextest, &["--workspace"])))?;
