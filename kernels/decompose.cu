@@ -34,6 +34,8 @@ struct DecomposeParams {
     int changed_dtype;       // of W_t: 0 bf16, 1 f16, 2 f32
     int split_tiles;         // tiles of 64 per split
     int aligned;             // rows of the weights start at multiples of four elements
+    int aligned_a;           // every row of A starts at a 16-byte boundary
+    int aligned_b;           // likewise of B
     int padding;
 };
 
@@ -104,8 +106,7 @@ __device__ __forceinline__ void strip_moments(const DecomposeParams& p, unsigned
                                               double (&totals)[kTile][kMoments]) {
     // A thread has four columns of every eighth row: four features, or eight.
     constexpr int kFeatures = ON_INPUT ? 4 : kSteps, kUnroll = ON_INPUT ? 1 : kSteps;
-    const Factors factors{p.lora_a,      p.lora_b,       p.scaling,
-                          p.in_features, p.out_features, p.rank};
+    const Factors factors = factors_of(p);
     const LowRankTile low_rank{shared};
     const int first = blockIdx.y * p.split_tiles * kTile;
     const int end = min(ON_INPUT ? p.out_features : p.in_features, first + p.split_tiles * kTile);
@@ -114,7 +115,7 @@ __device__ __forceinline__ void strip_moments(const DecomposeParams& p, unsigned
     for (int along = first; along < end; along += kTile) {
         const int row0 = ON_INPUT ? along : blockIdx.x * kTile;
         const int col0 = ON_INPUT ? blockIdx.x * kTile : along;
-        if (!p.changed) low_rank.compute(factors, row0, col0);
+        if (!p.changed) low_rank.compute(factors, p.scaling, row0, col0);
 #pragma unroll kUnroll
         for (int i = 0; i < kSteps; ++i) {
             const Change change = load_change<T>(p, low_rank, row0, col0, r0 + i * kRowStep, c);

@@ -29,6 +29,8 @@ struct MergeParams {
     int gain_on_input;       // the norm axis
     int merged_dtype;        // of W': 0 bf16, 1 f16, 2 f32
     int aligned;             // rows of source and target start at multiples of four elements
+    int aligned_a;           // every row of A starts at a 16-byte boundary
+    int aligned_b;           // likewise of B
     int padding;
 };
 
@@ -97,15 +99,14 @@ __device__ __forceinline__ void convert_tile(const MergeParams& p, const LowRank
 // All tiles of this CTA; the sums over them, partial and then complete.
 template <bool UNMERGE, typename T>
 __device__ __forceinline__ void convert(const MergeParams& p, unsigned char* shared) {
-    const Factors factors{p.lora_a,      p.lora_b,       p.scaling,
-                          p.in_features, p.out_features, p.rank};
+    const Factors factors = factors_of(p);
     const LowRankTile low_rank{shared};
     const int tiles_n = ceil_div(p.in_features, kTile);
     const i64 tiles = i64(tiles_n) * ceil_div(p.out_features, kTile);
     double totals[kSums] = {};
     for (i64 tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
         const int row0 = int(tile / tiles_n) * kTile, col0 = int(tile % tiles_n) * kTile;
-        low_rank.compute(factors, row0, col0);
+        low_rank.compute(factors, p.scaling, row0, col0);
         Sums sums;
         // The dtype of W' is chosen here, that of W by the entry point.
         switch (p.merged_dtype) {

@@ -14,9 +14,9 @@
 // last split of a strip adds the partial sums in order. Without a norm (plain LoRA) it only packs.
 // Formulas: DoRA (arXiv:2402.09353) eq. 5.
 
+#include "common/low_rank.cuh"
 #include "common/pipeline.cuh"
 #include "common/reduce.cuh"
-#include "common/tf32.cuh"
 
 struct PrepareParams {
     const void* weight;
@@ -43,26 +43,22 @@ struct PrepareParams {
     int aligned_b;           // likewise of B
 };
 
-constexpr int kStrip = 64;  // features whose norm one CTA computes; also a tile's depth
-
-// How a tile is distributed over threads.
-using Distribution = TileMma<float, kStrip, kStrip, kTf32Depth, 2, 2, Major::K, Major::K>;
-using Factor = Tf32Tile<kStrip>;  // rows of B, or columns of A, for 16 ranks
+constexpr int kStrip = kTile;  // features whose norm one CTA computes; also a tile's depth
 
 template <typename T>
 struct Shared {
     static constexpr int kStages = kIsFloat<T> ? 2 : 3;
     using Weight = SharedTile<T, kStrip, kStrip>;
-    static constexpr int kBytes = kStages * Weight::kBytes + 2 * Factor::kBytes;
+    static constexpr int kBytes = kStages * Weight::kBytes + 2 * FactorTile::kBytes;
 
     unsigned char* memory;
 
     __device__ __forceinline__ Weight weight(int stage) const {
         return Weight(memory + stage * Weight::kBytes);
     }
-    __device__ __forceinline__ Factor b() const { return Factor(weight(kStages).data); }
-    __device__ __forceinline__ Factor a() const {
-        return Factor(b().data + Factor::kRows * Factor::kCols);
+    __device__ __forceinline__ FactorTile b() const { return FactorTile(weight(kStages).data); }
+    __device__ __forceinline__ FactorTile a() const {
+        return FactorTile(b().data + FactorTile::kRows * FactorTile::kCols);
     }
 };
 
@@ -87,36 +83,6 @@ __device__ __forceinline__ void pack(const PrepareParams& p) {
     for (i64 i = first; i < p.out_features; i += stride) bias[i] = from_float<T>(p.bias[i]);
 }
 
-// The tile (row0, col0) of B·A into `sum`. `new_rows` and `new_cols` say whether B's rows and A's
-// columns are others than last time.
-template <typename T>
-__device__ __forceinline__ void low_rank_tile(const PrepareParams& p, const Shared<T>& shared,
-                                              Distribution& sum, int row0, int col0, bool new_rows,
-                                              bool new_cols) {
-    const auto lora_a = Matrix<float>::dense(p.lora_a, p.rank, p.in_features);
-    const auto lora_b = Matrix<float>::dense(p.lora_b, p.out_features, p.rank);
-    sum.clear();
-    for (int k0 = 0; k0 < p.rank; k0 += kTf32Depth) {
-        if (k0 > 0) __syncthreads();  // the previous ranks have been read
-        if (new_rows || p.rank > kTf32Depth) {
-            split_tile<Major::K>(shared.b(), [&](int row, int k) {
-                return load_chunk(p.aligned_b, lora_b, row0 + row, k0 + k);
-            });
-        }
-        if (new_cols || p.rank > kTf32Depth) {
-            split_tile<Major::MN>(shared.a(), [&](int col, int k) {
-                return load_chunk(p.aligned_a, lora_a, k0 + k, col0 + col);
-            });
-        }
-        __syncthreads();
-        // The sum over more ranks than these is rounded to nearest, outside the tensor cores.
-        Distribution part;
-        part.clear();
-        multiply_tf32_tiles(part, shared.b(), shared.a());
-        sum.add(part);
-    }
-}
-
 // Σ V² and Σ W² over the CTA's split, for the strip's features.
 struct SquareSums {
     float v[2][kStrip], w[2][kStrip];  // of the warps that hold the same features
@@ -125,7 +91,7 @@ struct SquareSums {
 template <bool ON_INPUT, typename T>
 __device__ __forceinline__ void square_sums(const PrepareParams& p, const Shared<T>& shared,
                                             int first, int end, SquareSums& sums) {
-    constexpr int kFeatures = ON_INPUT ? Distribution::kCols : Distribution::kRows;
+    constexpr int kFeatures = ON_INPUT ? LowRankMma::kCols : LowRankMma::kRows;
     const auto weight = Matrix<T>::dense(p.weight, p.out_features, p.in_features);
     const int strip0 = blockIdx.x * kStrip;
     const auto row0 = [&](int step) { return ON_INPUT ? first + step * kStrip : strip0; };
@@ -137,16 +103,16 @@ __device__ __forceinline__ void square_sums(const PrepareParams& p, const Shared
             copy_tile_async(p.aligned, shared.weight(stage), weight, row0(step), col0(step));
         },
         [&](int step, int stage) {
-            Distribution product;
-            low_rank_tile(p, shared, product, row0(step), col0(step), ON_INPUT || step == 0,
-                          !ON_INPUT || step == 0);
+            LowRankMma product;
+            low_rank_tile(factors_of(p), shared.b(), shared.a(), product, row0(step), col0(step),
+                          ON_INPUT || step == 0, !ON_INPUT || step == 0);
 #pragma unroll
-            for (int i = 0; i < Distribution::kRows; ++i) {
+            for (int i = 0; i < LowRankMma::kRows; ++i) {
 #pragma unroll
-                for (int j = 0; j < Distribution::kCols; j += 2) {
+                for (int j = 0; j < LowRankMma::kCols; j += 2) {
                     struct __align__(2 * sizeof(T)) Pair { T values[2]; };
                     const Pair pair = *reinterpret_cast<const Pair*>(
-                        shared.weight(stage).at(Distribution::row(i), Distribution::col(j)));
+                        shared.weight(stage).at(LowRankMma::row(i), LowRankMma::col(j)));
 #pragma unroll
                     for (int e = 0; e < 2; ++e) {
                         const int feature = ON_INPUT ? j + e : i;
@@ -160,8 +126,8 @@ __device__ __forceinline__ void square_sums(const PrepareParams& p, const Shared
         });
     // Lanes that hold the same features: those of one column, or those of one row.
     constexpr int kFirst = ON_INPUT ? 4 : 1, kLast = ON_INPUT ? 16 : 2;
-    const bool writes = ON_INPUT ? Distribution::lane() < 4 : Distribution::lane() % 4 == 0;
-    const int half = ON_INPUT ? Distribution::warp_m() : Distribution::warp_n();
+    const bool writes = ON_INPUT ? LowRankMma::lane() < 4 : LowRankMma::lane() % 4 == 0;
+    const int half = ON_INPUT ? LowRankMma::warp_m() : LowRankMma::warp_n();
 #pragma unroll
     for (int f = 0; f < kFeatures; ++f) {
 #pragma unroll
@@ -169,7 +135,7 @@ __device__ __forceinline__ void square_sums(const PrepareParams& p, const Shared
             of_v[f] += shfl_xor(of_v[f], mask);
             of_w[f] += shfl_xor(of_w[f], mask);
         }
-        const int feature = ON_INPUT ? Distribution::col(f) : Distribution::row(f);
+        const int feature = ON_INPUT ? LowRankMma::col(f) : LowRankMma::row(f);
         if (writes) {
             sums.v[half][feature] = of_v[f];
             sums.w[half][feature] = of_w[f];

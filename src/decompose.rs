@@ -5,6 +5,7 @@ use std::sync::Arc;
 use cudarc::driver::{CudaStream, CudaView, CudaViewMut, DevicePtr, DevicePtrMut, DeviceRepr};
 
 use crate::error::{During, Error, Result};
+use crate::forward::are_aligned;
 use crate::kernels::{Entry, Kernels, THREADS};
 use crate::merge::{check_factors, check_weight, starts_at_quads};
 use crate::prepare::{Prepared, optional};
@@ -40,6 +41,8 @@ struct DecomposeParams {
     changed_dtype: i32,
     split_tiles: i32,
     aligned: i32,
+    aligned_a: i32,
+    aligned_b: i32,
     _padding: i32,
 }
 
@@ -269,6 +272,12 @@ impl Kernels {
             changed_dtype: operands.changed_dtype as i32,
             split_tiles: (plan.split.len / TILE) as i32,
             aligned: i32::from(operands.aligned),
+            aligned_a: i32::from(are_aligned(
+                Dtype::F32,
+                &[spec.in_features()],
+                &[operands.lora_a],
+            )),
+            aligned_b: i32::from(are_aligned(Dtype::F32, &[spec.rank()], &[operands.lora_b])),
             _padding: 0,
         };
         // SAFETY: the struct is the kernel's; the callers checked each buffer against the shape that

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use cudarc::driver::{CudaStream, CudaView, CudaViewMut, DevicePtr, DevicePtrMut, DeviceRepr};
 
 use crate::error::{During, Error, Result};
+use crate::forward::are_aligned;
 use crate::kernels::{Entry, Kernels, THREADS};
 use crate::prepare::{Prepared, optional};
 use crate::spec::{DoraSpec, Dtype, Element, Norm, check_len};
@@ -38,6 +39,8 @@ struct MergeParams {
     gain_on_input: i32,
     merged_dtype: i32,
     aligned: i32,
+    aligned_a: i32,
+    aligned_b: i32,
     _padding: i32,
 }
 
@@ -326,6 +329,8 @@ impl Kernels {
             gain_on_input: i32::from(spec.norm() == Norm::Input),
             merged_dtype: merged as i32,
             aligned: i32::from(aligned),
+            aligned_a: i32::from(are_aligned(Dtype::F32, &[spec.in_features()], &[lora_a])),
+            aligned_b: i32::from(are_aligned(Dtype::F32, &[spec.rank()], &[lora_b])),
             _padding: 0,
         };
         // SAFETY: the struct is the kernel's; each buffer was checked against the shape that it

@@ -1,22 +1,54 @@
-// Tiles of s·B·A in the accuracy of f32, on tensor cores.
-//
-// A and s·B enter as sums of three bf16, which carry an f32's 24 bits: an element errs by about 2⁻²³
-// of the terms that it is the sum of.
+// Tiles of B·A in the accuracy of f32, on tensor cores (common/tf32.cuh).
 #pragma once
 
-#include "common/mma.cuh"
+#include "common/tf32.cuh"
 
-constexpr int kTile = 64;      // rows and columns of a tile
-constexpr int kRankStep = 16;  // ranks staged at a time
-constexpr int kParts = 3;      // bf16 summands per f32
+constexpr int kTile = 64;  // rows and columns of a tile
 
-// The factors of the low-rank product, f32 and row-major.
+// The factors of the low-rank product.
 struct Factors {
-    const float* lora_a;  // A [r,I]
-    const float* lora_b;  // B [O,r]
-    float scaling;        // s
-    int in_features, out_features, rank;
+    Matrix<float> lora_a;      // A [r,I]
+    Matrix<float> lora_b;      // B [O,r]
+    int aligned_a, aligned_b;  // every row starts at a 16-byte boundary
 };
+
+template <typename PARAMS>
+__device__ __forceinline__ Factors factors_of(const PARAMS& p) {
+    return {Matrix<float>::dense(p.lora_a, p.rank, p.in_features),
+            Matrix<float>::dense(p.lora_b, p.out_features, p.rank), p.aligned_a, p.aligned_b};
+}
+
+// How a tile is distributed over threads.
+using LowRankMma = TileMma<float, kTile, kTile, kTf32Depth, 2, 2, Major::K, Major::K>;
+using FactorTile = Tf32Tile<kTile>;  // rows of B, or columns of A, for 16 ranks
+
+// The tile (row0, col0) of B·A into `sum`, by way of a tile of each factor, which are written to at
+// once. `new_rows` and `new_cols` say whether B's rows and A's columns are others than last time.
+__device__ __forceinline__ void low_rank_tile(const Factors& f, FactorTile b, FactorTile a,
+                                              LowRankMma& sum, int row0, int col0, bool new_rows,
+                                              bool new_cols) {
+    const int rank = f.lora_a.rows;
+    sum.clear();
+    for (int k0 = 0; k0 < rank; k0 += kTf32Depth) {
+        if (k0 > 0) __syncthreads();  // the previous ranks have been read
+        if (new_rows || rank > kTf32Depth) {
+            split_tile<Major::K>(b, [&](int row, int k) {
+                return load_chunk(f.aligned_b, f.lora_b, row0 + row, k0 + k);
+            });
+        }
+        if (new_cols || rank > kTf32Depth) {
+            split_tile<Major::MN>(a, [&](int col, int k) {
+                return load_chunk(f.aligned_a, f.lora_a, k0 + k, col0 + col);
+            });
+        }
+        __syncthreads();
+        // The sum over more ranks than these is rounded to nearest, outside the tensor cores.
+        LowRankMma part;
+        part.clear();
+        multiply_tf32_tiles(part, b, a);
+        sum.add(part);
+    }
+}
 
 // g of four neighbours of a row: of columns (axis input), of the row, or 1 where there is none. The
 // gains themselves are aligned; ALIGNED is of the matrix's rows.
@@ -28,65 +60,12 @@ __device__ __forceinline__ Quad<float> load_gains(const float* gain, bool on_inp
     return {{g, g, g, g}};
 }
 
-using LowRankMma = TileMma<bf16, kTile, kTile, kRankStep, 2, 2, Major::K, Major::MN>;
-constexpr int kLowRankBytes = kParts * (LowRankMma::TileA::kBytes + LowRankMma::TileB::kBytes);
-
-// v = parts[0] + parts[1] + parts[2] up to 2⁻²⁴ of v.
-__device__ __forceinline__ void split(float v, bf16 (&parts)[kParts]) {
-#pragma unroll
-    for (int i = 0; i < kParts; ++i) {
-        parts[i] = from_float<bf16>(v);
-        v -= to_float(parts[i]);
-    }
-}
-
-// The tile (row0, col0) of s·B·A into `mma`: the products of parts whose orders add up to < kParts.
-// `shared` is kLowRankBytes, and free again after the caller's next barrier.
-__device__ __forceinline__ void low_rank_tile(const Factors& f, LowRankMma& mma,
-                                              unsigned char* shared, int row0, int col0) {
-    using Mma = LowRankMma;
-    const auto tile_b = [&](int part) { return Mma::TileA(shared + part * Mma::TileA::kBytes); };
-    const auto tile_a = [&](int part) {
-        return Mma::TileB(shared + kParts * Mma::TileA::kBytes + part * Mma::TileB::kBytes);
-    };
-    mma.clear();
-    for (int k0 = 0; k0 < f.rank; k0 += kRankStep) {
-        __syncthreads();  // the previous step has been read
-        for (int index = threadIdx.x; index < kTile * kRankStep; index += kThreads) {
-            bf16 parts[kParts];
-            {
-                const int r = index / kRankStep, k = index % kRankStep, row = row0 + r;
-                const bool inside = row < f.out_features && k0 + k < f.rank;
-                split(inside ? f.scaling * f.lora_b[i64(row) * f.rank + k0 + k] : 0.0f, parts);
-#pragma unroll
-                for (int i = 0; i < kParts; ++i) *tile_b(i).at(r, k) = parts[i];
-            }
-            {
-                const int k = index / kTile, c = index % kTile, col = col0 + c;
-                const bool inside = k0 + k < f.rank && col < f.in_features;
-                split(inside ? f.lora_a[i64(k0 + k) * f.in_features + col] : 0.0f, parts);
-#pragma unroll
-                for (int i = 0; i < kParts; ++i) *tile_a(i).at(k, c) = parts[i];
-            }
-        }
-        __syncthreads();
-        // Smallest products first.
-#pragma unroll
-        for (int order = kParts - 1; order >= 0; --order) {
-#pragma unroll
-            for (int i = 0; i <= order; ++i) {
-                mma.multiply(tile_b(i), tile_a(order - i), kTile, kTile, kRankStep);
-            }
-        }
-    }
-}
-
 // A tile of s·B·A in shared memory, where threads read it in any order.
 struct LowRankTile {
     // Eight rows of accumulators, and four neighbours of a row, fall into different banks.
     static constexpr int kStride = kTile + 8;
     static constexpr int kBytes = kTile * kStride * sizeof(float);
-    static_assert(kBytes >= kLowRankBytes, "the factors' parts lie where the tile will");
+    static_assert(kBytes >= 2 * FactorTile::kBytes, "the factors lie where the tile will");
 
     unsigned char* memory;
 
@@ -94,10 +73,13 @@ struct LowRankTile {
         return reinterpret_cast<const float*>(memory) + row * kStride + col;
     }
 
-    // Computes the tile (row0, col0). Nothing is written before a first barrier; ends with one.
-    __device__ __forceinline__ void compute(const Factors& f, int row0, int col0) const {
-        LowRankMma mma;
-        low_rank_tile(f, mma, memory, row0, col0);
+    // Computes the tile (row0, col0); begins and ends with a barrier.
+    __device__ __forceinline__ void compute(const Factors& f, float scaling, int row0,
+                                            int col0) const {
+        const FactorTile b(memory), a(memory + FactorTile::kBytes);
+        LowRankMma product;
+        __syncthreads();
+        low_rank_tile(f, b, a, product, row0, col0, true, true);
         __syncthreads();
 #pragma unroll
         for (int i = 0; i < LowRankMma::kRows; ++i) {
@@ -105,7 +87,8 @@ struct LowRankTile {
             for (int j = 0; j < LowRankMma::kCols; j += 2) {
                 struct __align__(8) Pair { float a, b; };
                 float* to = const_cast<float*>(at(LowRankMma::row(i), LowRankMma::col(j)));
-                *reinterpret_cast<Pair*>(to) = {mma.at(i, j), mma.at(i, j + 1)};
+                *reinterpret_cast<Pair*>(to) = {scaling * product.at(i, j),
+                                                scaling * product.at(i, j + 1)};
             }
         }
         __syncthreads();

@@ -21,7 +21,7 @@ const RULES: &[(&str, &str, &str)] = &[
     ("owner", r"\bblockIdx\.[xyz] != 0", "false"),
     ("owner", r"\b(?:\w+::lane\(\)|threadIdx\.x) (?:< 4|% \w+ == 0)", "true"),
     ("edge", r"TERM > 0\.0f", "true"),
-    ("alignment", r"\bp\.aligned\b", "true"),
+    ("alignment", r"\b[fp]\.aligned(?:_[ab])?\b", "true"),
     ("alignment", r"\bif \((?:ALIGNED|PAIRED)\)", "if (true)"),
     ("alignment", r"\bpart\.start % kVector<float> == 0", "true"),
     ("alignment", r"\b__shared__ __align__\(\d+\)", "__shared__"),

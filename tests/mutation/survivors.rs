@@ -221,14 +221,14 @@ pub const SURVIVORS: &[Survivor] = &[
     survivor(
         "prepare.cu",
         "square_sums",
-        ["Distribution::lane() < 4", "true"],
+        ["LowRankMma::lane() < 4", "true"],
         0,
         Why::Equivalent(SAME_IN_LANES),
     ),
     survivor(
         "prepare.cu",
         "square_sums",
-        ["Distribution::lane() % 4 == 0", "true"],
+        ["LowRankMma::lane() % 4 == 0", "true"],
         0,
         Why::Equivalent(SAME_IN_LANES),
     ),
