@@ -8,6 +8,8 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
 #[allow(dead_code)] // `xtask` and the emulator's tests use the rest
@@ -20,6 +22,10 @@ use nvrtc::{Nvrtc, NvrtcError, Source};
 /// ones.
 const ARCHITECTURE: &str = "--gpu-architecture=compute_80";
 const OPTIONS: [&str; 3] = [ARCHITECTURE, "--std=c++17", "--generate-line-info"];
+
+/// What a kernel file that has entry points per dtype makes them with, and the dtypes.
+const ENTRIES: &str = "FUSED_DORA_ENTRIES(";
+const DTYPES: [&str; 3] = ["bf16", "f16", "f32"];
 
 fn main() -> ExitCode {
     match build() {
@@ -62,32 +68,56 @@ fn build() -> Result<(), Box<dyn std::error::Error>> {
         }
     };
 
-    // NVRTC compiles on as many threads as call it.
-    let compile = |(stem, text): &(String, String)| {
+    // An image per dtype, so that programs load only what they use.
+    let images: Vec<_> = kernels
+        .iter()
+        .flat_map(|(stem, text)| {
+            let dtypes: &[_] = if text.contains(ENTRIES) { &DTYPES } else { &[""] };
+            dtypes.iter().map(move |dtype| (stem, text, *dtype))
+        })
+        .collect();
+    let compile = |&(stem, text, dtype): &(&String, &String, &str)| {
         let name = format!("kernels/{stem}.cu");
         let source = Source { name: &name, text, headers: &headers };
-        nvrtc.as_ref().map(|nvrtc| match nvrtc.compile(&source, &OPTIONS) {
+        let dtype = format!("--define-macro=FUSED_DORA_DTYPE={dtype}");
+        let options: Vec<&str> = OPTIONS.into_iter().chain([dtype.as_str()]).collect();
+        nvrtc.as_ref().map(|nvrtc| match nvrtc.compile(&source, &options) {
             Err(NvrtcError::Compile(log)) => Err(format!("{name} does not compile:\n{log}")),
             compiled => compiled.map_err(|error| error.to_string()),
         })
     };
-    let compiled: Vec<_> = thread::scope(|scope| {
-        let threads: Vec<_> =
-            kernels.iter().map(|kernel| scope.spawn(|| compile(kernel))).collect();
-        threads.into_iter().map(|thread| thread.join().expect("no panic")).collect()
-    });
-    let mut table = String::new();
-    for ((stem, _), ptx) in kernels.iter().zip(compiled) {
-        let constant = stem.to_uppercase();
-        let value = match ptx.transpose()? {
-            None => "None".to_owned(),
-            Some(ptx) => {
-                write_if_changed(&out.join(format!("{stem}.ptx")), &ptx)?;
-                format!("Some(include_str!(concat!(env!(\"OUT_DIR\"), \"/{stem}.ptx\")))")
-            }
-        };
-        table += &format!("pub(crate) const {constant}: Option<&str> = {value};\n");
+    // NVRTC compiles on as many threads as call it.
+    let next = AtomicUsize::new(0);
+    let ptx = Mutex::new(vec![None; images.len()]);
+    let work = || {
+        loop {
+            let at = next.fetch_add(1, Ordering::Relaxed);
+            let Some(image) = images.get(at) else { break };
+            let compiled = compile(image);
+            ptx.lock().expect("no panic")[at] = compiled;
+        }
+    };
+    let threads = thread::available_parallelism().map_or(1, usize::from);
+    thread::scope(|scope| (0..threads).for_each(|_| drop(scope.spawn(work))));
+
+    let mut table = "pub(crate) const FILES: &[(&str, &[Option<&str>])] = &[\n".to_owned();
+    let mut ptx = ptx.into_inner().expect("no panic").into_iter();
+    for of_file in images.chunk_by(|(stem, ..), (other, ..)| stem == other) {
+        let mut row = String::new();
+        for ((stem, _, dtype), ptx) in of_file.iter().zip(&mut ptx) {
+            row += &match ptx.transpose()? {
+                None => "None, ".to_owned(),
+                Some(ptx) => {
+                    let name =
+                        format!("{stem}{}{dtype}.ptx", if dtype.is_empty() { "" } else { "_" });
+                    write_if_changed(&out.join(&name), &ptx)?;
+                    format!("Some(include_str!(concat!(env!(\"OUT_DIR\"), \"/{name}\"))), ")
+                }
+            };
+        }
+        table += &format!("    (\"{}.cu\", &[{row}]),\n", of_file[0].0);
     }
+    table += "];\n";
     write_if_changed(&out.join("kernels.rs"), &table)?;
     Ok(())
 }

@@ -312,6 +312,4 @@ extern "C" __constant__ int backward_adapter_geometry[] = {
         backward_adapter<T>(p, shared);                                                         \
     }
 
-FUSED_DORA_BACKWARD_ADAPTER(bf16, bf16)
-FUSED_DORA_BACKWARD_ADAPTER(f16, f16)
-FUSED_DORA_BACKWARD_ADAPTER(f32, float)
+FUSED_DORA_ENTRIES(FUSED_DORA_BACKWARD_ADAPTER)

@@ -238,6 +238,4 @@ extern "C" __constant__ int backward_input_geometry[] = {
     FUSED_DORA_BACKWARD_INPUT_ENTRIES(NAME, false, T)                                           \
     FUSED_DORA_BACKWARD_INPUT_ENTRIES(dropout_##NAME, true, T)
 
-FUSED_DORA_BACKWARD_INPUT(bf16, bf16)
-FUSED_DORA_BACKWARD_INPUT(f16, f16)
-FUSED_DORA_BACKWARD_INPUT(f32, float)
+FUSED_DORA_ENTRIES(FUSED_DORA_BACKWARD_INPUT)

@@ -216,6 +216,4 @@ extern "C" __constant__ int decompose_geometry[] = {kTile, kMoments, kThreads,
         decompose<T>(p, shared, totals, &flag);                                                 \
     }
 
-FUSED_DORA_DECOMPOSE(bf16, bf16)
-FUSED_DORA_DECOMPOSE(f16, f16)
-FUSED_DORA_DECOMPOSE(f32, float)
+FUSED_DORA_ENTRIES(FUSED_DORA_DECOMPOSE)

@@ -255,6 +255,4 @@ extern "C" __constant__ int forward_geometry[] = {
         p.aligned ? forward<true, T>(p, shared) : forward<false, T>(p, shared);                 \
     }
 
-FUSED_DORA_FORWARD(bf16, bf16)
-FUSED_DORA_FORWARD(f16, f16)
-FUSED_DORA_FORWARD(f32, float)
+FUSED_DORA_ENTRIES(FUSED_DORA_FORWARD)

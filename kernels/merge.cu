@@ -146,6 +146,4 @@ extern "C" __constant__ int merge_geometry[] = {kTile, kSums, kThreads, sizeof(M
         convert<true, T>(p, shared);                                                            \
     }
 
-FUSED_DORA_MERGE(bf16, bf16)
-FUSED_DORA_MERGE(f16, f16)
-FUSED_DORA_MERGE(f32, float)
+FUSED_DORA_ENTRIES(FUSED_DORA_MERGE)

@@ -410,6 +410,4 @@ extern "C" __constant__ int norm_gradient_geometry[] = {
         finish(p, g);                                                                           \
     }
 
-FUSED_DORA_NORM_GRADIENT(bf16, bf16)
-FUSED_DORA_NORM_GRADIENT(f16, f16)
-FUSED_DORA_NORM_GRADIENT(f32, float)
+FUSED_DORA_ENTRIES(FUSED_DORA_NORM_GRADIENT)

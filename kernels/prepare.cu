@@ -246,6 +246,4 @@ extern "C" __constant__ int prepare_geometry[] = {kStrip, kThreads, sizeof(Prepa
         prepare<T>(p, {memory});                                                                \
     }
 
-FUSED_DORA_PREPARE(bf16, bf16)
-FUSED_DORA_PREPARE(f16, f16)
-FUSED_DORA_PREPARE(f32, float)
+FUSED_DORA_ENTRIES(FUSED_DORA_PREPARE)

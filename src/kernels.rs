@@ -1,6 +1,7 @@
 //! The compiled kernels, loaded into a context, and the checks around every launch.
 
-use std::sync::Arc;
+use std::borrow::Cow;
+use std::sync::{Arc, OnceLock};
 
 use cudarc::driver::sys::CUdevice_attribute_enum as Attribute;
 use cudarc::driver::{
@@ -10,7 +11,7 @@ use cudarc::driver::{
 use cudarc::nvrtc::Ptx;
 
 use crate::error::{During, Error, Result};
-use crate::spec::Dtype;
+use crate::spec::{DoraSpec, Dtype, NormGrad};
 
 mod embedded {
     include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
@@ -21,18 +22,6 @@ pub(crate) const THREADS: u32 = 128;
 
 /// bf16 tensor cores and cp.async came with Ampere.
 const NEEDED_CAPABILITY: (i32, i32) = (8, 0);
-
-/// The kernel files, in the order of [`Entry`].
-const FILES: [(&str, Option<&str>); 8] = [
-    ("prepare.cu", embedded::PREPARE),
-    ("forward.cu", embedded::FORWARD),
-    ("backward_adapter.cu", embedded::BACKWARD_ADAPTER),
-    ("backward_input.cu", embedded::BACKWARD_INPUT),
-    ("adamw.cu", embedded::ADAMW),
-    ("norm_gradient.cu", embedded::NORM_GRADIENT),
-    ("merge.cu", embedded::MERGE),
-    ("decompose.cu", embedded::DECOMPOSE),
-];
 
 /// One kernel, whatever its dtype.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -77,26 +66,37 @@ impl Entry {
         Self::Decompose,
     ];
 
-    /// The entry point's name up to the dtype, and the index of its file.
-    const fn name(self) -> (&'static str, usize) {
+    /// The entry point's name up to the dtype, and its file.
+    const fn name(self) -> (&'static str, &'static str) {
         match self {
-            Self::Prepare => ("prepare", 0),
-            Self::ForwardLowRank => ("forward_low_rank", 1),
-            Self::ForwardLowRankDropout => ("forward_low_rank_dropout", 1),
-            Self::Forward => ("forward", 1),
-            Self::ForwardPeftDropout => ("forward_peft_dropout", 1),
-            Self::BackwardAdapter => ("backward_adapter", 2),
-            Self::BackwardInput => ("backward_input", 3),
-            Self::BackwardInputDropout => ("backward_input_dropout", 3),
-            Self::BackwardInputLoraA => ("backward_input_lora_a", 3),
-            Self::BackwardInputLoraADropout => ("backward_input_lora_a_dropout", 3),
-            Self::AdamW => ("adamw", 4),
-            Self::GradientNorm => ("gradient_norm", 4),
-            Self::NormGradient => ("norm_gradient", 5),
-            Self::NormGradientFinish => ("norm_gradient_finish", 5),
-            Self::Merge => ("merge", 6),
-            Self::Unmerge => ("unmerge", 6),
-            Self::Decompose => ("decompose", 7),
+            Self::Prepare => ("prepare", "prepare.cu"),
+            Self::ForwardLowRank => ("forward_low_rank", "forward.cu"),
+            Self::ForwardLowRankDropout => ("forward_low_rank_dropout", "forward.cu"),
+            Self::Forward => ("forward", "forward.cu"),
+            Self::ForwardPeftDropout => ("forward_peft_dropout", "forward.cu"),
+            Self::BackwardAdapter => ("backward_adapter", "backward_adapter.cu"),
+            Self::BackwardInput => ("backward_input", "backward_input.cu"),
+            Self::BackwardInputDropout => ("backward_input_dropout", "backward_input.cu"),
+            Self::BackwardInputLoraA => ("backward_input_lora_a", "backward_input.cu"),
+            Self::BackwardInputLoraADropout => {
+                ("backward_input_lora_a_dropout", "backward_input.cu")
+            }
+            Self::AdamW => ("adamw", "adamw.cu"),
+            Self::GradientNorm => ("gradient_norm", "adamw.cu"),
+            Self::NormGradient => ("norm_gradient", "norm_gradient.cu"),
+            Self::NormGradientFinish => ("norm_gradient_finish", "norm_gradient.cu"),
+            Self::Merge => ("merge", "merge.cu"),
+            Self::Unmerge => ("unmerge", "merge.cu"),
+            Self::Decompose => ("decompose", "decompose.cu"),
+        }
+    }
+
+    /// Whether training a layer of the spec launches it.
+    fn trains(self, spec: &DoraSpec) -> bool {
+        match self {
+            Self::Merge | Self::Unmerge | Self::Decompose => false,
+            Self::NormGradient | Self::NormGradientFinish => spec.norm_grad() == NormGrad::Exact,
+            _ => true,
         }
     }
 
@@ -107,6 +107,14 @@ impl Entry {
             _ => dtype,
         }
     }
+}
+
+/// The images of a kernel file, one per dtype or one for all, and what is loaded of them.
+#[derive(Debug)]
+struct File {
+    name: &'static str,
+    images: Vec<Cow<'static, str>>,
+    modules: [OnceLock<Arc<CudaModule>>; Dtype::ALL.len()],
 }
 
 /// A kernel and what the device must give a block of it.
@@ -221,8 +229,8 @@ struct Limits {
 #[derive(Debug)]
 pub struct Kernels {
     context: Arc<CudaContext>,
-    modules: Vec<Arc<CudaModule>>,
-    functions: Vec<Function>,
+    files: Vec<File>,
+    functions: [[OnceLock<Function>; Dtype::ALL.len()]; Entry::ALL.len()],
     limits: Limits,
     sm_count: usize,
 }
@@ -230,10 +238,14 @@ pub struct Kernels {
 impl Kernels {
     /// Whether the kernels were compiled into this build.
     pub fn are_built() -> bool {
-        FILES.iter().all(|(_, ptx)| ptx.is_some())
+        embedded::FILES.iter().flat_map(|(_, images)| *images).all(Option::is_some)
     }
 
-    /// Loads the kernels into `context`.
+    /// The kernels, for `context`.
+    ///
+    /// The driver translates a kernel file's PTX for the GPU, and keeps the result, when one of its
+    /// kernels is needed: for training, when a workspace is made for specs of a dtype; for merging
+    /// and analysis, at the first launch.
     ///
     /// # Errors
     /// [`Error::KernelsNotBuilt`] if the crate was compiled without NVRTC,
@@ -243,7 +255,7 @@ impl Kernels {
         Self::load_with(context, &[])
     }
 
-    /// Loads the kernels with other PTX, or none, for the files that `replaced` names, such as
+    /// The kernels with other PTX, or none, for the files that `replaced` names, such as
     /// `forward.cu`; for the tests of what depends on it.
     ///
     /// # Errors
@@ -253,29 +265,18 @@ impl Kernels {
         context: &Arc<CudaContext>,
         replaced: &[(&str, Option<&str>)],
     ) -> Result<Self> {
-        let images = FILES
-            .iter()
-            .map(|&(name, embedded)| {
-                let other = replaced.iter().find(|(file, _)| *file == name);
-                let ptx = other.map_or(embedded, |&(_, ptx)| ptx);
-                ptx.map(|ptx| (name, ptx)).ok_or(Error::KernelsNotBuilt)
-            })
-            .collect::<Result<Vec<_>>>()?;
+        let file = |&(name, embedded): &(&'static str, &[Option<&'static str>])| {
+            let images: Option<_> = match replaced.iter().find(|(file, _)| *file == name) {
+                Some((_, ptx)) => ptx.map(|ptx| vec![Cow::Owned(ptx.to_owned())]),
+                None => embedded.iter().map(|ptx| ptx.map(Cow::Borrowed)).collect(),
+            };
+            let images = images.ok_or(Error::KernelsNotBuilt)?;
+            Ok(File { name, images, modules: Default::default() })
+        };
+        let files = embedded::FILES.iter().map(file).collect::<Result<Vec<_>>>()?;
         let found = context.compute_capability().during("reading the compute capability")?;
         if found < NEEDED_CAPABILITY {
             return Err(Error::UnsupportedArchitecture { found, needed: NEEDED_CAPABILITY });
-        }
-        let modules = images
-            .into_iter()
-            .map(|(name, ptx)| load_image(context, name, ptx))
-            .collect::<Result<Vec<_>>>()?;
-        let mut functions = Vec::new();
-        for entry in Entry::ALL {
-            let (name, file) = entry.name();
-            for dtype in Dtype::ALL {
-                let suffix = entry.suffix(dtype);
-                functions.push(Function::load(&modules[file], &format!("{name}_{suffix}"))?);
-            }
         }
         let attribute = |which| {
             let value = context.attribute(which).during("reading the device's limits")?;
@@ -291,7 +292,17 @@ impl Kernels {
             shared_bytes: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK)?,
         };
         let sm_count = attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)? as usize;
-        Ok(Self { context: context.clone(), modules, functions, limits, sm_count })
+        let functions = Default::default();
+        let kernels = Self { context: context.clone(), files, functions, limits, sm_count };
+        // The smallest file tells whether the driver takes the PTX.
+        kernels.function(Entry::AdamW, Dtype::F32)?;
+        Ok(kernels)
+    }
+
+    /// Loads what training layers of the spec takes, where that is not done.
+    pub(crate) fn load_training(&self, spec: &DoraSpec) -> Result<()> {
+        let mut entries = Entry::ALL.into_iter().filter(|entry| entry.trains(spec));
+        entries.try_for_each(|entry| self.function(entry, spec.dtype()).map(drop))
     }
 
     /// The context that the kernels were loaded into.
@@ -319,11 +330,11 @@ impl Kernels {
     /// The `<file>_geometry` constants of a kernel file, for the test that compares them.
     #[doc(hidden)]
     pub fn geometry(&self, stream: &Arc<CudaStream>, symbol: &str) -> Result<Vec<i32>> {
-        let module = FILES
-            .iter()
-            .position(|(name, _)| symbol.strip_suffix("_geometry") == name.strip_suffix(".cu"))
-            .and_then(|index| self.modules.get(index))
-            .ok_or(Error::MissingTensor { tensor: "geometry", reason: "no such kernel file" })?;
+        let file =
+            symbol.strip_suffix("_geometry").and_then(|stem| self.file(&format!("{stem}.cu")));
+        let file =
+            file.ok_or(Error::MissingTensor { tensor: "geometry", reason: "no such kernel file" })?;
+        let module = file.module(&self.context, Dtype::F32)?;
         let view = module.get_global(symbol, stream).during("finding a kernel constant")?;
         // SAFETY: the symbol is an array of 32-bit integers, valid for any bit pattern.
         let ints = unsafe { view.transmute::<i32>(view.len() / size_of::<i32>()) };
@@ -345,7 +356,7 @@ impl Kernels {
         params: &P,
     ) -> Result<()> {
         self.check_grid(entry, dtype, grid)?;
-        let function = self.function(entry, dtype);
+        let function = self.function(entry, dtype)?;
         let config = LaunchConfig {
             grid_dim: (grid[0] as u32, grid[1] as u32, grid[2] as u32),
             block_dim: (THREADS, 1, 1),
@@ -357,15 +368,29 @@ impl Kernels {
         Ok(())
     }
 
-    fn function(&self, entry: Entry, dtype: Dtype) -> &Function {
-        &self.functions[entry as usize * Dtype::ALL.len() + dtype as usize]
+    fn file(&self, name: &str) -> Option<&File> {
+        self.files.iter().find(|file| file.name == name)
+    }
+
+    /// A kernel, loaded if it is not yet.
+    fn function(&self, entry: Entry, dtype: Dtype) -> Result<&Function> {
+        let slot = &self.functions[entry as usize][dtype as usize];
+        if let Some(function) = slot.get() {
+            return Ok(function);
+        }
+        let (name, file) = entry.name();
+        let dtype = entry.suffix(dtype);
+        let file = self.file(file).ok_or(Error::KernelsNotBuilt)?;
+        let module = file.module(&self.context, dtype)?;
+        let function = Function::load(module, &format!("{name}_{dtype}"))?;
+        Ok(slot.get_or_init(|| function))
     }
 
     /// Checks a launch against the device's limits, so that an op of several launches fails
     /// before its first.
     pub(crate) fn check_grid(&self, entry: Entry, dtype: Dtype, grid: [usize; 3]) -> Result<()> {
         let (kernel, _) = entry.name();
-        let function = self.function(entry, dtype);
+        let function = self.function(entry, dtype)?;
         const GRID: [&str; 3] = ["a grid width", "a grid height", "a grid depth"];
         let fewer = "use fewer tokens or a smaller rank per call";
         let none = "this GPU cannot run this kernel";
@@ -383,6 +408,19 @@ impl Kernels {
             }
         }
         Ok(())
+    }
+}
+
+impl File {
+    /// The module that has a dtype's kernels, loaded if it is not yet.
+    fn module(&self, context: &Arc<CudaContext>, dtype: Dtype) -> Result<&Arc<CudaModule>> {
+        let slot = &self.modules[dtype as usize];
+        if let Some(module) = slot.get() {
+            return Ok(module);
+        }
+        let image = self.images.get(dtype as usize).unwrap_or(&self.images[0]);
+        let module = load_image(context, self.name, image)?;
+        Ok(slot.get_or_init(|| module))
     }
 }
 

@@ -150,6 +150,7 @@ impl Layout {
         let mut needs = adamw::needs(sm_count);
         for spec in specs {
             spec.check_tokens(tokens)?;
+            kernels.load_training(spec)?;
             let of_ops = [
                 prepare::needs(spec, sm_count),
                 forward::needs(spec, tokens),

@@ -8,8 +8,18 @@ using i64 = long long;
 
 struct bf16 { u16 bits; };
 struct f16 { u16 bits; };
+using f32 = float;
 
 static_assert(sizeof(bf16) == 2 && sizeof(f16) == 2, "16-bit types are loaded as 16-bit words");
+
+// The entry points of a kernel file, MACRO(name, type) for each dtype: for the one that the file is
+// compiled for, or without that for all.
+#ifdef FUSED_DORA_DTYPE
+#define FUSED_DORA_ENTRIES(MACRO) FUSED_DORA_ENTRIES_OF(MACRO, FUSED_DORA_DTYPE)
+#define FUSED_DORA_ENTRIES_OF(MACRO, T) MACRO(T, T)
+#else
+#define FUSED_DORA_ENTRIES(MACRO) MACRO(bf16, bf16) MACRO(f16, f16) MACRO(f32, f32)
+#endif
 
 constexpr int kWarpSize = 32;
 constexpr int kThreads = 128;  // every kernel's block: four warps

@@ -59,8 +59,7 @@ impl Sources {
         file == other || included.into_iter().any(|header| self.includes(header, other))
     }
 
-    /// The PTX of a kernel file for one dtype, after a change of a file's text. The entry points
-    /// of other dtypes are empty.
+    /// The PTX of a kernel file for one dtype, after a change of a file's text.
     pub fn compile(
         &self,
         kernel: &str,
@@ -77,24 +76,12 @@ impl Sources {
             .filter(|name| name.ends_with(".cuh"))
             .map(|name| (name.clone(), text(name)))
             .collect();
-        let text = only(&text(kernel), dtype);
-        let source = Source { name: kernel, text: &text, headers: &headers };
-        let ptx = self.nvrtc.compile(&source, &OPTIONS);
-        let mut ptx = ptx.map_err(|error| format!("{kernel}: {error}"))?;
-        let suffix = format!("_{dtype}");
-        for entry in entries(&ptx).iter().filter_map(|entry| entry.strip_suffix(&suffix)) {
-            let others = Dtype::ALL.into_iter().filter(|other| *other != dtype);
-            others.for_each(|other| ptx += &empty_entry(&format!("{entry}_{other}")));
-        }
-        Ok(ptx)
+        let source = Source { name: kernel, text: &text(kernel), headers: &headers };
+        let dtype = format!("--define-macro=FUSED_DORA_DTYPE={dtype}");
+        let options: Vec<&str> = OPTIONS.into_iter().chain([dtype.as_str()]).collect();
+        let ptx = self.nvrtc.compile(&source, &options);
+        ptx.map_err(|error| format!("{kernel}: {error}"))
     }
-}
-
-/// A kernel file without the entry points of all dtypes but one.
-fn only(text: &str, dtype: Dtype) -> String {
-    let stamp = Regex::new(r"^FUSED_DORA_\w+\((\w+), \w+\)$").expect("a pattern");
-    let other = |line: &str| stamp.captures(line).is_some_and(|found| found[1] != *dtype.name());
-    text.lines().map(|line| if other(line) { "" } else { line }).collect::<Vec<_>>().join("\n")
 }
 
 /// The names of a module's entry points.
@@ -103,14 +90,11 @@ fn entries(ptx: &str) -> Vec<String> {
     entry.captures_iter(ptx).map(|found| found[1].to_owned()).collect()
 }
 
-fn empty_entry(name: &str) -> String {
-    format!("\n.visible .entry {name}()\n{{\n\tret;\n}}\n")
-}
-
 /// The module with nothing in its entry points.
 pub fn emptied(ptx: &str) -> String {
     let directives = [".version", ".target", ".address_size"];
     let is_head = |line: &&str| directives.iter().any(|directive| line.starts_with(directive));
     let head: Vec<&str> = ptx.lines().filter(is_head).collect();
-    entries(ptx).iter().fold(head.join("\n"), |text, entry| text + &empty_entry(entry))
+    let empty = |name: &String| format!("\n.visible .entry {name}()\n{{\n\tret;\n}}\n");
+    entries(ptx).iter().fold(head.join("\n"), |text, entry| text + &empty(entry))
 }

@@ -147,10 +147,10 @@ struct Table {
 impl Table {
     /// Whether all of the kernels, or none of them, were compiled.
     fn check(&self, built: bool) -> Result<(), Failure> {
-        let (some, none) = (self.text.matches("= Some(").count(), self.text.matches("= None;"));
-        match (some, none.count()) {
-            (1.., 0) if built => {
-                println!("{some} kernel files compiled");
+        let count = |image| self.text.matches(image).count();
+        match (count("Some(include_str!"), count("None,")) {
+            (some @ 1.., 0) if built => {
+                println!("{some} kernel images compiled");
                 Ok(())
             }
             (0, 1..) if !built => {
@@ -158,7 +158,7 @@ impl Table {
                 Ok(())
             }
             (some, none) => Err(Failure::new(format!(
-                "{some} kernel files were compiled and {none} were not, according to {}: run \
+                "{some} kernel images were compiled and {none} were not, according to {}: run \
                  `cargo xtask nvrtc`, then `cargo build --verbose`, and read its warnings",
                 self.path.display()
             ))),
