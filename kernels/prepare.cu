@@ -104,7 +104,7 @@ __device__ __forceinline__ void square_sums(const PrepareParams& p, const Shared
         },
         [&](int step, int stage) {
             LowRankMma product;
-            low_rank_tile(factors_of(p), shared.b(), shared.a(), product, row0(step), col0(step),
+            low_rank_tile<true>(factors_of(p), shared.b(), shared.a(), product, row0(step), col0(step),
                           ON_INPUT || step == 0, !ON_INPUT || step == 0);
 #pragma unroll
             for (int i = 0; i < LowRankMma::kRows; ++i) {

@@ -24,6 +24,9 @@ using FactorTile = Tf32Tile<kTile>;  // rows of B, or columns of A, for 16 ranks
 
 // The tile (row0, col0) of B·A into `sum`, by way of a tile of each factor, which are written to at
 // once. `new_rows` and `new_cols` say whether B's rows and A's columns are others than last time.
+// NEAREST: the sum over more ranks than a tile has is rounded to nearest, outside the tensor cores,
+// for twice the registers.
+template <bool NEAREST>
 __device__ __forceinline__ void low_rank_tile(const Factors& f, FactorTile b, FactorTile a,
                                               LowRankMma& sum, int row0, int col0, bool new_rows,
                                               bool new_cols) {
@@ -42,11 +45,14 @@ __device__ __forceinline__ void low_rank_tile(const Factors& f, FactorTile b, Fa
             });
         }
         __syncthreads();
-        // The sum over more ranks than these is rounded to nearest, outside the tensor cores.
-        LowRankMma part;
-        part.clear();
-        multiply_tf32_tiles(part, b, a);
-        sum.add(part);
+        if constexpr (NEAREST) {
+            LowRankMma part;
+            part.clear();
+            multiply_tf32_tiles(part, b, a);
+            sum.add(part);
+        } else {
+            multiply_tf32_tiles(sum, b, a);
+        }
     }
 }
 
@@ -79,7 +85,7 @@ struct LowRankTile {
         const FactorTile b(memory), a(memory + FactorTile::kBytes);
         LowRankMma product;
         __syncthreads();
-        low_rank_tile(f, b, a, product, row0, col0, true, true);
+        low_rank_tile<false>(f, b, a, product, row0, col0, true, true);
         __syncthreads();
 #pragma unroll
         for (int i = 0; i < LowRankMma::kRows; ++i) {

@@ -26,9 +26,27 @@ __device__ __forceinline__ Tf32 split_tf32(float v) {
 constexpr int kTf32Depth = 16;  // k-steps of a tile
 constexpr int kTf32Step = 8;    // k-steps of one product
 
-// ROWS rows (of M) or columns (of N), each with its k-steps.
+// ROWS rows (of M) or columns (of N), each with its k-steps: 128 bytes. Chunks of 16 bytes lie where
+// an XOR with the row puts them, such that neither eight neighbouring rows, which fragments take
+// together, nor every fourth of 32, which a warp splits together, meet in a bank.
 template <int ROWS>
-using Tf32Tile = SharedTile<Tf32, ROWS, kTf32Depth>;
+struct Tf32Tile {
+    static constexpr int kRows = ROWS, kCols = kTf32Depth;
+    static constexpr int kBytes = ROWS * kTf32Depth * sizeof(Tf32);
+    static_assert(kTf32Depth * sizeof(Tf32) == 128, "a row is once through all banks");
+
+    Tf32* data;
+
+    __device__ __forceinline__ explicit Tf32Tile(void* memory) : data(static_cast<Tf32*>(memory)) {}
+
+    __device__ __forceinline__ Tf32* chunk(int row, int chunk) const {
+        const int place = chunk ^ ((row ^ (row >> 3 & 3)) & 7);
+        return data + row * kTf32Depth + place * kVector<Tf32>;
+    }
+    __device__ __forceinline__ Tf32* at(int row, int col) const {
+        return chunk(row, col / kVector<Tf32>) + col % kVector<Tf32>;
+    }
+};
 
 // A fragment takes k-steps 2q and 2q + 1 of each eight in lane q of a row, as 16-bit fragments do:
 // those of both eights lie side by side, where a warp reads them without bank conflicts.
@@ -42,6 +60,7 @@ __device__ __forceinline__ void split_tile(Tf32Tile<ROWS> tile, F load) {
     constexpr u32 kLine = (LINES == Major::K ? kTf32Depth : ROWS) / kWidth;
     constexpr u32 kLines = kThreads / kLine, kVectors = ROWS * kTf32Depth / kWidth;
     static_assert(kThreads % kLine == 0 && kVectors % kThreads == 0, "whole lines at a time");
+    constexpr u32 kNeighbours = LINES == Major::K ? 2 : 1;  // in the tile, too
     const u32 thread = threadIdx.x;
     __builtin_assume(thread < kThreads);  // then most of the indices are constants
 #pragma unroll
@@ -50,10 +69,13 @@ __device__ __forceinline__ void split_tile(Tf32Tile<ROWS> tile, F load) {
         const u32 row = LINES == Major::K ? line : along, k = LINES == Major::K ? along : line;
         const Vector<float> from = load(row, k);
 #pragma unroll
-        for (u32 e = 0; e < kWidth; ++e) {
-            const u32 to_row = LINES == Major::K ? row : row + e;
-            const u32 to_k = LINES == Major::K ? k + e : k;
-            *tile.at(to_row, tf32_column(to_k)) = split_tf32(from.values[e]);
+        for (u32 e = 0; e < kWidth; e += kNeighbours) {
+            if constexpr (LINES == Major::K) {
+                *reinterpret_cast<Vector<Tf32>*>(tile.at(row, tf32_column(k + e))) = {
+                    {split_tf32(from.values[e]), split_tf32(from.values[e + 1])}};
+            } else {
+                *tile.at(row + e, tf32_column(k)) = split_tf32(from.values[e]);
+            }
         }
     }
 }
