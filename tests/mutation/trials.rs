@@ -144,7 +144,8 @@ fn merges<E: Element>(kernels: &Arc<Kernels>, random: &mut StdRng) {
     for (shape, norm) in [
         ([0, 131, 150, 19], Norm::Output),
         ([0, 136, 152, 5], Norm::Input),
-        ([0, 1300, 700, 3], Norm::None),
+        // More tiles than CTAs, each of which takes a second one.
+        ([0, 1900, 970, 3], Norm::None),
     ] {
         let mut layer = Layer::<E>::new(&device, &random_case(random, shape, norm, false));
         layer.check_merge::<E>();
