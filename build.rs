@@ -23,9 +23,11 @@ use nvrtc::{Nvrtc, NvrtcError, Source};
 const ARCHITECTURE: &str = "--gpu-architecture=compute_80";
 const OPTIONS: [&str; 3] = [ARCHITECTURE, "--std=c++17", "--generate-line-info"];
 
-/// What a kernel file that has entry points per dtype makes them with, and the dtypes.
+/// What a kernel file that has entry points per dtype makes them with, and the dtypes, in the order
+/// of `Dtype`. Others are about adapters alone, which are f32.
 const ENTRIES: &str = "FUSED_DORA_ENTRIES(";
-const DTYPES: [&str; 3] = ["bf16", "f16", "f32"];
+const DTYPES: [&str; 3] = ["bf16", "f16", ADAPTERS];
+const ADAPTERS: &str = "f32";
 
 fn main() -> ExitCode {
     match build() {
@@ -72,7 +74,7 @@ fn build() -> Result<(), Box<dyn std::error::Error>> {
     let images: Vec<_> = kernels
         .iter()
         .flat_map(|(stem, text)| {
-            let dtypes: &[_] = if text.contains(ENTRIES) { &DTYPES } else { &[""] };
+            let dtypes: &[_] = if text.contains(ENTRIES) { &DTYPES } else { &[ADAPTERS] };
             dtypes.iter().map(move |dtype| (stem, text, *dtype))
         })
         .collect();
@@ -108,8 +110,7 @@ fn build() -> Result<(), Box<dyn std::error::Error>> {
             row += &match ptx.transpose()? {
                 None => "None, ".to_owned(),
                 Some(ptx) => {
-                    let name =
-                        format!("{stem}{}{dtype}.ptx", if dtype.is_empty() { "" } else { "_" });
+                    let name = format!("{stem}_{dtype}.ptx");
                     write_if_changed(&out.join(&name), &ptx)?;
                     format!("Some(include_str!(concat!(env!(\"OUT_DIR\"), \"/{name}\"))), ")
                 }

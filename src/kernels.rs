@@ -299,10 +299,14 @@ impl Kernels {
         Ok(kernels)
     }
 
-    /// Loads what training layers of the spec takes, where that is not done.
-    pub(crate) fn load_training(&self, spec: &DoraSpec) -> Result<()> {
-        let mut entries = Entry::ALL.into_iter().filter(|entry| entry.trains(spec));
-        entries.try_for_each(|entry| self.function(entry, spec.dtype()).map(drop))
+    /// Loads what training layers of the specs takes, where that is not done.
+    pub(crate) fn load_training(&self, specs: &[DoraSpec]) -> Result<()> {
+        for spec in specs {
+            for entry in Entry::ALL.into_iter().filter(|entry| entry.trains(spec)) {
+                self.function(entry, spec.dtype())?;
+            }
+        }
+        Ok(())
     }
 
     /// The context that the kernels were loaded into.

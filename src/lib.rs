@@ -108,7 +108,7 @@ mod workspace;
 pub use adamw::{
     AdamW, AdamWConfig, AdapterGroups, Clip, GradientNorm, OptimizerGroup, OptimizerPart, Schedule,
 };
-pub use adapter::{AdapterLayout, AdapterView, AdapterViewMut, Part};
+pub use adapter::{Adapter, AdapterLayout, AdapterView, AdapterViewMut, Part};
 pub use backward::{Backward, Gradients};
 pub use cudarc;
 pub use decompose::{Decompose, DecomposeAdapter, Decomposition};
@@ -119,9 +119,7 @@ pub use forward::Forward;
 pub use kernels::Kernels;
 #[doc(hidden)]
 pub use kernels::load_image;
-pub use linear::{
-    Adapter, DoraLinear, LinearBackward, LinearForward, Moments, Saved, SharedWorkspace,
-};
+pub use linear::{DoraLinear, LinearBackward, LinearForward, Moments, Saved, SharedWorkspace};
 pub use merge::{InPlace, Merge, MergeReport, Unmerge};
 pub use norm_gradient::NormGradient;
 pub use prepare::{Magnitude, Prepare, Prepared};

@@ -6,13 +6,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use cudarc::driver::{CudaSlice, CudaStream, CudaView, CudaViewMut};
 
 use crate::adamw::{AdamW, AdamWConfig, AdapterGroups, Clip, OptimizerPart, Schedule};
-use crate::adapter::AdapterLayout;
+use crate::adapter::{Adapter, AdapterLayout};
 use crate::backward::{Backward, Gradients};
 use crate::dropout::{Dropout, DropoutForm, uniform};
 use crate::error::{During, Error, Result};
 use crate::forward::Forward;
 use crate::kernels::Kernels;
-use crate::merge::{Merge, Unmerge, check_weight};
+use crate::merge::{Merge, Unmerge, check_outputs};
 use crate::norm_gradient::NormGradient;
 use crate::prepare::{Magnitude, Prepare, Prepared};
 use crate::rows::{MatrixView, MatrixViewMut};
@@ -21,116 +21,6 @@ use crate::workspace::Workspace;
 
 /// A workspace that the layers of one stream share.
 pub type SharedWorkspace = Arc<Mutex<Workspace>>;
-
-/// An adapter: its parameters and gradients, one contiguous f32 buffer each, and what the ops
-/// prepare of it.
-#[derive(Debug)]
-pub struct Adapter<E> {
-    spec: DoraSpec,
-    layout: AdapterLayout,
-    parameters: CudaSlice<f32>,
-    gradients: CudaSlice<f32>,
-    prepared: Prepared<E>,
-    generation: u64,
-    prepared_generation: Option<u64>,
-}
-
-impl<E: Element> Adapter<E> {
-    /// An adapter of zeros, gradients included; with a trained bias where `has_bias`. Load its
-    /// parameters, or make them with [`DoraLinear::initialise`].
-    ///
-    /// # Errors
-    /// [`Error::Dtype`], or the driver's, e.g. out of memory.
-    pub fn new(stream: &Arc<CudaStream>, spec: &DoraSpec, has_bias: bool) -> Result<Self> {
-        let layout = match has_bias {
-            true => AdapterLayout::with_bias(spec),
-            false => AdapterLayout::new(spec),
-        };
-        let zeros = || stream.alloc_zeros(layout.len().max(1)).during("allocating an adapter");
-        Ok(Self {
-            spec: *spec,
-            layout,
-            parameters: zeros()?,
-            gradients: zeros()?,
-            prepared: Prepared::new(stream, spec)?,
-            generation: 0,
-            prepared_generation: None,
-        })
-    }
-
-    /// Its spec.
-    pub const fn spec(&self) -> &DoraSpec {
-        &self.spec
-    }
-
-    /// Where A, B, m and the bias lie in its buffers.
-    pub const fn layout(&self) -> &AdapterLayout {
-        &self.layout
-    }
-
-    /// The parameters.
-    pub fn parameters(&self) -> CudaView<'_, f32> {
-        self.parameters.slice(..self.layout.len())
-    }
-
-    /// The parameters, to be changed: the layer prepares them anew at its next forward.
-    pub fn parameters_mut(&mut self) -> CudaViewMut<'_, f32> {
-        self.generation += 1;
-        self.parameters.slice_mut(..self.layout.len())
-    }
-
-    /// The gradients.
-    pub fn gradients(&self) -> CudaView<'_, f32> {
-        self.gradients.slice(..self.layout.len())
-    }
-
-    /// The gradients, to be changed, as by an all-reduce.
-    pub fn gradients_mut(&mut self) -> CudaViewMut<'_, f32> {
-        self.gradients.slice_mut(..self.layout.len())
-    }
-
-    /// How often the parameters were lent to be changed.
-    pub const fn generation(&self) -> u64 {
-        self.generation
-    }
-
-    /// c and g, as of the last forward.
-    pub const fn prepared(&self) -> &Prepared<E> {
-        &self.prepared
-    }
-
-    /// Prepares the parameters, unless that was done since they changed.
-    fn prepare(
-        &mut self,
-        kernels: &Kernels,
-        stream: &Arc<CudaStream>,
-        workspace: &mut Workspace,
-        weight: &CudaSlice<E>,
-    ) -> Result<()> {
-        if self.prepared_generation == Some(self.generation) {
-            return Ok(());
-        }
-        let parts = self.layout.view(self.parameters.slice(..self.layout.len()))?;
-        let inputs = Prepare {
-            weight: weight.as_view(),
-            lora_a: parts.lora_a,
-            lora_b: parts.lora_b,
-            magnitude: parts.magnitude.map_or(Magnitude::None, Magnitude::Given),
-            bias: parts.bias,
-        };
-        kernels.prepare(stream, &self.spec, workspace, &mut self.prepared, inputs)?;
-        self.prepared_generation = Some(self.generation);
-        Ok(())
-    }
-
-    /// Whether the prepared operands are those of the parameters as they are.
-    fn check_prepared(&self, problem: &'static str) -> Result<()> {
-        match self.prepared_generation == Some(self.generation) {
-            true => Ok(()),
-            false => Err(Error::NotPrepared { problem }),
-        }
-    }
-}
 
 /// What a forward keeps for its backward: one for each micro-batch that is under way.
 #[derive(Debug)]
@@ -593,7 +483,7 @@ impl<E: Element> DoraLinear<E> {
         let Self { kernels, stream, workspace, weight, adapters, active, .. } = self;
         let adapter = active_of(adapters, active, "it is merged")?;
         let workspace = &mut lock(workspace);
-        check_weight("merged", &adapter.spec, merged.len())?;
+        check_outputs(kernels, &adapter.spec, ("merged", &merged), report.as_ref())?;
         adapter.prepare(kernels, stream, workspace, weight)?;
         let parameters = adapter.layout.view(adapter.parameters())?;
         let (lora_a, lora_b) = (parameters.lora_a, parameters.lora_b);

@@ -164,9 +164,8 @@ impl Kernels {
     ) -> Result<()> {
         self.check_stream(stream)?;
         check_weight("weight", spec, io.weight.len())?;
-        check_weight("merged", spec, io.merged.len())?;
         self.check_buffer(&io.weight)?;
-        self.check_buffer(&io.merged)?;
+        check_outputs(self, spec, ("merged", &io.merged), io.report.as_ref())?;
         let (source, _guard) = io.weight.device_ptr(stream);
         let (target, _guard) = io.merged.device_ptr_mut(stream);
         let conversion = Conversion {
@@ -195,8 +194,7 @@ impl Kernels {
         report: Option<CudaViewMut<'_, f64>>,
     ) -> Result<()> {
         self.check_stream(stream)?;
-        check_weight("weight", spec, io.weight.len())?;
-        self.check_buffer(&io.weight)?;
+        check_outputs(self, spec, ("weight", &io.weight), report.as_ref())?;
         let (weight, _guard) = io.weight.device_ptr_mut(stream);
         let conversion = Conversion {
             entry: Entry::Merge,
@@ -287,7 +285,7 @@ impl Kernels {
         mut conversion: Conversion<'_>,
     ) -> Result<()> {
         prepared.check(self, spec)?;
-        conversion.check(self, spec)?;
+        check_factors(self, spec, &conversion.lora_a, &conversion.lora_b)?;
         self.check_buffer(workspace.buffer())?;
         let Conversion { entry, source, target, merged, .. } = conversion;
         if entry == Entry::Unmerge {
@@ -353,13 +351,18 @@ struct Conversion<'a> {
     report: Option<CudaViewMut<'a, f64>>,
 }
 
-impl Conversion<'_> {
-    fn check(&self, kernels: &Kernels, spec: &DoraSpec) -> Result<()> {
-        check_factors(kernels, spec, &self.lora_a, &self.lora_b)?;
-        let Some(report) = &self.report else { return Ok(()) };
-        kernels.check_buffer(report)?;
-        check_len("report", report.len(), ("1", 1), ("sums", SUMS))
-    }
+/// Whether what a merge writes is of the right shape and in the kernels' context.
+pub(crate) fn check_outputs<F>(
+    kernels: &Kernels,
+    spec: &DoraSpec,
+    (tensor, merged): (&'static str, &CudaViewMut<'_, F>),
+    report: Option<&CudaViewMut<'_, f64>>,
+) -> Result<()> {
+    check_weight(tensor, spec, merged.len())?;
+    kernels.check_buffer(merged)?;
+    let Some(report) = report else { return Ok(()) };
+    kernels.check_buffer(report)?;
+    check_len("report", report.len(), ("1", 1), ("sums", SUMS))
 }
 
 /// Whether A and B are of the layer's shape and in the kernels' context.

@@ -113,12 +113,14 @@ pub struct WorkspaceSize {
 }
 
 impl WorkspaceSize {
-    /// What calls of up to `max_tokens` tokens need, for any of `specs`.
+    /// What calls of up to `max_tokens` tokens need, for any of `specs`. Loads the kernels that train
+    /// them ([`Kernels::load`]).
     ///
     /// # Errors
-    /// [`Error::InvalidSpec`] if `max_tokens` is beyond what kernels can index.
+    /// [`Error::InvalidSpec`] if `max_tokens` is beyond what kernels can index, or the driver's.
     pub fn new(kernels: &Kernels, specs: &[DoraSpec], max_tokens: usize) -> Result<Self> {
         let Layout { counters_end, total } = Layout::new(kernels, specs, max_tokens)?;
+        kernels.load_training(specs)?;
         Ok(Self { bytes: total, counter_bytes: counters_end })
     }
 }

@@ -77,7 +77,7 @@ pub struct Workspace {
 
 impl Workspace {
     /// Allocates a workspace on `stream` that fits calls of up to `max_tokens` tokens for each of
-    /// `specs`.
+    /// `specs`, and loads the kernels that train them ([`Kernels::load`]).
     ///
     /// # Errors
     /// The driver's, e.g. out of memory; [`Workspace::bytes`] tells the size beforehand.
@@ -89,6 +89,7 @@ impl Workspace {
     ) -> Result<Self> {
         kernels.check_stream(stream)?;
         let Layout { counters_end, total } = Layout::new(kernels, specs, max_tokens)?;
+        kernels.load_training(specs)?;
         let during = "allocating the workspace";
         // SAFETY: only the counters are read before they are written, and they are zeroed below.
         let mut buffer = unsafe { stream.alloc::<u8>(total) }.during(during)?;
@@ -150,7 +151,6 @@ impl Layout {
         let mut needs = adamw::needs(sm_count);
         for spec in specs {
             spec.check_tokens(tokens)?;
-            kernels.load_training(spec)?;
             let of_ops = [
                 prepare::needs(spec, sm_count),
                 forward::needs(spec, tokens),

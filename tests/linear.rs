@@ -331,6 +331,13 @@ fn an_adapter_is_merged_and_unmerged() {
             let found = bench.device.launches().expect("counts") - before;
             assert_eq!(found, launches, "{norm:?}: prepared where it was not");
         }
+        let before = bench.device.launches().expect("counts");
+        let _ = bench.layer.adapter_mut("a").expect("attached").parameters_mut();
+        let short = Some(report.slice_mut(1..));
+        let error = bench.layer.merge(merged.as_view_mut(), short).expect_err("a short report");
+        assert!(matches!(error, Error::Shape { tensor: "report", .. }), "{error}");
+        assert_eq!(bench.device.launches().expect("counts"), before, "checked before the launch");
+        bench.layer.merge(merged.as_view_mut(), None).expect("merged");
         let report = MergeReport::read(&stream, &report.as_view()).expect("the report");
         assert!(report.change_squared > 0.0 && report.kept() > 0.999, "{norm:?}: {report:?}");
         let norms = case.norms().expect("a consistent case");

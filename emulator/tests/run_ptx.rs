@@ -1,45 +1,14 @@
 //! `examples/run_ptx.rs` as a user runs it: its lines, its files and its exit codes.
 
+mod driver_support;
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-const KERNELS: &str = r#"
-.version 8.0
-.target sm_80
-.address_size 64
+use driver_support::SCALE;
 
-.visible .entry scale(
-    .param .u64 scale_param_0,
-    .param .u64 scale_param_1,
-    .param .f32 scale_param_2,
-    .param .u32 scale_param_3
-)
-{
-    .reg .pred %p<2>;
-    .reg .f32 %f<4>;
-    .reg .b32 %r<6>;
-    .reg .b64 %rd<6>;
-
-    ld.param.u64 %rd1, [scale_param_0];
-    ld.param.u64 %rd2, [scale_param_1];
-    ld.param.f32 %f1, [scale_param_2];
-    ld.param.u32 %r2, [scale_param_3];
-    mov.u32 %r3, %ctaid.x;
-    mov.u32 %r4, %ntid.x;
-    mov.u32 %r5, %tid.x;
-    mad.lo.s32 %r1, %r3, %r4, %r5;
-    setp.ge.u32 %p1, %r1, %r2;
-    @%p1 bra DONE;
-    mul.wide.u32 %rd3, %r1, 4;
-    add.s64 %rd4, %rd2, %rd3;
-    ld.global.f32 %f2, [%rd4];
-    mul.f32 %f3, %f1, %f2;
-    add.s64 %rd5, %rd1, %rd3;
-    st.global.f32 [%rd5], %f3;
-DONE:
-    ret;
-}
-
+/// A kernel with a parameter of several bytes.
+const PAIR: &str = r#"
 .visible .entry pair(.param .u64 pair_param_0, .param .align 8 .b8 pair_param_1[16])
 {
     .reg .b64 %rd<4>;
@@ -71,7 +40,7 @@ fn run(arguments: &str) -> Output {
     let profile = test.parent().and_then(Path::parent).expect("a folder");
     let program = profile.join(format!("examples/run_ptx{}", std::env::consts::EXE_SUFFIX));
     assert!(program.is_file(), "{} is missing: cargo build --examples", program.display());
-    let kernels = write("kernels.ptx", KERNELS.as_bytes());
+    let kernels = write("kernels.ptx", format!("{SCALE}{PAIR}").as_bytes());
     let mut command = Command::new(program);
     command.arg(kernels).args(arguments.split_whitespace()).output().expect("the example")
 }
@@ -122,7 +91,7 @@ fn faults_are_reported() {
     );
     assert_eq!(code, Some(1), "{text}");
     assert!(text.contains("access out of bounds in kernel `scale`"), "{text}");
-    assert!(text.contains("st.global.f32 [%rd5], %f3"), "{text}");
+    assert!(text.contains("st.global.f32 [%rd7], %f3"), "{text}");
 }
 
 #[test]

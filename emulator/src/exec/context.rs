@@ -129,7 +129,7 @@ impl Shared {
         (SHARED_BASE + start as u64, length as u64, self.host().wrapping_add(start))
     }
 
-    /// Host address of the first byte, which may not be accessed.
+    /// Host address of the first byte; what may be accessed starts further on.
     pub(crate) fn host(&mut self) -> *mut u8 {
         self.words.as_mut_ptr().cast()
     }

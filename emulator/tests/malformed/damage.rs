@@ -57,13 +57,14 @@ pub const TYPES: [&str; 22] = [
     ".s64", ".f16", ".f16x2", ".bf16", ".bf16x2", ".tf32", ".f32", ".f64", ".u16x2", ".s16x2",
 ];
 
+/// A device of which no text gets much memory or time.
 pub fn device() -> Device {
     let config = Config { threads: 1, watchdog: 1 << 15, ..Config::default() };
     let profile = Profile { total_memory: 16 << 20, ..profile::H100 };
     Device::with_config(profile, config)
 }
 
-/// Loads a text and runs its kernels: how each of them ended.
+/// [`load_and_launch`], in which a panic, or taking long, is a failure.
 pub fn survive(device: &Device, text: &str) -> Vec<Result<(), LaunchError>> {
     let start = Instant::now();
     let results = catch_unwind(AssertUnwindSafe(|| load_and_launch(device, text)));
@@ -73,7 +74,8 @@ pub fn survive(device: &Device, text: &str) -> Vec<Result<(), LaunchError>> {
     results
 }
 
-fn load_and_launch(device: &Device, text: &str) -> Vec<Result<(), LaunchError>> {
+/// Loads a text and launches its kernels on a buffer: how each of them ended.
+pub fn load_and_launch(device: &Device, text: &str) -> Vec<Result<(), LaunchError>> {
     let Ok(module) = device.load_module(text) else { return Vec::new() };
     let buffer = device.alloc(1 << 12).expect("memory");
     device.fill8(buffer, 0, 1 << 12).expect("the whole buffer");
