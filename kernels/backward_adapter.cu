@@ -117,8 +117,8 @@ __device__ __forceinline__ void store_scaled(const BackwardAdapterParams& p,
             const float g = col + e < p.out_features ? p.gain[col + e] - less : 0.0f;
             chunk.values[e] = from_float<T>(to_float(chunk.values[e]) * g);
         }
-        store_chunk<ALIGNED>(static_cast<T*>(p.scaled_grad), end, p.out_features, t0 + r, col,
-                             chunk);
+        store_chunk<ALIGNED>(static_cast<T*>(p.scaled_grad), end, p.out_features, p.out_features,
+                             t0 + r, col, chunk);
     });
 }
 

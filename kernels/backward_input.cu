@@ -15,7 +15,8 @@
 // Formulas: chain rule on forward.cu with c constant: DoRA (arXiv:2402.09353) §4.3.
 
 #include "common/dropout.cuh"
-#include "common/pipeline.cuh"
+#include "common/epilogue.cuh"
+#include "common/gemm.cuh"
 #include "common/reduce.cuh"
 
 struct BackwardInputParams {
@@ -47,39 +48,55 @@ struct BackwardInputParams {
 template <typename T>
 using Gemm = MainGemm<T, Major::MN>;
 
-// Σ over this CTA's tokens of x∘D, per column: into partial_m; the last CTA of a column of tiles
-// adds them up.
+// D of one tile.
+template <bool ALIGNED, bool DROPOUT, typename T>
+__device__ __forceinline__ void input_gradient(const BackwardInputParams& p,
+                                               typename Gemm<T>::Mma& mma, unsigned char* shared,
+                                               int m0, int n0) {
+    // Pass 0 of two is the adapter's branch, which the mask is for.
+    const auto products = [&](int pass, bool low) -> Product<T> {
+        if (low && DROPOUT && pass == 1) return {};
+        if (low) {
+            return {Matrix<T>::dense(p.p, p.tokens, p.padded_rank),
+                    Matrix<T>::dense(p.a, p.padded_rank, p.in_features)};
+        }
+        const bool dropped = DROPOUT && pass == 0;
+        const int features = dropped && !p.dropped_grad ? 0 : p.out_features;
+        return {Matrix<T>::strided(dropped ? p.dropped_grad : p.grad, p.tokens, features,
+                                   dropped ? p.out_features : p.grad_stride),
+                Matrix<T>::dense(p.weight, p.out_features, p.in_features)};
+    };
+    mma.clear();
+#pragma unroll 1  // one copy of the main loop
+    for (int pass = 0; pass < (DROPOUT ? 2 : 1); ++pass) {
+        Gemm<T>::template accumulate<ALIGNED>(mma, shared, products, pass, m0, n0);
+        if (DROPOUT && pass == 0) drop_accumulators(mma, p.dropout, m0, n0);
+    }
+}
+
+// dm of the tile's columns from this lane's sums of x∘D over its rows: partial per CTA, and added
+// up by the last CTA of a column of tiles.
 template <typename T>
 __device__ __forceinline__ void magnitude_gradient(const BackwardInputParams& p,
-                                                   typename Gemm<T>::Mma& mma, TileIndex tile,
+                                                   float (&sums)[kVector<T>], TileIndex tile,
                                                    unsigned char* shared) {
     using Mma = typename Gemm<T>::Mma;
-    constexpr int kTileM = Gemm<T>::kTileM, kTileN = Gemm<T>::kTileN;
+    using Output = Epilogue<T, Mma>;
+    constexpr int kTileN = Gemm<T>::kTileN;
     static_assert(kTileN == kThreads, "one thread per column");
-    const int m0 = tile.m * kTileM, n0 = tile.n * kTileN;
-    const int tiles_m = ceil_div(p.tokens, kTileM);
-    // This thread's rows lie 8 apart.
-    const T* x = static_cast<const T*>(p.x) + i64(m0 + Mma::row(0)) * p.x_stride;
-    const i64 stride = 8 * i64(p.x_stride);
-    const int rows = ceil_div(p.tokens - m0 - Mma::row(0), 8);  // none where it is below 1
+    const int tiles_m = ceil_div(p.tokens, Gemm<T>::kTileM);
     float(*across)[kTileN] = reinterpret_cast<float(*)[kTileN]>(shared);
+    __syncthreads();  // the epilogue is over
 #pragma unroll
-    for (int j = 0; j < Mma::kCols; ++j) {
-        const int col = n0 + Mma::col(j);
-        float sum = 0.0f;
+    for (int e = 0; e < kVector<T>; ++e) {
 #pragma unroll
-        for (int i = 0; i < Mma::kRows; ++i) {
-            if (i < rows && col < p.in_features) {
-                sum = fmaf(to_float(x[i * stride + col]), mma.at(i, j), sum);
-            }
+        for (int mask = Output::kLanesPerRow; mask < kWarpSize; mask *= 2) {
+            sums[e] += shfl_xor(sums[e], mask);
         }
-        sum += shfl_xor(sum, 4);
-        sum += shfl_xor(sum, 8);
-        sum += shfl_xor(sum, 16);
-        if (Mma::lane() < 4) across[Mma::warp_m()][Mma::col(j)] = sum;
+        if (Mma::lane() < Output::kLanesPerRow) across[Mma::warp_m()][Output::col() + e] = sums[e];
     }
     __syncthreads();
-    const int col = n0 + threadIdx.x;
+    const int col = tile.n * kTileN + threadIdx.x;
     if (col < p.in_features) {
         p.partial_m[i64(tile.m) * p.in_features + col] =
             across[0][threadIdx.x] + across[1][threadIdx.x];
@@ -93,54 +110,41 @@ __device__ __forceinline__ void magnitude_gradient(const BackwardInputParams& p,
     }
 }
 
-// D of one tile.
-template <bool ALIGNED, bool DROPOUT, typename T>
-__device__ __forceinline__ void input_gradient(const BackwardInputParams& p,
-                                               typename Gemm<T>::Mma& mma, unsigned char* shared,
-                                               int m0, int n0) {
-    const auto grad = Matrix<T>::strided(p.grad, p.tokens, p.out_features, p.grad_stride);
-    const auto weight = Matrix<T>::dense(p.weight, p.out_features, p.in_features);
-    const auto low_grad = Matrix<T>::dense(p.p, p.tokens, p.padded_rank);
-    const auto a = Matrix<T>::dense(p.a, p.padded_rank, p.in_features);
-    if constexpr (DROPOUT) {
-        const int dropped_features = p.dropped_grad ? p.out_features : 0;
-        const auto dropped =
-            Matrix<T>::strided(p.dropped_grad, p.tokens, dropped_features, p.out_features);
-        StagedGemm<T, Major::MN>::template run<ALIGNED>(
-            mma, shared, {low_grad, a}, {dropped, weight}, {grad, weight}, m0, n0,
-            [&](int before) {
-                if (before == 2) drop_accumulators(mma, p.dropout, m0, n0);
-            });
-    } else {
-        Gemm<T>::template run<ALIGNED>(mma, shared, grad, weight, low_grad, a, m0, n0);
-    }
-}
-
 template <bool ALIGNED, bool DROPOUT, typename T>
 __device__ __forceinline__ void backward_input(const BackwardInputParams& p,
                                                unsigned char* shared) {
-    using Mma = typename Gemm<T>::Mma;
+    using Output = Epilogue<T, typename Gemm<T>::Mma>;
     const TileIndex tile(blockIdx.x, ceil_div(p.tokens, Gemm<T>::kTileM),
                          ceil_div(p.in_features, Gemm<T>::kTileN));
     const int m0 = tile.m * Gemm<T>::kTileM, n0 = tile.n * Gemm<T>::kTileN;
-    Mma mma;
+    typename Gemm<T>::Mma mma;
     input_gradient<ALIGNED, DROPOUT, T>(p, mma, shared, m0, n0);
 
-    if (p.grad_input) {
+    const auto x = Matrix<T>::strided(p.x, p.tokens, p.in_features, p.x_stride);
+    const int col = n0 + Output::col();
+    float gain[kVector<T>], sums[kVector<T>];
 #pragma unroll
-        for (int j = 0; j < Mma::kCols; j += 2) {
-            const int col = n0 + Mma::col(j);
-            const float g0 = p.gain && col < p.in_features ? p.gain[col] : 1.0f;
-            const float g1 = p.gain && col + 1 < p.in_features ? p.gain[col + 1] : 1.0f;
+    for (int e = 0; e < kVector<T>; ++e) {
+        gain[e] = p.gain && col + e < p.in_features ? p.gain[col + e] : 1.0f;
+        sums[e] = 0.0f;
+    }
+    Output::for_each_row(mma, shared, [&](int row, const float(&d)[kVector<T>]) {
+        if (p.grad_magnitude) {
+            const Vector<T> inputs = load_chunk<ALIGNED>(x, m0 + row, col);
 #pragma unroll
-            for (int i = 0; i < Mma::kRows; ++i) {
-                store_pair<ALIGNED>(static_cast<T*>(p.grad_input), p.tokens, p.in_features,
-                                    p.grad_input_stride, m0 + Mma::row(i), col, g0 * mma.at(i, j),
-                                    g1 * mma.at(i, j + 1));
+            for (int e = 0; e < kVector<T>; ++e) {
+                if (m0 + row < p.tokens) sums[e] = fmaf(to_float(inputs.values[e]), d[e], sums[e]);
             }
         }
-    }
-    if (p.grad_magnitude) magnitude_gradient<T>(p, mma, tile, shared);
+        if (p.grad_input) {
+            Vector<T> out;
+#pragma unroll
+            for (int e = 0; e < kVector<T>; ++e) out.values[e] = from_float<T>(gain[e] * d[e]);
+            store_chunk<ALIGNED>(static_cast<T*>(p.grad_input), p.tokens, p.in_features,
+                                 p.grad_input_stride, m0 + row, col, out);
+        }
+    });
+    if (p.grad_magnitude) magnitude_gradient<T>(p, sums, tile, shared);
 }
 
 // ---- dA ---------------------------------------------------------------------------------------

@@ -18,7 +18,8 @@
 // Formulas: DoRA (arXiv:2402.09353) §4.1, factored so that W' is never formed.
 
 #include "common/dropout.cuh"
-#include "common/pipeline.cuh"
+#include "common/epilogue.cuh"
+#include "common/gemm.cuh"
 #include "common/round.cuh"
 
 struct ForwardParams {
@@ -66,7 +67,7 @@ __device__ __forceinline__ void scale_tile(TILE tile, const Matrix<T>& x, const 
             chunk.values[e] =
                 round_stochastic<T>(to_float(chunk.values[e]) * g, hash(seed, row, col + e));
         }
-        if (xs) store_chunk<ALIGNED>(xs, x.rows, x.cols, row, col, chunk);
+        if (xs) store_chunk<ALIGNED>(xs, x.rows, x.cols, x.cols, row, col, chunk);
         if (dropout) chunk = drop<T>(*dropout, chunk, row, col);
         *reinterpret_cast<Vector<T>*>(tile.chunk(r, c)) = chunk;
     });
@@ -89,8 +90,8 @@ __device__ __forceinline__ void split_tile(TILE tile, const Matrix<T>& x, const 
             left.values[e] =
                 from_float<T>(to_float(chunk.values[e]) - to_float(dropped.values[e]));
         }
-        store_chunk<ALIGNED>(xs, x.rows, x.cols, row, col, dropped);
-        store_chunk<ALIGNED>(rest, x.rows, x.cols, row, col, left);
+        store_chunk<ALIGNED>(xs, x.rows, x.cols, x.cols, row, col, dropped);
+        store_chunk<ALIGNED>(rest, x.rows, x.cols, x.cols, row, col, left);
     });
 }
 
@@ -141,87 +142,102 @@ __device__ __forceinline__ void low_rank(const ForwardParams& p, unsigned char* 
 
 // ---- y ----------------------------------------------------------------------------------------
 
+template <typename T>
+__device__ __forceinline__ Matrix<T> weight(const ForwardParams& p) {
+    return Matrix<T>::dense(p.weight, p.out_features, p.in_features);
+}
+
+template <typename T>
+__device__ __forceinline__ Product<T> low_rank_product(const ForwardParams& p) {
+    return {Matrix<T>::dense(p.h, p.tokens, p.padded_rank),
+            Matrix<T>::dense(p.sb, p.out_features, p.padded_rank)};
+}
+
+// One feature's factor and summand, for the chunk of columns that begins at `col`.
+template <typename T>
+struct Columns {
+    float gain[kVector<T>], bias[kVector<T>];
+
+    __device__ __forceinline__ Columns(const ForwardParams& p, const void* bias_or_null, int col) {
+        const T* b = static_cast<const T*>(bias_or_null);
+        const bool scaled = p.gain && !p.gain_on_input;
+#pragma unroll
+        for (int e = 0; e < kVector<T>; ++e) {
+            const bool inside = col + e < p.out_features;
+            gain[e] = scaled && inside ? p.gain[col + e] : 1.0f;
+            bias[e] = b && inside ? to_float(b[col + e]) : 0.0f;
+        }
+    }
+};
+
 template <bool ALIGNED, typename T>
 __device__ __forceinline__ void forward(const ForwardParams& p, unsigned char* shared) {
     using Gemm = MainGemm<T, Major::K>;
-    using Mma = typename Gemm::Mma;
+    using Output = Epilogue<T, typename Gemm::Mma>;
     const TileIndex tile(blockIdx.x, ceil_div(p.tokens, Gemm::kTileM),
                          ceil_div(p.out_features, Gemm::kTileN));
     const int m0 = tile.m * Gemm::kTileM, n0 = tile.n * Gemm::kTileN;
-    Mma mma;
-    Gemm::template run<ALIGNED>(
-        mma, shared,
-        Matrix<T>::strided(p.xs ? p.xs : p.x, p.tokens, p.in_features,
-                           p.xs ? p.in_features : p.x_stride),
-        Matrix<T>::dense(p.weight, p.out_features, p.in_features),
-        Matrix<T>::dense(p.h, p.tokens, p.padded_rank),
-        Matrix<T>::dense(p.sb, p.out_features, p.padded_rank), m0, n0);
+    const auto products = [&](int, bool low) {
+        const auto x = Matrix<T>::strided(p.xs ? p.xs : p.x, p.tokens, p.in_features,
+                                          p.xs ? p.in_features : p.x_stride);
+        return low ? low_rank_product<T>(p) : Product<T>{x, weight<T>(p)};
+    };
+    typename Gemm::Mma mma;
+    mma.clear();
+    Gemm::template accumulate<ALIGNED>(mma, shared, products, 0, m0, n0);
 
-    const T* bias = static_cast<const T*>(p.bias);
-    const float* gain = p.gain_on_input ? nullptr : p.gain;
+    const int col = n0 + Output::col();
+    const Columns<T> columns(p, p.bias, col);
+    Output::for_each_row(mma, shared, [&](int row, const float (&z)[kVector<T>]) {
+        Vector<T> y;
 #pragma unroll
-    for (int j = 0; j < Mma::kCols; j += 2) {
-        const int col = n0 + Mma::col(j);
-        float g[2] = {1.0f, 1.0f}, b[2] = {0.0f, 0.0f};
-#pragma unroll
-        for (int e = 0; e < 2; ++e) {
-            if (col + e >= p.out_features) break;
-            if (gain) g[e] = gain[col + e];
-            if (bias) b[e] = to_float(bias[col + e]);
+        for (int e = 0; e < kVector<T>; ++e) {
+            y.values[e] = from_float<T>(fmaf(columns.gain[e], z[e], columns.bias[e]));
         }
-#pragma unroll
-        for (int i = 0; i < Mma::kRows; ++i) {
-            store_pair<ALIGNED>(static_cast<T*>(p.y), p.tokens, p.out_features, p.y_stride,
-                                m0 + Mma::row(i), col, fmaf(g[0], mma.at(i, j), b[0]),
-                                fmaf(g[1], mma.at(i, j + 1), b[1]));
-        }
-    }
+        store_chunk<ALIGNED>(static_cast<T*>(p.y), p.tokens, p.out_features, p.y_stride, m0 + row,
+                             col, y);
+    });
 }
 
 // y of PEFT's dropout, and z.
 template <bool ALIGNED, typename T>
 __device__ __forceinline__ void forward_peft(const ForwardParams& p, unsigned char* shared) {
-    using Gemm = StagedGemm<T, Major::K>;
-    using Main = typename Gemm::Gemm;
+    using Gemm = MainGemm<T, Major::K>;
     using Mma = typename Gemm::Mma;
-    const TileIndex tile(blockIdx.x, ceil_div(p.tokens, Main::kTileM),
-                         ceil_div(p.out_features, Main::kTileN));
-    const int m0 = tile.m * Main::kTileM, n0 = tile.n * Main::kTileN;
-    const auto weight = Matrix<T>::dense(p.weight, p.out_features, p.in_features);
+    using Output = Epilogue<T, Mma>;
+    const TileIndex tile(blockIdx.x, ceil_div(p.tokens, Gemm::kTileM),
+                         ceil_div(p.out_features, Gemm::kTileN));
+    const int m0 = tile.m * Gemm::kTileM, n0 = tile.n * Gemm::kTileN;
+    const int col = n0 + Output::col();
+    const auto products = [&](int pass, bool low) {
+        if (low) return pass == 0 ? low_rank_product<T>(p) : Product<T>{};
+        const auto part = Matrix<T>::dense(pass == 0 ? p.xs : p.rest, p.tokens, p.in_features);
+        return Product<T>{part, weight<T>(p)};
+    };
     Mma mma;
-    Gemm::template run<ALIGNED>(
-        mma, shared, {Matrix<T>::dense(p.xs, p.tokens, p.in_features), weight},
-        {Matrix<T>::dense(p.h, p.tokens, p.padded_rank),
-         Matrix<T>::dense(p.sb, p.out_features, p.padded_rank)},
-        {Matrix<T>::dense(p.rest, p.tokens, p.in_features), weight}, m0, n0,
-        [&](int before) {
-            if (before != 2) return;
+    mma.clear();
+    #pragma unroll 1  // one copy of the main loop
+    for (int pass = 0; pass < 2; ++pass) {
+        Gemm::template accumulate<ALIGNED>(mma, shared, products, pass, m0, n0);
+        T* const to = static_cast<T*>(pass == 0 ? p.z : p.y);
+        const int stride = pass == 0 ? p.out_features : p.y_stride;
+        const Columns<T> columns(p, pass == 0 ? nullptr : p.bias, col);
+        Output::for_each_row(mma, shared, [&](int row, const float(&values)[kVector<T>]) {
+            Vector<T> out;
 #pragma unroll
-            for (int j = 0; j < Mma::kCols; j += 2) {
-                const int col = n0 + Mma::col(j);
-                const float g0 = col < p.out_features ? p.gain[col] : 0.0f;
-                const float g1 = col + 1 < p.out_features ? p.gain[col + 1] : 0.0f;
-#pragma unroll
-                for (int i = 0; i < Mma::kRows; ++i) {
-                    store_pair<ALIGNED>(static_cast<T*>(p.z), p.tokens, p.out_features,
-                                        p.out_features, m0 + Mma::row(i), col, mma.at(i, j),
-                                        mma.at(i, j + 1));
-                    mma.at(i, j) *= g0;
-                    mma.at(i, j + 1) *= g1;
-                }
+            for (int e = 0; e < kVector<T>; ++e) {
+                out.values[e] = from_float<T>(values[e] + columns.bias[e]);
             }
+            store_chunk<ALIGNED>(to, p.tokens, p.out_features, stride, m0 + row, col, out);
         });
-    const T* bias = static_cast<const T*>(p.bias);
+        if (pass == 1) break;
+        __syncthreads();
 #pragma unroll
-    for (int j = 0; j < Mma::kCols; j += 2) {
-        const int col = n0 + Mma::col(j);
-        const float b0 = bias && col < p.out_features ? to_float(bias[col]) : 0.0f;
-        const float b1 = bias && col + 1 < p.out_features ? to_float(bias[col + 1]) : 0.0f;
+        for (int j = 0; j < Mma::kCols; ++j) {
+            const int feature = n0 + Mma::col(j);
+            const float g = feature < p.out_features ? p.gain[feature] : 0.0f;
 #pragma unroll
-        for (int i = 0; i < Mma::kRows; ++i) {
-            store_pair<ALIGNED>(static_cast<T*>(p.y), p.tokens, p.out_features, p.y_stride,
-                                m0 + Mma::row(i), col, mma.at(i, j) + b0,
-                                mma.at(i, j + 1) + b1);
+            for (int i = 0; i < Mma::kRows; ++i) mma.at(i, j) *= g;
         }
     }
 }

@@ -73,23 +73,56 @@ __device__ __forceinline__ void copy_tile_dropped(SharedTile<T, ROWS, COLS> tile
     });
 }
 
-// acc ∘= mask, for the accumulators of a tile at (m0, n0).
+// Which of a counter's eight columns are kept, a bit each.
+__device__ __forceinline__ u32 kept(const Dropout& dropout, const Philox& random) {
+    u32 bits = 0;
+#pragma unroll
+    for (int e = 0; e < kDropoutGroup; ++e) {
+        const u32 own = e % 2 ? random.words[e / 2] >> 16 : random.words[e / 2] & 0xffffu;
+        bits |= u32(own >= dropout.threshold) << e;
+    }
+    return bits;
+}
+
+// acc ∘= mask, for the accumulators of a tile at (m0, n0). The four lanes that share a row take the
+// counters in turns, and the bits wait in a few registers: no loop over them is unrolled, which
+// would spill the accumulators.
 template <typename MMA>
 __device__ __forceinline__ void drop_accumulators(MMA& mma, const Dropout& dropout, int m0,
                                                   int n0) {
+    constexpr int kLanes = 4, kTurns = MMA::kFragmentsN / kLanes, kWords = MMA::kRows / 2;
+    static_assert(MMA::kFragmentsN == 2 * kLanes, "a row of the warp tile is 16 bits of a lane");
+    const int lane = MMA::lane() % kLanes, first = MMA::lane() - lane;
+    const int group = (n0 + MMA::warp_n() * MMA::kWarpN) / kDropoutGroup;
+    u32 keep[kWords] = {};
+#pragma unroll 1
+    for (int i = 0; i < MMA::kRows; ++i) {
+        u32 own = 0, bits = 0;
 #pragma unroll
-    for (int j = 0; j < MMA::kCols; j += 2) {
-        const int col = n0 + MMA::col(j);
-#pragma unroll
-        for (int i = 0; i < MMA::kRows; ++i) {
+        for (int turn = 0; turn < kTurns; ++turn) {
             const Philox random =
-                philox(dropout.seed, col / kDropoutGroup, m0 + MMA::row(i));
-            const int pair = col % kDropoutGroup / 2;  // both columns are in one word
-            const u32 low = pair == 0 ? random.words[0] : random.words[1];
-            const u32 high = pair == 2 ? random.words[2] : random.words[3];
-            const u32 bits = pair < 2 ? low : high;
-            mma.at(i, j) *= dropout_factor(dropout, bits, 0);
-            mma.at(i, j + 1) *= dropout_factor(dropout, bits, 1);
+                philox(dropout.seed, group + turn * kLanes + lane, m0 + MMA::row(i));
+            own |= kept(dropout, random) << (turn * kDropoutGroup);
+        }
+#pragma unroll
+        for (int other = 0; other < kLanes; ++other) {
+            const u32 theirs = shfl(own, first + other) >> (2 * lane);
+#pragma unroll
+            for (int turn = 0; turn < kTurns; ++turn) {
+                bits |= (theirs >> (turn * kDropoutGroup) & 3) << (2 * (turn * kLanes + other));
+            }
+        }
+#pragma unroll
+        for (int w = kWords - 1; w > 0; --w) keep[w] = keep[w] << 16 | keep[w - 1] >> 16;
+        keep[0] = keep[0] << 16 | bits;
+    }
+#pragma unroll
+    for (int i = 0; i < MMA::kRows; ++i) {
+        const int from_last = MMA::kRows - 1 - i;
+        const u32 bits = keep[from_last / 2] >> (from_last % 2 * 16);
+#pragma unroll
+        for (int j = 0; j < MMA::kCols; ++j) {
+            mma.at(i, j) = bits >> j & 1 ? mma.at(i, j) * dropout.scale : 0.0f;
         }
     }
 }

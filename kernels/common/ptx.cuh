@@ -7,10 +7,20 @@ __device__ __forceinline__ u32 shared_address(const void* pointer) {
     return static_cast<u32>(__cvta_generic_to_shared(pointer));
 }
 
+// From here on the compiler knows nothing of the value.
+__device__ __forceinline__ void forget(int& value) { asm volatile("" : "+r"(value)); }
+
 // Copies `bytes` (0..16) from global to shared memory and zero-fills the rest of the 16.
 __device__ __forceinline__ void cp_async_16(void* shared, const void* global, int bytes) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)),
                  "l"(__cvta_generic_to_global(global)), "r"(bytes)
+                 : "memory");
+}
+
+// The same of all 16 bytes, to an address of shared memory.
+__device__ __forceinline__ void cp_async_16(u32 shared, const void* global) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared),
+                 "l"(__cvta_generic_to_global(global))
                  : "memory");
 }
 
@@ -37,18 +47,26 @@ __device__ __forceinline__ void cp_async_wait_group() {
     asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
 }
 
-__device__ __forceinline__ void ldmatrix_x4(u32 (&r)[4], const void* row) {
+__device__ __forceinline__ void ldmatrix_x4(u32 (&r)[4], u32 row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-                 : "r"(shared_address(row))
+                 : "r"(row)
                  : "memory");
 }
 
-__device__ __forceinline__ void ldmatrix_x4_trans(u32 (&r)[4], const void* row) {
+__device__ __forceinline__ void ldmatrix_x4_trans(u32 (&r)[4], u32 row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-                 : "r"(shared_address(row))
+                 : "r"(row)
                  : "memory");
+}
+
+__device__ __forceinline__ void ldmatrix_x4(u32 (&r)[4], const void* row) {
+    ldmatrix_x4(r, shared_address(row));
+}
+
+__device__ __forceinline__ void ldmatrix_x4_trans(u32 (&r)[4], const void* row) {
+    ldmatrix_x4_trans(r, shared_address(row));
 }
 
 // c += a·b for one 16×8×16 tile, f32 accumulation.
@@ -81,6 +99,10 @@ __device__ __forceinline__ void mma_m16n8k8_tf32(float (&c)[4], const u32 (&a)[4
         "{%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
         : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+__device__ __forceinline__ u32 shfl(u32 v, int lane) {
+    return __shfl_sync(0xffffffffu, v, lane);
 }
 
 __device__ __forceinline__ float shfl_xor(float v, int lane_mask) {

@@ -33,7 +33,7 @@ template <typename T, int ROWS, int COLS>
 struct SharedTile {
     static constexpr int kRows = ROWS, kCols = COLS;
     static constexpr int kChunks = COLS / kVector<T>;
-    static constexpr int kBytes = ROWS * COLS * sizeof(T);
+    static constexpr int kRowBytes = COLS * sizeof(T), kBytes = ROWS * kRowBytes;
     static_assert(COLS % kVector<T> == 0, "a row is a whole number of 16-byte chunks");
     static_assert((kChunks & (kChunks - 1)) == 0, "the XOR needs a power of two of chunks per row");
     // Rows per 128-byte bank line, as a shift: short rows share a line and one XOR value.
@@ -76,11 +76,12 @@ __device__ __forceinline__ Vector<T> load_chunk(bool aligned, const Matrix<T>& s
     return aligned ? load_chunk<true>(source, row, col) : load_chunk<false>(source, row, col);
 }
 
+// Stores one chunk of row-major `destination`, its rows `stride` elements apart.
 template <bool ALIGNED, typename T>
-__device__ __forceinline__ void store_chunk(T* destination, int rows, int cols, int row, int col,
-                                            const Vector<T>& chunk) {
+__device__ __forceinline__ void store_chunk(T* destination, int rows, int cols, int stride,
+                                            int row, int col, const Vector<T>& chunk) {
     if (row >= rows) return;
-    T* target = destination + i64(row) * cols + col;
+    T* target = destination + i64(row) * stride + col;
     if (ALIGNED) {
         if (col < cols) *reinterpret_cast<Vector<T>*>(target) = chunk;
     } else {
@@ -148,8 +149,10 @@ __device__ __forceinline__ void copy_tile_async(SharedTile<T, ROWS, COLS> tile,
     for_each_chunk<ALIGNED, SharedTile<T, ROWS, COLS>>([&](int r, int c) {
         const int row = row0 + r, col = col0 + c * kVector<T>;
         if (ALIGNED) {
+            // Of a chunk outside no byte is read; an address inside spares a branch.
             const bool inside = row < source.rows && col < source.cols;
-            cp_async_16(tile.chunk(r, c), inside ? source.at(row, col) : source.data,
+            cp_async_16(tile.chunk(r, c),
+                        source.at(min(row, source.rows - 1), min(col, source.cols - kVector<T>)),
                         inside ? kVectorBytes : 0);
         } else {
             *reinterpret_cast<Vector<T>*>(tile.chunk(r, c)) =
