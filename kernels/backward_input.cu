@@ -19,6 +19,8 @@
 #include "common/gemm.cuh"
 #include "common/reduce.cuh"
 
+struct TileIndex { static constexpr int kGroup = 8; int m, n; __device__ __forceinline__ TileIndex(int index, int tiles_m, int tiles_n) { const int group = index / (kGroup * tiles_n), first = group * kGroup; const int height = min(kGroup, tiles_m - first); const int within = index - group * kGroup * tiles_n; m = first + within % height; n = within / height; } };
+
 struct BackwardInputParams {
     const void* grad;       // what meets W: G, or dY with PEFT's dropout
     const void* dropped_grad;  // G, with PEFT's dropout, else null
@@ -69,7 +71,7 @@ __device__ __forceinline__ void input_gradient(const BackwardInputParams& p,
     mma.clear();
 #pragma unroll 1  // one copy of the main loop
     for (int pass = 0; pass < (DROPOUT ? 2 : 1); ++pass) {
-        Gemm<T>::template accumulate<ALIGNED>(mma, shared, products, pass, m0, n0);
+        Gemm<T>::template accumulate<ALIGNED>(mma, shared, products, pass, m0, n0, [] {});
         if (DROPOUT && pass == 0) drop_accumulators(mma, p.dropout, m0, n0);
     }
 }

@@ -1,8 +1,8 @@
-// forward: the adapted linear layer, in two launches.
+// forward: the adapted linear layer.
 //
-//   forward_low_rank   xs = x∘g (norm axis input) or x;   H = xs·Aᵀ
-//   forward            z = xs·Wᵀ + H·(sB)ᵀ
-//                      y = z + b (axis input, and plain LoRA)   or   g∘z + b (axis output)
+//   xs = x∘g (norm axis input) or x;   H = xs·Aᵀ
+//   z = xs·Wᵀ + H·(sB)ᵀ
+//   y = z + b (axis input, and plain LoRA)   or   g∘z + b (axis output)
 //
 // Shapes, row-major: x [T,I], W [O,I], A [R,I] and sB [O,R] packed with R = rank padded to 16,
 // g [I] or [O] f32, b [O], xs [T,I], H [T,R], y [T,O]. All outputs are written with `=`. Rows of x
@@ -14,12 +14,13 @@
 //                               y = u·Wᵀ + g∘z + b
 // x∘g is rounded stochastically: round-to-nearest would return x for |g−1| below half an ulp, and
 // the magnitude would not train.
-// Launch: forward_low_rank: grid (⌈T/64⌉, ⌈R/64⌉); forward: grid ⌈T/128⌉·⌈O/128⌉; block 128.
+// Launch: grid ⌈T/64⌉·⌈R/64⌉ tiles of H and xs, and ⌈T/128⌉·⌈O/128⌉ of y (see order.cuh); block 128.
 // Formulas: DoRA (arXiv:2402.09353) §4.1, factored so that W' is never formed.
 
 #include "common/dropout.cuh"
 #include "common/epilogue.cuh"
 #include "common/gemm.cuh"
+#include "common/order.cuh"
 #include "common/round.cuh"
 
 struct ForwardParams {
@@ -34,8 +35,10 @@ struct ForwardParams {
     void* h;
     void* z;            // PEFT's dropout, else null
     void* y;
+    u32* board;         // 2 + ⌈T/1024⌉ counters
     u64 seed;
     Dropout dropout;
+    int low_rank_tiles;  // columns of tiles of H; 0: neither H nor xs to compute
     int tokens, in_features, out_features, padded_rank;
     int x_stride, y_stride;
     int gain_on_input;  // the norm axis
@@ -96,14 +99,15 @@ __device__ __forceinline__ void split_tile(TILE tile, const Matrix<T>& x, const 
 }
 
 template <bool ALIGNED, bool DROPOUT, typename T>
-__device__ __forceinline__ void low_rank(const ForwardParams& p, unsigned char* shared) {
+__device__ __forceinline__ void low_rank(const ForwardParams& p, unsigned char* shared, int row,
+                                         int col) {
     using Shape = LowRank<T>;
     using Mma = typename Shape::Mma;
     const auto x = Matrix<T>::strided(p.x, p.tokens, p.in_features, p.x_stride);
     const auto a = Matrix<T>::dense(p.a, p.padded_rank, p.in_features);
-    const int m0 = blockIdx.x * Shape::kTileM, n0 = blockIdx.y * Shape::kTileN;
-    // Every column of CTAs computes xs; the first one writes it.
-    T* const xs = blockIdx.y == 0 ? static_cast<T*>(p.xs) : nullptr;
+    const int m0 = row * Shape::kTileM, n0 = col * Shape::kTileN;
+    // Every column of tiles computes xs; the first one writes it.
+    T* const xs = col == 0 ? static_cast<T*>(p.xs) : nullptr;
     Mma mma;
     mma.clear();
     pipeline<Shape::kStages>(
@@ -170,13 +174,11 @@ struct Columns {
     }
 };
 
-template <bool ALIGNED, typename T>
-__device__ __forceinline__ void forward(const ForwardParams& p, unsigned char* shared) {
+template <bool ALIGNED, typename T, typename WAIT>
+__device__ __forceinline__ void output_tile(const ForwardParams& p, unsigned char* shared, int m0,
+                                            int n0, WAIT wait) {
     using Gemm = MainGemm<T, Major::K>;
     using Output = Epilogue<T, typename Gemm::Mma>;
-    const TileIndex tile(blockIdx.x, ceil_div(p.tokens, Gemm::kTileM),
-                         ceil_div(p.out_features, Gemm::kTileN));
-    const int m0 = tile.m * Gemm::kTileM, n0 = tile.n * Gemm::kTileN;
     const auto products = [&](int, bool low) {
         const auto x = Matrix<T>::strided(p.xs ? p.xs : p.x, p.tokens, p.in_features,
                                           p.xs ? p.in_features : p.x_stride);
@@ -184,7 +186,7 @@ __device__ __forceinline__ void forward(const ForwardParams& p, unsigned char* s
     };
     typename Gemm::Mma mma;
     mma.clear();
-    Gemm::template accumulate<ALIGNED>(mma, shared, products, 0, m0, n0);
+    Gemm::template accumulate<ALIGNED>(mma, shared, products, 0, m0, n0, wait);
 
     const int col = n0 + Output::col();
     const Columns<T> columns(p, p.bias, col);
@@ -201,13 +203,11 @@ __device__ __forceinline__ void forward(const ForwardParams& p, unsigned char* s
 
 // y of PEFT's dropout, and z.
 template <bool ALIGNED, typename T>
-__device__ __forceinline__ void forward_peft(const ForwardParams& p, unsigned char* shared) {
+__device__ __forceinline__ void output_tile_peft(const ForwardParams& p, unsigned char* shared,
+                                                 int m0, int n0) {
     using Gemm = MainGemm<T, Major::K>;
     using Mma = typename Gemm::Mma;
     using Output = Epilogue<T, Mma>;
-    const TileIndex tile(blockIdx.x, ceil_div(p.tokens, Gemm::kTileM),
-                         ceil_div(p.out_features, Gemm::kTileN));
-    const int m0 = tile.m * Gemm::kTileM, n0 = tile.n * Gemm::kTileN;
     const int col = n0 + Output::col();
     const auto products = [&](int pass, bool low) {
         if (low) return pass == 0 ? low_rank_product<T>(p) : Product<T>{};
@@ -218,7 +218,7 @@ __device__ __forceinline__ void forward_peft(const ForwardParams& p, unsigned ch
     mma.clear();
     #pragma unroll 1  // one copy of the main loop
     for (int pass = 0; pass < 2; ++pass) {
-        Gemm::template accumulate<ALIGNED>(mma, shared, products, pass, m0, n0);
+        Gemm::template accumulate<ALIGNED>(mma, shared, products, pass, m0, n0, [] {});
         T* const to = static_cast<T*>(pass == 0 ? p.z : p.y);
         const int stride = pass == 0 ? p.out_features : p.y_stride;
         const Columns<T> columns(p, pass == 0 ? nullptr : p.bias, col);
@@ -232,9 +232,11 @@ __device__ __forceinline__ void forward_peft(const ForwardParams& p, unsigned ch
         });
         if (pass == 1) break;
         __syncthreads();
+        int first = n0;
+        forget(first);
 #pragma unroll
         for (int j = 0; j < Mma::kCols; ++j) {
-            const int feature = n0 + Mma::col(j);
+            const int feature = first + Mma::col(j);
             const float g = feature < p.out_features ? p.gain[feature] : 0.0f;
 #pragma unroll
             for (int i = 0; i < Mma::kRows; ++i) mma.at(i, j) *= g;
@@ -242,33 +244,56 @@ __device__ __forceinline__ void forward_peft(const ForwardParams& p, unsigned ch
     }
 }
 
+// ---- tiles in their order ---------------------------------------------------------------------
+
+enum class Drop { kNone, kAdapter, kPeft };
+
+template <bool ALIGNED, Drop DROP, typename T>
+__device__ __forceinline__ void forward(const ForwardParams& p, unsigned char* shared) {
+    using Gemm = MainGemm<T, Major::K>;
+    constexpr int kRowsPerGroup = TileOrder::kGroup * Gemm::kTileM / LowRank<T>::kTileM;
+    const TileOrder order(ceil_div(p.tokens, Gemm::kTileM), ceil_div(p.out_features, Gemm::kTileN),
+                          ceil_div(p.tokens, LowRank<T>::kTileM), kRowsPerGroup,
+                          p.low_rank_tiles);
+    const Board board(p.board);
+    const bool alone = p.low_rank_tiles == 0;
+    const auto tile = order.at(alone ? blockIdx.x : draw(board, reinterpret_cast<u32*>(shared)));
+    if (tile.kind == TileOrder::Tile::kSmall) {
+        const int row = tile.group * kRowsPerGroup + tile.index / p.low_rank_tiles;
+        low_rank<ALIGNED, DROP != Drop::kNone, T>(p, shared, row, tile.index % p.low_rank_tiles);
+        announce(board, tile.group);
+    } else {
+        const int m0 = order.main_m(tile) * Gemm::kTileM, n0 = order.main_n(tile) * Gemm::kTileN;
+        const auto wait_if = [&](bool needed) {
+            if (needed) await(board, tile.group, order.small_of(tile.group));
+        };
+        wait_if(p.xs);  // or for H alone, which is needed last
+        if constexpr (DROP == Drop::kPeft) {
+            output_tile_peft<ALIGNED, T>(p, shared, m0, n0);
+        } else {
+            output_tile<ALIGNED, T>(p, shared, m0, n0, [&] { wait_if(!alone && !p.xs); });
+        }
+    }
+    if (!alone) leave(board, order.groups);
+}
+
 // ---- entry points -----------------------------------------------------------------------------
 
 // Mirrored in src/forward.rs; a test compares them.
 extern "C" __constant__ int forward_geometry[] = {
     LowRank<bf16>::kTileM, LowRank<bf16>::kTileN, MainGemm<bf16, Major::K>::kTileM,
-    MainGemm<bf16, Major::K>::kTileN, kThreads, sizeof(ForwardParams)};
+    MainGemm<bf16, Major::K>::kTileN, TileOrder::kGroup, kThreads, sizeof(ForwardParams)};
 
-#define FUSED_DORA_FORWARD_LOW_RANK(NAME, DROPOUT, T)                                           \
-    extern "C" __global__ void __launch_bounds__(kThreads)                                      \
-        forward_low_rank_##NAME(const __grid_constant__ ForwardParams p) {                      \
-        __shared__ __align__(128) unsigned char shared[LowRank<T>::kSharedBytes];               \
-        p.aligned ? low_rank<true, DROPOUT, T>(p, shared)                                       \
-                  : low_rank<false, DROPOUT, T>(p, shared);                                     \
-    }
-
-#define FUSED_DORA_FORWARD(NAME, T)                                                             \
-    FUSED_DORA_FORWARD_LOW_RANK(NAME, false, T)                                                 \
-    FUSED_DORA_FORWARD_LOW_RANK(dropout_##NAME, true, T)                                        \
-    extern "C" __global__ void __launch_bounds__(kThreads)                                      \
-        forward_peft_dropout_##NAME(const __grid_constant__ ForwardParams p) {                  \
-        __shared__ __align__(128) unsigned char shared[MainGemm<T, Major::K>::kSharedBytes];    \
-        p.aligned ? forward_peft<true, T>(p, shared) : forward_peft<false, T>(p, shared);       \
-    }                                                                                           \
+#define FUSED_DORA_FORWARD_ENTRY(NAME, DROP, T)                                                 \
     extern "C" __global__ void __launch_bounds__(kThreads)                                      \
         forward_##NAME(const __grid_constant__ ForwardParams p) {                               \
         __shared__ __align__(128) unsigned char shared[MainGemm<T, Major::K>::kSharedBytes];    \
-        p.aligned ? forward<true, T>(p, shared) : forward<false, T>(p, shared);                 \
+        p.aligned ? forward<true, DROP, T>(p, shared) : forward<false, DROP, T>(p, shared);     \
     }
+
+#define FUSED_DORA_FORWARD(NAME, T)                                                             \
+    FUSED_DORA_FORWARD_ENTRY(NAME, Drop::kNone, T)                                              \
+    FUSED_DORA_FORWARD_ENTRY(dropout_##NAME, Drop::kAdapter, T)                                 \
+    FUSED_DORA_FORWARD_ENTRY(peft_dropout_##NAME, Drop::kPeft, T)
 
 FUSED_DORA_ENTRIES(FUSED_DORA_FORWARD)

@@ -1,4 +1,4 @@
-//! `forward`: the adapted linear layer in two launches (kernels/forward.cu).
+//! `forward`: the adapted linear layer in one launch (kernels/forward.cu).
 
 use std::sync::Arc;
 
@@ -19,6 +19,9 @@ const LOW_RANK_TILE: [usize; 2] = [64, 64];
 /// Tokens and output features of one tile of y (MainGemm in the kernels).
 pub(crate) const MAIN_TILE: [usize; 2] = [128, 128];
 
+/// Rows of main tiles that are done together (TileOrder::kGroup in the kernels).
+pub(crate) const MAIN_TILE_GROUP: usize = 8;
+
 /// The kernel's ForwardParams.
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
@@ -34,8 +37,10 @@ struct ForwardParams {
     h: u64,
     z: u64,
     y: u64,
+    board: u64,
     seed: u64,
     dropout: KernelDropout,
+    low_rank_tiles: i32,
     tokens: i32,
     in_features: i32,
     out_features: i32,
@@ -44,6 +49,7 @@ struct ForwardParams {
     y_stride: i32,
     gain_on_input: i32,
     aligned: i32,
+    _padding: i32,
 }
 
 // SAFETY: a C struct of plain values, laid out as the kernel declares it.
@@ -51,11 +57,12 @@ unsafe impl DeviceRepr for ForwardParams {}
 
 /// `forward_geometry` of the kernel file.
 #[doc(hidden)]
-pub const GEOMETRY: [usize; 6] = [
+pub const GEOMETRY: [usize; 7] = [
     LOW_RANK_TILE[0],
     LOW_RANK_TILE[1],
     MAIN_TILE[0],
     MAIN_TILE[1],
+    MAIN_TILE_GROUP,
     THREADS as usize,
     size_of::<ForwardParams>(),
 ];
@@ -86,8 +93,7 @@ pub struct Forward<'a, E> {
 
 impl Kernels {
     /// The adapted linear layer: y = (x∘g)·Vᵀ + b (norm axis input), g∘(x·Vᵀ) + b (output), or
-    /// x·Vᵀ + b (plain LoRA), with V = W + s·B·A never formed. Two launches; one for rank 0, unless
-    /// the norm axis is the input.
+    /// x·Vᵀ + b (plain LoRA), with V = W + s·B·A never formed. One launch.
     ///
     /// Error, elementwise against float64: ε|y| + 64u(1 + I/4096)·|g|(|x||W|ᵀ) + ε·s|g|(|x||A|ᵀ)|B|ᵀ
     /// with u = 2⁻²⁴ and ε = 2⁻⁸ (bf16) or 2⁻¹¹ (f16), and 2ε|x∘g||V|ᵀ more for the stochastic
@@ -190,7 +196,7 @@ impl Kernels {
         spec.check_tokens(io.tokens)?;
         let tokens = io.tokens;
         let scratch = workspace.parts(needs(spec, tokens), tokens)?;
-        let (low_rank_grid, grid) = self.check_forward(spec, tokens, io.dropout.as_ref())?;
+        let grid = self.check_forward(spec, tokens, io.dropout.as_ref())?;
         if tokens == 0 {
             return Ok(());
         }
@@ -213,8 +219,10 @@ impl Kernels {
             h: io.h,
             z: io.z,
             y: io.y.pointer,
+            board: scratch.counters,
             seed: io.seed,
             dropout: io.dropout.map_or(KernelDropout::default(), |dropout| dropout.kernel()),
+            low_rank_tiles: low_rank_tiles(spec, peft) as i32,
             tokens: tokens as i32,
             in_features: spec.in_features() as i32,
             out_features: spec.out_features() as i32,
@@ -223,47 +231,42 @@ impl Kernels {
             y_stride: io.y.stride as i32,
             gain_on_input: i32::from(spec.norm() == Norm::Input),
             aligned: i32::from(are_aligned(dtype, &rows, &pointers)),
+            _padding: 0,
         };
-        let (low_rank, main) = entries(io.dropout.as_ref(), peft);
-        // SAFETY: the struct is the kernels'; the caller vouches for the addresses.
-        unsafe {
-            if low_rank_grid[1] > 0 {
-                self.launch(stream, low_rank, dtype, low_rank_grid, &params)?;
-            }
-            self.launch(stream, main, dtype, grid, &params)
-        }
+        let entry = entry(io.dropout.as_ref(), peft);
+        // SAFETY: the struct is the kernel's; the caller vouches for the addresses.
+        unsafe { self.launch(stream, entry, dtype, grid, &params) }
     }
 
-    /// The grids of both launches, within the device's limits; that of the first is empty where
-    /// there is neither H nor x∘g to compute.
+    /// The grid, within the device's limits: a CTA for each tile of H and of y.
     fn check_forward(
         &self,
         spec: &DoraSpec,
         tokens: usize,
         dropout: Option<&Dropout>,
-    ) -> Result<([usize; 3], [usize; 3])> {
+    ) -> Result<[usize; 3]> {
         let peft = Dropout::check(dropout, spec)?;
-        // The launch for H is also the one that writes x∘g, or x∘M.
-        let rank_tiles = spec.padded_rank().div_ceil(LOW_RANK_TILE[1]);
-        let rank_tiles = rank_tiles.max(usize::from(spec.norm() == Norm::Input || peft));
-        let low_rank_grid = [tokens.div_ceil(LOW_RANK_TILE[0]), rank_tiles, 1];
-        let main_tiles = tokens
+        let low_rank = tokens.div_ceil(LOW_RANK_TILE[0]) * low_rank_tiles(spec, peft);
+        let main = tokens
             .div_ceil(MAIN_TILE[0])
             .saturating_mul(spec.out_features().div_ceil(MAIN_TILE[1]));
-        let grid = [main_tiles, 1, 1];
-        let (low_rank, main) = entries(dropout, peft);
-        self.check_grid(low_rank, spec.dtype(), low_rank_grid)?;
-        self.check_grid(main, spec.dtype(), grid)?;
-        Ok((low_rank_grid, grid))
+        let grid = [low_rank.saturating_add(main), 1, 1];
+        self.check_grid(entry(dropout, peft), spec.dtype(), grid)?;
+        Ok(grid)
     }
 }
 
-/// The kernels of both launches.
-fn entries(dropout: Option<&Dropout>, peft: bool) -> (Entry, Entry) {
+/// Columns of tiles of H; the first one also writes x∘g, or x∘M, where there is one.
+fn low_rank_tiles(spec: &DoraSpec, peft: bool) -> usize {
+    let also_xs = usize::from(spec.norm() == Norm::Input || peft);
+    spec.padded_rank().div_ceil(LOW_RANK_TILE[1]).max(also_xs)
+}
+
+fn entry(dropout: Option<&Dropout>, peft: bool) -> Entry {
     match (dropout, peft) {
-        (_, true) => (Entry::ForwardLowRankDropout, Entry::ForwardPeftDropout),
-        (Some(_), false) => (Entry::ForwardLowRankDropout, Entry::Forward),
-        (None, false) => (Entry::ForwardLowRank, Entry::Forward),
+        (_, true) => Entry::ForwardPeftDropout,
+        (Some(_), false) => Entry::ForwardDropout,
+        (None, false) => Entry::Forward,
     }
 }
 
@@ -324,7 +327,13 @@ fn check<E: Element>(spec: &DoraSpec, io: &Forward<'_, E>) -> Result<()> {
     check_len("h", io.h.len(), tokens, ("R", spec.padded_rank()))
 }
 
-/// What the first launch leaves to the second: x∘g of norm axis input, or x∘M and x − x∘M of PEFT's
+/// Counters of a launch whose tiles wait for each other (Board in the kernels): two, and one for each
+/// group of rows of main tiles.
+pub(crate) fn board_counters(tokens: usize) -> usize {
+    2 + tokens.div_ceil(MAIN_TILE[0] * MAIN_TILE_GROUP)
+}
+
+/// What tiles of H leave to those of y: x∘g of norm axis input, or x∘M and x − x∘M of PEFT's
 /// dropout, which any call for norm axis output may ask for.
 struct Inputs {
     offsets: [usize; 2],
@@ -343,5 +352,5 @@ impl Inputs {
 }
 
 pub(crate) fn needs(spec: &DoraSpec, tokens: usize) -> Needs {
-    Needs { counters: 0, bytes: Inputs::new(spec, tokens).bytes }
+    Needs { counters: board_counters(tokens), bytes: Inputs::new(spec, tokens).bytes }
 }

@@ -27,9 +27,8 @@ const NEEDED_CAPABILITY: (i32, i32) = (8, 0);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Entry {
     Prepare,
-    ForwardLowRank,
-    ForwardLowRankDropout,
     Forward,
+    ForwardDropout,
     ForwardPeftDropout,
     BackwardAdapter,
     BackwardInput,
@@ -46,11 +45,10 @@ pub(crate) enum Entry {
 }
 
 impl Entry {
-    const ALL: [Self; 17] = [
+    const ALL: [Self; 16] = [
         Self::Prepare,
-        Self::ForwardLowRank,
-        Self::ForwardLowRankDropout,
         Self::Forward,
+        Self::ForwardDropout,
         Self::ForwardPeftDropout,
         Self::BackwardAdapter,
         Self::BackwardInput,
@@ -70,9 +68,8 @@ impl Entry {
     const fn name(self) -> (&'static str, &'static str) {
         match self {
             Self::Prepare => ("prepare", "prepare.cu"),
-            Self::ForwardLowRank => ("forward_low_rank", "forward.cu"),
-            Self::ForwardLowRankDropout => ("forward_low_rank_dropout", "forward.cu"),
             Self::Forward => ("forward", "forward.cu"),
+            Self::ForwardDropout => ("forward_dropout", "forward.cu"),
             Self::ForwardPeftDropout => ("forward_peft_dropout", "forward.cu"),
             Self::BackwardAdapter => ("backward_adapter", "backward_adapter.cu"),
             Self::BackwardInput => ("backward_input", "backward_input.cu"),

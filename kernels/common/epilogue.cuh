@@ -34,7 +34,9 @@ struct Epilogue {
     // `shared` holds kSharedBytes that nothing else uses until the CTA's next barrier.
     template <typename F>
     __device__ __forceinline__ static void for_each_row(MMA& mma, unsigned char* shared, F visit) {
-        const int warp = threadIdx.x / kWarpSize, lane = MMA::lane();
+        int thread = threadIdx.x;
+        forget(thread);  // addresses are made here, not kept in registers through the main loop
+        const int warp = thread / kWarpSize, lane = thread % kWarpSize;
         float* const rows = reinterpret_cast<float*>(shared + warp * kWarpBytes);
         const auto quad = [&](int row, int index) {
             return reinterpret_cast<float4*>(rows) + row * kRowSlots + slot(index);
@@ -66,7 +68,7 @@ struct Epilogue {
                     values[e + 2] = four.z;
                     values[e + 3] = four.w;
                 }
-                visit(MMA::warp_m() * MMA::kWarpM + i * kRows + row, values);
+                visit(MMA::warp_m(thread) * MMA::kWarpM + i * kRows + row, values);
             }
             __syncwarp();
         }

@@ -31,8 +31,9 @@ struct TileCopy {
     i64 stride;  // of `from`, from one k-step to the next
     u32 to;
 
-    __device__ __forceinline__ TileCopy(const Matrix<T>& source, int first, TILE tile) {
-        const int row = threadIdx.x / TILE::kChunks, chunk = threadIdx.x % TILE::kChunks;
+    __device__ __forceinline__ TileCopy(const Matrix<T>& source, int first, TILE tile,
+                                        int thread) {
+        const int row = thread / TILE::kChunks, chunk = thread % TILE::kChunks;
         to = shared_address(tile.chunk(row, chunk));
         stride = MAJOR == Major::K ? TILE::kCols : i64(TILE::kRows) * source.stride;
         const int col = chunk * kVector<T>;
@@ -67,10 +68,10 @@ struct Fragments {
     struct Addresses {
         u32 a[2], b[B_MAJOR == Major::K ? 2 : kPairsN];
 
-        __device__ __forceinline__ Addresses(TileA tile_a, TileB tile_b) {
-            const int matrix = MMA::lane() / 8, line = MMA::lane() % 8;
-            const int m = MMA::warp_m() * MMA::kWarpM + (matrix % 2) * 8 + line;
-            const int n = MMA::warp_n() * MMA::kWarpN;
+        __device__ __forceinline__ Addresses(TileA tile_a, TileB tile_b, int thread) {
+            const int matrix = thread % kWarpSize / 8, line = thread % 8;
+            const int m = MMA::warp_m(thread) * MMA::kWarpM + (matrix % 2) * 8 + line;
+            const int n = MMA::warp_n(thread) * MMA::kWarpN;
 #pragma unroll
             for (int step = 0; step < 2; ++step) {
                 a[step] = shared_address(tile_a.chunk(m, step * 2 + matrix / 2));
@@ -138,30 +139,31 @@ struct MainGemm {
     }
 
     // Tile (m0, n0) += products(pass, false), and then products(pass, true) as the last k-steps: the
-    // main product and the low-rank one. Ends with a barrier: the shared memory may then be reused.
-    template <bool ALIGNED, typename PRODUCTS>
+    // main product and the low-rank one, whose operands need not be there before `wait()` has
+    // returned. Ends with a barrier: the shared memory may then be reused.
+    template <bool ALIGNED, typename PRODUCTS, typename WAIT>
     __device__ __forceinline__ static void accumulate(Mma& mma, unsigned char* shared,
                                                       PRODUCTS products, int pass, int m0,
-                                                      int n0) {
-        int first = 0, at = 0;
+                                                      int n0, WAIT wait) {
+        int first = 0, thread = threadIdx.x;
         // Addresses are made where they are needed, not kept in registers through the loops.
         const auto forget_addresses = [&] {
             forget(pass);
             forget(m0);
             forget(n0);
-            forget(at);
-            shared += at;
+            forget(thread);
         };
         forget_addresses();
         if constexpr (ALIGNED && !kIsFloat<T>) {
             const auto main = products(pass, false);
             const int whole = main.a.cols / kTileK;
             if (whole >= kStages) {
-                accumulate_whole(mma, shared, main, m0, n0, whole);
+                accumulate_whole(mma, shared, main, m0, n0, whole, thread);
                 first = whole - (kStages - 1);
             }
             forget_addresses();
         }
+        wait();
         const auto main = products(pass, false), low = products(pass, true);
         const int main_steps = ceil_div(main.a.cols, kTileK);
         const int steps = main_steps + ceil_div(low.a.cols, kTileK);
@@ -169,11 +171,11 @@ struct MainGemm {
             const bool is_low = step >= main_steps;
             const auto from = Product<T>::select(is_low, low, main);
             const int k0 = (is_low ? step - main_steps : step) * kTileK;
-            copy_tile_async<ALIGNED>(tile_a(shared, stage), from.a, m0, k0);
+            copy_tile_async<ALIGNED>(tile_a(shared, stage), from.a, m0, k0, thread);
             if constexpr (B_MAJOR == Major::K) {
-                copy_tile_async<ALIGNED>(tile_b(shared, stage), from.b, n0, k0);
+                copy_tile_async<ALIGNED>(tile_b(shared, stage), from.b, n0, k0, thread);
             } else {
-                copy_tile_async<ALIGNED>(tile_b(shared, stage), from.b, k0, n0);
+                copy_tile_async<ALIGNED>(tile_b(shared, stage), from.b, k0, n0, thread);
             }
         };
         const auto either = Product<T>::select(main_steps > 0, main, low);
@@ -197,10 +199,10 @@ private:
     // loaded while the tensor cores work on those before.
     __device__ __forceinline__ static void accumulate_whole(Mma& mma, unsigned char* shared,
                                                             const Product<T>& main, int m0,
-                                                            int n0, int whole) {
+                                                            int n0, int whole, int thread) {
         constexpr u32 kEnd = kStages * kStageBytes;
-        TileCopy<T, TileA, Major::K> copy_a(main.a, m0, tile_a(shared, 0));
-        TileCopy<T, TileB, B_MAJOR> copy_b(main.b, n0, tile_b(shared, 0));
+        TileCopy<T, TileA, Major::K> copy_a(main.a, m0, tile_a(shared, 0), thread);
+        TileCopy<T, TileB, B_MAJOR> copy_b(main.b, n0, tile_b(shared, 0), thread);
 #pragma unroll
         for (int s = 0; s < kStages - 1; ++s) {
             copy_a.start(s * kStageBytes);
@@ -210,7 +212,7 @@ private:
         cp_async_wait_group<kStages - 2>();
         __syncthreads();
         using Fragments = Fragments<T, Mma, B_MAJOR>;
-        const typename Fragments::Addresses at(tile_a(shared, 0), tile_b(shared, 0));
+        const typename Fragments::Addresses at(tile_a(shared, 0), tile_b(shared, 0), thread);
         Fragments even, odd;
         even.template load<0>(at, 0);
         u32 oldest = kEnd - kStageBytes, current = 0, next = kStageBytes;

@@ -27,8 +27,12 @@ struct TileMma {
     float acc[kFragmentsM][kFragmentsN][4];
 
     __device__ __forceinline__ static int lane() { return threadIdx.x % kWarpSize; }
-    __device__ __forceinline__ static int warp_m() { return threadIdx.x / kWarpSize / WARPS_N; }
-    __device__ __forceinline__ static int warp_n() { return threadIdx.x / kWarpSize % WARPS_N; }
+    __device__ __forceinline__ static int warp_m(int thread = threadIdx.x) {
+        return thread / kWarpSize / WARPS_N;
+    }
+    __device__ __forceinline__ static int warp_n(int thread = threadIdx.x) {
+        return thread / kWarpSize % WARPS_N;
+    }
     __device__ __forceinline__ static int row(int i) {
         return warp_m() * kWarpM + i * 8 + lane() / 4;
     }

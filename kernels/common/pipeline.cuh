@@ -27,20 +27,6 @@ __device__ __forceinline__ void pipeline(int steps, FILL fill, CONSUME consume, 
     __syncthreads();
 }
 
-// Tile `index` of a grid of tiles, in groups of kGroup tile rows whose operands stay in L2.
-struct TileIndex {
-    static constexpr int kGroup = 8;
-    int m, n;
-
-    __device__ __forceinline__ TileIndex(int index, int tiles_m, int tiles_n) {
-        const int group = index / (kGroup * tiles_n), first = group * kGroup;
-        const int height = min(kGroup, tiles_m - first);
-        const int within = index - group * kGroup * tiles_n;
-        m = first + within % height;
-        n = within / height;
-    }
-};
-
 // Stores two neighbouring columns of row-major `c`, its rows `stride` elements apart, as one access
 // where PAIRED (an even number of columns, rows that start at even elements).
 template <bool PAIRED, typename T>

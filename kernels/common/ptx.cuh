@@ -41,6 +41,20 @@ __device__ __forceinline__ void cp_async_commit_group() {
     asm volatile("cp.async.commit_group;" ::: "memory");
 }
 
+// What other CTAs wrote before a release that this reads is visible afterwards.
+__device__ __forceinline__ u32 ld_acquire(const u32* from) {
+    u32 value;
+    asm volatile("ld.acquire.gpu.global.u32 %0, [%1];"
+                 : "=r"(value)
+                 : "l"(__cvta_generic_to_global(from))
+                 : "memory");
+    return value;
+}
+
+__device__ __forceinline__ void nanosleep(u32 nanoseconds) {
+    asm volatile("nanosleep.u32 %0;" ::"r"(nanoseconds));
+}
+
 // Waits until at most PENDING of this thread's newest groups are unfinished.
 template <int PENDING>
 __device__ __forceinline__ void cp_async_wait_group() {

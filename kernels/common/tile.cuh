@@ -129,12 +129,12 @@ __device__ __forceinline__ void store_quad(T* row, int col, int cols, const Quad
 // Calls visit(row, chunk) for this thread's share of a tile's chunks. Unrolled where ALIGNED; the
 // element-by-element path stays a loop, for the sake of its size.
 template <bool ALIGNED, typename TILE, typename F>
-__device__ __forceinline__ void for_each_chunk(F visit) {
+__device__ __forceinline__ void for_each_chunk(F visit, int thread = threadIdx.x) {
     constexpr int kTotal = TILE::kRows * TILE::kChunks;
     constexpr int kUnroll = ALIGNED ? ceil_div(kTotal, kThreads) : 1;
 #pragma unroll kUnroll
     for (int base = 0; base < kTotal; base += kThreads) {
-        const int index = base + threadIdx.x;
+        const int index = base + thread;
         if (kTotal % kThreads == 0 || index < kTotal) {
             visit(index / TILE::kChunks, index % TILE::kChunks);
         }
@@ -145,7 +145,8 @@ __device__ __forceinline__ void for_each_chunk(F visit) {
 // there after the caller's wait for the group and a barrier.
 template <bool ALIGNED, typename T, int ROWS, int COLS>
 __device__ __forceinline__ void copy_tile_async(SharedTile<T, ROWS, COLS> tile,
-                                                const Matrix<T>& source, int row0, int col0) {
+                                                const Matrix<T>& source, int row0, int col0,
+                                                int thread = threadIdx.x) {
     for_each_chunk<ALIGNED, SharedTile<T, ROWS, COLS>>([&](int r, int c) {
         const int row = row0 + r, col = col0 + c * kVector<T>;
         if (ALIGNED) {
@@ -158,7 +159,7 @@ __device__ __forceinline__ void copy_tile_async(SharedTile<T, ROWS, COLS> tile,
             *reinterpret_cast<Vector<T>*>(tile.chunk(r, c)) =
                 load_chunk<ALIGNED>(source, row, col);
         }
-    });
+    }, thread);
 }
 
 // The same where ALIGNED is not worth a copy of the kernel.

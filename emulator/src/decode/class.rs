@@ -49,7 +49,8 @@ pub(super) fn class(op: &Op) -> Class {
         | Op::Builtin(..)
         | Op::Exit
         | Op::Trap
-        | Op::Nothing => Class::Control,
+        | Op::Nothing
+        | Op::Sleep => Class::Control,
     }
 }
 

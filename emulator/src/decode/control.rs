@@ -66,7 +66,7 @@ impl<'a> Decoder<'a> {
                 modifiers.ty();
                 self.count(instruction, &[1])?;
                 self.word(&operands[0])?;
-                self.emit(Op::Nothing);
+                self.emit(Op::Sleep);
             }
             // The kernels before this one are complete when it starts, and its memory is visible.
             "griddepcontrol" => {

@@ -115,6 +115,8 @@ impl Block {
         quantum: u64,
     ) -> Result<Turn, Box<Fault>> {
         let end = counters.instructions + quantum;
+        // Warps in a row that sleep; once they are all, what they wait for is another block's.
+        let mut asleep = 0;
         while counters.instructions < end {
             if self.states.iter().all(|&state| state == State::Done) {
                 return Ok(Turn::Done);
@@ -141,11 +143,21 @@ impl Block {
                     self.next = at + 1;
                 }
                 Pause::Quantum => self.next = at + 1,
+                Pause::Sleep => {
+                    self.next = at + 1;
+                    asleep += 1;
+                    let ready = self.states.iter().filter(|&&state| state == State::Ready);
+                    if asleep >= ready.count() {
+                        break;
+                    }
+                    continue;
+                }
                 Pause::Barrier(pc) => {
                     self.arrive(context, counters, warp, pc)?;
                     self.next = if self.states[warp] == State::Ready { at } else { at + 1 };
                 }
             }
+            asleep = 0;
         }
         Ok(Turn::More)
     }

@@ -103,6 +103,8 @@ impl Warp {
                 self.store(machine, access, mask)?;
             }
             Op::Load(_) | Op::Store(_) | Op::Nothing => {}
+            Op::Sleep if mask != 0 => return Ok(Next::Sleep),
+            Op::Sleep => {}
             // Switched off for the whole part.
             Op::Mma(_) | Op::LoadMatrix(_) | Op::StoreMatrix(_) | Op::TransposeMatrix(..)
                 if mask == 0 => {}

@@ -593,4 +593,6 @@ pub(crate) enum Op {
     Exit,
     Trap,
     Nothing,
+    /// Lets others run, which the thread may wait for.
+    Sleep,
 }

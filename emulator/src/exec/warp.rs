@@ -39,6 +39,8 @@ pub(crate) enum Pause {
     Barrier(u32),
     /// The budget is used up.
     Quantum,
+    /// All threads that could run are asleep: they may wait for others.
+    Sleep,
     /// All threads have exited.
     Done,
 }
@@ -51,6 +53,8 @@ pub(super) enum Next {
     Reselect,
     /// The part stays where it is until others join it.
     Wait,
+    /// The following instruction, after others have run.
+    Sleep,
     Pause(Pause),
 }
 
@@ -362,6 +366,15 @@ impl Warp {
                     self.parts[at].waiting = true;
                     self.parts[at].pc = pc;
                     return Ok((quantum - left, None));
+                }
+                Next::Sleep => {
+                    pc += 1;
+                    machine.leave(pc);
+                    let part = &mut self.parts[at];
+                    (part.pc, part.ran) = (pc, PART_QUANTUM);
+                    let mut others = self.parts.iter().enumerate();
+                    let awake = others.any(|(other, part)| other != at && !part.waiting);
+                    return Ok((quantum - left, (!awake).then_some(Pause::Sleep)));
                 }
                 Next::Pause(pause) => {
                     machine.leave(pc + 1);

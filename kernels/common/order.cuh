@@ -1,0 +1,113 @@
+// One launch for tiles that wait for others: all CTAs draw numbers, tiles are begun in the order of
+// a list, and a tile waits only for earlier ones. Those have been drawn by CTAs that run, so there
+// is no deadlock, however few CTAs the device holds at once.
+//
+// The main tiles of a matrix product come in groups of kGroup rows of tiles, whose operands stay in
+// L2, and each group waits for small tiles over the same rows (H, or P). The small tiles are listed
+// a group ahead, so that they run beside main tiles, which they leave the memory to:
+//   small(0), small(1), main(0), small(2), main(1), …
+#pragma once
+
+#include "common/ptx.cuh"
+
+// What CTAs tell each other, all zero between launches.
+struct Board {
+    u32* next;   // the next number
+    u32* left;   // CTAs that are done
+    u32* ready;  // per group: small tiles that are done
+
+    __device__ __forceinline__ explicit Board(u32* counters)
+        : next(counters), left(counters + 1), ready(counters + 2) {}
+};
+
+// This CTA's number. `word` is one of shared memory, which nothing else uses meanwhile.
+__device__ __forceinline__ int draw(const Board& board, u32* word) {
+    if (threadIdx.x == 0) *word = atomicAdd(board.next, 1);
+    __syncthreads();
+    const int number = *word;
+    __syncthreads();
+    return number;
+}
+
+// Tells that this CTA has done one small tile of a group: all that its threads wrote is there.
+__device__ __forceinline__ void announce(const Board& board, int group) {
+    __threadfence();
+    __syncthreads();
+    if (threadIdx.x == 0) atomicAdd(board.ready + group, 1);
+}
+
+// Waits until `expected` small tiles of a group are done, and sees what they wrote.
+__device__ __forceinline__ void await(const Board& board, int group, u32 expected) {
+    constexpr u32 kNanoseconds = 64;
+    if (threadIdx.x == 0) {
+        while (ld_acquire(board.ready + group) < expected) nanosleep(kNanoseconds);
+    }
+    __syncthreads();
+}
+
+// This CTA is done. The last one clears the board.
+__device__ __forceinline__ void leave(const Board& board, int groups) {
+    if (threadIdx.x != 0) return;
+    __threadfence();
+    if (atomicAdd(board.left, 1) != gridDim.x - 1) return;
+    __threadfence();
+    *board.next = 0;
+    *board.left = 0;
+    for (int group = 0; group < groups; ++group) board.ready[group] = 0;
+}
+
+struct TileOrder {
+    static constexpr int kGroup = 8;
+
+    int tiles_m, tiles_n;    // main tiles
+    int small, small_last;   // small tiles of a group, and of the last one
+    int groups;
+
+    // A tile of the list: one of its group's small ones, or of its main ones; or one beyond them.
+    struct Tile {
+        enum Kind { kSmall, kMain, kBeyond } kind;
+        int group, index;
+    };
+
+    // Main tiles in `tiles_m` rows and `tiles_n` columns; small tiles in `small_rows` rows, of which
+    // `rows_per_group` belong to a group, and `small_cols` columns.
+    __device__ __forceinline__ TileOrder(int tiles_m, int tiles_n, int small_rows,
+                                         int rows_per_group, int small_cols)
+        : tiles_m(tiles_m), tiles_n(tiles_n), groups(ceil_div(tiles_m, kGroup)) {
+        small = rows_per_group * small_cols;
+        small_last = small_rows * small_cols - (groups - 1) * small;
+    }
+
+    __device__ __forceinline__ int small_of(int group) const {
+        return group >= groups ? 0 : group == groups - 1 ? small_last : small;
+    }
+    __device__ __forceinline__ int main_rows(int group) const {
+        return min(kGroup, tiles_m - group * kGroup);
+    }
+
+    __device__ __forceinline__ Tile at(int number) const {
+        if (number < small_of(0)) return {Tile::kSmall, 0, number};
+        number -= small_of(0);
+        // Then rounds of a group's main tiles behind the next one's small ones; all but the last two
+        // are of one size.
+        const int round = small + kGroup * tiles_n;
+        const int whole = max(0, groups - 2);
+        int group = min(number / round, whole);
+        number -= group * round;
+        for (; group < groups; ++group) {
+            if (number < small_of(group + 1)) return {Tile::kSmall, group + 1, number};
+            number -= small_of(group + 1);
+            if (number < main_rows(group) * tiles_n) return {Tile::kMain, group, number};
+            number -= main_rows(group) * tiles_n;
+        }
+        return {Tile::kBeyond, 0, number};
+    }
+
+    // Row and column of a group's main tile: down the rows first, so that they share columns of B.
+    __device__ __forceinline__ int main_m(const Tile& tile) const {
+        return tile.group * kGroup + tile.index % main_rows(tile.group);
+    }
+    __device__ __forceinline__ int main_n(const Tile& tile) const {
+        return tile.index / main_rows(tile.group);
+    }
+};
