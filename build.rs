@@ -16,7 +16,7 @@ use std::thread;
 #[path = "build/nvrtc.rs"]
 mod nvrtc;
 
-use nvrtc::{Nvrtc, NvrtcError, Source};
+use nvrtc::{HEADER_FOLDERS, Nvrtc, NvrtcError, Source};
 
 /// PTX for the oldest GPU with bf16 tensor cores and `cp.async`; drivers translate it for later
 /// ones.
@@ -49,10 +49,11 @@ fn build() -> Result<(), Box<dyn std::error::Error>> {
         println!("cargo:rerun-if-env-changed={variable}");
     }
     let kernels = read_sources(&root.join("kernels"), "cu")?;
-    let headers = read_sources(&root.join("kernels/common"), "cuh")?
-        .into_iter()
-        .map(|(name, text)| (format!("common/{name}.cuh"), text))
-        .collect::<Vec<_>>();
+    let mut headers = Vec::new();
+    for folder in HEADER_FOLDERS {
+        let found = read_sources(&root.join("kernels").join(folder), "cuh")?.into_iter();
+        headers.extend(found.map(|(name, text)| (format!("{folder}/{name}.cuh"), text)));
+    }
 
     let nvrtc = if env::var_os("DOCS_RS").is_some() {
         None

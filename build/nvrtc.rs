@@ -14,6 +14,9 @@ use libloading::Library;
 /// The environment variable that names an NVRTC library, or the folder that holds one.
 pub const ENV_LIBRARY: &str = "FUSED_DORA_NVRTC";
 
+/// The folders below `kernels` that hold headers.
+pub const HEADER_FOLDERS: [&str; 2] = ["backward", "common"];
+
 /// File names by which an NVRTC may go, newest first.
 const LIBRARY_NAMES: [&str; 4] =
     ["libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so", "libnvrtc.dylib"];

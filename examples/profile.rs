@@ -144,11 +144,10 @@ fn step(
     norm: Norm,
 ) -> Result<Vec<MeasuredLaunch>, Box<dyn Error>> {
     emulator.reset_counters();
-    // A new layer has run prepare, forward and the first half of backward.
+    // A new layer has run prepare, forward and backward.
     let mut layer = bench::Layer::new(shape, norm)?;
     let mut launches = emulator.launches();
     emulator.reset_counters();
-    layer.backward_input()?;
     layer.norm_gradient()?;
     layer.gradient_norm()?;
     layer.adamw()?;

@@ -378,7 +378,7 @@ impl Kernels {
         let ctas = chunks.max().unwrap_or(0).clamp(1, NORM_CTAS_PER_SM * self.sm_count().max(1));
         let needs = needs(self.sm_count());
         workspace.size().check(needs, 0)?;
-        let (scratch, _guard) = workspace.lend(stream, None);
+        let (scratch, _guard) = workspace.lend(stream);
         let scratch = scratch.parts(needs, 0)?;
 
         let (gradients, _guard) = io.gradients.device_ptr(stream);

@@ -1,4 +1,7 @@
-//! The backward of one layer: its tensors, their checks, and both ops in one call.
+//! `backward`: all gradients of one layer, the norm held constant, in one launch
+//! (kernels/backward.cu).
+
+mod plan;
 
 use std::sync::Arc;
 
@@ -9,12 +12,17 @@ use cudarc::driver::{
 use crate::dropout::Dropout;
 use crate::error::{During, Error, Result};
 use crate::forward::check_z;
-use crate::kernels::Kernels;
+use crate::kernels::{Entry, Kernels};
 use crate::prepare::{Prepared, check_magnitude_len, optional};
-use crate::raw::{self, absent_or, present};
+use crate::raw::{self, WorkspaceSize, absent_or, present};
 use crate::rows::{MatrixView, MatrixViewMut};
 use crate::spec::{DoraSpec, Element, Norm, check_len};
 use crate::workspace::Workspace;
+
+#[doc(hidden)]
+pub use plan::GEOMETRY;
+pub(crate) use plan::needs;
+use plan::{Plan, Wanted};
 
 /// What becomes of the parameters' gradients (dA, dB, dm and db) that are in their buffers. There
 /// is no default: a wrong one would go unnoticed.
@@ -71,7 +79,7 @@ pub struct Backward<'a, E> {
 }
 
 impl<E: Element> Backward<'_, E> {
-    pub(crate) fn check(&self, kernels: &Kernels, spec: &DoraSpec) -> Result<()> {
+    fn check(&self, kernels: &Kernels, spec: &DoraSpec) -> Result<()> {
         spec.check_tokens(self.tokens)?;
         self.check_contexts(kernels)?;
         let tokens = ("T", self.tokens);
@@ -137,7 +145,7 @@ impl<E: Element> Backward<'_, E> {
     }
 
     /// The addresses, and the guards that order their use on the stream.
-    pub(crate) fn lend<'s>(
+    fn lend<'s>(
         &'s mut self,
         stream: &'s CudaStream,
         spec: &DoraSpec,
@@ -201,8 +209,12 @@ impl<E: Element> Backward<'_, E> {
 }
 
 impl raw::Backward {
+    fn wanted(&self) -> Wanted {
+        Wanted { grad_input: self.grad_input.pointer != 0, grad_bias: self.grad_bias != 0 }
+    }
+
     /// Checks what can be told from the numbers, and tells whether the dropout is PEFT's.
-    pub(crate) fn check(&self, spec: &DoraSpec) -> Result<bool> {
+    fn check(&self, spec: &DoraSpec) -> Result<bool> {
         let (bytes, single) = (spec.dtype().bytes(), size_of::<f32>());
         let (inputs, outputs) = (spec.in_features(), spec.out_features());
         spec.check_tokens(self.tokens)?;
@@ -240,7 +252,7 @@ impl raw::Backward {
 ///
 /// # Safety
 /// The address is of as many f32 elements, or 0.
-pub(crate) unsafe fn zero(stream: &CudaStream, gradients: u64, len: usize) -> Result<()> {
+unsafe fn zero(stream: &CudaStream, gradients: u64, len: usize) -> Result<()> {
     if gradients == 0 || len == 0 {
         return Ok(());
     }
@@ -251,17 +263,21 @@ pub(crate) unsafe fn zero(stream: &CudaStream, gradients: u64, len: usize) -> Re
 }
 
 impl Kernels {
-    /// All gradients of one layer, the norm c held constant: [`Kernels::backward_adapter`], then
-    /// [`Kernels::backward_input`]. Three launches (two where dX is not wanted and m is not on the
-    /// input, and one less for rank 0). For a spec with [`NormGrad::Exact`],
-    /// [`Kernels::norm_gradient`] completes dA and dB once all micro-batches are through.
-    ///
-    /// [`NormGrad::Exact`]: crate::NormGrad::Exact
+    /// All gradients of one layer, the norm c held constant, in one launch. With G = dY∘g (norm axis
+    /// output) or dY, P = G·(sB) and D = G·W + P·A: dX = D(∘g), dA = (Pᵀx)(∘g), dB = s·(g∘)dYᵀH,
+    /// db = Σ_t dY, and dm = (Σ_t x∘D)/c (input) or (Σ_t dY∘z)/c (output), z = x·Vᵀ taken from y.
+    /// For a spec with [`NormGrad::Exact`], [`Kernels::norm_gradient`] completes dA and dB once all
+    /// micro-batches are through.
     ///
     /// Formulas: the chain rule on the forward; c constant as in DoRA (arXiv:2402.09353) §4.3.
     ///
     /// # Errors
-    /// Those of the two ops; all checks of both come before the first launch.
+    /// Before anything is launched: [`Error::Dtype`], [`Error::Shape`], [`Error::NotPrepared`],
+    /// [`Error::MissingTensor`], [`Error::UnexpectedTensor`], [`Error::WorkspaceTooSmall`],
+    /// [`Error::DeviceLimit`], [`Error::ContextMismatch`], [`Error::InvalidSpec`] for too many tokens.
+    /// Afterwards [`Error::Driver`].
+    ///
+    /// [`NormGrad::Exact`]: crate::NormGrad::Exact
     pub fn backward<E: Element>(
         &self,
         stream: &Arc<CudaStream>,
@@ -270,12 +286,21 @@ impl Kernels {
         workspace: &mut Workspace,
         io: &mut Backward<'_, E>,
     ) -> Result<()> {
-        spec.check_dtype::<E>()?;
-        io.check(self, spec)?;
+        self.check_stream(stream)?;
+        prepared.check(self, spec)?;
         self.check_buffer(workspace.buffer())?;
-        self.check_backward_input(spec, &workspace.size(), io.tokens, io.dropout.as_ref())?;
-        self.backward_adapter(stream, spec, prepared, workspace, io)?;
-        self.backward_input(stream, spec, prepared, workspace, io)
+        io.check(self, spec)?;
+        let wanted =
+            Wanted { grad_input: io.grad_input.is_some(), grad_bias: io.grad_bias.is_some() };
+        let (tokens, size) = (io.tokens, workspace.size());
+        self.check_backward(spec, &size, tokens, io.dropout.as_ref(), wanted)?;
+
+        let (prepared, _guards) = prepared.lend(stream);
+        let (scratch, _guard) = workspace.lend(stream);
+        let (raw, _guards) = io.lend(stream, spec);
+        // SAFETY: each buffer was checked against its shape, and its guard orders the launch on the
+        // stream.
+        unsafe { self.backward_raw(stream, spec, &prepared, &scratch, &raw) }
     }
 
     /// [`Kernels::backward`] on device addresses.
@@ -285,7 +310,7 @@ impl Kernels {
     /// of the forward.
     ///
     /// # Errors
-    /// Those of [`Kernels::forward_raw`]; all checks come before the first launch.
+    /// Those of [`Kernels::forward_raw`].
     pub unsafe fn backward_raw(
         &self,
         stream: &Arc<CudaStream>,
@@ -294,12 +319,55 @@ impl Kernels {
         workspace: &raw::Workspace,
         io: &raw::Backward,
     ) -> Result<()> {
-        io.check(spec)?;
-        self.check_backward_input(spec, &workspace.size, io.tokens, io.dropout.as_ref())?;
-        // SAFETY: passed on to the caller; the first leaves P in the workspace for the second.
-        unsafe {
-            self.backward_adapter_raw(stream, spec, prepared, workspace, io)?;
-            self.backward_input_raw(stream, spec, prepared, workspace, io)
+        self.check_stream(stream)?;
+        let peft = io.check(spec)?;
+        prepared.check(spec)?;
+        let (tokens, wanted) = (io.tokens, io.wanted());
+        let plan =
+            self.check_backward(spec, &workspace.size, tokens, io.dropout.as_ref(), wanted)?;
+        let scratch = workspace.parts(plan.needs(), tokens)?;
+        if tokens == 0 {
+            if io.gradients == Gradients::Accumulate {
+                return Ok(());
+            }
+            let (rank, magnitude) = (spec.rank(), spec.magnitude_len());
+            // SAFETY: the caller vouches for the addresses.
+            return unsafe {
+                zero(stream, io.grad_lora_a, rank * spec.in_features())?;
+                zero(stream, io.grad_lora_b, spec.out_features() * rank)?;
+                zero(stream, io.grad_magnitude, magnitude)?;
+                zero(stream, io.grad_bias, spec.out_features())
+            };
         }
+        let grid = plan.grid(spec, tokens, wanted);
+        if grid[0] == 0 {
+            return Ok(());
+        }
+        let params = plan.params(spec, prepared, &scratch, io, peft);
+        let entry = entry(io.dropout.as_ref());
+        // SAFETY: the struct is the kernel's; the caller vouches for the addresses.
+        unsafe { self.launch(stream, entry, spec.dtype(), grid, &params) }
+    }
+
+    /// The tiles, within the device's limits and the workspace.
+    fn check_backward(
+        &self,
+        spec: &DoraSpec,
+        workspace: &WorkspaceSize,
+        tokens: usize,
+        dropout: Option<&Dropout>,
+        wanted: Wanted,
+    ) -> Result<Plan> {
+        let plan = Plan::new(spec, tokens, self.sm_count());
+        workspace.check(plan.needs(), tokens)?;
+        self.check_grid(entry(dropout), spec.dtype(), plan.grid(spec, tokens, wanted))?;
+        Ok(plan)
+    }
+}
+
+fn entry(dropout: Option<&Dropout>) -> Entry {
+    match dropout {
+        None => Entry::Backward,
+        Some(_) => Entry::BackwardDropout,
     }
 }

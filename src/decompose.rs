@@ -250,7 +250,7 @@ impl Kernels {
         let grid = [plan.strips, plan.split.count, 1];
         self.check_grid(Entry::Decompose, E::DTYPE, grid)?;
         workspace.size().check(plan.needs(), 0)?;
-        let (scratch, _guard) = workspace.lend(stream, None);
+        let (scratch, _guard) = workspace.lend(stream);
         let scratch = scratch.parts(plan.needs(), 0)?;
         let params = DecomposeParams {
             weight: operands.weight,

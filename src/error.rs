@@ -40,7 +40,6 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 /// | operands that were prepared for another spec | [`NotPrepared`](Error::NotPrepared) |
 /// | a backward or unmerge of [`DoraLinear`](crate::DoraLinear) after a change of the parameters | [`NotPrepared`](Error::NotPrepared) |
 /// | a workspace made for less | [`WorkspaceTooSmall`](Error::WorkspaceTooSmall) |
-/// | `backward_input` without its `backward_adapter` | [`BackwardOrder`](Error::BackwardOrder) |
 /// | `unmerge` where a gain is 0 | [`LostFeature`](Error::LostFeature) |
 /// | an adapter's name that is not attached, or is already | [`Adapter`](Error::Adapter) |
 /// | an adapter for other features than its layer's | [`Adapter`](Error::Adapter) |
@@ -160,15 +159,6 @@ pub enum Error {
         needed: usize,
         /// Bytes there.
         available: usize,
-    },
-    /// `backward_input` without its `backward_adapter`.
-    #[error(
-        "the workspace does not hold this layer's P for {tokens} tokens: call backward_adapter \
-         first, and nothing else on this workspace in between"
-    )]
-    BackwardOrder {
-        /// Tokens of this call.
-        tokens: usize,
     },
     /// A merged weight that no longer holds what the weight was.
     #[error(

@@ -136,7 +136,7 @@ impl Kernels {
         workspace.size().check(needs(spec, io.tokens), io.tokens)?;
 
         let (prepared, _guards) = prepared.lend(stream);
-        let (scratch, _guard) = workspace.lend(stream, None);
+        let (scratch, _guard) = workspace.lend(stream);
         let (x_stride, y_stride) =
             (io.x.stride(spec.in_features()), io.y.stride(spec.out_features()));
         let (x, _guard) = io.x.view.device_ptr(stream);
@@ -195,8 +195,8 @@ impl Kernels {
         self.check_stream(stream)?;
         spec.check_tokens(io.tokens)?;
         let tokens = io.tokens;
-        let scratch = workspace.parts(needs(spec, tokens), tokens)?;
         let grid = self.check_forward(spec, tokens, io.dropout.as_ref())?;
+        let scratch = workspace.parts(needs(spec, tokens), tokens)?;
         if tokens == 0 {
             return Ok(());
         }

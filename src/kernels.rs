@@ -30,11 +30,8 @@ pub(crate) enum Entry {
     Forward,
     ForwardDropout,
     ForwardPeftDropout,
-    BackwardAdapter,
-    BackwardInput,
-    BackwardInputDropout,
-    BackwardInputLoraA,
-    BackwardInputLoraADropout,
+    Backward,
+    BackwardDropout,
     AdamW,
     GradientNorm,
     NormGradient,
@@ -45,16 +42,13 @@ pub(crate) enum Entry {
 }
 
 impl Entry {
-    const ALL: [Self; 16] = [
+    const ALL: [Self; 13] = [
         Self::Prepare,
         Self::Forward,
         Self::ForwardDropout,
         Self::ForwardPeftDropout,
-        Self::BackwardAdapter,
-        Self::BackwardInput,
-        Self::BackwardInputDropout,
-        Self::BackwardInputLoraA,
-        Self::BackwardInputLoraADropout,
+        Self::Backward,
+        Self::BackwardDropout,
         Self::AdamW,
         Self::GradientNorm,
         Self::NormGradient,
@@ -71,13 +65,8 @@ impl Entry {
             Self::Forward => ("forward", "forward.cu"),
             Self::ForwardDropout => ("forward_dropout", "forward.cu"),
             Self::ForwardPeftDropout => ("forward_peft_dropout", "forward.cu"),
-            Self::BackwardAdapter => ("backward_adapter", "backward_adapter.cu"),
-            Self::BackwardInput => ("backward_input", "backward_input.cu"),
-            Self::BackwardInputDropout => ("backward_input_dropout", "backward_input.cu"),
-            Self::BackwardInputLoraA => ("backward_input_lora_a", "backward_input.cu"),
-            Self::BackwardInputLoraADropout => {
-                ("backward_input_lora_a_dropout", "backward_input.cu")
-            }
+            Self::Backward => ("backward", "backward.cu"),
+            Self::BackwardDropout => ("backward_dropout", "backward.cu"),
             Self::AdamW => ("adamw", "adamw.cu"),
             Self::GradientNorm => ("gradient_norm", "adamw.cu"),
             Self::NormGradient => ("norm_gradient", "norm_gradient.cu"),

@@ -295,7 +295,7 @@ impl Kernels {
         self.check_grid(entry, E::DTYPE, grid)?;
         let needs = needs(spec, self.sm_count());
         workspace.size().check(needs, 0)?;
-        let (scratch, _guard) = workspace.lend(stream, None);
+        let (scratch, _guard) = workspace.lend(stream);
         let scratch = scratch.parts(needs, 0)?;
 
         let (lora_a, _guard) = conversion.lora_a.device_ptr(stream);

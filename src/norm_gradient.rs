@@ -125,7 +125,7 @@ impl Kernels {
         self.check_grid(Entry::NormGradientFinish, E::DTYPE, plan.finish_grid(spec))?;
         workspace.size().check(plan.needs(), 0)?;
 
-        let (scratch, _guard) = workspace.lend(stream, None);
+        let (scratch, _guard) = workspace.lend(stream);
         let (prepared, _guards) = prepared.lend(stream);
         let (weight, _guard) = io.weight.device_ptr(stream);
         let (lora_a, _guard) = io.lora_a.device_ptr(stream);

@@ -229,7 +229,7 @@ impl Kernels {
         self.check_grid(Entry::Prepare, E::DTYPE, plan.grid())?;
         workspace.size().check(plan.needs(), 0)?;
 
-        let (scratch, _guard) = workspace.lend(stream, None);
+        let (scratch, _guard) = workspace.lend(stream);
         let (weight, _guard) = inputs.weight.device_ptr(stream);
         let (lora_a, _guard) = inputs.lora_a.device_ptr(stream);
         let (lora_b, _guard) = inputs.lora_b.device_ptr(stream);

@@ -8,9 +8,7 @@ use crate::error::{During, Error, Result};
 use crate::kernels::Kernels;
 use crate::raw::{self, WorkspaceSize};
 use crate::spec::DoraSpec;
-use crate::{
-    adamw, backward_adapter, backward_input, decompose, forward, merge, norm_gradient, prepare,
-};
+use crate::{adamw, backward, decompose, forward, merge, norm_gradient, prepare};
 
 /// Regions start at multiples of this many bytes, like allocations.
 const ALIGNMENT: usize = 256;
@@ -65,14 +63,12 @@ pub(crate) struct Needs {
 
 /// Scratch memory for calls of up to `max_tokens` tokens, for any of the specs it was made for.
 ///
-/// Its contents carry P from [`Kernels::backward_adapter`] to [`Kernels::backward_input`];
-/// otherwise they mean nothing between calls, so layers can share one. Calls that share one must
-/// be on one stream, or be ordered by events.
+/// Its contents mean nothing between calls, so layers can share one. Calls that share one must be on
+/// one stream, or be ordered by events.
 #[derive(Debug)]
 pub struct Workspace {
     buffer: CudaSlice<u8>,
     counters_end: usize,
-    backward: Option<(DoraSpec, usize)>,
 }
 
 impl Workspace {
@@ -94,7 +90,7 @@ impl Workspace {
         // SAFETY: only the counters are read before they are written, and they are zeroed below.
         let mut buffer = unsafe { stream.alloc::<u8>(total) }.during(during)?;
         stream.memset_zeros(&mut buffer.slice_mut(..counters_end)).during(during)?;
-        Ok(Self { buffer, counters_end, backward: None })
+        Ok(Self { buffer, counters_end })
     }
 
     /// Bytes of device memory that [`Workspace::new`] would allocate.
@@ -115,25 +111,14 @@ impl Workspace {
         WorkspaceSize { bytes: self.buffer.len(), counter_bytes: self.counters_end }
     }
 
-    /// Its address, and the guard that orders its use on the stream. What the workspace holds
-    /// afterwards for a `backward_input` is `backward`.
+    /// Its address, and the guard that orders its use on the stream.
     pub(crate) fn lend<'a>(
         &'a mut self,
         stream: &'a CudaStream,
-        backward: Option<(DoraSpec, usize)>,
     ) -> (raw::Workspace, SyncOnDrop<'a>) {
-        self.backward = backward;
         let size = self.size();
         let (pointer, guard) = self.buffer.device_ptr_mut(stream);
         (raw::Workspace { pointer, size }, guard)
-    }
-
-    /// Whether the last call on this workspace was this layer's `backward_adapter`.
-    pub(crate) fn check_backward(&self, spec: &DoraSpec, tokens: usize) -> Result<()> {
-        if self.backward == Some((*spec, tokens)) {
-            return Ok(());
-        }
-        Err(Error::BackwardOrder { tokens })
     }
 }
 
@@ -154,8 +139,7 @@ impl Layout {
             let of_ops = [
                 prepare::needs(spec, sm_count),
                 forward::needs(spec, tokens),
-                backward_adapter::needs(spec, tokens, sm_count),
-                backward_input::needs(spec, tokens, sm_count),
+                backward::needs(spec, tokens, sm_count),
                 norm_gradient::needs(spec, sm_count),
                 merge::needs(spec, sm_count),
             ];
@@ -218,11 +202,7 @@ mod tests {
                     let spec = DoraSpec::new(inputs, outputs, rank, scaling, norm, detached, dtype)
                         .expect("a layer");
                     let needs = |tokens| {
-                        [
-                            forward::needs(&spec, tokens),
-                            backward_adapter::needs(&spec, tokens, sm_count),
-                            backward_input::needs(&spec, tokens, sm_count),
-                        ]
+                        [forward::needs(&spec, tokens), backward::needs(&spec, tokens, sm_count)]
                     };
                     for tokens in 0..1300 {
                         for (less, more) in needs(tokens).into_iter().zip(needs(tokens + 1)) {

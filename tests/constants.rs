@@ -2,10 +2,7 @@
 
 mod common;
 
-use fused_dora::{
-    Kernels, adamw, backward_adapter, backward_input, decompose, forward, merge, norm_gradient,
-    prepare,
-};
+use fused_dora::{Kernels, adamw, backward, decompose, forward, merge, norm_gradient, prepare};
 
 fn assert_geometry(symbol: &str, mirrored: &[usize]) {
     let context = common::device::open().expect("a device");
@@ -27,13 +24,8 @@ fn forward_agrees() {
 }
 
 #[test]
-fn backward_adapter_agrees() {
-    assert_geometry("backward_adapter_geometry", &backward_adapter::GEOMETRY);
-}
-
-#[test]
-fn backward_input_agrees() {
-    assert_geometry("backward_input_geometry", &backward_input::GEOMETRY);
+fn backward_agrees() {
+    assert_geometry("backward_geometry", &backward::GEOMETRY);
 }
 
 #[test]

@@ -155,12 +155,8 @@ impl Layer {
         kernels.forward(stream, spec, prepared, workspace, io)
     }
 
-    /// Runs `op` on a backward whose tensors `change` may replace.
-    fn backward(
-        &mut self,
-        change: impl FnOnce(&mut Backward<'_, bf16>),
-        adapter_first: bool,
-    ) -> Result<(), Error> {
+    /// Runs a backward whose tensors `change` may replace.
+    fn backward(&mut self, change: impl FnOnce(&mut Backward<'_, bf16>)) -> Result<(), Error> {
         let f32s = |n| self.stream.alloc_zeros::<f32>(n).expect("memory");
         let (mut grad_a, mut grad_b) = (f32s(RANK * INPUTS), f32s(OUTPUTS * RANK));
         let mut grad_bias = f32s(OUTPUTS);
@@ -185,11 +181,7 @@ impl Layer {
         };
         change(&mut io);
         let Self { kernels, stream, spec, workspace, prepared, .. } = self;
-        if adapter_first {
-            kernels.backward(stream, spec, prepared, workspace, &mut io)
-        } else {
-            kernels.backward_input(stream, spec, prepared, workspace, &mut io)
-        }
+        kernels.backward(stream, spec, prepared, workspace, &mut io)
     }
 
     /// Runs `norm_gradient` on tensors that `change` may replace.
@@ -246,10 +238,9 @@ fn wrong_shapes() {
     layer.h = layer.resize(TOKENS * 16);
     layer.forward(TOKENS).expect("all shapes right");
 
-    let result =
-        layer.backward(|io| io.grad_output = io.grad_output.view().slice(..3).into(), true);
+    let result = layer.backward(|io| io.grad_output = io.grad_output.view().slice(..3).into());
     assert_shape(result, "grad_output", TOKENS * OUTPUTS, 3);
-    layer.backward(|_| {}, true).expect("all shapes right");
+    layer.backward(|_| {}).expect("all shapes right");
 }
 
 #[test]
@@ -258,8 +249,6 @@ fn wrong_order() {
     assert!(matches!(layer.forward(TOKENS), Err(Error::NotPrepared { .. })));
     layer.prepare().expect("a magnitude");
     layer.forward(TOKENS).expect("prepared");
-    let early = layer.backward(|_| {}, false);
-    assert!(matches!(early, Err(Error::BackwardOrder { tokens: TOKENS })), "{early:?}");
     layer.spec = spec(Norm::Output);
     assert!(matches!(layer.forward(TOKENS), Err(Error::NotPrepared { .. })));
 }

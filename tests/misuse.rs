@@ -117,9 +117,7 @@ impl<E: Element> Caller<E> {
             let spec = self.dice.of(spec, &[other]);
             self.prepare(&spec, &mut prepared, &mut workspace);
             self.forward(&spec, &prepared, &mut workspace, tokens, dropout);
-            for op in ["backward", "backward_adapter", "backward_input"] {
-                self.backward(op, &spec, &prepared, &mut workspace, tokens, dropout);
-            }
+            self.backward(&spec, &prepared, &mut workspace, tokens, dropout);
             self.norm_gradient(&spec, &prepared, &mut workspace);
             self.merge(&spec, &prepared, &mut workspace);
             self.decompose(&spec, &prepared, &mut workspace);
@@ -201,7 +199,6 @@ impl<E: Element> Caller<E> {
 
     fn backward(
         &mut self,
-        op: &'static str,
         spec: &DoraSpec,
         prepared: &Prepared<E>,
         workspace: &mut Workspace,
@@ -209,7 +206,7 @@ impl<E: Element> Caller<E> {
         dropout: Option<Dropout>,
     ) {
         let peft = is_peft(dropout, spec);
-        self.call(op, |own| {
+        self.call("backward", |own| {
             let Self { dice, kernels, stream, pools, .. } = own;
             let [x, weight, bias, output, z, grad_output] = &pools.read;
             let [grad_input, h, _] = &mut pools.write;
@@ -245,13 +242,7 @@ impl<E: Element> Caller<E> {
                 },
                 grad_bias: dice.one_in(2).then(|| dice.view_mut(grad_bias, 1, outputs)),
             };
-            match op {
-                "backward" => kernels.backward(stream, spec, prepared, workspace, &mut io),
-                "backward_adapter" => {
-                    kernels.backward_adapter(stream, spec, prepared, workspace, &mut io)
-                }
-                _ => kernels.backward_input(stream, spec, prepared, workspace, &mut io),
-            }
+            kernels.backward(stream, spec, prepared, workspace, &mut io)
         });
     }
 

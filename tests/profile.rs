@@ -135,23 +135,19 @@ fn compulsory_bytes_of_one_layer() {
     assert_eq!(bytes(Norm::Output, Kernel::Prepare), prepare + sb + 3 * of_output);
     assert_eq!(bytes(Norm::Input, Kernel::Prepare), prepare + 3 * of_input);
     assert_eq!(bytes(Norm::None, Kernel::Prepare), prepare - w);
-    let low_rank = x + packed_a + h;
-    assert_eq!(bytes(Norm::Output, Kernel::ForwardLowRank), low_rank);
-    assert_eq!(bytes(Norm::Input, Kernel::ForwardLowRank), low_rank + of_input);
-    assert_eq!(bytes(Norm::Output, Kernel::Forward), x + w + h + sb + y + of_output);
-    assert_eq!(bytes(Norm::Input, Kernel::BackwardAdapter), y + h + sb + h + b);
-    let on_output = y + y + h + sb + h + b + 3 * of_output;
-    assert_eq!(bytes(Norm::Output, Kernel::BackwardAdapter), on_output);
-    assert_eq!(bytes(Norm::Output, Kernel::BackwardInput), y + w + h + packed_a + x);
-    let on_input = y + w + h + packed_a + x + x + 3 * of_input;
-    assert_eq!(bytes(Norm::Input, Kernel::BackwardInput), on_input);
-    assert_eq!(bytes(Norm::Input, Kernel::BackwardInputLoraA), h + x + of_input + a);
+    let forward = x + w + packed_a + sb + h + y;
+    assert_eq!(bytes(Norm::Output, Kernel::Forward), forward + of_output);
+    assert_eq!(bytes(Norm::Input, Kernel::Forward), forward + of_input);
+    // dY and dX are as large as y and x.
+    let backward = y + x + w + h + packed_a + sb + x + a + b;
+    assert_eq!(bytes(Norm::Output, Kernel::Backward), backward + y + 3 * of_output);
+    assert_eq!(bytes(Norm::Input, Kernel::Backward), backward + 3 * of_input);
 
-    // The op reads x once, and does not read back the H that it writes.
-    let launches = [Kernel::ForwardLowRank, Kernel::Forward]
+    // An op of two launches does not read back what the first one writes.
+    let launches = [Kernel::Prepare, Kernel::Forward]
         .map(|kernel| compulsory(kernel, &spec(Norm::Output), tokens));
     let op = compulsory_of_op(launches.iter().map(Vec::as_slice));
-    assert_eq!(op, x + packed_a + h + w + sb + of_output + y);
+    assert_eq!(op, prepare + sb + 3 * of_output + x + h + y);
 }
 
 #[test]
@@ -169,11 +165,8 @@ fn products_are_padded_to_whole_ones() {
     let least = |kernel| least_mma(kernel, &spec, 33);
     // T 33 = 3 × 16 (5 × 8), I 100 = 7 × 16 (13 × 8), O 60 = 4 × 16 (8 × 8), R 32 = 2 × 16 (4 × 8).
     assert_eq!(least(Kernel::Prepare), 6 * 4 * 13 * 2);
-    assert_eq!(least(Kernel::ForwardLowRank), 3 * 4 * 7);
-    assert_eq!(least(Kernel::Forward), 3 * 8 * (7 + 2));
-    assert_eq!(least(Kernel::BackwardAdapter), 3 * 4 * 4 + 4 * 4 * 3);
-    assert_eq!(least(Kernel::BackwardInput), 3 * 13 * (4 + 2));
-    assert_eq!(least(Kernel::BackwardInputLoraA), 2 * 13 * 3);
+    assert_eq!(least(Kernel::Forward), 3 * 4 * 7 + 3 * 8 * (7 + 2));
+    assert_eq!(least(Kernel::Backward), 3 * 4 * 4 + 4 * 4 * 3 + 2 * 13 * 3 + 3 * 13 * (4 + 2));
 }
 
 fn nvrtc() -> Nvrtc {

@@ -108,7 +108,7 @@ impl Layer {
         };
         layer.prepare()?;
         layer.forward()?;
-        layer.backward_adapter()?;
+        layer.backward()?;
         Ok(layer)
     }
 
@@ -144,16 +144,6 @@ impl Layer {
         };
         let Self { kernels, stream, spec, workspace, prepared, .. } = self;
         Ok(kernels.forward(stream, spec, prepared, workspace, io)?)
-    }
-
-    /// P, dB and dm (axis output).
-    pub fn backward_adapter(&mut self) -> Outcome {
-        self.backward(Kernels::backward_adapter)
-    }
-
-    /// dX, dm (axis input) and dA, together with the `backward_adapter` that must precede each call.
-    pub fn backward_input(&mut self) -> Outcome {
-        self.backward(Kernels::backward)
     }
 
     /// One step of the optimizer over the adapter: 16 bytes read and 12 written per parameter.
@@ -225,7 +215,8 @@ impl Layer {
         Ok(kernels.decompose_adapter(stream, spec, prepared, workspace, io)?)
     }
 
-    fn backward(&mut self, op: BackwardOp) -> Outcome {
+    /// dX, dA, dB and dm.
+    pub fn backward(&mut self) -> Outcome {
         let has_magnitude = self.spec.norm() != Norm::None;
         let mut io = Backward {
             tokens: self.tokens,
@@ -245,7 +236,7 @@ impl Layer {
             grad_bias: None,
         };
         let Self { kernels, stream, spec, workspace, prepared, .. } = self;
-        Ok(op(kernels, stream, spec, prepared, workspace, &mut io)?)
+        Ok(kernels.backward(stream, spec, prepared, workspace, &mut io)?)
     }
 
     /// Waits for all ops so far.
@@ -267,15 +258,6 @@ impl Layer {
 
 /// One op on a layer.
 pub type Op = fn(&mut Layer) -> Outcome;
-
-type BackwardOp = fn(
-    &Kernels,
-    &Arc<CudaStream>,
-    &DoraSpec,
-    &Prepared<bf16>,
-    &mut Workspace,
-    &mut Backward<'_, bf16>,
-) -> fused_dora::Result<()>;
 
 /// Runs the bench of one op, on what `CUDA_EMULATOR_DEVICE` asks for (a GPU where there is one).
 pub fn run(name: &str, op: Op) -> Outcome {

@@ -61,7 +61,6 @@ pub struct Adapter {
 /// A network, and the optimizer of what is trained in it.
 pub struct Network<'a, E> {
     engine: &'a Engine,
-    method: Method,
     workspace: Workspace,
     layers: Vec<Layer<E>>,
     optimizer: Optimizer,
@@ -92,7 +91,7 @@ impl<'a, E: Element> Network<'a, E> {
         for layer in &mut layers {
             layer.initialise(engine, &mut workspace, &mut optimizer)?;
         }
-        Ok(Self { engine, method, workspace, layers, optimizer })
+        Ok(Self { engine, workspace, layers, optimizer })
     }
 
     /// How many numbers are trained.
@@ -100,16 +99,10 @@ impl<'a, E: Element> Network<'a, E> {
         self.optimizer.parameter_count()
     }
 
-    /// Kernels launched by a training step: 1 for the optimizer, and per layer, with an adapter, 1
-    /// for `prepare`, 2 for `forward` and 3 for `backward`, or 2 where neither dX nor the input's
-    /// magnitude gradient is computed; without one, 1 for rounding the weight, 1 for `forward` and 2
-    /// for `backward`, or 1 where dX is not computed.
+    /// Kernels launched by a training step: 1 for the optimizer, and per layer 1 for `prepare` (or for
+    /// rounding the weight, without an adapter), 1 for `forward` and 1 for `backward`.
     pub fn launches_per_step(&self) -> usize {
-        let (per_layer, less) = match self.method {
-            Method::Full => (4, 1),
-            Method::Adapter(norm) => (6, usize::from(norm != Norm::Input)),
-        };
-        per_layer * self.layers.len() - less + 1
+        3 * self.layers.len() + 1
     }
 
     /// The logits of a batch, `[tokens, CLASSES]`. `seed` is for the stochastic rounding.

@@ -10,7 +10,7 @@ use std::thread;
 
 use serde::{Deserialize, Serialize};
 
-use super::nvrtc::{Nvrtc, NvrtcError, Source};
+use super::nvrtc::{HEADER_FOLDERS, Nvrtc, NvrtcError, Source};
 
 /// One kernel's resources on one architecture.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -56,10 +56,11 @@ pub fn of_folder(
     done: impl Fn(usize) + Sync,
 ) -> Result<Vec<Resources>, Box<dyn Error>> {
     let sources = read_folder(folder, "cu")?;
-    let headers: Vec<_> = read_folder(&folder.join("common"), "cuh")?
-        .into_iter()
-        .map(|(name, text)| (format!("common/{name}"), text))
-        .collect();
+    let mut headers = Vec::new();
+    for below in HEADER_FOLDERS {
+        let found = read_folder(&folder.join(below), "cuh")?.into_iter();
+        headers.extend(found.map(|(name, text)| (format!("{below}/{name}"), text)));
+    }
     let jobs: Vec<_> = architectures
         .iter()
         .flat_map(|architecture| sources.iter().map(move |source| (*architecture, source)))

@@ -141,7 +141,7 @@ fn traffic(launches: &[&Launch], text: &mut String) {
 fn ops(launches: &[&Launch], text: &mut String) {
     *text += "Bytes in MB of ops of several launches, which share inputs and hand results on\n";
     let mut table = Table::new(&["op (norm axis)", "compulsory", "DRAM", "ratio"]);
-    for op in ["forward", "backward_input", "norm_gradient"] {
+    for op in ["norm_gradient"] {
         for norm in [NormAxis::Output, NormAxis::Input] {
             let of_op = |launch: &&&Launch| launch.kernel.op() == op && launch.layer.norm == norm;
             let of_op: Vec<_> = launches.iter().filter(of_op).collect();

@@ -19,11 +19,8 @@ const F64: u64 = 8;
 #[serde(rename_all = "snake_case")]
 pub enum Kernel {
     Prepare,
-    ForwardLowRank,
     Forward,
-    BackwardAdapter,
-    BackwardInput,
-    BackwardInputLoraA,
+    Backward,
     NormGradient,
     NormGradientFinish,
     GradientNorm,
@@ -34,13 +31,10 @@ pub enum Kernel {
 }
 
 impl Kernel {
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 9] = [
         Self::Prepare,
-        Self::ForwardLowRank,
         Self::Forward,
-        Self::BackwardAdapter,
-        Self::BackwardInput,
-        Self::BackwardInputLoraA,
+        Self::Backward,
         Self::NormGradient,
         Self::NormGradientFinish,
         Self::GradientNorm,
@@ -53,11 +47,8 @@ impl Kernel {
     pub const fn name(self) -> &'static str {
         match self {
             Self::Prepare => "prepare",
-            Self::ForwardLowRank => "forward_low_rank",
             Self::Forward => "forward",
-            Self::BackwardAdapter => "backward_adapter",
-            Self::BackwardInput => "backward_input",
-            Self::BackwardInputLoraA => "backward_input_lora_a",
+            Self::Backward => "backward",
             Self::NormGradient => "norm_gradient",
             Self::NormGradientFinish => "norm_gradient_finish",
             Self::GradientNorm => "gradient_norm",
@@ -70,12 +61,8 @@ impl Kernel {
     /// The op that launches it.
     pub const fn op(self) -> &'static str {
         match self {
-            Self::Prepare => "prepare",
-            Self::ForwardLowRank | Self::Forward => "forward",
-            Self::BackwardAdapter => "backward_adapter",
-            Self::BackwardInput | Self::BackwardInputLoraA => "backward_input",
             Self::NormGradient | Self::NormGradientFinish => "norm_gradient",
-            Self::GradientNorm | Self::AdamW | Self::Merge | Self::Decompose => self.name(),
+            _ => self.name(),
         }
     }
 
@@ -99,7 +86,7 @@ pub struct Tensor {
 pub fn compulsory(kernel: Kernel, spec: &DoraSpec, tokens: usize) -> Vec<Tensor> {
     let (t, i, o) = (tokens as u64, spec.in_features() as u64, spec.out_features() as u64);
     let (r, padded) = (spec.rank() as u64, spec.padded_rank() as u64);
-    let (on_input, on_output) = (spec.norm() == Norm::Input, spec.norm() == Norm::Output);
+    let on_output = spec.norm() == Norm::Output;
     let tensor = |name: &str, bytes: u64, written: bool| {
         let name = name.to_owned();
         (bytes > 0).then_some(Tensor { name, bytes, written })
@@ -123,47 +110,29 @@ pub fn compulsory(kernel: Kernel, spec: &DoraSpec, tokens: usize) -> Vec<Tensor>
             written("sB", o * padded, ELEMENT),
             written("g∘sB", only(on_output, o * padded), ELEMENT),
         ],
-        Kernel::ForwardLowRank => vec![
-            read("x", t * i, ELEMENT),
-            read("packed A", padded * i, ELEMENT),
-            read("g", only(on_input, i), F32),
-            written("H", t * padded, ELEMENT),
-        ],
         Kernel::Forward => vec![
             read("x", t * i, ELEMENT),
             read("W", o * i, ELEMENT),
-            read("H", t * padded, ELEMENT),
+            read("packed A", padded * i, ELEMENT),
             read("sB", o * padded, ELEMENT),
-            read("g", only(on_output, o), F32),
+            read("g", features, F32),
+            written("H", t * padded, ELEMENT),
             written("y", t * o, ELEMENT),
         ],
-        Kernel::BackwardAdapter => vec![
+        Kernel::Backward => vec![
             read("dY", t * o, ELEMENT),
             read("y", only(on_output, t * o), ELEMENT),
-            read("H", t * padded, ELEMENT),
-            read(gsb, o * padded, ELEMENT),
-            read("g", only(on_output, o), F32),
-            read("c", only(on_output, o), F32),
-            written("P", t * padded, ELEMENT),
-            written("dB", o * r, F32),
-            written("dm", only(on_output, o), F32),
-        ],
-        Kernel::BackwardInput => vec![
-            read("dY", t * o, ELEMENT),
-            read("W", o * i, ELEMENT),
-            read("P", t * padded, ELEMENT),
-            read("packed A", padded * i, ELEMENT),
-            read("x", only(on_input, t * i), ELEMENT),
-            read("g", only(on_input, i), F32),
-            read("c", only(on_input, i), F32),
-            written("dX", t * i, ELEMENT),
-            written("dm", only(on_input, i), F32),
-        ],
-        Kernel::BackwardInputLoraA => vec![
-            read("P", t * padded, ELEMENT),
             read("x", t * i, ELEMENT),
-            read("g", only(on_input, i), F32),
+            read("W", o * i, ELEMENT),
+            read("H", t * padded, ELEMENT),
+            read("packed A", padded * i, ELEMENT),
+            read(gsb, o * padded, ELEMENT),
+            read("g", features, F32),
+            read("c", features, F32),
+            written("dX", t * i, ELEMENT),
             written("dA", r * i, F32),
+            written("dB", o * r, F32),
+            written("dm", features, F32),
         ],
         Kernel::NormGradient => vec![
             read("W", o * i, ELEMENT),
@@ -240,11 +209,11 @@ pub fn least_mma(kernel: Kernel, spec: &DoraSpec, tokens: usize) -> u64 {
         // A and s·B are sums of two tf32, half as deep; three of the four products count.
         Kernel::Prepare if spec.norm() != Norm::None => 6 * product(o, i, r),
         Kernel::Prepare => 0,
-        Kernel::ForwardLowRank => product(t, r, i),
-        Kernel::Forward => product(t, o, i) + product(t, o, r),
-        Kernel::BackwardAdapter => product(t, r, o) + product(o, r, t),
-        Kernel::BackwardInput => product(t, i, o) + product(t, i, r),
-        Kernel::BackwardInputLoraA => product(r, i, t),
+        Kernel::Forward => product(t, r, i) + product(t, o, i) + product(t, o, r),
+        Kernel::Backward => {
+            let adapter = product(t, r, o) + product(o, r, t) + product(r, i, t);
+            adapter + product(t, i, o) + product(t, i, r)
+        }
         // W is one tf32 and the factor two of them, half as deep.
         Kernel::NormGradient => 4 * (product(i, r, o) + product(o, r, i)),
         // A and s·B are sums of three bf16; six of the nine products count (common/low_rank.cuh).

@@ -74,7 +74,7 @@ struct TileOrder {
     __device__ __forceinline__ TileOrder(int tiles_m, int tiles_n, int small_rows,
                                          int rows_per_group, int small_cols)
         : tiles_m(tiles_m), tiles_n(tiles_n), groups(ceil_div(tiles_m, kGroup)) {
-        small = rows_per_group * small_cols;
+        small = min(rows_per_group, small_rows) * small_cols;
         small_last = small_rows * small_cols - (groups - 1) * small;
     }
 

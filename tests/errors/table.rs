@@ -67,7 +67,6 @@ fn variant(error: &Error) -> &'static str {
         Error::NoNormGradient { .. } => "NoNormGradient",
         Error::NotPrepared { .. } => "NotPrepared",
         Error::WorkspaceTooSmall { .. } => "WorkspaceTooSmall",
-        Error::BackwardOrder { .. } => "BackwardOrder",
         Error::LostFeature { .. } => "LostFeature",
         Error::Adapter { .. } => "Adapter",
         Error::DeviceLimit { .. } => "DeviceLimit",
@@ -262,7 +261,7 @@ fn specs(table: &mut Table) {
             make([4, usize::MAX], 2, 1.0, detached).map(drop),
             make([4, 4], beyond, 1.0, detached).map(drop),
             table.prepared(Norm::Input).forward(beyond),
-            table.prepared(Norm::Input).backward(|io| io.tokens = beyond, true),
+            table.prepared(Norm::Input).backward(|io| io.tokens = beyond),
             Workspace::bytes(&table.kernels, &[spec(Norm::Input)], beyond).map(drop),
             table.linear(Norm::Input).layer.saved(beyond, None).map(drop),
         ],
@@ -281,7 +280,7 @@ fn specs(table: &mut Table) {
         "PEFT's dropout with norm axis input",
         [
             table.prepared(Norm::Input).forward_with(|io| io.dropout = peft),
-            table.prepared(Norm::Input).backward(|io| io.dropout = peft, true),
+            table.prepared(Norm::Input).backward(|io| io.dropout = peft),
         ],
     );
     let Layer { kernels, stream, spec, workspace, weight, .. } = &mut table.layer(Norm::Input);
@@ -337,7 +336,7 @@ fn tensors(table: &mut Table) {
             prepare.prepare(),
             forward.forward(TOKENS),
             table.prepared(Norm::Input).forward(TOKENS + 1),
-            table.prepared(Norm::Output).backward(|io| io.h = io.h.slice(1..), true),
+            table.prepared(Norm::Output).backward(|io| io.h = io.h.slice(1..)),
         ],
     );
     let layout = AdapterLayout::new(&spec(Norm::Input));
@@ -385,26 +384,26 @@ fn absent_and_superfluous(table: &mut Table) {
         row,
         [
             table.layer(Norm::Input).prepare_with(false, None),
-            table.prepared(Norm::Output).backward(|io| io.grad_magnitude = None, true),
+            table.prepared(Norm::Output).backward(|io| io.grad_magnitude = None),
         ],
     );
     table.row(
         "the backward of norm axis output without y",
-        [table.prepared(Norm::Output).backward(|io| io.output = None, true)],
+        [table.prepared(Norm::Output).backward(|io| io.output = None)],
     );
     let peft = Some(Dropout::new(0.1, DropoutForm::Peft, 0).expect("a probability"));
     table.row(
         "PEFT's dropout without z",
         [
             table.prepared(Norm::Output).forward_with(|io| io.dropout = peft),
-            table.prepared(Norm::Output).backward(|io| io.dropout = peft, true),
+            table.prepared(Norm::Output).backward(|io| io.dropout = peft),
         ],
     );
     table.row(
         "plain LoRA with a magnitude, or room for its gradient",
         [
             table.layer(Norm::None).prepare_with(true, None),
-            table.prepared(Norm::None).backward(|io| io.grad_magnitude = io.grad_bias.take(), true),
+            table.prepared(Norm::None).backward(|io| io.grad_magnitude = io.grad_bias.take()),
         ],
     );
     let mut z = table.layer(Norm::Output).y;
@@ -437,7 +436,7 @@ fn order(table: &mut Table) {
         "an op before `prepare`",
         [
             table.layer(Norm::Input).forward(TOKENS),
-            table.layer(Norm::Input).backward(|_| {}, true),
+            table.layer(Norm::Input).backward(|_| {}),
             exact.norm_gradient(|_| {}),
         ],
     );
@@ -461,8 +460,6 @@ fn order(table: &mut Table) {
         workspace.size.bytes = 512;
     });
     table.row("a workspace made for less", [layer.forward(MANY), raw]);
-    let alone = table.prepared(Norm::Input).backward(|_| {}, false);
-    table.row("`backward_input` without its `backward_adapter`", [alone]);
     let Layer { kernels, stream, spec, workspace, prepared, weight, lora_a, lora_b, .. } =
         &mut table.prepared(Norm::Input);
     let io = InPlace {
@@ -505,7 +502,7 @@ fn device(table: &mut Table) {
     let layer = table.layer(Norm::None);
     table.row(
         "a rank that takes a larger grid than the device has",
-        [layer.forward_raw(&huge, |_, _| {})],
+        [layer.forward_raw(&huge, |io, _| io.tokens = 1 << 13)],
     );
     let mut layer = table.prepared(Norm::Input);
     let mut linear = table.linear(Norm::Input);

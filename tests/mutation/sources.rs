@@ -6,7 +6,7 @@ use std::path::Path;
 use fused_dora::Dtype;
 use regex::Regex;
 
-use super::nvrtc::{Nvrtc, Source, fetched_folder};
+use super::nvrtc::{HEADER_FOLDERS, Nvrtc, Source, fetched_folder};
 
 /// As the build script's.
 const OPTIONS: [&str; 3] = ["--gpu-architecture=compute_80", "--std=c++17", "--generate-line-info"];
@@ -22,8 +22,9 @@ impl Sources {
     pub fn read() -> Self {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels");
         let mut files = BTreeMap::new();
-        for (folder, prefix) in [(root.clone(), ""), (root.join("common"), "common/")] {
-            for entry in std::fs::read_dir(folder).expect("the kernels' folder") {
+        let headers = HEADER_FOLDERS.map(|folder| format!("{folder}/"));
+        for prefix in headers.iter().map(String::as_str).chain([""]) {
+            for entry in std::fs::read_dir(root.join(prefix)).expect("the kernels' folder") {
                 let path = entry.expect("an entry").path();
                 if path.extension().is_some_and(|extension| extension == "cu" || extension == "cuh")
                 {

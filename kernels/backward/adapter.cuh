@@ -1,0 +1,310 @@
+// One read of dY: P = dY·(sB) or dY·(g∘sB), dB = s·(g∘)dYᵀH, db = Σ_t dY, and for axis output
+// G = dY∘g and dm = (Σ_t dY∘z)/c.
+//
+// A tile goes through a chunk of tokens of a strip of features; partial P (over strips) and dB, db,
+// dm (over chunks) are summed in order by the CTAs that arrive last.
+// z comes back from y unless that would magnify y's rounding: where |g| is tiny, or the bias hides
+// g·z, it is computed again as x·Wᵀ + H·(sB)ᵀ. dm = 0 where c = 0.
+// With PEFT's dropout (see forward.cu), axis output: G = dY∘(g − 1), and z is kept by the forward.
+#pragma once
+
+#include "backward/params.cuh"
+#include "common/pipeline.cuh"
+#include "common/reduce.cuh"
+
+constexpr int kRankTile = 64;
+
+template <typename T>
+struct Adapter {
+    static constexpr int kStrip = kIsFloat<T> ? 64 : 128;  // output features of a CTA
+    static constexpr int kTokens = kIsFloat<T> ? 16 : 32;  // tokens of a tile
+    static constexpr int kStages = 2;
+    static constexpr int kWarpsP = kTokens / 16;
+    // P tile = dY tile · gsb strip;  dB strip += (dY tile)ᵀ · H tile: one dY tile, read both ways.
+    using MmaP = TileMma<T, kTokens, kRankTile, kStrip, kWarpsP, 4 / kWarpsP, Major::K, Major::MN>;
+    using MmaB = TileMma<T, kStrip, kRankTile, kTokens, 4, 1, Major::MN, Major::MN>;
+    using TileGrad = typename MmaP::TileA;
+    using TileH = typename MmaB::TileB;
+    using TileGsb = typename MmaP::TileB;
+    static_assert(TileGrad::kRows == MmaB::TileA::kRows && TileGrad::kCols == MmaB::TileA::kCols,
+                  "both products read the same dY tile");
+    static constexpr int kStageBytes = TileGrad::kBytes + TileH::kBytes;
+    static constexpr int kSharedBytes = kStages * kStageBytes + TileGsb::kBytes;
+    static_assert(kStrip <= kThreads, "one thread per column of the strip");
+};
+
+// Which strip of features, chunk of tokens and tile of ranks, and how many there are.
+struct AdapterTile {
+    int strip, strips, chunk, chunks, rank;
+};
+
+// Sums over the CTA's tokens, of one feature.
+struct ColumnSums {
+    float bias = 0.0f;       // Σ dY
+    float magnitude = 0.0f;  // Σ dY·(y − b), then Σ dY·z
+    float stored = 0.0f;     // Σ |dY·y|
+    float kept = 0.0f;       // Σ |dY·(y − b)|
+
+    __device__ __forceinline__ void add(float dy) { bias += dy; }
+    __device__ __forceinline__ void add(float dy, float y, float b) {
+        const float without = y - b;
+        add(dy);
+        magnitude = fmaf(dy, without, magnitude);
+        stored += fabsf(dy * y);
+        kept += fabsf(dy * without);
+    }
+    __device__ __forceinline__ void add(const ColumnSums& other) {
+        bias += other.bias;
+        magnitude += other.magnitude;
+        stored += other.stored;
+        kept += other.kept;
+    }
+
+    // Whether z = (y − b)/g would magnify y's rounding too far.
+    __device__ __forceinline__ bool needs_recomputed_z(float gain) const {
+        constexpr float kTinyGain = 1.0f / 64, kMostMagnified = 8.0f;
+        return fabsf(gain) < kTinyGain || stored > kMostMagnified * kept;
+    }
+};
+
+// What happens to dY element by element. A thread has a column of chunks: their sums, and G = dY∘g
+// (dY∘(g − 1) with PEFT's dropout).
+template <bool ALIGNED, typename T>
+struct Elementwise {
+    using Tile = typename Adapter<T>::TileGrad;
+    static constexpr int kRowsAtOnce = kThreads / Tile::kChunks;
+    static_assert(kThreads % Tile::kChunks == 0, "a thread keeps to its column of chunks");
+
+    ColumnSums sums[kVector<T>];
+    float gain[kVector<T>], bias[kVector<T>];
+    int col;
+
+    __device__ __forceinline__ Elementwise(const BackwardParams& p, int o0)
+        : col(o0 + threadIdx.x % Tile::kChunks * kVector<T>) {
+        const T* b = p.peft_dropout ? nullptr : static_cast<const T*>(p.bias);
+        const float less = p.peft_dropout ? 1.0f : 0.0f;
+#pragma unroll
+        for (int e = 0; e < kVector<T>; ++e) {
+            const bool inside = p.output_gain && col + e < p.out_features;
+            gain[e] = inside ? p.output_gain[col + e] - less : 0.0f;
+            bias[e] = inside && b ? to_float(b[col + e]) : 0.0f;
+        }
+    }
+
+    // The rows of one tile from token t0 to `end`.
+    __device__ __forceinline__ void add(const BackwardParams& p, Tile grad, int t0, int end) {
+        const auto y =
+            Matrix<T>::strided(p.output, end, p.out_features, p.output_stride);
+        for_each_chunk<ALIGNED, Tile>([&](int r, int c) {
+            const auto dy = *reinterpret_cast<const Vector<T>*>(grad.chunk(r, c));
+            if (!p.output_gain) {
+#pragma unroll
+                for (int e = 0; e < kVector<T>; ++e) sums[e].add(to_float(dy.values[e]));
+                return;
+            }
+            const Vector<T> stored = load_chunk<ALIGNED>(y, t0 + r, col);
+            Vector<T> scaled;
+#pragma unroll
+            for (int e = 0; e < kVector<T>; ++e) {
+                const float v = to_float(dy.values[e]);
+                sums[e].add(v, to_float(stored.values[e]), bias[e]);
+                scaled.values[e] = from_float<T>(v * gain[e]);
+            }
+            store_chunk<ALIGNED>(static_cast<T*>(p.scaled_grad), end, p.out_features,
+                                 p.out_features, t0 + r, col, scaled);
+        });
+    }
+
+    // The sums of the strip's column of this thread's number. `shared` is free.
+    __device__ __forceinline__ ColumnSums of_column(unsigned char* shared) const {
+        auto* const all = reinterpret_cast<ColumnSums(*)[Tile::kCols + 1]>(shared);
+        static_assert(sizeof(ColumnSums) * kRowsAtOnce * (Tile::kCols + 1) <=
+                          Adapter<T>::kSharedBytes,
+                      "they fit");
+        const int row = threadIdx.x / Tile::kChunks;
+#pragma unroll
+        for (int e = 0; e < kVector<T>; ++e) {
+            all[row][threadIdx.x % Tile::kChunks * kVector<T> + e] = sums[e];
+        }
+        __syncthreads();
+        ColumnSums sum;
+        if (threadIdx.x < Tile::kCols) {
+#pragma unroll
+            for (int r = 0; r < kRowsAtOnce; ++r) sum.add(all[r][threadIdx.x]);
+        }
+        __syncthreads();
+        return sum;
+    }
+};
+
+// Σ_t dY·z of one feature over [begin, end) with z computed again, by all warps of the CTA: each
+// takes every fourth token. `across` holds one word per warp.
+template <typename T>
+__device__ __forceinline__ float recomputed_sum(const BackwardParams& p, int feature,
+                                                int begin, int end, float* across) {
+    const int lane = threadIdx.x % kWarpSize, warp = threadIdx.x / kWarpSize;
+    const T* w = static_cast<const T*>(p.weight) + i64(feature) * p.in_features;
+    const T* sb = static_cast<const T*>(p.sb) + i64(feature) * p.padded_rank;
+    float sum = 0.0f;
+    for (int t = begin + warp; t < end; t += kWarps) {
+        const T* x = static_cast<const T*>(p.x) + i64(t) * p.x_stride;
+        const T* h = static_cast<const T*>(p.h) + i64(t) * p.padded_rank;
+        float z = 0.0f;
+        for (int j = lane; j < p.in_features; j += kWarpSize) {
+            z = fmaf(to_float(x[j]), to_float(w[j]), z);
+        }
+        for (int k = lane; k < p.padded_rank; k += kWarpSize) {
+            z = fmaf(to_float(h[k]), to_float(sb[k]), z);
+        }
+#pragma unroll
+        for (int mask = kWarpSize / 2; mask > 0; mask /= 2) z += shfl_xor(z, mask);
+        const T dy = static_cast<const T*>(p.grad_output)[i64(t) * p.grad_stride + feature];
+        sum = fmaf(to_float(dy), z, sum);
+    }
+    __syncthreads();
+    if (lane == 0) across[warp] = sum;
+    __syncthreads();
+    return across[0] + across[1] + across[2] + across[3];
+}
+
+template <bool ALIGNED, typename T>
+__device__ __forceinline__ void adapter_partials(const BackwardParams& p, unsigned char* shared,
+                                                 const AdapterTile& at) {
+    using Shape = Adapter<T>;
+    using MmaP = typename Shape::MmaP;
+    using MmaB = typename Shape::MmaB;
+    const int o0 = at.strip * Shape::kStrip, k0 = at.rank * kRankTile;
+    const int begin = at.chunk * p.chunk, end = min(p.tokens, begin + p.chunk);
+    const int columns = p.out_features - o0, ranks = p.padded_rank - k0;
+    // Rows end with the chunk, so that a tile never reaches into the next one.
+    const auto grad = Matrix<T>::strided(p.grad_output, end, p.out_features, p.grad_stride);
+    const auto h = Matrix<T>::dense(p.h, end, p.padded_rank);
+    const auto gsb = Matrix<T>::dense(p.gsb, p.out_features, p.padded_rank);
+    const typename Shape::TileGsb tile_gsb(shared + Shape::kStages * Shape::kStageBytes);
+    const auto tile_grad = [&](int stage) {
+        return typename Shape::TileGrad(shared + stage * Shape::kStageBytes);
+    };
+    const auto tile_h = [&](int stage) {
+        return typename Shape::TileH(shared + stage * Shape::kStageBytes +
+                                     Shape::TileGrad::kBytes);
+    };
+    copy_tile_async<ALIGNED>(tile_gsb, gsb, o0, k0);  // lands with the first stage
+
+    Elementwise<ALIGNED, T> elementwise(p, o0);
+    MmaB grad_b;
+    grad_b.clear();
+    pipeline<Shape::kStages>(
+        ceil_div(end - begin, Shape::kTokens),
+        [&](int step, int stage) {
+            const int t0 = begin + step * Shape::kTokens;
+            copy_tile_async<ALIGNED>(tile_grad(stage), grad, t0, o0);
+            copy_tile_async<ALIGNED>(tile_h(stage), h, t0, k0);
+        },
+        [&](int step, int stage) {
+            const int t0 = begin + step * Shape::kTokens;
+            MmaP product;
+            product.clear();
+            product.multiply(tile_grad(stage), tile_gsb, end - t0, ranks, columns);
+            grad_b.multiply(typename MmaB::TileA(tile_grad(stage).data), tile_h(stage), columns,
+                            ranks, end - t0);
+            float* partial = p.partial_p + i64(at.strip) * p.tokens * p.padded_rank;
+#pragma unroll
+            for (int i = 0; i < MmaP::kRows; ++i) {
+#pragma unroll
+                for (int j = 0; j < MmaP::kCols; j += 2) {
+                    store_pair<true>(partial, end, p.padded_rank, p.padded_rank,
+                                     t0 + MmaP::row(i), k0 + MmaP::col(j), product.at(i, j),
+                                     product.at(i, j + 1));
+                }
+            }
+            if (at.rank == 0) elementwise.add(p, tile_grad(stage), t0, end);
+        });
+
+    float* partial_b = p.partial_b + i64(at.chunk) * p.out_features * p.padded_rank;
+#pragma unroll
+    for (int i = 0; i < MmaB::kRows; ++i) {
+#pragma unroll
+        for (int j = 0; j < MmaB::kCols; j += 2) {
+            store_pair<true>(partial_b, p.out_features, p.padded_rank, p.padded_rank,
+                             o0 + MmaB::row(i), k0 + MmaB::col(j), grad_b.at(i, j),
+                             grad_b.at(i, j + 1));
+        }
+    }
+    if (at.rank != 0) return;
+    ColumnSums sums = elementwise.of_column(shared);
+    const int col = o0 + threadIdx.x;
+    const bool owns_column = threadIdx.x < Shape::kStrip && col < p.out_features;
+    if (p.output_gain) {
+        const float gain = owns_column && !p.peft_dropout ? p.output_gain[col] : 1.0f;
+        bool* recompute = reinterpret_cast<bool*>(shared + sizeof(float) * kThreads);
+        recompute[threadIdx.x] = owns_column && !p.peft_dropout && p.norm[col] > 0.0f &&
+                                 sums.needs_recomputed_z(gain);
+        sums.magnitude /= gain;
+        __syncthreads();
+        for (int c = 0; c < Shape::kStrip; ++c) {
+            if (!recompute[c]) continue;
+            const float sum =
+                recomputed_sum<T>(p, o0 + c, begin, end, reinterpret_cast<float*>(shared));
+            if (threadIdx.x == c) sums.magnitude = sum;
+        }
+    }
+    if (owns_column) {
+        const i64 to = i64(at.chunk) * p.out_features + col;
+        p.partial_bias[to] = sums.bias;
+        if (p.output_gain) p.partial_m[to] = sums.magnitude;
+    }
+}
+
+// P of this chunk of tokens, from the partial sums of all strips.
+template <typename T>
+__device__ __forceinline__ void finish_p(const BackwardParams& p, const AdapterTile& at) {
+    const int k0 = at.rank * kRankTile, ranks = min(kRankTile, p.padded_rank - k0);
+    const int begin = at.chunk * p.chunk, tokens = min(p.tokens, begin + p.chunk) - begin;
+    for (int i = threadIdx.x; i < tokens * ranks; i += kThreads) {
+        const i64 from = i64(begin + i / ranks) * p.padded_rank + k0 + i % ranks;
+        static_cast<T*>(p.p)[from] = from_float<T>(
+            ordered_sum(p.partial_p + from, at.strips, i64(p.tokens) * p.padded_rank));
+    }
+}
+
+// dB, db and dm of this strip of features, from the partial sums of all chunks.
+template <typename T>
+__device__ __forceinline__ void finish_strip(const BackwardParams& p, const AdapterTile& at) {
+    const int o0 = at.strip * Adapter<T>::kStrip, k0 = at.rank * kRankTile;
+    const int features = min(Adapter<T>::kStrip, p.out_features - o0);
+    const int ranks = min(kRankTile, p.rank - k0);
+    for (int i = threadIdx.x; i < features * ranks; i += kThreads) {
+        const i64 row = o0 + i / ranks;
+        const int k = k0 + i % ranks;
+        const float sum = ordered_sum(p.partial_b + row * p.padded_rank + k, at.chunks,
+                                      i64(p.out_features) * p.padded_rank);
+        store_gradient(p.grad_lora_b + row * p.rank + k,
+                       p.scaling * (p.output_gain ? p.output_gain[row] * sum : sum), p.accumulate);
+    }
+    if (at.rank != 0 || threadIdx.x >= features) return;
+    const int col = o0 + threadIdx.x;
+    if (p.grad_bias) {
+        store_gradient(p.grad_bias + col,
+                       ordered_sum(p.partial_bias + col, at.chunks, p.out_features),
+                       p.accumulate);
+    }
+    if (p.output_gain) {
+        const float sum = ordered_sum(p.partial_m + col, at.chunks, p.out_features);
+        store_gradient(p.grad_magnitude + col, p.norm[col] > 0.0f ? sum / p.norm[col] : 0.0f,
+                       p.accumulate);
+    }
+}
+
+// One tile. True in the CTA that has completed P of the chunk, and seen its G.
+template <bool ALIGNED, typename T>
+__device__ __forceinline__ bool adapter_tile(const BackwardParams& p, unsigned char* shared,
+                                             const AdapterTile& at) {
+    adapter_partials<ALIGNED, T>(p, shared, at);
+    u32* flag = reinterpret_cast<u32*>(shared);
+    u32* chunk_counter = p.chunk_counters + at.rank * at.chunks + at.chunk;
+    const bool completes = arrive_last(chunk_counter, at.strips, flag);
+    if (completes) finish_p<T>(p, at);
+    u32* strip_counter = p.strip_counters + at.rank * at.strips + at.strip;
+    if (arrive_last(strip_counter, at.chunks, flag)) finish_strip<T>(p, at);
+    return completes;
+}

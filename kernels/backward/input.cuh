@@ -1,0 +1,113 @@
+// dX = D or D∘g (axis input), with D = G·W + P·A, and for axis input dm = (Σ_t x∘D)/c.
+//
+// With dropout in the adapter branch D = G·W + (P·A)∘M; with PEFT's form, G = dY∘(g − 1),
+// D = dY·W + (G·W + P·A)∘M. dm = 0 where c = 0.
+#pragma once
+
+#include "backward/params.cuh"
+#include "common/epilogue.cuh"
+#include "common/gemm.cuh"
+#include "common/reduce.cuh"
+
+template <typename T>
+using InputGemm = MainGemm<T, Major::MN>;
+
+// D of one tile.
+template <bool ALIGNED, bool DROPOUT, typename T, typename WAIT>
+__device__ __forceinline__ void input_gradient(const BackwardParams& p,
+                                               typename InputGemm<T>::Mma& mma,
+                                               unsigned char* shared, int m0, int n0, WAIT wait) {
+    // Pass 0 of two is the adapter's branch, which the mask is for.
+    const auto products = [&](int pass, bool low) -> Product<T> {
+        if (low && DROPOUT && pass == 1) return {};
+        if (low) {
+            return {Matrix<T>::dense(p.p, p.tokens, p.padded_rank),
+                    Matrix<T>::dense(p.a, p.padded_rank, p.in_features)};
+        }
+        // What meets W: G; dY where that is not scaled; both in turn with PEFT's dropout.
+        const bool dropped = DROPOUT && pass == 0;
+        const int features = dropped && !p.peft_dropout ? 0 : p.out_features;
+        const bool scaled = p.scales_grad() && (dropped || !p.peft_dropout);
+        return {Matrix<T>::strided(scaled ? p.scaled_grad : p.grad_output, p.tokens, features,
+                                   scaled ? p.out_features : p.grad_stride),
+                Matrix<T>::dense(p.weight, p.out_features, p.in_features)};
+    };
+    mma.clear();
+#pragma unroll 1  // one copy of the main loop
+    for (int pass = 0; pass < (DROPOUT ? 2 : 1); ++pass) {
+        InputGemm<T>::template accumulate<ALIGNED>(mma, shared, products, pass, m0, n0, wait);
+        if (DROPOUT && pass == 0) drop_accumulators(mma, p.dropout, m0, n0);
+    }
+}
+
+// dm of the tile's columns from this lane's sums of x∘D over its rows: partial per CTA, and added
+// up by the last CTA of a column of tiles.
+template <typename T>
+__device__ __forceinline__ void magnitude_gradient(const BackwardParams& p,
+                                                   float (&sums)[kVector<T>], int tile_m,
+                                                   int tile_n, unsigned char* shared) {
+    using Mma = typename InputGemm<T>::Mma;
+    using Output = Epilogue<T, Mma>;
+    constexpr int kTileN = InputGemm<T>::kTileN;
+    static_assert(kTileN == kThreads, "one thread per column");
+    const int tiles_m = ceil_div(p.tokens, InputGemm<T>::kTileM);
+    float(*across)[kTileN] = reinterpret_cast<float(*)[kTileN]>(shared);
+    __syncthreads();  // the epilogue is over
+#pragma unroll
+    for (int e = 0; e < kVector<T>; ++e) {
+#pragma unroll
+        for (int mask = Output::kLanesPerRow; mask < kWarpSize; mask *= 2) {
+            sums[e] += shfl_xor(sums[e], mask);
+        }
+        if (Mma::lane() < Output::kLanesPerRow) across[Mma::warp_m()][Output::col() + e] = sums[e];
+    }
+    __syncthreads();
+    const int col = tile_n * kTileN + threadIdx.x;
+    if (col < p.in_features) {
+        p.partial_m[i64(tile_m) * p.in_features + col] =
+            across[0][threadIdx.x] + across[1][threadIdx.x];
+    }
+    u32* flag = reinterpret_cast<u32*>(shared);  // written behind a barrier of arrive_last
+    if (!arrive_last(p.column_counters + tile_n, tiles_m, flag)) return;
+    if (col < p.in_features) {
+        const float sum = ordered_sum(p.partial_m + col, tiles_m, p.in_features);
+        store_gradient(p.grad_magnitude + col, p.norm[col] > 0.0f ? sum / p.norm[col] : 0.0f,
+                       p.accumulate);
+    }
+}
+
+// One tile; `wait()` returns once P is there (and G, without dropout).
+template <bool ALIGNED, bool DROPOUT, typename T, typename WAIT>
+__device__ __forceinline__ void input_tile(const BackwardParams& p, unsigned char* shared,
+                                           int tile_m, int tile_n, WAIT wait) {
+    using Output = Epilogue<T, typename InputGemm<T>::Mma>;
+    const int m0 = tile_m * InputGemm<T>::kTileM, n0 = tile_n * InputGemm<T>::kTileN;
+    typename InputGemm<T>::Mma mma;
+    input_gradient<ALIGNED, DROPOUT, T>(p, mma, shared, m0, n0, wait);
+
+    const auto x = Matrix<T>::strided(p.x, p.tokens, p.in_features, p.x_stride);
+    const int col = n0 + Output::col();
+    float gain[kVector<T>], sums[kVector<T>];
+#pragma unroll
+    for (int e = 0; e < kVector<T>; ++e) {
+        gain[e] = p.input_gain && col + e < p.in_features ? p.input_gain[col + e] : 1.0f;
+        sums[e] = 0.0f;
+    }
+    Output::for_each_row(mma, shared, [&](int row, const float(&d)[kVector<T>]) {
+        if (p.input_gain) {
+            const Vector<T> inputs = load_chunk<ALIGNED>(x, m0 + row, col);
+#pragma unroll
+            for (int e = 0; e < kVector<T>; ++e) {
+                if (m0 + row < p.tokens) sums[e] = fmaf(to_float(inputs.values[e]), d[e], sums[e]);
+            }
+        }
+        if (p.grad_input) {
+            Vector<T> out;
+#pragma unroll
+            for (int e = 0; e < kVector<T>; ++e) out.values[e] = from_float<T>(gain[e] * d[e]);
+            store_chunk<ALIGNED>(static_cast<T*>(p.grad_input), p.tokens, p.in_features,
+                                 p.grad_input_stride, m0 + row, col, out);
+        }
+    });
+    if (p.input_gain) magnitude_gradient<T>(p, sums, tile_m, tile_n, shared);
+}

@@ -1,0 +1,319 @@
+//! How the backward of one layer is cut into tiles, what it keeps in the workspace, and the
+//! kernel's parameters.
+
+use cudarc::driver::DeviceRepr;
+
+use crate::dropout::KernelDropout;
+use crate::forward::{MAIN_TILE, MAIN_TILE_GROUP, are_aligned, board_counters};
+use crate::kernels::THREADS;
+use crate::raw;
+use crate::spec::{DoraSpec, Dtype, Norm};
+use crate::workspace::{Needs, Parts, Regions, Split};
+
+/// Output features of a strip of dY, in 16 bit and in f32 (Adapter in the kernel).
+const STRIP_16_BIT: usize = 128;
+const STRIP_F32: usize = 64;
+
+/// Tokens of a strip that are in shared memory at once, in 16 bit (Adapter in the kernel).
+const STRIP_TOKENS: usize = 32;
+
+/// Ranks of a tile of P and dB (kRankTile).
+const RANK_TILE: usize = 64;
+
+/// Tokens of a chunk of dY: few where there are few strips, so that tiles fill the device.
+const LEAST_CHUNK: usize = 64;
+const MOST_CHUNK: usize = 256;
+const TOKENS_PER_STRIP: usize = 8;
+
+/// Ranks and input features of one tile of dA (LoraA in the kernel).
+const LORA_A_TILE: [usize; 2] = [64, 64];
+
+/// A tile of dA takes at least this many tokens (a multiple of the kernel's k-steps).
+const LORA_A_CHUNK: usize = 128;
+
+/// The kernel's BackwardParams.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub(super) struct BackwardParams {
+    grad_output: u64,
+    output: u64,
+    x: u64,
+    weight: u64,
+    bias: u64,
+    h: u64,
+    a: u64,
+    sb: u64,
+    gsb: u64,
+    input_gain: u64,
+    output_gain: u64,
+    norm: u64,
+    scaled_grad: u64,
+    p: u64,
+    grad_input: u64,
+    grad_lora_a: u64,
+    grad_lora_b: u64,
+    grad_magnitude: u64,
+    grad_bias: u64,
+    partial_p: u64,
+    partial_b: u64,
+    partial_bias: u64,
+    partial_m: u64,
+    partial_a: u64,
+    board: u64,
+    chunk_counters: u64,
+    strip_counters: u64,
+    column_counters: u64,
+    lora_a_counters: u64,
+    dropout: KernelDropout,
+    scaling: f32,
+    tokens: i32,
+    in_features: i32,
+    out_features: i32,
+    rank: i32,
+    padded_rank: i32,
+    grad_stride: i32,
+    output_stride: i32,
+    x_stride: i32,
+    grad_input_stride: i32,
+    adapter_tiles: i32,
+    input_tiles: i32,
+    chunk: i32,
+    lora_a_chunk: i32,
+    peft_dropout: i32,
+    aligned: i32,
+    accumulate: i32,
+    _padding: i32,
+}
+
+// SAFETY: a C struct of plain values, laid out as the kernel declares it.
+unsafe impl DeviceRepr for BackwardParams {}
+
+/// `backward_geometry` of the kernel file.
+#[doc(hidden)]
+pub const GEOMETRY: [usize; 11] = [
+    STRIP_16_BIT,
+    STRIP_F32,
+    STRIP_TOKENS,
+    RANK_TILE,
+    MAIN_TILE[0],
+    MAIN_TILE[1],
+    MAIN_TILE_GROUP,
+    LORA_A_TILE[0],
+    LORA_A_TILE[1],
+    THREADS as usize,
+    size_of::<BackwardParams>(),
+];
+
+/// What a call asks for besides the shapes: the tiles that there are.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Wanted {
+    /// dX.
+    pub(crate) grad_input: bool,
+    /// db.
+    pub(crate) grad_bias: bool,
+}
+
+/// The tiles for one spec and number of tokens, and the regions of the workspace, as offsets.
+pub(super) struct Plan {
+    /// Tokens of a chunk of dY.
+    chunk: usize,
+    chunks: usize,
+    strips: usize,
+    rank_tiles: usize,
+    columns: usize,
+    lora_a_tiles: [usize; 2],
+    lora_a_split: Split,
+    p: usize,
+    scaled_grad: usize,
+    partial_p: usize,
+    partial_b: usize,
+    partial_bias: usize,
+    partial_m: usize,
+    partial_a: usize,
+    bytes: usize,
+    counters: [usize; 5],
+}
+
+impl Plan {
+    pub(super) fn new(spec: &DoraSpec, tokens: usize, sm_count: usize) -> Self {
+        let (inputs, outputs) = (spec.in_features(), spec.out_features());
+        let (rank, bytes) = (spec.padded_rank(), spec.dtype().bytes());
+        let strip = if spec.dtype() == Dtype::F32 { STRIP_F32 } else { STRIP_16_BIT };
+        let strips = outputs.div_ceil(strip);
+        // db and dm are there for rank 0, too.
+        let rank_tiles = rank.div_ceil(RANK_TILE).max(1);
+        let chunk = (TOKENS_PER_STRIP * strips * rank_tiles).clamp(LEAST_CHUNK, MOST_CHUNK);
+        let chunk = chunk.next_power_of_two();
+        let chunks = tokens.div_ceil(chunk);
+        let columns = inputs.div_ceil(MAIN_TILE[1]);
+        let lora_a_tiles = [rank.div_ceil(LORA_A_TILE[0]), inputs.div_ceil(LORA_A_TILE[1])];
+        let lora_a_ctas = lora_a_tiles[0].saturating_mul(lora_a_tiles[1]);
+        let lora_a_split = Split::new(tokens, LORA_A_CHUNK, lora_a_ctas, sm_count);
+
+        let mut regions = Regions::default();
+        let mut matrix =
+            |rows: usize, cols: usize, size| regions.take(rows.saturating_mul(cols), size);
+        let single = size_of::<f32>();
+        let p = matrix(tokens, rank, bytes);
+        let width_of_g = if spec.norm() == Norm::Output { outputs } else { 0 };
+        let scaled_grad = matrix(tokens, width_of_g, bytes);
+        let partial_p = matrix(strips.saturating_mul(tokens), rank, single);
+        let partial_b = matrix(chunks.saturating_mul(outputs), rank, single);
+        let partial_bias = matrix(chunks, outputs, single);
+        let partial_m = match spec.norm() {
+            Norm::None => matrix(0, 0, single),
+            Norm::Input => matrix(tokens.div_ceil(MAIN_TILE[0]), inputs, single),
+            Norm::Output => matrix(chunks, outputs, single),
+        };
+        let partial_a = matrix(lora_a_split.capacity.saturating_mul(rank), inputs, single);
+        Self {
+            chunk,
+            chunks,
+            strips,
+            rank_tiles,
+            columns,
+            lora_a_tiles,
+            lora_a_split,
+            p,
+            scaled_grad,
+            partial_p,
+            partial_b,
+            partial_bias,
+            partial_m,
+            partial_a,
+            bytes: regions.bytes(),
+            counters: [
+                board_counters(tokens),
+                rank_tiles * chunks,
+                rank_tiles * strips,
+                columns,
+                lora_a_ctas,
+            ],
+        }
+    }
+
+    pub(super) fn needs(&self) -> Needs {
+        Needs { counters: self.counters.iter().sum(), bytes: self.bytes }
+    }
+
+    /// Tiles of one chunk of dY; none where nothing is taken from it.
+    fn adapter_tiles(&self, spec: &DoraSpec, wanted: Wanted) -> usize {
+        let needed = spec.rank() > 0 || wanted.grad_bias || spec.norm() == Norm::Output;
+        if needed { self.strips * self.rank_tiles } else { 0 }
+    }
+
+    /// Columns of tiles of D; none where neither dX nor dm is taken from it.
+    fn input_tiles(&self, spec: &DoraSpec, wanted: Wanted) -> usize {
+        if wanted.grad_input || spec.norm() == Norm::Input { self.columns } else { 0 }
+    }
+
+    /// A CTA for each tile; none where there is nothing to compute.
+    pub(super) fn grid(&self, spec: &DoraSpec, tokens: usize, wanted: Wanted) -> [usize; 3] {
+        let adapter = self.chunks.saturating_mul(self.adapter_tiles(spec, wanted));
+        let rows = tokens.div_ceil(MAIN_TILE[0]);
+        let input = rows.saturating_mul(self.input_tiles(spec, wanted));
+        let [ranks, columns] = self.lora_a_tiles;
+        let lora_a = ranks.saturating_mul(columns).saturating_mul(self.lora_a_split.count);
+        [adapter.saturating_add(input).saturating_add(lora_a), 1, 1]
+    }
+
+    pub(super) fn params(
+        &self,
+        spec: &DoraSpec,
+        prepared: &raw::Prepared,
+        scratch: &Parts,
+        io: &raw::Backward,
+        peft: bool,
+    ) -> BackwardParams {
+        let wanted = io.wanted();
+        let only = |norm, pointer| if spec.norm() == norm { pointer } else { 0 };
+        let region = |offset: usize| scratch.regions + offset as u64;
+        let mut next = scratch.counters;
+        let [board, chunk_counters, strip_counters, column_counters, lora_a_counters] =
+            self.counters.map(|count| {
+                let first = next;
+                next += (count * size_of::<u32>()) as u64;
+                first
+            });
+        let (inputs, outputs) = (spec.in_features(), spec.out_features());
+        let output = match (spec.norm(), peft) {
+            (Norm::Output, true) => raw::Matrix::dense(io.z, outputs),
+            (Norm::Output, false) => io.output,
+            _ => raw::Matrix::dense(0, outputs),
+        };
+        let gsb = prepared.contracted(spec);
+        let row_lengths = [
+            inputs,
+            outputs,
+            spec.padded_rank(),
+            io.grad_output.stride,
+            output.stride,
+            io.x.stride,
+            io.grad_input.stride,
+        ];
+        let pointers = [
+            io.grad_output.pointer,
+            output.pointer,
+            io.x.pointer,
+            io.weight,
+            io.h,
+            prepared.a,
+            gsb,
+            io.grad_input.pointer,
+        ];
+        BackwardParams {
+            grad_output: io.grad_output.pointer,
+            output: output.pointer,
+            x: io.x.pointer,
+            weight: io.weight,
+            bias: io.bias,
+            h: io.h,
+            a: prepared.a,
+            sb: prepared.sb,
+            gsb,
+            input_gain: only(Norm::Input, prepared.gain),
+            output_gain: only(Norm::Output, prepared.gain),
+            norm: prepared.norm,
+            scaled_grad: only(Norm::Output, region(self.scaled_grad)),
+            p: region(self.p),
+            grad_input: io.grad_input.pointer,
+            grad_lora_a: io.grad_lora_a,
+            grad_lora_b: io.grad_lora_b,
+            grad_magnitude: io.grad_magnitude,
+            grad_bias: io.grad_bias,
+            partial_p: region(self.partial_p),
+            partial_b: region(self.partial_b),
+            partial_bias: region(self.partial_bias),
+            partial_m: region(self.partial_m),
+            partial_a: region(self.partial_a),
+            board,
+            chunk_counters,
+            strip_counters,
+            column_counters,
+            lora_a_counters,
+            dropout: io.dropout.map_or(KernelDropout::default(), |dropout| dropout.kernel()),
+            scaling: spec.scaling(),
+            tokens: io.tokens as i32,
+            in_features: inputs as i32,
+            out_features: outputs as i32,
+            rank: spec.rank() as i32,
+            padded_rank: spec.padded_rank() as i32,
+            grad_stride: io.grad_output.stride as i32,
+            output_stride: output.stride as i32,
+            x_stride: io.x.stride as i32,
+            grad_input_stride: io.grad_input.stride as i32,
+            adapter_tiles: self.adapter_tiles(spec, wanted) as i32,
+            input_tiles: self.input_tiles(spec, wanted) as i32,
+            chunk: self.chunk as i32,
+            lora_a_chunk: self.lora_a_split.len as i32,
+            peft_dropout: i32::from(peft),
+            aligned: i32::from(are_aligned(spec.dtype(), &row_lengths, &pointers)),
+            accumulate: io.gradients.accumulate(),
+            _padding: 0,
+        }
+    }
+}
+
+pub(crate) fn needs(spec: &DoraSpec, tokens: usize, sm_count: usize) -> Needs {
+    Plan::new(spec, tokens, sm_count).needs()
+}
