@@ -1,7 +1,7 @@
-//! Bench of `backward_adapter`: see `common` for what it prints where.
+//! Bench of `backward_adapter`: see `common` for what it measures where.
 
 mod common;
 
-fn main() -> Result<(), Box<dyn std::error::Error>> {
-    common::run("backward_adapter", common::Layer::backward_adapter)
+fn main() -> common::Outcome {
+    common::run("backward_adapter", common::Op::BackwardAdapter)
 }

@@ -1,7 +1,10 @@
-//! Bench of `backward_input`, which cannot run without its `backward_adapter`: both are measured; see `common` for what it prints where.
+//! Bench of `backward_input`, which cannot run without its `backward_adapter`: both are measured,
+//! also against layers of separate ops; see `common` and `compare` for what it measures where.
 
+mod baseline;
 mod common;
+mod compare;
 
-fn main() -> Result<(), Box<dyn std::error::Error>> {
-    common::run("backward_input", common::Layer::backward_input)
+fn main() -> common::Outcome {
+    compare::run("backward_input", common::Op::BackwardInput, &[compare::Phase::Backward])
 }

@@ -80,7 +80,7 @@ fn run<E: Element + Default>(
         magnitude: &upload_f32(magnitude),
     };
     let spec = common::run::spec(case, E::DTYPE).expect("a layer");
-    let mut unfused = Unfused::new(stream, gemm, &spec, &inputs).expect("memory and NVRTC");
+    let mut unfused = Unfused::new(stream, vec![gemm], &spec, &inputs).expect("memory and NVRTC");
     let mut results = |form: &Form| {
         unfused.prepare(*form).expect("the ops");
         unfused.forward(*form, 0).expect("the ops");

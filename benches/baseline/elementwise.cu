@@ -2,14 +2,18 @@
 // reductions and copies, each as fast as memory allows, so that fused kernels are compared with
 // good ones.
 //
-//   scale           out = s·a                     scaled_add      out = a + s·b
-//   add, multiply   out = a + b, a∘b              pack, unpack    f32 → T, and s·T → f32
-//   multiply_columns, multiply_rows   out[i,j] = a[i,j]·v[j], a[i,j]·v[i]
-//   eye             out = 1 [n, n]                transpose       out[j,i] = a[i,j]
-//   add_transposed  out[i,j] = a[i,j] + b[j,i]    unpack_transposed   out[j,i] = s·a[i,j] as f32
+//   scale, add, multiply      out = s·a, a + b, a∘b         pack       f32 → T
+//   multiply_columns, _rows   out[i,j] = a[i,j]·v[j], a[i,j]·v[i]
+//   eye, add_transposed       out = 1 [n, n]; out[i,j] = a[i,j] + b[j,i]
 //   sum_columns, sum_rows     out[j] = Σ_i a[i,j], out[i] = Σ_j a[i,j]
 //   norm_columns, norm_rows   the same of squares, and its root
-//   divide, shift   out = a/b (0 where b = 0), a + s, of f32 vectors
+//   divide, add_vectors, shift   out = a/b (0 where b = 0), a + b, a + s, of f32 vectors
+//
+// and what a library's matrix product does in itself, and the crate's own GEMM does not:
+//
+//   product_scale, product_scaled_add           out = s·a, a + s·b
+//   product_unpack, product_unpack_transposed   out = s·a, s·aᵀ, as f32
+//   product_transpose                           out = aᵀ
 //
 // T is bf16, f16 or f32; sums, v and s are f32. Matrices are dense and row-major, every dimension
 // is a multiple of 8, and every thread moves 8 elements by 16-byte accesses.
@@ -190,11 +194,15 @@ __device__ __forceinline__ void reduce_columns(const T* a, float* out, float* pa
         map(a, out, n, [=](float v) { return s * v; });                                          \
     }                                                                                            \
     extern "C" __global__ void __launch_bounds__(kThreads)                                       \
+        product_scale_##name(const T* a, T* out, i64 n, float s) {                               \
+        map(a, out, n, [=](float v) { return s * v; });                                          \
+    }                                                                                            \
+    extern "C" __global__ void __launch_bounds__(kThreads)                                       \
         add_##name(const T* a, const T* b, T* out, i64 n) {                                      \
         zip(a, b, out, n, [](float v, float w) { return v + w; });                               \
     }                                                                                            \
     extern "C" __global__ void __launch_bounds__(kThreads)                                       \
-        scaled_add_##name(const T* a, const T* b, T* out, i64 n, float s) {                      \
+        product_scaled_add_##name(const T* a, const T* b, T* out, i64 n, float s) {              \
         zip(a, b, out, n, [=](float v, float w) { return fmaf(s, w, v); });                      \
     }                                                                                            \
     extern "C" __global__ void __launch_bounds__(kThreads)                                       \
@@ -206,7 +214,7 @@ __device__ __forceinline__ void reduce_columns(const T* a, float* out, float* pa
         map(a, out, n, [](float v) { return v; });                                               \
     }                                                                                            \
     extern "C" __global__ void __launch_bounds__(kThreads)                                       \
-        unpack_##name(const T* a, float* out, i64 n, float s) {                                  \
+        product_unpack_##name(const T* a, float* out, i64 n, float s) {                          \
         map(a, out, n, [=](float v) { return s * v; });                                          \
     }                                                                                            \
     extern "C" __global__ void __launch_bounds__(kThreads)                                       \
@@ -226,13 +234,13 @@ __device__ __forceinline__ void reduce_columns(const T* a, float* out, float* pa
         store(out + at, v);                                                                      \
     }                                                                                            \
     extern "C" __global__ void __launch_bounds__(kThreads)                                       \
-        transpose_##name(const T* a, T* out, int rows, int cols) {                               \
+        product_transpose_##name(const T* a, T* out, int rows, int cols) {                       \
         for_each_transposed(a, rows, cols, [=](int row, int col, float(&v)[kElements]) {         \
             store(out + i64(row) * rows + col, v);                                               \
         });                                                                                      \
     }                                                                                            \
     extern "C" __global__ void __launch_bounds__(kThreads)                                       \
-        unpack_transposed_##name(const T* a, float* out, int rows, int cols, float s) {          \
+        product_unpack_transposed_##name(const T* a, float* out, int rows, int cols, float s) {  \
         for_each_transposed(a, rows, cols, [=](int row, int col, float(&v)[kElements]) {         \
             for (int i = 0; i < kElements; ++i) v[i] *= s;                                       \
             store(out + i64(row) * rows + col, v);                                               \

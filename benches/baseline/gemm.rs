@@ -144,15 +144,15 @@ impl OwnGemm {
             && let Output::F32(out) = out
         {
             let transposed = self.temporary(ops, "factor", [n, k])?;
-            ops.transpose(b, transposed)?;
+            ops.product_transpose(b, transposed)?;
             let result = self.temporary(ops, "result", [n, m])?;
             self.multiply(ops, Layout::Nn, transposed, a, result)?;
-            return ops.unpack_transposed(result, alpha, out);
+            return ops.product_unpack_transposed(result, alpha, out);
         }
         let (layout, a) = match layout {
             Layout::Tn => {
                 let transposed = self.temporary(ops, "factor", [m, k])?;
-                ops.transpose(a, transposed)?;
+                ops.product_transpose(a, transposed)?;
                 (Layout::Nn, transposed)
             }
             _ => (layout, a),
@@ -163,9 +163,11 @@ impl OwnGemm {
                 let result = self.temporary(ops, "result", [m, n])?;
                 self.multiply(ops, layout, a, b, result)?;
                 match (out, add) {
-                    (Output::Element(out), None) => ops.scale(result, alpha, out),
-                    (Output::Element(out), Some(add)) => ops.scaled_add(add, result, alpha, out),
-                    (Output::F32(out), None) => ops.unpack(result, alpha, out),
+                    (Output::Element(out), None) => ops.product_scale(result, alpha, out),
+                    (Output::Element(out), Some(add)) => {
+                        ops.product_scaled_add(add, result, alpha, out)
+                    }
+                    (Output::F32(out), None) => ops.product_unpack(result, alpha, out),
                     (Output::F32(_), Some(_)) => Err("no form adds to an f32 product".into()),
                 }
             }

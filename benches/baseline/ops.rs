@@ -116,16 +116,17 @@ impl<E: Element> Ops<E> {
         let module = stream.context().load_module(Ptx::from_src(ptx))?;
         let of_dtype = [
             "scale",
+            "product_scale",
             "add",
-            "scaled_add",
+            "product_scaled_add",
             "multiply",
             "pack",
-            "unpack",
+            "product_unpack",
             "multiply_columns",
             "multiply_rows",
             "eye",
-            "transpose",
-            "unpack_transposed",
+            "product_transpose",
+            "product_unpack_transposed",
             "add_transposed",
             "sum_rows",
             "norm_rows",
@@ -219,6 +220,12 @@ impl<E: Element> Ops<E> {
         launch!(self, "scale", Self::vectors(&a)?, a.pointer, out.pointer, a.len(), s)
     }
 
+    /// The same, as a part of a product.
+    pub fn product_scale(&self, a: Matrix<E>, s: f32, out: Matrix<E>) -> Outcome {
+        same(&[a.shape(), out.shape()])?;
+        launch!(self, "product_scale", Self::vectors(&a)?, a.pointer, out.pointer, a.len(), s)
+    }
+
     /// out = a + b.
     pub fn add(&self, a: Matrix<E>, b: Matrix<E>, out: Matrix<E>) -> Outcome {
         same(&[a.shape(), b.shape(), out.shape()])?;
@@ -226,10 +233,16 @@ impl<E: Element> Ops<E> {
     }
 
     /// out = a + s·b.
-    pub fn scaled_add(&self, a: Matrix<E>, b: Matrix<E>, s: f32, out: Matrix<E>) -> Outcome {
+    pub fn product_scaled_add(
+        &self,
+        a: Matrix<E>,
+        b: Matrix<E>,
+        s: f32,
+        out: Matrix<E>,
+    ) -> Outcome {
         same(&[a.shape(), b.shape(), out.shape()])?;
         let grid = Self::vectors(&a)?;
-        launch!(self, "scaled_add", grid, a.pointer, b.pointer, out.pointer, a.len(), s)
+        launch!(self, "product_scaled_add", grid, a.pointer, b.pointer, out.pointer, a.len(), s)
     }
 
     /// out = a∘b.
@@ -245,9 +258,9 @@ impl<E: Element> Ops<E> {
     }
 
     /// out = s·a, in f32.
-    pub fn unpack(&self, a: Matrix<E>, s: f32, out: Matrix<f32>) -> Outcome {
+    pub fn product_unpack(&self, a: Matrix<E>, s: f32, out: Matrix<f32>) -> Outcome {
         same(&[a.shape(), out.shape()])?;
-        launch!(self, "unpack", Self::vectors(&a)?, a.pointer, out.pointer, a.len(), s)
+        launch!(self, "product_unpack", Self::vectors(&a)?, a.pointer, out.pointer, a.len(), s)
     }
 
     /// out = a times one factor for each column.
@@ -273,17 +286,17 @@ impl<E: Element> Ops<E> {
     }
 
     /// out = aᵀ.
-    pub fn transpose(&self, a: Matrix<E>, out: Matrix<E>) -> Outcome {
+    pub fn product_transpose(&self, a: Matrix<E>, out: Matrix<E>) -> Outcome {
         same(&[[a.cols, a.rows], out.shape()])?;
         let (grid, [rows, cols]) = (Self::tiles(a.rows, a.cols)?, a.shape().map(|n| n as i32));
-        launch!(self, "transpose", grid, a.pointer, out.pointer, rows, cols)
+        launch!(self, "product_transpose", grid, a.pointer, out.pointer, rows, cols)
     }
 
     /// out = s·aᵀ, in f32.
-    pub fn unpack_transposed(&self, a: Matrix<E>, s: f32, out: Matrix<f32>) -> Outcome {
+    pub fn product_unpack_transposed(&self, a: Matrix<E>, s: f32, out: Matrix<f32>) -> Outcome {
         same(&[[a.cols, a.rows], out.shape()])?;
         let (grid, [rows, cols]) = (Self::tiles(a.rows, a.cols)?, a.shape().map(|n| n as i32));
-        launch!(self, "unpack_transposed", grid, a.pointer, out.pointer, rows, cols, s)
+        launch!(self, "product_unpack_transposed", grid, a.pointer, out.pointer, rows, cols, s)
     }
 
     /// out = a + bᵀ.

@@ -34,7 +34,9 @@ pub struct Inputs<'a, E> {
 /// A layer's tensors and all that its forms keep between ops.
 pub struct Unfused<E> {
     ops: Ops<E>,
-    gemm: Gemm,
+    gemms: Vec<Gemm>,
+    /// The one that products are taken from.
+    gemm: usize,
     spec: DoraSpec,
     batches: Vec<[Matrix<E>; 2]>,
     w: Matrix<E>,
@@ -80,13 +82,16 @@ impl<E: Element> Unfused<E> {
     /// driver's.
     pub fn new(
         stream: &Arc<CudaStream>,
-        gemm: Gemm,
+        gemms: Vec<Gemm>,
         spec: &DoraSpec,
         inputs: &Inputs<'_, E>,
     ) -> Outcome<Self> {
         let (t, i, o, r) = (inputs.tokens, spec.in_features(), spec.out_features(), spec.rank());
         if [t, i, o, r].iter().any(|&n| n == 0 || n % 8 != 0) {
             return Err(format!("baselines need multiples of 8, not {t}, {i}, {o} and {r}").into());
+        }
+        if gemms.is_empty() {
+            return Err("baselines need something that multiplies matrices".into());
         }
         let features = spec.magnitude_len().max(8);
         let mut ops = Ops::new(stream, t.max(o), i.max(o))?;
@@ -99,7 +104,8 @@ impl<E: Element> Unfused<E> {
         let batches = inputs.batches.iter().map(|b| batch(b, &mut ops)).collect::<Outcome<_>>()?;
         Ok(Self {
             spec: *spec,
-            gemm,
+            gemms,
+            gemm: 0,
             batches,
             w: ops.copy(inputs.weight, o, i)?,
             merged: ops.copy(inputs.merged, o, i)?,
@@ -134,9 +140,9 @@ impl<E: Element> Unfused<E> {
         })
     }
 
-    /// What multiplies the matrices, in words.
-    pub fn gemm(&self) -> &'static str {
-        self.gemm.name()
+    /// From now on, products are those of this one of the `gemms`, of which it was the first.
+    pub fn multiply_by(&mut self, gemm: usize) {
+        self.gemm = gemm.min(self.gemms.len() - 1);
     }
 
     /// After each change of the adapter: A and B in the dtype of the products.
@@ -321,7 +327,7 @@ impl<E: Element> Unfused<E> {
         add: Option<Matrix<E>>,
         out: Output<E>,
     ) -> Outcome {
-        self.gemm.run(&mut self.ops, Product { layout, alpha, a, b, add }, out)
+        self.gemms[self.gemm].run(&mut self.ops, Product { layout, alpha, a, b, add }, out)
     }
 
     /// out = a·bᵀ.
