@@ -11,6 +11,9 @@ pub const FUSED: &str = "fused";
 /// The fused layer where it is to be compared with others that hold the norm constant.
 pub const FUSED_DETACHED: &str = "fused, norm detached";
 
+/// The machine's description, beside the results in a report's folder.
+pub const MACHINE_FILE: &str = "machine.json";
+
 /// All that one bench measured.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Results {
@@ -174,14 +177,17 @@ impl Results {
         Ok(path)
     }
 
-    /// Reads all `*.json` of a folder, in the order of their names.
+    /// Reads all results of a folder, in the order of their files' names.
     pub fn read_all(folder: &Path) -> Result<Vec<Self>, Box<dyn Error>> {
         let entries = fs::read_dir(folder).map_err(|error| {
             let cure = "run `cargo bench` first";
             format!("{} cannot be read: {error}; {cure}", folder.display())
         })?;
         let mut paths: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
-        paths.retain(|path| path.extension().is_some_and(|extension| extension == "json"));
+        paths.retain(|path| {
+            path.extension().is_some_and(|extension| extension == "json")
+                && path.file_name().is_some_and(|name| name != MACHINE_FILE)
+        });
         paths.sort();
         let read = |path: &PathBuf| {
             let text = fs::read_to_string(path)
