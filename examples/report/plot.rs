@@ -13,7 +13,10 @@ const PHASE: &str = "MicroBatch";
 /// separate ops.
 const PLAIN: &str = "plain linear";
 
-const SIZE: (u32, u32) = (800, 500);
+const SIZE: (u32, u32) = (960, 500);
+/// Where the names of the curves begin.
+const LEGEND_LEFT: i32 = 720;
+const LEGEND_STEP: i32 = 24;
 const COLORS: [RGBColor; 9] = [
     RGBColor(214, 39, 40),
     RGBColor(127, 127, 127),
@@ -58,11 +61,8 @@ const AXES: [Axis; 2] = [
     },
 ];
 
-/// A contender's points.
-type Curve = (String, Vec<(f64, f64)>);
-
-/// Of a point.
-type Coordinate = fn(&(f64, f64)) -> f64;
+/// A contender's name, its color, and its points.
+type Curve = (String, RGBColor, Vec<(f64, f64)>);
 
 /// Draws what there are times of.
 pub fn draw_all(folder: &Path, results: &[Results]) -> Result<Vec<Picture>, Box<dyn Error>> {
@@ -129,26 +129,28 @@ fn curves(records: &[&Record], axis: Axis) -> Vec<Curve> {
     for record in records {
         let Some(time) = record.time else { continue };
         let point = ((axis.of)(record) as f64, time.median_us);
-        match curves.iter_mut().find(|(name, _)| *name == record.contender) {
-            Some((_, points)) => points.push(point),
-            None => curves.push((record.contender.clone(), vec![point])),
+        match curves.iter_mut().find(|(name, ..)| *name == record.contender) {
+            Some((.., points)) => points.push(point),
+            None => {
+                let color = COLORS[curves.len() % COLORS.len()];
+                curves.push((record.contender.clone(), color, vec![point]));
+            }
         }
     }
-    curves.iter_mut().for_each(|(_, points)| points.sort_by(|a, b| a.0.total_cmp(&b.0)));
+    curves.iter_mut().for_each(|(.., points)| points.sort_by(|a, b| a.0.total_cmp(&b.0)));
     curves
 }
 
 /// The curves, each point over that of the first plain layer; none if there is no such layer.
 fn ratios(curves: &[Curve]) -> Vec<Curve> {
-    let Some((plain, base)) = curves.iter().find(|(name, _)| name.starts_with(PLAIN)) else {
+    let Some((.., base)) = curves.iter().find(|(name, ..)| name.starts_with(PLAIN)) else {
         return Vec::new();
     };
     let of = |points: &[(f64, f64)]| -> Vec<(f64, f64)> {
         let at = |x: f64| base.iter().find(|point| point.0 == x);
         points.iter().filter_map(|&(x, y)| Some((x, y / at(x)?.1))).collect()
     };
-    let others = curves.iter().filter(|(name, _)| name != plain);
-    others.map(|(name, points)| (name.clone(), of(points))).collect()
+    curves.iter().map(|(name, color, points)| (name.clone(), *color, of(points))).collect()
 }
 
 fn draw(
@@ -158,20 +160,25 @@ fn draw(
     y_label: &str,
     curves: &[Curve],
 ) -> Result<(), Box<dyn Error>> {
-    let points = || curves.iter().flat_map(|(_, points)| points);
-    let least = |of: Coordinate| points().map(of).fold(f64::MAX, f64::min);
-    let most = |of: Coordinate| points().map(of).fold(f64::MIN_POSITIVE, f64::max);
-    let (x, y): (Coordinate, Coordinate) = (|point| point.0, |point| point.1);
+    let points = || curves.iter().flat_map(|(.., points)| points);
+    let mut ticks: Vec<f64> = points().map(|point| point.0).collect();
+    ticks.sort_by(f64::total_cmp);
+    ticks.dedup();
+    let (Some(&first), Some(&last)) = (ticks.first(), ticks.last()) else { return Ok(()) };
+    let lowest = points().map(|point| point.1).fold(f64::MAX, f64::min);
+    let highest = points().map(|point| point.1).fold(f64::MIN_POSITIVE, f64::max);
+
     let root = SVGBackend::new(path, SIZE).into_drawing_area();
     root.fill(&WHITE)?;
-    let mut chart = ChartBuilder::on(&root)
+    let (left, _) = root.split_horizontally(LEGEND_LEFT - 16);
+    let mut chart = ChartBuilder::on(&left)
         .caption(title, ("sans-serif", 16))
         .margin(16)
         .x_label_area_size(44)
         .y_label_area_size(64)
         .build_cartesian_2d(
-            (least(x)..most(x)).log_scale(),
-            (least(y) / 1.2..most(y) * 1.2).log_scale(),
+            (first..last).log_scale().with_key_points(ticks),
+            (lowest / 1.2..highest * 1.2).log_scale().base(2.0),
         )?;
     chart
         .configure_mesh()
@@ -179,23 +186,19 @@ fn draw(
         .x_desc(x_label)
         .y_desc(y_label)
         .x_label_formatter(&|value| format!("{value:.0}"))
+        .y_label_formatter(&|value| format!("{value}"))
         .label_style(("sans-serif", 14))
         .axis_desc_style(("sans-serif", 16))
         .draw()?;
-    for ((name, points), color) in curves.iter().zip(COLORS.into_iter().cycle()) {
-        chart
-            .draw_series(LineSeries::new(points.iter().copied(), color.stroke_width(2)))?
-            .label(name)
-            .legend(move |(x, y)| PathElement::new([(x, y), (x + 24, y)], color.stroke_width(3)));
+    for (i, (name, color, points)) in curves.iter().enumerate() {
+        chart.draw_series(LineSeries::new(points.iter().copied(), color.stroke_width(2)))?;
+        chart.draw_series(points.iter().map(|&point| Circle::new(point, 3, color.filled())))?;
+        let y = 60 + LEGEND_STEP * i as i32;
+        let line = [(LEGEND_LEFT, y), (LEGEND_LEFT + 24, y)];
+        root.draw(&PathElement::new(line, color.stroke_width(3)))?;
+        let place = (LEGEND_LEFT + 32, y - 7);
+        root.draw(&Text::new(name.as_str(), place, ("sans-serif", 14)))?;
     }
-    chart
-        .configure_series_labels()
-        .position(SeriesLabelPosition::UpperLeft)
-        .legend_area_size(32)
-        .margin(12)
-        .label_font(("sans-serif", 14))
-        .background_style(WHITE.mix(0.8))
-        .draw()?;
     root.present()?;
     Ok(())
 }
