@@ -48,8 +48,8 @@ pub fn run(name: &str, op: Op, phases: &[Phase]) -> Outcome {
     println!("{name}: against layers of separate ops, with products of {products}");
     if device.is_emulated() {
         println!(
-            "(launches in which the own GEMM scales, adds, transposes or converts are left out: \
-             cuBLASLt's products do so in themselves)"
+            "(launches in which the own GEMM scales, adds, transposes or converts are left out, in \
+             favour of those layers: cuBLASLt's products do so in themselves)"
         );
     }
     results.products = Some(products);

@@ -54,6 +54,10 @@ pub(crate) fn test(matrix: bool) -> Result<(), Failure> {
         let lints = ["clippy", "--workspace", "--all-targets", "--", "--deny", "warnings"];
         run("cargo clippy", &mut cargo(&lints))
     })?;
+    step("lints of the benches against cuBLASLt", || {
+        let lints = ["clippy", "--package", "fused-dora", "--benches", "--features", "cublaslt"];
+        run("cargo clippy", cargo(&lints).args(["--", "--deny", "warnings"]))
+    })?;
     step("documentation", || {
         let mut doc = cargo(&["doc", "--workspace", "--no-deps"]);
         run("cargo doc", doc.env("RUSTDOCFLAGS", "--deny warnings"))
