@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use approx::assert_relative_eq;
-use record::{Counts, FUSED, Peaks, Record, Results, Time, Work};
+use record::{Counts, FUSED, MICRO_BATCH, Peaks, Record, Results, Time, Work};
 
 const PEAKS: Peaks = Peaks { bytes_per_second: 1e12, flop_per_second: [1e14, 1e13] };
 
@@ -20,7 +20,7 @@ fn record(contender: &str, [tokens, rank]: [usize; 2], median_us: Option<f64>) -
     let counts = Counts { launches: 5, dram_bytes: 3_000_000, l2_bytes: 4_000_000, mma: 1000 };
     Record {
         contender: contender.to_owned(),
-        phase: "MicroBatch".to_owned(),
+        phase: MICRO_BATCH.to_owned(),
         dtype: "bf16".to_owned(),
         norm: "Output".to_owned(),
         tokens,
@@ -114,10 +114,10 @@ fn times_become_tables_and_pictures() {
     let text = fs::read_to_string(out.join("REPORT.md")).expect("a report");
     assert!(text.starts_with("# Benchmarks: Some GPU\n"), "{text}");
     for expected in [
-        "MicroBatch, bf16 norm=Output T=8192 I=4096 O=4096 r=64",
+        "forward and backward, bf16 norm=Output T=8192 I=4096 O=4096 r=64",
         "| fused                   | 2560.0 µs | 2560.0–2560.0 | 1.000 |",
         "| plain linear (cuBLASLt) | 2048.0 µs | 2048.0–2048.0 | 1.250 |",
-        "![Forward and backward, ratio by tokens: bf16, norm Output, I=4096, O=4096, r=16]",
+        "![forward and backward, ratio by tokens: bf16, norm Output, I=4096, O=4096, r=16]",
     ] {
         assert!(text.contains(expected), "{expected} is not in\n{text}");
     }

@@ -23,7 +23,7 @@ use half::{bf16, f16};
 pub use case::{Case, cases};
 pub use device::Device;
 pub use op::Op;
-use record::{Counts, FUSED, Record, Results, Time};
+use record::{ALONE, Counts, FUSED, Record, Results, Time};
 
 /// The layer that is profiled.
 pub type Layer = layer::Layer<bf16>;
@@ -98,7 +98,7 @@ pub fn record(op: Op, case: &Case, time: Option<Time>, counts: Option<Counts>) -
     let [tokens, in_features, out_features, rank] = case.shape;
     Record {
         contender: FUSED.to_owned(),
-        phase: format!("{op:?}"),
+        phase: ALONE.to_owned(),
         dtype: case.dtype.to_string(),
         norm: format!("{:?}", case.norm),
         tokens,

@@ -6,6 +6,10 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+/// The phase of an op that is compared with nothing.
+pub const ALONE: &str = "alone";
+/// The phase of both directions of one micro-batch.
+pub const MICRO_BATCH: &str = "forward and backward";
 /// The name of the fused layer among those that it is compared with.
 pub const FUSED: &str = "fused";
 /// The fused layer where it is to be compared with others that hold the norm constant.
@@ -42,7 +46,7 @@ pub struct Peaks {
 pub struct Record {
     /// [`FUSED`], or what the fused layer is compared with.
     pub contender: String,
-    /// What is run: an op, or a part of a training step.
+    /// [`ALONE`], or the part of a training step that is compared.
     pub phase: String,
     pub dtype: String,
     pub norm: String,

@@ -8,7 +8,7 @@ use half::{bf16, f16};
 use crate::baseline::{Form, Gemm, Inputs, Unfused};
 use crate::common::device::Stopwatch;
 use crate::common::layer::Layer;
-use crate::common::record::{FUSED, FUSED_DETACHED, Record, Results, Time};
+use crate::common::record::{FUSED, FUSED_DETACHED, MICRO_BATCH, Record, Results, Time};
 use crate::common::{self, Case, Device, Op, Outcome, cases};
 
 /// Rounds in which every contender runs once, and those of them that are not counted.
@@ -48,8 +48,8 @@ pub fn run(name: &str, op: Op, phases: &[Phase]) -> Outcome {
     println!("{name}: against layers of separate ops, with products of {products}");
     if device.is_emulated() {
         println!(
-            "(launches in which the own GEMM scales, adds, transposes or converts are left out, in \
-             favour of those layers: cuBLASLt's products do so in themselves)"
+            "(launches in which the own GEMM scales, adds, transposes or converts are left out, all \
+             but the addends that they read: cuBLASLt's products do so in themselves)"
         );
     }
     results.products = Some(products);
@@ -199,7 +199,7 @@ fn compare<E: Element>(
             let counts = device.count(|| contest.run(contender, phase))?;
             let mut record = common::record(Op::Forward, case, time.take(), counts);
             record.contender = name.clone();
-            record.phase = format!("{phase:?}");
+            record.phase = phase.name().to_owned();
             record.work = if contender == Contender::Fused { phase.work(case) } else { Vec::new() };
             records.push(record);
         }
@@ -210,6 +210,16 @@ fn compare<E: Element>(
 }
 
 impl Phase {
+    /// Its name in reports.
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Forward => "forward",
+            Self::Backward => "backward",
+            Self::MicroBatch => MICRO_BATCH,
+            Self::Step => "training step",
+        }
+    }
+
     fn work(self, case: &Case) -> Vec<common::record::Work> {
         match self {
             Self::Forward => Op::Forward.work(case),
@@ -249,7 +259,7 @@ fn in_turns<E: Element>(
 /// The contenders of one layer in one phase: of each what was measured, and the fused layer's share.
 fn print(records: &[Record], results: &Results) {
     let Some(fused) = records.first() else { return };
-    println!("{} {} {}", results.bench, fused.phase, fused.layer());
+    println!("{}: {}, {}", results.bench, fused.phase, fused.layer());
     let width = records.iter().map(|record| record.contender.chars().count()).max().unwrap_or(0);
     for record in records {
         let counted = match (record.counts, fused.counts) {

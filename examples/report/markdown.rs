@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use super::machine::Machine;
 use super::plot::Picture;
-use super::record::{Counts, FUSED, Peaks, Record, Results};
+use super::record::{ALONE, Counts, FUSED, Peaks, Record, Results};
 
 /// What times are.
 const OF_TIMES: &str = "\
@@ -20,8 +20,9 @@ const OF_COUNTS: &str = "\
 No time was measured: the emulated device counts. DRAM bytes are those that device memory moves,
 once per launch; L2 bytes those between multiprocessors and the L2 cache; operations are 4096 per
 tensor-core product (f32 layers have none). Of layers of separate ops, launches in which the
-crate's own GEMM scales, adds, transposes or converts are left out, since a library's products do
-so in themselves. Ratios are of the fused layer's count to theirs.
+crate's own GEMM scales, adds, transposes or converts are left out, all but the addends that they
+read, since a library's products do so in themselves. Ratios are of the fused layer's count to
+theirs.
 ";
 
 /// The whole text.
@@ -53,7 +54,8 @@ fn bench(text: &mut String, results: &Results) {
             None => groups.push(vec![record]),
         }
     }
-    let (compared, alone): (Vec<_>, Vec<_>) = groups.into_iter().partition(|group| group.len() > 1);
+    let is_compared = |group: &Vec<&Record>| group[0].phase != ALONE;
+    let (compared, alone): (Vec<_>, Vec<_>) = groups.into_iter().partition(is_compared);
     let alone: Vec<&Record> = alone.concat();
     if !alone.is_empty() {
         if results.emulated {

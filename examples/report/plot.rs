@@ -5,10 +5,8 @@ use std::path::Path;
 
 use plotters::prelude::*;
 
-use super::record::{Record, Results};
+use super::record::{MICRO_BATCH, Record, Results};
 
-/// What the pictures are of: both directions of one micro-batch.
-const PHASE: &str = "MicroBatch";
 /// What ratios are to: of plain layers the first, whose products are those of all other layers of
 /// separate ops.
 const PLAIN: &str = "plain linear";
@@ -67,7 +65,7 @@ type Curve = (String, RGBColor, Vec<(f64, f64)>);
 /// Draws what there are times of.
 pub fn draw_all(folder: &Path, results: &[Results]) -> Result<Vec<Picture>, Box<dyn Error>> {
     let records = results.iter().flat_map(|results| &results.records);
-    let timed = |record: &&Record| record.phase == PHASE && record.time.is_some();
+    let timed = |record: &&Record| record.phase == MICRO_BATCH && record.time.is_some();
     let records: Vec<&Record> = records.filter(timed).collect();
     let mut kinds: Vec<[&str; 2]> = Vec::new();
     for record in &records {
@@ -95,7 +93,7 @@ pub fn draw_all(folder: &Path, results: &[Results]) -> Result<Vec<Picture>, Box<
             let what = [("time", "µs", curves), ("ratio", "time / that of plain linear", ratios)];
             for (what, label, curves) in what.into_iter().filter(|(.., curves)| !curves.is_empty())
             {
-                let title = format!("Forward and backward, {what} by {}: {of}", axis.label);
+                let title = format!("{MICRO_BATCH}, {what} by {}: {of}", axis.label);
                 let file = format!("{what}-by-{name}.svg");
                 let path = folder.join(&file);
                 draw(&path, &title, axis.label, label, &curves)
