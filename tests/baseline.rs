@@ -16,7 +16,7 @@ use half::{bf16, f16};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 
-/// A batch beyond one tile, features that are no multiples of a tile, and a rank below 16 and above.
+/// A batch beyond one tile, features that are no multiples of a tile, ranks below 16 and above.
 const SHAPES: [[usize; 4]; 2] = [[72, 136, 200, 8], [136, 264, 72, 24]];
 
 type MakeGemm = fn(&Arc<Kernels>) -> Gemm;

@@ -119,9 +119,9 @@ impl Gemm {
     }
 }
 
-/// The crate's main kernels as plain products: a layer of rank 0 without a norm computes a·bᵀ in its
-/// forward and a·b in its backward. They neither scale nor add nor transpose the first factor: that
-/// takes launches of its own here.
+/// The crate's main kernels as plain products: a layer of rank 0 without a norm computes a·bᵀ in
+/// its forward and a·b in its backward. They neither scale nor add nor transpose the first factor:
+/// that takes launches of its own here.
 pub struct OwnGemm {
     kernels: Arc<Kernels>,
     plans: HashMap<(Layout, [usize; 3]), (DoraSpec, raw::Workspace)>,

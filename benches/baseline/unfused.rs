@@ -2,7 +2,7 @@
 //!
 //! The ops are those that an eager framework launches, in its order, with the norm detached (the
 //! DoRA paper, §4.3); dropout and bias are absent. x, W and their gradients, what lies between ops
-//! and the A and B that products take are in the layer's dtype; A, B, m and their gradients are f32.
+//! and the A and B that products take are in the layer's dtype; A, B, m and their gradients in f32.
 
 use std::sync::Arc;
 

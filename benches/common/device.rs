@@ -24,8 +24,8 @@ const ADDING_HELPER: &str = "product_scaled_add";
 /// Runs that wait in the stream at once.
 const IN_FLIGHT: usize = 32;
 
-/// Operations per clock of a multiprocessor: of tensor cores in 16 bit with f32 sums (dense), and of
-/// the FMA units. From NVIDIA's white papers on the A100 (GA100), GA102, Ada, H100, and RTX
+/// Operations per clock of a multiprocessor: of tensor cores in 16 bit with f32 sums (dense), and
+/// of the FMA units. From NVIDIA's white papers on the A100 (GA100), GA102, Ada, H100, and RTX
 /// Blackwell: peak rates over multiprocessors and boost clock.
 const OPERATIONS_PER_CLOCK: [((i32, i32), [f64; 2]); 5] = [
     ((8, 0), [2048.0, 128.0]),
@@ -71,8 +71,8 @@ impl Device {
         if self.is_emulated() { 1 } else { 2 }
     }
 
-    /// What the emulated device counts of some work, without the launches in which the own GEMM does
-    /// what a library's products do in themselves; `None` on a GPU.
+    /// What the emulated device counts of some work, without the launches in which the own GEMM
+    /// does what a library's products do in themselves; `None` on a GPU.
     pub fn count(&self, work: impl FnOnce() -> Outcome) -> Outcome<Option<Counts>> {
         let Some(emulator) = &self.emulator else { return Ok(None) };
         self.stream.synchronize()?;

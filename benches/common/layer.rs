@@ -180,7 +180,7 @@ impl<E: Element> Layer<E> {
         self.backward(Kernels::backward_adapter)
     }
 
-    /// dX, dm (axis input) and dA, together with the `backward_adapter` that must precede each call.
+    /// dX, dm (axis input) and dA, together with the `backward_adapter` that must precede it.
     pub fn backward_input(&mut self) -> Outcome {
         self.backward(Kernels::backward)
     }

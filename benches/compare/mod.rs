@@ -48,8 +48,8 @@ pub fn run(name: &str, op: Op, phases: &[Phase]) -> Outcome {
     println!("{name}: against layers of separate ops, with products of {products}");
     if device.is_emulated() {
         println!(
-            "(launches in which the own GEMM scales, adds, transposes or converts are left out, all \
-             but the addends that they read: cuBLASLt's products do so in themselves)"
+            "(launches in which the own GEMM scales, adds, transposes or converts are left out, \
+             all but the addends that they read: cuBLASLt's products do so in themselves)"
         );
     }
     results.products = Some(products);
@@ -256,7 +256,8 @@ fn in_turns<E: Element>(
     Ok(seconds.into_iter().map(Time::new).collect())
 }
 
-/// The contenders of one layer in one phase: of each what was measured, and the fused layer's share.
+/// The contenders of one layer in one phase: what was measured of each, and the ratio to the fused
+/// layer.
 fn print(records: &[Record], results: &Results) {
     let Some(fused) = records.first() else { return };
     println!("{}: {}, {}", results.bench, fused.phase, fused.layer());

@@ -1,4 +1,4 @@
-//! The project's commands: `cargo xtask nvrtc`, `demo`, `profile`, `gpu-report`, `test` and `mutate`.
+//! The project's commands: `cargo xtask nvrtc`, `demo`, `profile`, `test`, `gpu-report`, `mutate`.
 
 mod gpu_report;
 mod nvrtc;
@@ -22,7 +22,7 @@ The project's commands:
       tests with the kernels that NVRTC 12 and NVRTC 13 compile.
   cargo xtask gpu-report
       For a machine with a GPU: the tests on it, under compute-sanitizer too where it is installed,
-      then the benches, against cuBLASLt, and a folder of results to be committed in benches/results.
+      then the benches, against cuBLASLt, and a folder of results in benches/results.
   cargo xtask mutate
       All mutants of the kernels, of which the tests take a sample: every barrier, predicate and
       initialisation is dropped in turn, and someone must notice.
