@@ -1,7 +1,7 @@
-//! Bench of `adamw`: see `common` for what it prints where.
+//! Bench of `adamw`: see `common` for what it measures where.
 
 mod common;
 
-fn main() -> Result<(), Box<dyn std::error::Error>> {
-    common::run("adamw", common::Layer::adamw)
+fn main() -> common::Outcome {
+    common::run("adamw", common::Op::AdamW)
 }

@@ -1,7 +1,10 @@
-//! Bench of `backward`: see `common` for what it prints where.
+//! Bench of `backward`, also against layers of separate ops: see `common` and `compare` for what it
+//! measures where.
 
+mod baseline;
 mod common;
+mod compare;
 
-fn main() -> Result<(), Box<dyn std::error::Error>> {
-    common::run("backward", common::Layer::backward)
+fn main() -> common::Outcome {
+    compare::run("backward", common::Op::Backward, &[compare::Phase::Backward])
 }

@@ -1,7 +1,7 @@
-//! Bench of `decompose`: see `common` for what it prints where.
+//! Bench of `decompose`: see `common` for what it measures where.
 
 mod common;
 
-fn main() -> Result<(), Box<dyn std::error::Error>> {
-    common::run("decompose", common::Layer::decompose)
+fn main() -> common::Outcome {
+    common::run("decompose", common::Op::Decompose)
 }

@@ -1,7 +1,10 @@
-//! Bench of `forward`: see `common` for what it prints where.
+//! Bench of `forward`, also against layers of separate ops: see `common` and `compare` for what it
+//! measures where.
 
+mod baseline;
 mod common;
+mod compare;
 
-fn main() -> Result<(), Box<dyn std::error::Error>> {
-    common::run("forward", common::Layer::forward)
+fn main() -> common::Outcome {
+    compare::run("forward", common::Op::Forward, &[compare::Phase::Forward])
 }

@@ -1,7 +1,7 @@
-//! Bench of `merge`: see `common` for what it prints where.
+//! Bench of `merge`: see `common` for what it measures where.
 
 mod common;
 
-fn main() -> Result<(), Box<dyn std::error::Error>> {
-    common::run("merge", common::Layer::merge)
+fn main() -> common::Outcome {
+    common::run("merge", common::Op::Merge)
 }

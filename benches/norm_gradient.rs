@@ -1,7 +1,7 @@
-//! Bench of `norm_gradient`: see `common` for what it prints where.
+//! Bench of `norm_gradient`: see `common` for what it measures where.
 
 mod common;
 
-fn main() -> Result<(), Box<dyn std::error::Error>> {
-    common::run("norm_gradient", common::Layer::norm_gradient)
+fn main() -> common::Outcome {
+    common::run("norm_gradient", common::Op::NormGradient)
 }

@@ -1,7 +1,7 @@
-//! Bench of `prepare`: see `common` for what it prints where.
+//! Bench of `prepare`: see `common` for what it measures where.
 
 mod common;
 
-fn main() -> Result<(), Box<dyn std::error::Error>> {
-    common::run("prepare", common::Layer::prepare)
+fn main() -> common::Outcome {
+    common::run("prepare", common::Op::Prepare)
 }

@@ -1,5 +1,6 @@
-//! The project's commands: `cargo xtask nvrtc`, `demo`, `profile`, `test` and `mutate`.
+//! The project's commands: `cargo xtask nvrtc`, `demo`, `profile`, `test`, `gpu-report`, `mutate`.
 
+mod gpu_report;
 mod nvrtc;
 mod steps;
 
@@ -19,6 +20,9 @@ The project's commands:
   cargo xtask test [--nvrtc-matrix]
       Formatting, lints and all tests. With --nvrtc-matrix also a build without NVRTC, and the
       tests with the kernels that NVRTC 12 and NVRTC 13 compile.
+  cargo xtask gpu-report
+      For a machine with a GPU: the tests on it, under compute-sanitizer too where it is installed,
+      then the benches, against cuBLASLt, and a folder of results in benches/results.
   cargo xtask mutate
       All mutants of the kernels, of which the tests take a sample: every barrier, predicate and
       initialisation is dropped in turn, and someone must notice.
@@ -27,6 +31,7 @@ Environment: FUSED_DORA_NVRTC names an NVRTC library, or its folder, to be used 
 ";
 
 /// Why a command stopped: the exit code, and what to print.
+#[derive(Debug)]
 pub(crate) struct Failure {
     code: u8,
     message: String,
@@ -55,6 +60,7 @@ fn main() -> ExitCode {
         ["profile", "--", rest @ ..] | ["profile", rest @ ..] => steps::profile(rest),
         ["test"] => steps::test(false),
         ["test", "--nvrtc-matrix"] => steps::test(true),
+        ["gpu-report"] => gpu_report::gpu_report(),
         ["mutate"] => steps::mutate(),
         ["help" | "--help" | "-h"] => {
             print!("{USAGE}");

@@ -54,6 +54,10 @@ pub(crate) fn test(matrix: bool) -> Result<(), Failure> {
         let lints = ["clippy", "--workspace", "--all-targets", "--", "--deny", "warnings"];
         run("cargo clippy", &mut cargo(&lints))
     })?;
+    step("lints of the benches against cuBLASLt", || {
+        let lints = ["clippy", "--package", "fused-dora", "--benches", "--features", "cublaslt"];
+        run("cargo clippy", cargo(&lints).args(["--", "--deny", "warnings"]))
+    })?;
     step("documentation", || {
         let mut doc = cargo(&["doc", "--workspace", "--no-deps"]);
         run("cargo doc", doc.env("RUSTDOCFLAGS", "--deny warnings"))
@@ -109,14 +113,14 @@ pub(crate) fn target_folder() -> PathBuf {
         .unwrap_or_else(|| workspace().join("target"))
 }
 
-fn workspace() -> PathBuf {
+pub(crate) fn workspace() -> PathBuf {
     let package = env::var_os("CARGO_MANIFEST_DIR")
         .map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")), PathBuf::from);
     package.parent().map(Path::to_owned).unwrap_or(package)
 }
 
 /// A Cargo command in the workspace, by the Cargo that runs this program.
-fn cargo(arguments: &[&str]) -> Command {
+pub(crate) fn cargo(arguments: &[&str]) -> Command {
     let program = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(program);
     command.args(arguments).current_dir(workspace());
@@ -124,14 +128,14 @@ fn cargo(arguments: &[&str]) -> Command {
 }
 
 /// Whether cargo-nextest is installed, which runs tests side by side but no documentation tests.
-fn has_nextest() -> bool {
+pub(crate) fn has_nextest() -> bool {
     let mut version = cargo(&["nextest", "--version"]);
     let status = version.stdout(Stdio::null()).stderr(Stdio::null()).status();
     status.is_ok_and(|status| status.success())
 }
 
 /// The command that runs `packages`' tests. It builds their examples, too, which tests run.
-fn tests(nextest: bool, packages: &[&str]) -> Command {
+pub(crate) fn tests(nextest: bool, packages: &[&str]) -> Command {
     let runner: &[&str] = if nextest { &["nextest", "run"] } else { &["test"] };
     let mut command = cargo(runner);
     command.arg("--no-fail-fast").args(packages);
@@ -192,7 +196,7 @@ fn kernels(nvrtc: Option<&Path>) -> Result<Table, Failure> {
     Ok(Table { path, text })
 }
 
-fn step(name: &str, work: impl FnOnce() -> Result<(), Failure>) -> Result<(), Failure> {
+pub(crate) fn step(name: &str, work: impl FnOnce() -> Result<(), Failure>) -> Result<(), Failure> {
     println!("==> {name}");
     let start = Instant::now();
     work()?;
@@ -200,7 +204,7 @@ fn step(name: &str, work: impl FnOnce() -> Result<(), Failure>) -> Result<(), Fa
     Ok(())
 }
 
-fn run(what: &str, command: &mut Command) -> Result<(), Failure> {
+pub(crate) fn run(what: &str, command: &mut Command) -> Result<(), Failure> {
     let status = command.stdin(Stdio::null()).status().map_err(|error| {
         let program = Path::new(command.get_program()).display();
         Failure::new(format!("{what}: {program} could not be run: {error}"))

@@ -1,0 +1,183 @@
+//! Products by cuBLASLt: row-major matrices are column-major ones transposed, so that Cᵀ = bᵀ·aᵀ is
+//! what the library is asked for.
+
+use std::collections::HashMap;
+use std::ffi::c_void;
+use std::sync::Arc;
+
+use fused_dora::cudarc::cublaslt::{result, sys};
+use fused_dora::cudarc::driver::{CudaSlice, CudaStream, DevicePtrMut};
+use fused_dora::{Dtype, Element};
+
+use super::Outcome;
+use super::gemm::{Layout, Output, Product};
+
+/// Scratch memory that NVIDIA recommends for Hopper; earlier GPUs need less.
+const WORKSPACE_BYTES: usize = 32 << 20;
+
+/// The library on one stream, and the algorithms that its heuristic chose.
+pub struct CublasLt {
+    handle: sys::cublasLtHandle_t,
+    stream: Arc<CudaStream>,
+    workspace: CudaSlice<u8>,
+    plans: HashMap<Key, Plan>,
+}
+
+/// What an algorithm is chosen by.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+struct Key {
+    layout: Layout,
+    extents: [usize; 3],
+    dtype: Dtype,
+    out: Dtype,
+    adds: bool,
+}
+
+/// A product as the library describes it.
+struct Plan {
+    operation: sys::cublasLtMatmulDesc_t,
+    /// Of b, a and C, as column-major matrices.
+    layouts: [sys::cublasLtMatrixLayout_t; 3],
+    algorithm: sys::cublasLtMatmulAlgo_t,
+}
+
+impl CublasLt {
+    /// Opens the library.
+    ///
+    /// # Errors
+    /// There is none, or it cannot be initialised.
+    pub fn new(stream: &Arc<CudaStream>) -> Outcome<Self> {
+        // SAFETY: loading NVIDIA's library runs its initialisers, which have no preconditions.
+        if !unsafe { sys::is_culib_present() } {
+            return Err(
+                "cuBLASLt was not found: install the CUDA toolkit, or leave out the feature \
+                        `cublaslt`"
+                    .into(),
+            );
+        }
+        stream.context().bind_to_thread()?;
+        // SAFETY: what a product reads in the workspace, it has written there.
+        let workspace = unsafe { stream.alloc(WORKSPACE_BYTES) }?;
+        let handle = result::create_handle()?;
+        Ok(Self { handle, stream: stream.clone(), workspace, plans: HashMap::new() })
+    }
+
+    /// Computes a product whose shapes were checked.
+    pub fn run<E: Element>(&mut self, product: Product<E>, out: Output<E>) -> Outcome {
+        let Product { layout, alpha, a, b, add } = product;
+        let (pointer, out_dtype) = match out {
+            Output::Element(out) => (out.pointer, E::DTYPE),
+            Output::F32(out) => (out.pointer, Dtype::F32),
+        };
+        let key = Key {
+            layout,
+            extents: layout.extents(a.shape(), b.shape())?,
+            dtype: E::DTYPE,
+            out: out_dtype,
+            adds: add.is_some(),
+        };
+        if !self.plans.contains_key(&key) {
+            let plan = Plan::new(self.handle, &key)?;
+            self.plans.insert(key, plan);
+        }
+        let plan = &self.plans[&key];
+        let beta = if add.is_some() { 1.0f32 } else { 0.0 };
+        let added = add.map_or(pointer, |add| add.pointer);
+        let scalar = |value: &f32| std::ptr::from_ref(value).cast::<c_void>();
+        let (workspace, _guard) = self.workspace.device_ptr_mut(&self.stream);
+        // SAFETY: the plan is of these shapes; every address is of a matrix that lives as long as
+        // the stream's work on it, which the stream orders.
+        unsafe {
+            result::matmul(
+                self.handle,
+                plan.operation,
+                scalar(&alpha),
+                scalar(&beta),
+                b.pointer as *const c_void,
+                plan.layouts[0],
+                a.pointer as *const c_void,
+                plan.layouts[1],
+                added as *const c_void,
+                plan.layouts[2],
+                pointer as *mut c_void,
+                plan.layouts[2],
+                &plan.algorithm,
+                workspace as *mut c_void,
+                WORKSPACE_BYTES,
+                self.stream.cu_stream().cast(),
+            )?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for CublasLt {
+    fn drop(&mut self) {
+        self.plans.clear();
+        // SAFETY: the handle was created with this, and nothing has its plans any more.
+        // There is no one to tell of a failure.
+        let _ = unsafe { result::destroy_handle(self.handle) };
+    }
+}
+
+impl Plan {
+    fn new(handle: sys::cublasLtHandle_t, key: &Key) -> Outcome<Self> {
+        let Key { layout, extents: [m, n, k], dtype, out, .. } = *key;
+        // Columns of a row-major matrix are the rows of the library's.
+        let (of_b, of_a) = match layout {
+            Layout::Nt => ([k, n], [k, m]),
+            Layout::Nn => ([n, k], [k, m]),
+            Layout::Tn => ([n, k], [m, k]),
+        };
+        let matrix = |[rows, cols]: [usize; 2], dtype| {
+            result::create_matrix_layout(data_type(dtype), rows as u64, cols as u64, rows as i64)
+        };
+        let compute = sys::cublasComputeType_t::CUBLAS_COMPUTE_32F;
+        let operation = result::create_matmul_desc(compute, data_type(Dtype::F32))?;
+        let layouts = [matrix(of_b, dtype)?, matrix(of_a, dtype)?, matrix([n, m], out)?];
+        use sys::cublasLtMatmulDescAttributes_t as Attribute;
+        let transposes = [
+            (Attribute::CUBLASLT_MATMUL_DESC_TRANSA, layout == Layout::Nt),
+            (Attribute::CUBLASLT_MATMUL_DESC_TRANSB, layout == Layout::Tn),
+        ];
+        let preference = result::create_matmul_pref()?;
+        let limit =
+            sys::cublasLtMatmulPreferenceAttributes_t::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES;
+        // SAFETY: all descriptors are live, and every attribute has the type that the library says.
+        unsafe {
+            for (attribute, transposed) in transposes {
+                let operation_of = i32::from(transposed);
+                let value = std::ptr::from_ref(&operation_of).cast();
+                result::set_matmul_desc_attribute(operation, attribute, value, size_of::<i32>())?;
+            }
+            let value = std::ptr::from_ref(&WORKSPACE_BYTES).cast();
+            result::set_matmul_pref_attribute(preference, limit, value, size_of::<usize>())?;
+            let [b, a, c] = layouts;
+            let chosen =
+                result::get_matmul_algo_heuristic(handle, operation, b, a, c, c, preference)?;
+            result::destroy_matmul_pref(preference)?;
+            Ok(Self { operation, layouts, algorithm: chosen.algo })
+        }
+    }
+}
+
+impl Drop for Plan {
+    fn drop(&mut self) {
+        // SAFETY: each was created with the plan, which is their only owner.
+        // There is no one to tell of a failure.
+        unsafe {
+            for layout in self.layouts {
+                let _ = result::destroy_matrix_layout(layout);
+            }
+            let _ = result::destroy_matmul_desc(self.operation);
+        }
+    }
+}
+
+fn data_type(dtype: Dtype) -> sys::cudaDataType {
+    match dtype {
+        Dtype::Bf16 => sys::cudaDataType_t::CUDA_R_16BF,
+        Dtype::F16 => sys::cudaDataType_t::CUDA_R_16F,
+        Dtype::F32 => sys::cudaDataType_t::CUDA_R_32F,
+    }
+}

@@ -1,0 +1,318 @@
+//! One layer's buffers on the device, and the ops on them.
+
+use std::sync::Arc;
+
+use fused_dora::cudarc::driver::{CudaSlice, CudaStream};
+use fused_dora::{
+    AdamW, AdamWConfig, AdapterGroups, AdapterLayout, Backward, DecomposeAdapter, Decomposition,
+    DoraSpec, Element, Forward, GradientNorm, Gradients, Kernels, Magnitude, Merge, MergeReport,
+    Norm, NormGrad, NormGradient, OptimizerPart, Prepare, Prepared, Scaling, Schedule, Workspace,
+    open_device,
+};
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+
+use super::Outcome;
+
+/// One layer, its batches and its gradients.
+pub struct Layer<E> {
+    kernels: Arc<Kernels>,
+    stream: Arc<CudaStream>,
+    spec: DoraSpec,
+    tokens: usize,
+    workspace: Workspace,
+    prepared: Prepared<E>,
+    batches: Vec<Batch<E>>,
+    /// The batch that ops take.
+    current: usize,
+    pub weight: CudaSlice<E>,
+    grad_input: CudaSlice<E>,
+    pub lora_a: CudaSlice<f32>,
+    pub lora_b: CudaSlice<f32>,
+    pub magnitude: CudaSlice<f32>,
+    grad_lora_a: CudaSlice<f32>,
+    grad_lora_b: CudaSlice<f32>,
+    grad_magnitude: CudaSlice<f32>,
+    parts: Vec<OptimizerPart>,
+    /// Parameters, gradients and the two moments of the optimizer.
+    optimized: [CudaSlice<f32>; 4],
+    pub merged: CudaSlice<E>,
+    report: CudaSlice<f64>,
+    norm: CudaSlice<f32>,
+}
+
+/// x and dY, and what a forward of this x makes.
+struct Batch<E> {
+    x: CudaSlice<E>,
+    grad_output: CudaSlice<E>,
+    y: CudaSlice<E>,
+    h: CudaSlice<E>,
+}
+
+impl<E: Element> Layer<E> {
+    /// A layer of (T, I, O, r) with one batch, on a device that is opened for it.
+    pub fn new(shape: [usize; 4], norm: Norm) -> Outcome<Self> {
+        let kernels = Arc::new(Kernels::load(&open_device(0)?)?);
+        let stream = kernels.context().new_stream()?;
+        Self::on(&kernels, &stream, shape, norm, 1)
+    }
+
+    /// A layer of (T, I, O, r) with so many batches, prepared, and run once so that every buffer
+    /// holds something. x and dY are of unit variance, W, A and B of a trained layer's sizes.
+    pub fn on(
+        kernels: &Arc<Kernels>,
+        stream: &Arc<CudaStream>,
+        [tokens, inputs, outputs, rank]: [usize; 4],
+        norm: Norm,
+        batches: usize,
+    ) -> Outcome<Self> {
+        let scaling = Scaling::Standard { alpha: 2.0 * rank as f32 };
+        let norm_grad = if norm == Norm::None { NormGrad::Detached } else { NormGrad::Exact };
+        let spec = DoraSpec::new(inputs, outputs, rank, scaling, norm, norm_grad, E::DTYPE)?;
+        let mut normal = Normal::new(7);
+        let mut batch = || {
+            Outcome::Ok(Batch {
+                x: stream.clone_htod(&normal.of(tokens * inputs, 1.0))?,
+                grad_output: stream.clone_htod(&normal.of(tokens * outputs, 1.0))?,
+                y: stream.alloc_zeros(tokens * outputs)?,
+                h: stream.alloc_zeros(tokens * spec.padded_rank())?,
+            })
+        };
+        let batches = (0..batches).map(|_| batch()).collect::<Outcome<Vec<_>>>()?;
+        let layout = AdapterLayout::new(&spec);
+        let optimized = [1.0, 1e-3, 0.0, 0.0].map(|value| vec![value; layout.len()]);
+        let [parameters, gradients, exp_avg, exp_avg_sq] = &optimized;
+        let mut layer = Self {
+            parts: AdapterGroups::default().parts(&layout, 0).collect(),
+            optimized: [
+                stream.clone_htod(parameters)?,
+                stream.clone_htod(gradients)?,
+                stream.clone_htod(exp_avg)?,
+                stream.clone_htod(exp_avg_sq)?,
+            ],
+            workspace: Workspace::new(kernels, stream, &[spec], tokens)?,
+            prepared: Prepared::new(stream, &spec)?,
+            batches,
+            current: 0,
+            weight: stream.clone_htod(&normal.of(outputs * inputs, 0.02))?,
+            grad_input: stream.alloc_zeros(tokens * inputs)?,
+            lora_a: stream.clone_htod(&normal.of(rank * inputs, (inputs as f32).powf(-0.5)))?,
+            lora_b: stream.clone_htod(&normal.of(outputs * rank, 0.02))?,
+            magnitude: stream.alloc_zeros(spec.magnitude_len().max(1))?,
+            grad_lora_a: stream.alloc_zeros(rank * inputs)?,
+            grad_lora_b: stream.alloc_zeros(outputs * rank)?,
+            grad_magnitude: stream.alloc_zeros(spec.magnitude_len().max(1))?,
+            merged: stream.alloc_zeros(outputs * inputs)?,
+            report: stream.alloc_zeros(MergeReport::LEN)?,
+            norm: stream.alloc_zeros(1)?,
+            kernels: kernels.clone(),
+            stream: stream.clone(),
+            spec,
+            tokens,
+        };
+        layer.prepare_as(true)?;
+        for _ in 0..layer.batches.len() {
+            layer.forward()?;
+            layer.rotate();
+        }
+        layer.backward()?;
+        Ok(layer)
+    }
+
+    /// What the layer is.
+    pub fn spec(&self) -> &DoraSpec {
+        &self.spec
+    }
+
+    /// x and dY of each batch.
+    pub fn batches(&self) -> Vec<[&CudaSlice<E>; 2]> {
+        self.batches.iter().map(|batch| [&batch.x, &batch.grad_output]).collect()
+    }
+
+    /// Lets the ops take the next batch, and returns its number.
+    pub fn rotate(&mut self) -> usize {
+        self.current = (self.current + 1) % self.batches.len();
+        self.current
+    }
+
+    /// W once (and the packed operands) against one launch.
+    pub fn prepare(&mut self) -> Outcome {
+        self.prepare_as(false)
+    }
+
+    fn prepare_as(&mut self, fresh: bool) -> Outcome {
+        let magnitude = match self.spec.norm() {
+            Norm::None => Magnitude::None,
+            _ if fresh => Magnitude::Init(self.magnitude.as_view_mut()),
+            _ => Magnitude::Given(self.magnitude.as_view()),
+        };
+        let inputs = Prepare {
+            weight: self.weight.as_view(),
+            lora_a: self.lora_a.as_view(),
+            lora_b: self.lora_b.as_view(),
+            magnitude,
+            bias: None,
+        };
+        let Self { kernels, stream, spec, workspace, prepared, .. } = self;
+        Ok(kernels.prepare(stream, spec, workspace, prepared, inputs)?)
+    }
+
+    /// H and y.
+    pub fn forward(&mut self) -> Outcome {
+        let batch = &mut self.batches[self.current];
+        let io = Forward {
+            tokens: self.tokens,
+            x: batch.x.as_view().into(),
+            weight: self.weight.as_view(),
+            bias: None,
+            seed: 1,
+            dropout: None,
+            z: None,
+            y: batch.y.as_view_mut().into(),
+            h: batch.h.as_view_mut(),
+        };
+        let Self { kernels, stream, spec, workspace, prepared, .. } = self;
+        Ok(kernels.forward(stream, spec, prepared, workspace, io)?)
+    }
+
+    /// One step of the optimizer over the adapter: 16 bytes read and 12 written per parameter.
+    pub fn adamw(&mut self) -> Outcome {
+        let [parameters, gradients, exp_avg, exp_avg_sq] = &mut self.optimized;
+        let io = AdamW {
+            parts: &self.parts,
+            schedule: Schedule::Host { learning_rate: 1e-4, step: 1 },
+            clip: None,
+            parameters: parameters.as_view_mut(),
+            gradients: gradients.as_view(),
+            exp_avg: exp_avg.as_view_mut(),
+            exp_avg_sq: exp_avg_sq.as_view_mut(),
+        };
+        Ok(self.kernels.adamw(&self.stream, &AdamWConfig::default(), io)?)
+    }
+
+    /// The norm of the adapter's gradients: 4 bytes read per parameter.
+    pub fn gradient_norm(&mut self) -> Outcome {
+        let [_, gradients, ..] = &self.optimized;
+        let io = GradientNorm {
+            parts: &self.parts,
+            gradients: gradients.as_view(),
+            norm: self.norm.as_view_mut(),
+        };
+        Ok(self.kernels.gradient_norm(&self.stream, &mut self.workspace, io)?)
+    }
+
+    /// The gradient through the norm; nothing for plain LoRA, which has none.
+    pub fn norm_gradient(&mut self) -> Outcome {
+        if self.spec.norm() == Norm::None {
+            return Ok(());
+        }
+        let io = NormGradient {
+            weight: self.weight.as_view(),
+            lora_a: self.lora_a.as_view(),
+            lora_b: self.lora_b.as_view(),
+            grad_magnitude: self.grad_magnitude.as_view(),
+            grad_lora_a: self.grad_lora_a.as_view_mut(),
+            grad_lora_b: self.grad_lora_b.as_view_mut(),
+        };
+        let Self { kernels, stream, spec, workspace, prepared, .. } = self;
+        Ok(kernels.norm_gradient(stream, spec, prepared, workspace, io)?)
+    }
+
+    /// A whole training step, with one micro-batch.
+    pub fn step(&mut self) -> Outcome {
+        self.prepare()?;
+        self.forward()?;
+        self.backward()?;
+        self.norm_gradient()?;
+        self.adamw()
+    }
+
+    /// A training step with the norm held constant.
+    pub fn detached_step(&mut self) -> Outcome {
+        self.prepare()?;
+        self.forward()?;
+        self.backward()?;
+        self.adamw()
+    }
+
+    /// W and W' once each, and the report.
+    pub fn merge(&mut self) -> Outcome {
+        let io = Merge {
+            weight: self.weight.as_view(),
+            lora_a: self.lora_a.as_view(),
+            lora_b: self.lora_b.as_view(),
+            merged: self.merged.as_view_mut(),
+            report: Some(self.report.as_view_mut()),
+        };
+        let Self { kernels, stream, spec, workspace, prepared, .. } = self;
+        Ok(kernels.merge(stream, spec, prepared, workspace, io)?)
+    }
+
+    /// The adapter's change along the columns: W once.
+    pub fn decompose(&mut self) -> Outcome {
+        let io = DecomposeAdapter {
+            axis: Norm::Input,
+            weight: self.weight.as_view(),
+            lora_a: self.lora_a.as_view(),
+            lora_b: self.lora_b.as_view(),
+            result: self.report.slice_mut(..Decomposition::LEN),
+        };
+        let Self { kernels, stream, spec, workspace, prepared, .. } = self;
+        Ok(kernels.decompose_adapter(stream, spec, prepared, workspace, io)?)
+    }
+
+    /// dX, dA, dB and dm.
+    pub fn backward(&mut self) -> Outcome {
+        let has_magnitude = self.spec.norm() != Norm::None;
+        let batch = &self.batches[self.current];
+        let mut io = Backward {
+            tokens: self.tokens,
+            gradients: Gradients::Overwrite,
+            x: batch.x.as_view().into(),
+            weight: self.weight.as_view(),
+            bias: None,
+            output: Some(batch.y.as_view().into()),
+            z: None,
+            dropout: None,
+            grad_output: batch.grad_output.as_view().into(),
+            h: batch.h.as_view(),
+            grad_input: Some(self.grad_input.as_view_mut().into()),
+            grad_lora_a: self.grad_lora_a.as_view_mut(),
+            grad_lora_b: self.grad_lora_b.as_view_mut(),
+            grad_magnitude: has_magnitude.then(|| self.grad_magnitude.as_view_mut()),
+            grad_bias: None,
+        };
+        let Self { kernels, stream, spec, workspace, prepared, .. } = self;
+        Ok(kernels.backward(stream, spec, prepared, workspace, &mut io)?)
+    }
+
+    /// Waits for all ops so far.
+    pub fn synchronize(&self) -> Outcome {
+        Ok(self.stream.synchronize()?)
+    }
+}
+
+/// Standard normal deviates, drawn once and repeated: a large tensor is filled fast.
+struct Normal {
+    deviates: Vec<f32>,
+    next: usize,
+}
+
+impl Normal {
+    /// No power of two, so that rows and columns of matrices differ.
+    const COUNT: usize = (1 << 18) - 5;
+
+    fn new(seed: u64) -> Self {
+        let mut random = StdRng::seed_from_u64(seed);
+        // Twelve uniforms make a bell of unit variance.
+        let mut deviate = || (0..12).map(|_| random.random::<f32>()).sum::<f32>() - 6.0;
+        Self { deviates: (0..Self::COUNT).map(|_| deviate()).collect(), next: 0 }
+    }
+
+    fn of<E: Element>(&mut self, len: usize, deviation: f32) -> Vec<E> {
+        let start = self.next;
+        self.next = (start + len) % Self::COUNT;
+        let from = self.deviates.iter().cycle().skip(start).take(len);
+        from.map(|value| E::from_f32(deviation * value)).collect()
+    }
+}

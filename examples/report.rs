@@ -1,0 +1,112 @@
+//! What `cargo bench` measured, as a Markdown table and pictures.
+//!
+//! Run it after `cargo bench`, with `cargo run --release --example report`.
+
+#[path = "report/machine.rs"]
+mod machine;
+#[path = "report/markdown.rs"]
+mod markdown;
+#[path = "report/plot.rs"]
+mod plot;
+#[allow(dead_code, reason = "the benches use the rest")]
+#[path = "../benches/common/record.rs"]
+mod record;
+
+use std::error::Error;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use lexopt::prelude::*;
+
+use machine::Machine;
+use record::Results;
+
+const USAGE: &str = "\
+Turns what `cargo bench` measured into REPORT.md and pictures.
+
+Usage: report [OPTIONS]
+
+  --from DIR   where the benches left their results (target/bench)
+  --out DIR    where the report goes, with the results and the machine's description (--from)
+  --help       print this
+
+Of the emulated device there are counts, and no pictures of times. Exit codes: 0 done, 1 no report
+could be made, 2 bad arguments.
+";
+
+fn main() -> ExitCode {
+    let [from, out] = match folders() {
+        Ok(Some(folders)) => folders,
+        Ok(None) => {
+            print!("{USAGE}");
+            return ExitCode::SUCCESS;
+        }
+        Err(error) => {
+            eprintln!("error: {error}\n\n{USAGE}");
+            return ExitCode::from(2);
+        }
+    };
+    match report(&from, &out) {
+        Ok(paths) => {
+            paths.iter().for_each(|path| println!("{}", path.display()));
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Where results come from, and where the report goes; `None` if help was asked for.
+fn folders() -> Result<Option<[PathBuf; 2]>, lexopt::Error> {
+    let (mut from, mut out) = (record::folder(), None);
+    let mut parser = lexopt::Parser::from_env();
+    while let Some(argument) = parser.next()? {
+        match argument {
+            Long("from") => from = parser.value()?.into(),
+            Long("out") => out = Some(parser.value()?.into()),
+            Long("help") | Short('h') => return Ok(None),
+            other => return Err(other.unexpected()),
+        }
+    }
+    let out = out.unwrap_or_else(|| from.clone());
+    Ok(Some([from, out]))
+}
+
+/// Writes the report, and returns the paths of its files.
+fn report(from: &Path, out: &Path) -> Result<Vec<PathBuf>, Box<dyn Error>> {
+    let results = Results::read_all(from)?;
+    let first = results.first().ok_or_else(|| {
+        format!("{} has no results of a bench: run `cargo bench` first", from.display())
+    })?;
+    // A table of one device must not have another's numbers in it.
+    if let Some(other) = results.iter().find(|other| other.device != first.device) {
+        return Err(format!(
+            "{} has results of {} ({}) and of {} ({}): remove those of one, or run all benches",
+            from.display(),
+            first.device,
+            first.bench,
+            other.device,
+            other.bench,
+        )
+        .into());
+    }
+    let machine = Machine::here(&first.device, first.emulated);
+    let mut paths = Vec::new();
+    for results in &results {
+        paths.push(results.write(out)?);
+    }
+    let pictures = plot::draw_all(out, &results)?;
+    let text = markdown::report(&machine, &results, &pictures);
+    let machine = serde_json::to_string_pretty(&machine)? + "\n";
+    let description = (out.join(record::MACHINE_FILE), machine);
+    for (path, text) in [(out.join("REPORT.md"), text), description] {
+        fs::write(&path, text)
+            .map_err(|error| format!("{} cannot be written: {error}", path.display()))?;
+        paths.push(path);
+    }
+    paths.extend(pictures.into_iter().map(|picture| out.join(picture.file)));
+    Ok(paths)
+}
