@@ -18,7 +18,7 @@
 #include "backward/input.cuh"
 #include "backward/lora_a.cuh"
 
-template <bool ALIGNED, bool DROPOUT, typename T>
+template <bool DROPOUT, typename T>
 __device__ __forceinline__ void backward(const BackwardParams& p, unsigned char* shared) {
     constexpr int kTileM = InputGemm<T>::kTileM, kGroupTokens = TileOrder::kGroup * kTileM;
     const int rows_per_group = kGroupTokens / p.chunk, chunks = ceil_div(p.tokens, p.chunk);
@@ -28,35 +28,34 @@ __device__ __forceinline__ void backward(const BackwardParams& p, unsigned char*
     const int strips = ceil_div(p.out_features, Adapter<T>::kStrip);
     const bool alone = p.adapter_tiles == 0;
     const auto tile = order.at(alone ? blockIdx.x : draw(board, reinterpret_cast<u32*>(shared)));
-    // Those that complete P of a chunk announce it.
-    const auto wait = [&](int group) {
-        if (!alone) await(board, group, order.small_of(group) / strips);
+    const int ranks = alone ? 1 : p.adapter_tiles / strips;
+    // P and G of tokens [begin, end): an event for each chunk of them.
+    const auto wait = [&](int begin, int end) {
+        if (!alone) await(board, begin / p.chunk, ceil_div(min(end, p.tokens), p.chunk), ranks);
     };
     if (tile.kind == TileOrder::Tile::kSmall) {
         const int chunk = tile.group * rows_per_group + tile.index / p.adapter_tiles;
         const int within = tile.index % p.adapter_tiles;
-        const AdapterTile at{within % strips, strips, chunk, chunks, within / strips};
-        if (adapter_tile<ALIGNED, T>(p, shared, at)) announce(board, tile.group);
+        const AdapterTile at{within % strips, strips, chunk, chunks, within / strips, ranks};
+        adapter_tile<T>(p, board, shared, at);
     } else if (tile.kind == TileOrder::Tile::kMain) {
+        const int m0 = order.main_m(tile) * kTileM, n0 = order.main_n(tile) * InputGemm<T>::kTileN;
         const bool first = DROPOUT || p.scales_grad();  // or for P alone, which is needed last
-        if (first) wait(tile.group);
-        input_tile<ALIGNED, DROPOUT, T>(p, shared, order.main_m(tile), order.main_n(tile), [&] {
-            if (!first) wait(tile.group);
+        if (first) wait(m0, m0 + kTileM);
+        input_tile<DROPOUT, T>(p, shared, m0, n0, [&] {
+            if (!first) wait(m0, m0 + kTileM);
         });
     } else {
         const LoraATile at(p, ceil_div(p.in_features, LoraA<T>::kTileN), tile.index);
-        const int begin = at.chunk * p.lora_a_chunk, end = min(p.tokens, begin + p.lora_a_chunk);
-        for (int group = begin / kGroupTokens; group <= (end - 1) / kGroupTokens; ++group) {
-            wait(group);
-        }
-        lora_a_tile<ALIGNED, DROPOUT, T>(p, shared, at);
+        wait(at.chunk * p.lora_a_chunk, (at.chunk + 1) * p.lora_a_chunk);
+        lora_a_tile<DROPOUT, T>(p, shared, at);
     }
-    if (!alone) leave(board, order.groups);
+    if (!alone) leave(board, chunks, reinterpret_cast<u32*>(shared));
 }
 
 // Mirrored in src/backward.rs; a test compares them.
 extern "C" __constant__ int backward_geometry[] = {
-    Adapter<bf16>::kStrip,   Adapter<float>::kStrip, Adapter<bf16>::kTokens, kRankTile,
+    Adapter<bf16>::kStrip,   Adapter<float>::kStrip, Adapter<bf16>::kTokens, kRankTile, kRing,
     InputGemm<bf16>::kTileM, InputGemm<bf16>::kTileN, TileOrder::kGroup,     LoraA<bf16>::kTileM,
     LoraA<bf16>::kTileN,     kThreads,                sizeof(BackwardParams)};
 
@@ -65,8 +64,7 @@ extern "C" __constant__ int backward_geometry[] = {
         backward_##NAME(const __grid_constant__ BackwardParams p) {                             \
         __shared__ __align__(128) unsigned char shared[InputGemm<T>::kSharedBytes];             \
         static_assert(Adapter<T>::kSharedBytes <= InputGemm<T>::kSharedBytes, "it has room");   \
-        p.aligned ? backward<true, DROPOUT, T>(p, shared)                                       \
-                  : backward<false, DROPOUT, T>(p, shared);                                     \
+        backward<DROPOUT, T>(p, shared);                                                        \
     }
 
 #define FUSED_DORA_BACKWARD(NAME, T)                                                            \

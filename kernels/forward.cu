@@ -57,20 +57,20 @@ struct LowRank {
 
 // One tile of x, times g, rounded stochastically, into shared memory and (where `xs` is not null)
 // into xs.
-template <bool ALIGNED, typename T, typename TILE>
-__device__ __forceinline__ void scale_tile(TILE tile, const Matrix<T>& x, const float* gain,
+template <typename T, typename TILE>
+__device__ __forceinline__ void scale_tile(bool aligned, TILE tile, const Matrix<T>& x, const float* gain,
                                            u64 seed, const Dropout* dropout, T* xs, int row0,
                                            int col0) {
-    for_each_chunk<ALIGNED, TILE>([&](int r, int c) {
+    for_each_chunk<true, TILE>([&](int r, int c) {
         const int row = row0 + r, col = col0 + c * kVector<T>;
-        Vector<T> chunk = load_chunk<ALIGNED>(x, row, col);
+        Vector<T> chunk = load_chunk(aligned, x, row, col);
 #pragma unroll
         for (int e = 0; e < kVector<T>; ++e) {
             const float g = col + e < x.cols ? gain[col + e] : 0.0f;
             chunk.values[e] =
                 round_stochastic<T>(to_float(chunk.values[e]) * g, hash(seed, row, col + e));
         }
-        if (xs) store_chunk<ALIGNED>(xs, x.rows, x.cols, x.cols, row, col, chunk);
+        if (xs) store_chunk(aligned, xs, x.rows, x.cols, x.cols, row, col, chunk);
         if (dropout) chunk = drop<T>(*dropout, chunk, row, col);
         *reinterpret_cast<Vector<T>*>(tile.chunk(r, c)) = chunk;
     });
@@ -78,12 +78,12 @@ __device__ __forceinline__ void scale_tile(TILE tile, const Matrix<T>& x, const 
 
 // One tile of xd = x∘M into shared memory, and (where `xs` is not null) into xs, with u = x − xd
 // into `rest`.
-template <bool ALIGNED, typename T, typename TILE>
-__device__ __forceinline__ void split_tile(TILE tile, const Matrix<T>& x, const Dropout& dropout,
+template <typename T, typename TILE>
+__device__ __forceinline__ void split_tile(bool aligned, TILE tile, const Matrix<T>& x, const Dropout& dropout,
                                            T* xs, T* rest, int row0, int col0) {
-    for_each_chunk<ALIGNED, TILE>([&](int r, int c) {
+    for_each_chunk<true, TILE>([&](int r, int c) {
         const int row = row0 + r, col = col0 + c * kVector<T>;
-        const Vector<T> chunk = load_chunk<ALIGNED>(x, row, col);
+        const Vector<T> chunk = load_chunk(aligned, x, row, col);
         const Vector<T> dropped = drop<T>(dropout, chunk, row, col);
         *reinterpret_cast<Vector<T>*>(tile.chunk(r, c)) = dropped;
         if (!xs) return;
@@ -93,12 +93,12 @@ __device__ __forceinline__ void split_tile(TILE tile, const Matrix<T>& x, const 
             left.values[e] =
                 from_float<T>(to_float(chunk.values[e]) - to_float(dropped.values[e]));
         }
-        store_chunk<ALIGNED>(xs, x.rows, x.cols, x.cols, row, col, dropped);
-        store_chunk<ALIGNED>(rest, x.rows, x.cols, x.cols, row, col, left);
+        store_chunk(aligned, xs, x.rows, x.cols, x.cols, row, col, dropped);
+        store_chunk(aligned, rest, x.rows, x.cols, x.cols, row, col, left);
     });
 }
 
-template <bool ALIGNED, bool DROPOUT, typename T>
+template <bool DROPOUT, typename T>
 __device__ __forceinline__ void low_rank(const ForwardParams& p, unsigned char* shared, int row,
                                          int col) {
     using Shape = LowRank<T>;
@@ -118,14 +118,14 @@ __device__ __forceinline__ void low_rank(const ForwardParams& p, unsigned char* 
             const typename Mma::TileB tile_a(memory + Mma::TileA::kBytes);
             const int k0 = step * Shape::kTileK;
             if (p.gain && p.gain_on_input) {
-                scale_tile<ALIGNED>(tile_x, x, p.gain, p.seed, DROPOUT ? &p.dropout : nullptr, xs,
+                scale_tile(p.aligned, tile_x, x, p.gain, p.seed, DROPOUT ? &p.dropout : nullptr, xs,
                                     m0, k0);
             } else if constexpr (DROPOUT) {
-                split_tile<ALIGNED>(tile_x, x, p.dropout, xs, static_cast<T*>(p.rest), m0, k0);
+                split_tile(p.aligned, tile_x, x, p.dropout, xs, static_cast<T*>(p.rest), m0, k0);
             } else {
-                copy_tile_async<ALIGNED>(tile_x, x, m0, k0);
+                copy_tile_async(p.aligned, tile_x, x, m0, k0);
             }
-            copy_tile_async<ALIGNED>(tile_a, a, n0, k0);
+            copy_tile_async(p.aligned, tile_a, a, n0, k0);
         },
         [&](int, int stage) {
             unsigned char* memory = shared + stage * Shape::kStageBytes;
@@ -137,7 +137,7 @@ __device__ __forceinline__ void low_rank(const ForwardParams& p, unsigned char* 
     for (int i = 0; i < Mma::kRows; ++i) {
 #pragma unroll
         for (int j = 0; j < Mma::kCols; j += 2) {
-            store_pair<ALIGNED>(static_cast<T*>(p.h), p.tokens, p.padded_rank, p.padded_rank,
+            store_pair(p.aligned, static_cast<T*>(p.h), p.tokens, p.padded_rank, p.padded_rank,
                                 m0 + Mma::row(i), n0 + Mma::col(j), mma.at(i, j),
                                 mma.at(i, j + 1));
         }
@@ -174,7 +174,7 @@ struct Columns {
     }
 };
 
-template <bool ALIGNED, typename T, typename WAIT>
+template <typename T, typename WAIT>
 __device__ __forceinline__ void output_tile(const ForwardParams& p, unsigned char* shared, int m0,
                                             int n0, WAIT wait) {
     using Gemm = MainGemm<T, Major::K>;
@@ -186,7 +186,7 @@ __device__ __forceinline__ void output_tile(const ForwardParams& p, unsigned cha
     };
     typename Gemm::Mma mma;
     mma.clear();
-    Gemm::template accumulate<ALIGNED>(mma, shared, products, 0, m0, n0, wait);
+    Gemm::accumulate(p.aligned, mma, shared, products, 0, m0, n0, wait);
 
     const int col = n0 + Output::col();
     const Columns<T> columns(p, p.bias, col);
@@ -196,13 +196,13 @@ __device__ __forceinline__ void output_tile(const ForwardParams& p, unsigned cha
         for (int e = 0; e < kVector<T>; ++e) {
             y.values[e] = from_float<T>(fmaf(columns.gain[e], z[e], columns.bias[e]));
         }
-        store_chunk<ALIGNED>(static_cast<T*>(p.y), p.tokens, p.out_features, p.y_stride, m0 + row,
+        store_chunk(p.aligned, static_cast<T*>(p.y), p.tokens, p.out_features, p.y_stride, m0 + row,
                              col, y);
     });
 }
 
 // y of PEFT's dropout, and z.
-template <bool ALIGNED, typename T>
+template <typename T>
 __device__ __forceinline__ void output_tile_peft(const ForwardParams& p, unsigned char* shared,
                                                  int m0, int n0) {
     using Gemm = MainGemm<T, Major::K>;
@@ -218,7 +218,7 @@ __device__ __forceinline__ void output_tile_peft(const ForwardParams& p, unsigne
     mma.clear();
     #pragma unroll 1  // one copy of the main loop
     for (int pass = 0; pass < 2; ++pass) {
-        Gemm::template accumulate<ALIGNED>(mma, shared, products, pass, m0, n0, [] {});
+        Gemm::accumulate(p.aligned, mma, shared, products, pass, m0, n0, [] {});
         T* const to = static_cast<T*>(pass == 0 ? p.z : p.y);
         const int stride = pass == 0 ? p.out_features : p.y_stride;
         const Columns<T> columns(p, pass == 0 ? nullptr : p.bias, col);
@@ -228,7 +228,7 @@ __device__ __forceinline__ void output_tile_peft(const ForwardParams& p, unsigne
             for (int e = 0; e < kVector<T>; ++e) {
                 out.values[e] = from_float<T>(values[e] + columns.bias[e]);
             }
-            store_chunk<ALIGNED>(to, p.tokens, p.out_features, stride, m0 + row, col, out);
+            store_chunk(p.aligned, to, p.tokens, p.out_features, stride, m0 + row, col, out);
         });
         if (pass == 1) break;
         __syncthreads();
@@ -248,7 +248,7 @@ __device__ __forceinline__ void output_tile_peft(const ForwardParams& p, unsigne
 
 enum class Drop { kNone, kAdapter, kPeft };
 
-template <bool ALIGNED, Drop DROP, typename T>
+template <Drop DROP, typename T>
 __device__ __forceinline__ void forward(const ForwardParams& p, unsigned char* shared) {
     using Gemm = MainGemm<T, Major::K>;
     constexpr int kRowsPerGroup = TileOrder::kGroup * Gemm::kTileM / LowRank<T>::kTileM;
@@ -260,21 +260,21 @@ __device__ __forceinline__ void forward(const ForwardParams& p, unsigned char* s
     const auto tile = order.at(alone ? blockIdx.x : draw(board, reinterpret_cast<u32*>(shared)));
     if (tile.kind == TileOrder::Tile::kSmall) {
         const int row = tile.group * kRowsPerGroup + tile.index / p.low_rank_tiles;
-        low_rank<ALIGNED, DROP != Drop::kNone, T>(p, shared, row, tile.index % p.low_rank_tiles);
+        low_rank<DROP != Drop::kNone, T>(p, shared, row, tile.index % p.low_rank_tiles);
         announce(board, tile.group);
     } else {
         const int m0 = order.main_m(tile) * Gemm::kTileM, n0 = order.main_n(tile) * Gemm::kTileN;
         const auto wait_if = [&](bool needed) {
-            if (needed) await(board, tile.group, order.small_of(tile.group));
+            if (needed) await(board, tile.group, tile.group + 1, order.small_of(tile.group));
         };
         wait_if(p.xs);  // or for H alone, which is needed last
         if constexpr (DROP == Drop::kPeft) {
-            output_tile_peft<ALIGNED, T>(p, shared, m0, n0);
+            output_tile_peft<T>(p, shared, m0, n0);
         } else {
-            output_tile<ALIGNED, T>(p, shared, m0, n0, [&] { wait_if(!alone && !p.xs); });
+            output_tile<T>(p, shared, m0, n0, [&] { wait_if(!alone && !p.xs); });
         }
     }
-    if (!alone) leave(board, order.groups);
+    if (!alone) leave(board, order.groups, reinterpret_cast<u32*>(shared));
 }
 
 // ---- entry points -----------------------------------------------------------------------------
@@ -288,7 +288,7 @@ extern "C" __constant__ int forward_geometry[] = {
     extern "C" __global__ void __launch_bounds__(kThreads)                                      \
         forward_##NAME(const __grid_constant__ ForwardParams p) {                               \
         __shared__ __align__(128) unsigned char shared[MainGemm<T, Major::K>::kSharedBytes];    \
-        p.aligned ? forward<true, DROP, T>(p, shared) : forward<false, DROP, T>(p, shared);     \
+        forward<DROP, T>(p, shared);                                                            \
     }
 
 #define FUSED_DORA_FORWARD(NAME, T)                                                             \

@@ -19,9 +19,9 @@ use crate::rows::{MatrixView, MatrixViewMut};
 use crate::spec::{DoraSpec, Element, Norm, check_len};
 use crate::workspace::Workspace;
 
-#[doc(hidden)]
-pub use plan::GEOMETRY;
 pub(crate) use plan::needs;
+#[doc(hidden)]
+pub use plan::{GEOMETRY, chunks};
 use plan::{Plan, Wanted};
 
 /// What becomes of the parameters' gradients (dA, dB, dm and db) that are in their buffers. There

@@ -11,7 +11,7 @@ use crate::prepare::{Prepared, optional};
 use crate::raw::{self, absent_or, present};
 use crate::rows::{MatrixView, MatrixViewMut};
 use crate::spec::{DoraSpec, Dtype, Element, Norm, check_len};
-use crate::workspace::{Needs, Regions, Workspace};
+use crate::workspace::{Needs, Regions, Workspace, board_counters};
 
 /// Tokens and ranks of one tile of H (LowRank in the kernel).
 const LOW_RANK_TILE: [usize; 2] = [64, 64];
@@ -327,12 +327,6 @@ fn check<E: Element>(spec: &DoraSpec, io: &Forward<'_, E>) -> Result<()> {
     check_len("h", io.h.len(), tokens, ("R", spec.padded_rank()))
 }
 
-/// Counters of a launch whose tiles wait for each other (Board in the kernels): two, and one for each
-/// group of rows of main tiles.
-pub(crate) fn board_counters(tokens: usize) -> usize {
-    2 + tokens.div_ceil(MAIN_TILE[0] * MAIN_TILE_GROUP)
-}
-
 /// What tiles of H leave to those of y: x∘g of norm axis input, or x∘M and x − x∘M of PEFT's
 /// dropout, which any call for norm axis output may ask for.
 struct Inputs {
@@ -352,5 +346,6 @@ impl Inputs {
 }
 
 pub(crate) fn needs(spec: &DoraSpec, tokens: usize) -> Needs {
-    Needs { counters: board_counters(tokens), bytes: Inputs::new(spec, tokens).bytes }
+    let groups = tokens.div_ceil(MAIN_TILE[0] * MAIN_TILE_GROUP);
+    Needs { counters: board_counters(groups), bytes: Inputs::new(spec, tokens).bytes }
 }

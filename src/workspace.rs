@@ -61,6 +61,11 @@ pub(crate) struct Needs {
     pub(crate) bytes: usize,
 }
 
+/// Counters of a launch whose tiles wait for each other (Board in the kernels).
+pub(crate) const fn board_counters(events: usize) -> usize {
+    2 + events
+}
+
 /// Scratch memory for calls of up to `max_tokens` tokens, for any of the specs it was made for.
 ///
 /// Its contents mean nothing between calls, so layers can share one. Calls that share one must be on

@@ -1,8 +1,8 @@
 // One read of dY: P = dY·(sB) or dY·(g∘sB), dB = s·(g∘)dYᵀH, db = Σ_t dY, and for axis output
 // G = dY∘g and dm = (Σ_t dY∘z)/c.
 //
-// A tile goes through a chunk of tokens of a strip of features; partial P (over strips) and dB, db,
-// dm (over chunks) are summed in order by the CTAs that arrive last.
+// A tile goes through a chunk of tokens of a strip of features. Partial P (over strips) are summed in
+// order by the CTA that arrives last; dB, db and dm (over chunks) are added to in turn.
 // z comes back from y unless that would magnify y's rounding: where |g| is tiny, or the bias hides
 // g·z, it is computed again as x·Wᵀ + H·(sB)ᵀ. dm = 0 where c = 0.
 // With PEFT's dropout (see forward.cu), axis output: G = dY∘(g − 1), and z is kept by the forward.
@@ -35,7 +35,7 @@ struct Adapter {
 
 // Which strip of features, chunk of tokens and tile of ranks, and how many there are.
 struct AdapterTile {
-    int strip, strips, chunk, chunks, rank;
+    int strip, strips, chunk, chunks, rank, ranks;
 };
 
 // Sums over the CTA's tokens, of one feature.
@@ -53,12 +53,6 @@ struct ColumnSums {
         stored += fabsf(dy * y);
         kept += fabsf(dy * without);
     }
-    __device__ __forceinline__ void add(const ColumnSums& other) {
-        bias += other.bias;
-        magnitude += other.magnitude;
-        stored += other.stored;
-        kept += other.kept;
-    }
 
     // Whether z = (y − b)/g would magnify y's rounding too far.
     __device__ __forceinline__ bool needs_recomputed_z(float gain) const {
@@ -69,7 +63,7 @@ struct ColumnSums {
 
 // What happens to dY element by element. A thread has a column of chunks: their sums, and G = dY∘g
 // (dY∘(g − 1) with PEFT's dropout).
-template <bool ALIGNED, typename T>
+template <typename T>
 struct Elementwise {
     using Tile = typename Adapter<T>::TileGrad;
     static constexpr int kRowsAtOnce = kThreads / Tile::kChunks;
@@ -95,14 +89,14 @@ struct Elementwise {
     __device__ __forceinline__ void add(const BackwardParams& p, Tile grad, int t0, int end) {
         const auto y =
             Matrix<T>::strided(p.output, end, p.out_features, p.output_stride);
-        for_each_chunk<ALIGNED, Tile>([&](int r, int c) {
+        for_each_chunk<true, Tile>([&](int r, int c) {
             const auto dy = *reinterpret_cast<const Vector<T>*>(grad.chunk(r, c));
             if (!p.output_gain) {
 #pragma unroll
                 for (int e = 0; e < kVector<T>; ++e) sums[e].add(to_float(dy.values[e]));
                 return;
             }
-            const Vector<T> stored = load_chunk<ALIGNED>(y, t0 + r, col);
+            const Vector<T> stored = load_chunk(p.aligned, y, t0 + r, col);
             Vector<T> scaled;
 #pragma unroll
             for (int e = 0; e < kVector<T>; ++e) {
@@ -110,27 +104,45 @@ struct Elementwise {
                 sums[e].add(v, to_float(stored.values[e]), bias[e]);
                 scaled.values[e] = from_float<T>(v * gain[e]);
             }
-            store_chunk<ALIGNED>(static_cast<T*>(p.scaled_grad), end, p.out_features,
+            store_chunk(p.aligned, static_cast<T*>(p.scaled_grad), end, p.out_features,
                                  p.out_features, t0 + r, col, scaled);
         });
     }
 
     // The sums of the strip's column of this thread's number. `shared` is free.
     __device__ __forceinline__ ColumnSums of_column(unsigned char* shared) const {
-        auto* const all = reinterpret_cast<ColumnSums(*)[Tile::kCols + 1]>(shared);
-        static_assert(sizeof(ColumnSums) * kRowsAtOnce * (Tile::kCols + 1) <=
-                          Adapter<T>::kSharedBytes,
+        // Of each warp and kind of sum, a column of chunks beside the next one for each of their
+        // elements; the paddings let both sides meet different banks.
+        constexpr int kRow = Tile::kChunks + 4, kKinds = 4, kPlane = kVector<T> * kRow + 16;
+        float(*const planes)[kKinds][kPlane] = reinterpret_cast<float(*)[kKinds][kPlane]>(shared);
+        static_assert(2 * Tile::kChunks == kWarpSize, "a warp has two rows of chunks");
+        static_assert(sizeof(float) * kWarps * kKinds * kPlane <= Adapter<T>::kSharedBytes,
                       "they fit");
-        const int row = threadIdx.x / Tile::kChunks;
+        const int warp = threadIdx.x / kWarpSize, lane = threadIdx.x % kWarpSize;
+        const int chunk = lane % Tile::kChunks, half = lane / Tile::kChunks;
 #pragma unroll
         for (int e = 0; e < kVector<T>; ++e) {
-            all[row][threadIdx.x % Tile::kChunks * kVector<T> + e] = sums[e];
+            const float kinds[] = {sums[e].bias, sums[e].magnitude, sums[e].stored, sums[e].kept};
+#pragma unroll
+            for (int k = 0; k < kKinds; k += 2) {
+                // Each half of the warp stores one of two kinds, of both rows.
+                const float own = half ? kinds[k + 1] : kinds[k];
+                const float others = half ? kinds[k] : kinds[k + 1];
+                planes[warp][k + half][e * kRow + chunk] =
+                    own + shfl_xor(others, Tile::kChunks);
+            }
         }
         __syncthreads();
         ColumnSums sum;
         if (threadIdx.x < Tile::kCols) {
+            const int at = threadIdx.x % kVector<T> * kRow + threadIdx.x / kVector<T>;
 #pragma unroll
-            for (int r = 0; r < kRowsAtOnce; ++r) sum.add(all[r][threadIdx.x]);
+            for (int w = 0; w < kWarps; ++w) {
+                sum.bias += planes[w][0][at];
+                sum.magnitude += planes[w][1][at];
+                sum.stored += planes[w][2][at];
+                sum.kept += planes[w][3][at];
+            }
         }
         __syncthreads();
         return sum;
@@ -167,9 +179,84 @@ __device__ __forceinline__ float recomputed_sum(const BackwardParams& p, int fea
     return across[0] + across[1] + across[2] + across[3];
 }
 
-template <bool ALIGNED, typename T>
-__device__ __forceinline__ void adapter_partials(const BackwardParams& p, unsigned char* shared,
-                                                 const AdapterTile& at) {
+// Σ_t dY·z from Σ_t dY·(y − b), or where that is not good enough from z computed again.
+template <typename T>
+__device__ __forceinline__ void magnitude_sum(const BackwardParams& p, int o0, int begin, int end,
+                                              unsigned char* shared, ColumnSums& sums) {
+    const int col = o0 + threadIdx.x;
+    const bool owns_column = threadIdx.x < Adapter<T>::kStrip && col < p.out_features;
+    const float gain = owns_column ? p.output_gain[col] : 1.0f;
+    bool* recompute = reinterpret_cast<bool*>(shared + sizeof(float) * kThreads);
+    recompute[threadIdx.x] =
+        owns_column && p.norm[col] > 0.0f && sums.needs_recomputed_z(gain);
+    sums.magnitude /= gain;
+    __syncthreads();
+    for (int c = 0; c < Adapter<T>::kStrip; ++c) {
+        if (!recompute[c]) continue;
+        const float sum =
+            recomputed_sum<T>(p, o0 + c, begin, end, reinterpret_cast<float*>(shared));
+        if (threadIdx.x == c) sums.magnitude = sum;
+    }
+}
+
+// P of this chunk of tokens, from the partial sums of all strips.
+template <typename T>
+__device__ __forceinline__ void finish_p(const BackwardParams& p, const AdapterTile& at,
+                                         const float* partial_p) {
+    const int k0 = at.rank * kRankTile, ranks = min(kRankTile, p.padded_rank - k0);
+    const int begin = at.chunk * p.chunk, tokens = min(p.tokens, begin + p.chunk) - begin;
+    for (int i = threadIdx.x; i < tokens * ranks; i += kThreads) {
+        const i64 from = i64(i / ranks) * p.padded_rank + k0 + i % ranks;
+        static_cast<T*>(p.p)[i64(begin) * p.padded_rank + from] = from_float<T>(
+            ordered_sum(partial_p + from, at.strips, i64(p.chunk) * p.padded_rank));
+    }
+}
+
+// dB, db and dm of this strip of features: this chunk's share is added in its turn.
+template <typename T>
+__device__ __forceinline__ void add_strip(const BackwardParams& p, const AdapterTile& at,
+                                          typename Adapter<T>::MmaB& grad_b,
+                                          const ColumnSums& sums) {
+    using MmaB = typename Adapter<T>::MmaB;
+    const int o0 = at.strip * Adapter<T>::kStrip, k0 = at.rank * kRankTile;
+    const Turn turn{p.strip_turns + at.rank * at.strips + at.strip, at.chunk, at.chunks};
+    turn.wait();
+#pragma unroll
+    for (int i = 0; i < MmaB::kRows; ++i) {
+        const int row = o0 + MmaB::row(i);
+        if (row >= p.out_features) continue;
+        const float factor = p.scaling * (p.output_gain ? p.output_gain[row] : 1.0f);
+#pragma unroll
+        for (int j = 0; j < MmaB::kCols; ++j) {
+            const int k = k0 + MmaB::col(j);
+            if (k >= p.rank) continue;
+            turn.add(p.sum_b + i64(row) * p.padded_rank + k, grad_b.at(i, j), [&](float sum) {
+                store_gradient(p.grad_lora_b + i64(row) * p.rank + k, factor * sum,
+                               p.accumulate);
+            });
+        }
+    }
+    const int col = o0 + threadIdx.x;
+    if (at.rank == 0 && threadIdx.x < Adapter<T>::kStrip && col < p.out_features) {
+        if (p.grad_bias) {
+            turn.add(p.sum_bias + col, sums.bias, [&](float sum) {
+                store_gradient(p.grad_bias + col, sum, p.accumulate);
+            });
+        }
+        if (p.output_gain) {
+            turn.add(p.sum_m + col, sums.magnitude, [&](float sum) {
+                store_gradient(p.grad_magnitude + col,
+                               p.norm[col] > 0.0f ? sum / p.norm[col] : 0.0f, p.accumulate);
+            });
+        }
+    }
+    turn.pass();
+}
+
+// One tile.
+template <typename T>
+__device__ __forceinline__ void adapter_tile(const BackwardParams& p, const Board& board,
+                                             unsigned char* shared, const AdapterTile& at) {
     using Shape = Adapter<T>;
     using MmaP = typename Shape::MmaP;
     using MmaB = typename Shape::MmaB;
@@ -180,6 +267,8 @@ __device__ __forceinline__ void adapter_partials(const BackwardParams& p, unsign
     const auto grad = Matrix<T>::strided(p.grad_output, end, p.out_features, p.grad_stride);
     const auto h = Matrix<T>::dense(p.h, end, p.padded_rank);
     const auto gsb = Matrix<T>::dense(p.gsb, p.out_features, p.padded_rank);
+    const i64 plane = i64(p.chunk) * p.padded_rank;
+    float* const partial_p = p.partial_p + at.chunk % kRing * at.strips * plane;
     const typename Shape::TileGsb tile_gsb(shared + Shape::kStages * Shape::kStageBytes);
     const auto tile_grad = [&](int stage) {
         return typename Shape::TileGrad(shared + stage * Shape::kStageBytes);
@@ -188,123 +277,49 @@ __device__ __forceinline__ void adapter_partials(const BackwardParams& p, unsign
         return typename Shape::TileH(shared + stage * Shape::kStageBytes +
                                      Shape::TileGrad::kBytes);
     };
-    copy_tile_async<ALIGNED>(tile_gsb, gsb, o0, k0);  // lands with the first stage
+    if (at.chunk >= kRing) await(board, at.chunk - kRing, at.chunk - kRing + 1, at.ranks);
+    copy_tile_async(p.aligned, tile_gsb, gsb, o0, k0);  // lands with the first stage
 
-    Elementwise<ALIGNED, T> elementwise(p, o0);
+    Elementwise<T> elementwise(p, o0);
     MmaB grad_b;
     grad_b.clear();
     pipeline<Shape::kStages>(
         ceil_div(end - begin, Shape::kTokens),
         [&](int step, int stage) {
             const int t0 = begin + step * Shape::kTokens;
-            copy_tile_async<ALIGNED>(tile_grad(stage), grad, t0, o0);
-            copy_tile_async<ALIGNED>(tile_h(stage), h, t0, k0);
+            copy_tile_async(p.aligned, tile_grad(stage), grad, t0, o0);
+            copy_tile_async(p.aligned, tile_h(stage), h, t0, k0);
         },
         [&](int step, int stage) {
-            const int t0 = begin + step * Shape::kTokens;
+            const int t0 = step * Shape::kTokens;
             MmaP product;
             product.clear();
-            product.multiply(tile_grad(stage), tile_gsb, end - t0, ranks, columns);
+            product.multiply(tile_grad(stage), tile_gsb, end - begin - t0, ranks, columns);
             grad_b.multiply(typename MmaB::TileA(tile_grad(stage).data), tile_h(stage), columns,
-                            ranks, end - t0);
-            float* partial = p.partial_p + i64(at.strip) * p.tokens * p.padded_rank;
+                            ranks, end - begin - t0);
 #pragma unroll
             for (int i = 0; i < MmaP::kRows; ++i) {
 #pragma unroll
                 for (int j = 0; j < MmaP::kCols; j += 2) {
-                    store_pair<true>(partial, end, p.padded_rank, p.padded_rank,
-                                     t0 + MmaP::row(i), k0 + MmaP::col(j), product.at(i, j),
-                                     product.at(i, j + 1));
+                    store_pair<true>(partial_p + at.strip * plane, end - begin, p.padded_rank,
+                                     p.padded_rank, t0 + MmaP::row(i), k0 + MmaP::col(j),
+                                     product.at(i, j), product.at(i, j + 1));
                 }
             }
-            if (at.rank == 0) elementwise.add(p, tile_grad(stage), t0, end);
+            if (at.rank == 0) elementwise.add(p, tile_grad(stage), begin + t0, end);
         });
 
-    float* partial_b = p.partial_b + i64(at.chunk) * p.out_features * p.padded_rank;
-#pragma unroll
-    for (int i = 0; i < MmaB::kRows; ++i) {
-#pragma unroll
-        for (int j = 0; j < MmaB::kCols; j += 2) {
-            store_pair<true>(partial_b, p.out_features, p.padded_rank, p.padded_rank,
-                             o0 + MmaB::row(i), k0 + MmaB::col(j), grad_b.at(i, j),
-                             grad_b.at(i, j + 1));
-        }
-    }
-    if (at.rank != 0) return;
-    ColumnSums sums = elementwise.of_column(shared);
-    const int col = o0 + threadIdx.x;
-    const bool owns_column = threadIdx.x < Shape::kStrip && col < p.out_features;
-    if (p.output_gain) {
-        const float gain = owns_column && !p.peft_dropout ? p.output_gain[col] : 1.0f;
-        bool* recompute = reinterpret_cast<bool*>(shared + sizeof(float) * kThreads);
-        recompute[threadIdx.x] = owns_column && !p.peft_dropout && p.norm[col] > 0.0f &&
-                                 sums.needs_recomputed_z(gain);
-        sums.magnitude /= gain;
-        __syncthreads();
-        for (int c = 0; c < Shape::kStrip; ++c) {
-            if (!recompute[c]) continue;
-            const float sum =
-                recomputed_sum<T>(p, o0 + c, begin, end, reinterpret_cast<float*>(shared));
-            if (threadIdx.x == c) sums.magnitude = sum;
-        }
-    }
-    if (owns_column) {
-        const i64 to = i64(at.chunk) * p.out_features + col;
-        p.partial_bias[to] = sums.bias;
-        if (p.output_gain) p.partial_m[to] = sums.magnitude;
-    }
-}
-
-// P of this chunk of tokens, from the partial sums of all strips.
-template <typename T>
-__device__ __forceinline__ void finish_p(const BackwardParams& p, const AdapterTile& at) {
-    const int k0 = at.rank * kRankTile, ranks = min(kRankTile, p.padded_rank - k0);
-    const int begin = at.chunk * p.chunk, tokens = min(p.tokens, begin + p.chunk) - begin;
-    for (int i = threadIdx.x; i < tokens * ranks; i += kThreads) {
-        const i64 from = i64(begin + i / ranks) * p.padded_rank + k0 + i % ranks;
-        static_cast<T*>(p.p)[from] = from_float<T>(
-            ordered_sum(p.partial_p + from, at.strips, i64(p.tokens) * p.padded_rank));
-    }
-}
-
-// dB, db and dm of this strip of features, from the partial sums of all chunks.
-template <typename T>
-__device__ __forceinline__ void finish_strip(const BackwardParams& p, const AdapterTile& at) {
-    const int o0 = at.strip * Adapter<T>::kStrip, k0 = at.rank * kRankTile;
-    const int features = min(Adapter<T>::kStrip, p.out_features - o0);
-    const int ranks = min(kRankTile, p.rank - k0);
-    for (int i = threadIdx.x; i < features * ranks; i += kThreads) {
-        const i64 row = o0 + i / ranks;
-        const int k = k0 + i % ranks;
-        const float sum = ordered_sum(p.partial_b + row * p.padded_rank + k, at.chunks,
-                                      i64(p.out_features) * p.padded_rank);
-        store_gradient(p.grad_lora_b + row * p.rank + k,
-                       p.scaling * (p.output_gain ? p.output_gain[row] * sum : sum), p.accumulate);
-    }
-    if (at.rank != 0 || threadIdx.x >= features) return;
-    const int col = o0 + threadIdx.x;
-    if (p.grad_bias) {
-        store_gradient(p.grad_bias + col,
-                       ordered_sum(p.partial_bias + col, at.chunks, p.out_features),
-                       p.accumulate);
-    }
-    if (p.output_gain) {
-        const float sum = ordered_sum(p.partial_m + col, at.chunks, p.out_features);
-        store_gradient(p.grad_magnitude + col, p.norm[col] > 0.0f ? sum / p.norm[col] : 0.0f,
-                       p.accumulate);
-    }
-}
-
-// One tile. True in the CTA that has completed P of the chunk, and seen its G.
-template <bool ALIGNED, typename T>
-__device__ __forceinline__ bool adapter_tile(const BackwardParams& p, unsigned char* shared,
-                                             const AdapterTile& at) {
-    adapter_partials<ALIGNED, T>(p, shared, at);
     u32* flag = reinterpret_cast<u32*>(shared);
-    u32* chunk_counter = p.chunk_counters + at.rank * at.chunks + at.chunk;
-    const bool completes = arrive_last(chunk_counter, at.strips, flag);
-    if (completes) finish_p<T>(p, at);
-    u32* strip_counter = p.strip_counters + at.rank * at.strips + at.strip;
-    if (arrive_last(strip_counter, at.chunks, flag)) finish_strip<T>(p, at);
-    return completes;
+    if (arrive_last(p.chunk_counters + at.rank * at.chunks + at.chunk, at.strips, flag)) {
+        finish_p<T>(p, at, partial_p);
+        announce(board, at.chunk);
+    }
+    ColumnSums sums;
+    if (at.rank == 0) {
+        sums = elementwise.of_column(shared);
+        if (p.output_gain && !p.peft_dropout) {
+            magnitude_sum<T>(p, o0, begin, end, shared, sums);
+        }
+    }
+    add_strip<T>(p, at, grad_b, sums);
 }

@@ -13,7 +13,7 @@ template <typename T>
 using InputGemm = MainGemm<T, Major::MN>;
 
 // D of one tile.
-template <bool ALIGNED, bool DROPOUT, typename T, typename WAIT>
+template <bool DROPOUT, typename T, typename WAIT>
 __device__ __forceinline__ void input_gradient(const BackwardParams& p,
                                                typename InputGemm<T>::Mma& mma,
                                                unsigned char* shared, int m0, int n0, WAIT wait) {
@@ -35,7 +35,7 @@ __device__ __forceinline__ void input_gradient(const BackwardParams& p,
     mma.clear();
 #pragma unroll 1  // one copy of the main loop
     for (int pass = 0; pass < (DROPOUT ? 2 : 1); ++pass) {
-        InputGemm<T>::template accumulate<ALIGNED>(mma, shared, products, pass, m0, n0, wait);
+        InputGemm<T>::accumulate(p.aligned, mma, shared, products, pass, m0, n0, wait);
         if (DROPOUT && pass == 0) drop_accumulators(mma, p.dropout, m0, n0);
     }
 }
@@ -44,13 +44,13 @@ __device__ __forceinline__ void input_gradient(const BackwardParams& p,
 // up by the last CTA of a column of tiles.
 template <typename T>
 __device__ __forceinline__ void magnitude_gradient(const BackwardParams& p,
-                                                   float (&sums)[kVector<T>], int tile_m,
-                                                   int tile_n, unsigned char* shared) {
+                                                   float (&sums)[kVector<T>], int m0, int n0,
+                                                   unsigned char* shared) {
     using Mma = typename InputGemm<T>::Mma;
     using Output = Epilogue<T, Mma>;
-    constexpr int kTileN = InputGemm<T>::kTileN;
+    constexpr int kTileM = InputGemm<T>::kTileM, kTileN = InputGemm<T>::kTileN;
     static_assert(kTileN == kThreads, "one thread per column");
-    const int tiles_m = ceil_div(p.tokens, InputGemm<T>::kTileM);
+    const int tiles_m = ceil_div(p.tokens, kTileM);
     float(*across)[kTileN] = reinterpret_cast<float(*)[kTileN]>(shared);
     __syncthreads();  // the epilogue is over
 #pragma unroll
@@ -62,28 +62,27 @@ __device__ __forceinline__ void magnitude_gradient(const BackwardParams& p,
         if (Mma::lane() < Output::kLanesPerRow) across[Mma::warp_m()][Output::col() + e] = sums[e];
     }
     __syncthreads();
-    const int col = tile_n * kTileN + threadIdx.x;
+    const int col = n0 + threadIdx.x;
     if (col < p.in_features) {
-        p.partial_m[i64(tile_m) * p.in_features + col] =
+        p.sum_m[i64(m0 / kTileM) * p.in_features + col] =
             across[0][threadIdx.x] + across[1][threadIdx.x];
     }
     u32* flag = reinterpret_cast<u32*>(shared);  // written behind a barrier of arrive_last
-    if (!arrive_last(p.column_counters + tile_n, tiles_m, flag)) return;
+    if (!arrive_last(p.column_counters + n0 / kTileN, tiles_m, flag)) return;
     if (col < p.in_features) {
-        const float sum = ordered_sum(p.partial_m + col, tiles_m, p.in_features);
+        const float sum = ordered_sum(p.sum_m + col, tiles_m, p.in_features);
         store_gradient(p.grad_magnitude + col, p.norm[col] > 0.0f ? sum / p.norm[col] : 0.0f,
                        p.accumulate);
     }
 }
 
 // One tile; `wait()` returns once P is there (and G, without dropout).
-template <bool ALIGNED, bool DROPOUT, typename T, typename WAIT>
+template <bool DROPOUT, typename T, typename WAIT>
 __device__ __forceinline__ void input_tile(const BackwardParams& p, unsigned char* shared,
-                                           int tile_m, int tile_n, WAIT wait) {
+                                           int m0, int n0, WAIT wait) {
     using Output = Epilogue<T, typename InputGemm<T>::Mma>;
-    const int m0 = tile_m * InputGemm<T>::kTileM, n0 = tile_n * InputGemm<T>::kTileN;
     typename InputGemm<T>::Mma mma;
-    input_gradient<ALIGNED, DROPOUT, T>(p, mma, shared, m0, n0, wait);
+    input_gradient<DROPOUT, T>(p, mma, shared, m0, n0, wait);
 
     const auto x = Matrix<T>::strided(p.x, p.tokens, p.in_features, p.x_stride);
     const int col = n0 + Output::col();
@@ -95,7 +94,7 @@ __device__ __forceinline__ void input_tile(const BackwardParams& p, unsigned cha
     }
     Output::for_each_row(mma, shared, [&](int row, const float(&d)[kVector<T>]) {
         if (p.input_gain) {
-            const Vector<T> inputs = load_chunk<ALIGNED>(x, m0 + row, col);
+            const Vector<T> inputs = load_chunk(p.aligned, x, m0 + row, col);
 #pragma unroll
             for (int e = 0; e < kVector<T>; ++e) {
                 if (m0 + row < p.tokens) sums[e] = fmaf(to_float(inputs.values[e]), d[e], sums[e]);
@@ -105,9 +104,9 @@ __device__ __forceinline__ void input_tile(const BackwardParams& p, unsigned cha
             Vector<T> out;
 #pragma unroll
             for (int e = 0; e < kVector<T>; ++e) out.values[e] = from_float<T>(gain[e] * d[e]);
-            store_chunk<ALIGNED>(static_cast<T*>(p.grad_input), p.tokens, p.in_features,
+            store_chunk(p.aligned, static_cast<T*>(p.grad_input), p.tokens, p.in_features,
                                  p.grad_input_stride, m0 + row, col, out);
         }
     });
-    if (p.input_gain) magnitude_gradient<T>(p, sums, tile_m, tile_n, shared);
+    if (p.input_gain) magnitude_gradient<T>(p, sums, m0, n0, shared);
 }

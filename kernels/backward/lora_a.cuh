@@ -1,6 +1,6 @@
 // dA = Pᵀx, ∘g over its columns (axis input); with dropout in the adapter branch Pᵀ(x∘M).
 //
-// Sums over T are partial per chunk and added in order by the last CTA to arrive.
+// CTAs add the sums over their chunks of T in turn.
 #pragma once
 
 #include "backward/params.cuh"
@@ -28,16 +28,16 @@ struct LoraATile {
     }
 };
 
-template <bool ALIGNED, bool DROPOUT, typename T>
-__device__ __forceinline__ void lora_a_partials(const BackwardParams& p,
-                                                unsigned char* shared, const LoraATile& at) {
+// One tile, once P of its tokens is there.
+template <bool DROPOUT, typename T>
+__device__ __forceinline__ void lora_a_tile(const BackwardParams& p, unsigned char* shared,
+                                            const LoraATile& at) {
     using Shape = LoraA<T>;
     using Mma = typename Shape::Mma;
     const int n0 = at.col * Shape::kTileN, m0 = at.rank * Shape::kTileM;
     const int begin = at.chunk * p.lora_a_chunk, end = min(p.tokens, begin + p.lora_a_chunk);
     const auto left = Matrix<T>::dense(p.p, end, p.padded_rank);
     const auto right = Matrix<T>::strided(p.x, end, p.in_features, p.x_stride);
-    const int ranks = p.padded_rank - m0;
     Mma mma;
     mma.clear();
     pipeline<Shape::kStages>(
@@ -45,49 +45,36 @@ __device__ __forceinline__ void lora_a_partials(const BackwardParams& p,
         [&](int step, int stage) {
             unsigned char* memory = shared + stage * Shape::kStageBytes;
             const int t0 = begin + step * Shape::kTileK;
-            copy_tile_async<ALIGNED>(typename Mma::TileA(memory), left, t0, m0);
+            copy_tile_async(p.aligned, typename Mma::TileA(memory), left, t0, m0);
             const typename Mma::TileB tile_x(memory + Mma::TileA::kBytes);
             if constexpr (DROPOUT) {
-                copy_tile_dropped<ALIGNED>(tile_x, right, p.dropout, t0, n0);
+                copy_tile_dropped(p.aligned, tile_x, right, p.dropout, t0, n0);
             } else {
-                copy_tile_async<ALIGNED>(tile_x, right, t0, n0);
+                copy_tile_async(p.aligned, tile_x, right, t0, n0);
             }
         },
         [&](int step, int stage) {
             unsigned char* memory = shared + stage * Shape::kStageBytes;
             mma.multiply(typename Mma::TileA(memory),
-                         typename Mma::TileB(memory + Mma::TileA::kBytes), ranks,
+                         typename Mma::TileB(memory + Mma::TileA::kBytes), p.padded_rank - m0,
                          p.in_features - n0, end - begin - step * Shape::kTileK);
         });
-    float* partial = p.partial_a + i64(at.chunk) * p.padded_rank * p.in_features;
+    const Turn turn{p.lora_a_turns + at.rank * at.cols + at.col, at.chunk, at.chunks};
+    turn.wait();
 #pragma unroll
-    for (int i = 0; i < Mma::kRows; ++i) {
+    for (int j = 0; j < Mma::kCols; ++j) {
+        const int col = n0 + Mma::col(j);
+        if (col >= p.in_features) continue;
+        const float gain = p.input_gain ? p.input_gain[col] : 1.0f;
 #pragma unroll
-        for (int j = 0; j < Mma::kCols; j += 2) {
-            store_pair<ALIGNED>(partial, p.padded_rank, p.in_features, p.in_features,
-                                m0 + Mma::row(i), n0 + Mma::col(j), mma.at(i, j),
-                                mma.at(i, j + 1));
+        for (int i = 0; i < Mma::kRows; ++i) {
+            const int row = m0 + Mma::row(i);
+            if (row >= p.rank) continue;
+            const i64 to = i64(row) * p.in_features + col;
+            turn.add(p.sum_a + to, mma.at(i, j), [&](float sum) {
+                store_gradient(p.grad_lora_a + to, gain * sum, p.accumulate);
+            });
         }
     }
-}
-
-// One tile, once P of its tokens is there.
-template <bool ALIGNED, bool DROPOUT, typename T>
-__device__ __forceinline__ void lora_a_tile(const BackwardParams& p, unsigned char* shared,
-                                            const LoraATile& at) {
-    using Shape = LoraA<T>;
-    lora_a_partials<ALIGNED, DROPOUT, T>(p, shared, at);
-    u32* counter = p.lora_a_counters + at.rank * at.cols + at.col;
-    if (!arrive_last(counter, at.chunks, reinterpret_cast<u32*>(shared))) return;
-    const int n0 = at.col * Shape::kTileN, m0 = at.rank * Shape::kTileM;
-    const int ranks = min(Shape::kTileM, p.rank - m0);
-    for (int i = threadIdx.x; i < ranks * Shape::kTileN; i += kThreads) {
-        const int col = n0 + i % Shape::kTileN;
-        if (col >= p.in_features) continue;
-        const i64 to = i64(m0 + i / Shape::kTileN) * p.in_features + col;
-        const float sum =
-            ordered_sum(p.partial_a + to, at.chunks, i64(p.padded_rank) * p.in_features);
-        store_gradient(p.grad_lora_a + to, p.input_gain ? p.input_gain[col] * sum : sum,
-                       p.accumulate);
-    }
+    turn.pass();
 }

@@ -4,6 +4,9 @@
 #include "common/dropout.cuh"
 #include "common/order.cuh"
 
+// Chunks of dY whose partial P are in memory at once: few, so that they stay in L2.
+constexpr int kRing = 4;
+
 struct BackwardParams {
     const void* grad_output;    // dY
     const void* output;         // y, or z with PEFT's dropout; axis output only
@@ -24,16 +27,16 @@ struct BackwardParams {
     float* grad_lora_b;
     float* grad_magnitude;
     float* grad_bias;           // null: not wanted
-    float* partial_p;           // [strips, T, R]
-    float* partial_b;           // [chunks, O, R]
-    float* partial_bias;        // [chunks, O]
-    float* partial_m;           // [chunks, O] (axis output) or [⌈T/128⌉, I] (axis input)
-    float* partial_a;           // [chunks of dA, R, I]
-    u32* board;                 // 2 + ⌈T/1024⌉
+    float* partial_p;           // [kRing, strips, chunk, R]
+    float* sum_b;               // [O, R]
+    float* sum_bias;            // [O]
+    float* sum_m;               // [O] (axis output), or partial sums [⌈T/128⌉, I] (axis input)
+    float* sum_a;               // [R, I]
+    u32* board;                 // 2 + chunks
     u32* chunk_counters;        // [⌈R/64⌉, chunks]
-    u32* strip_counters;        // [⌈R/64⌉, strips]
+    u32* strip_turns;           // [⌈R/64⌉, strips]
     u32* column_counters;       // [⌈I/128⌉]
-    u32* lora_a_counters;       // [⌈R/64⌉, ⌈I/64⌉]
+    u32* lora_a_turns;          // [⌈R/64⌉, ⌈I/64⌉]
     Dropout dropout;
     float scaling;
     int tokens, in_features, out_features, rank, padded_rank;

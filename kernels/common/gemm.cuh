@@ -16,7 +16,7 @@ struct Product {
 };
 
 // This thread's share of the copies of an operand's tiles: a fixed column of chunks, every
-// kRowsApart-th row, and pointers that run along K. Rows and columns beyond the matrix repeat its
+// kRowsApart-th row, and an offset that runs along K. Rows and columns beyond the matrix repeat its
 // last ones: they only reach elements of C that are not stored.
 template <typename T, typename TILE, Major MAJOR>
 struct TileCopy {
@@ -26,16 +26,19 @@ struct TileCopy {
                   "all threads copy as much");
     static_assert(((kRowsApart >> TILE::kRowShift) & TILE::kMask) == 0,
                   "the swizzle is the same in all rows of a thread");
+    // Along K-contiguous rows, or down rows, which may be far.
+    using Offset = Select<MAJOR == Major::K, int, i64>;
 
     const T* from[kCount];
-    i64 stride;  // of `from`, from one k-step to the next
+    Offset offset, step;
     u32 to;
 
     __device__ __forceinline__ TileCopy(const Matrix<T>& source, int first, TILE tile,
                                         int thread) {
         const int row = thread / TILE::kChunks, chunk = thread % TILE::kChunks;
         to = shared_address(tile.chunk(row, chunk));
-        stride = MAJOR == Major::K ? TILE::kCols : i64(TILE::kRows) * source.stride;
+        offset = 0;
+        step = MAJOR == Major::K ? Offset(TILE::kCols) : Offset(TILE::kRows) * source.stride;
         const int col = chunk * kVector<T>;
 #pragma unroll
         for (int i = 0; i < kCount; ++i) {
@@ -50,9 +53,10 @@ struct TileCopy {
     __device__ __forceinline__ void start(u32 stage) {
 #pragma unroll
         for (int i = 0; i < kCount; ++i) {
-            cp_async_16(to + stage + i * kRowsApart * TILE::kRowBytes, from[i]);
-            from[i] += stride;
+            cp_async_16(to + stage + i * kRowsApart * TILE::kRowBytes, from[i] + offset);
         }
+        offset += step;
+        forget(offset);  // or else every address would be a pair of registers that is added to
     }
 };
 
@@ -141,9 +145,9 @@ struct MainGemm {
     // Tile (m0, n0) += products(pass, false), and then products(pass, true) as the last k-steps: the
     // main product and the low-rank one, whose operands need not be there before `wait()` has
     // returned. Ends with a barrier: the shared memory may then be reused.
-    template <bool ALIGNED, typename PRODUCTS, typename WAIT>
-    __device__ __forceinline__ static void accumulate(Mma& mma, unsigned char* shared,
-                                                      PRODUCTS products, int pass, int m0,
+    template <typename PRODUCTS, typename WAIT>
+    __device__ __forceinline__ static void accumulate(bool aligned, Mma& mma,
+                                                      unsigned char* shared, PRODUCTS products, int pass, int m0,
                                                       int n0, WAIT wait) {
         int first = 0, thread = threadIdx.x;
         // Addresses are made where they are needed, not kept in registers through the loops.
@@ -154,10 +158,10 @@ struct MainGemm {
             forget(thread);
         };
         forget_addresses();
-        if constexpr (ALIGNED && !kIsFloat<T>) {
+        if constexpr (!kIsFloat<T>) {
             const auto main = products(pass, false);
             const int whole = main.a.cols / kTileK;
-            if (whole >= kStages) {
+            if (aligned && whole >= kStages) {
                 accumulate_whole(mma, shared, main, m0, n0, whole, thread);
                 first = whole - (kStages - 1);
             }
@@ -171,11 +175,11 @@ struct MainGemm {
             const bool is_low = step >= main_steps;
             const auto from = Product<T>::select(is_low, low, main);
             const int k0 = (is_low ? step - main_steps : step) * kTileK;
-            copy_tile_async<ALIGNED>(tile_a(shared, stage), from.a, m0, k0, thread);
+            copy_tile_async(aligned, tile_a(shared, stage), from.a, m0, k0, thread);
             if constexpr (B_MAJOR == Major::K) {
-                copy_tile_async<ALIGNED>(tile_b(shared, stage), from.b, n0, k0, thread);
+                copy_tile_async(aligned, tile_b(shared, stage), from.b, n0, k0, thread);
             } else {
-                copy_tile_async<ALIGNED>(tile_b(shared, stage), from.b, k0, n0, thread);
+                copy_tile_async(aligned, tile_b(shared, stage), from.b, k0, n0, thread);
             }
         };
         const auto either = Product<T>::select(main_steps > 0, main, low);

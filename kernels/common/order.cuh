@@ -8,13 +8,13 @@
 //   small(0), small(1), main(0), small(2), main(1), …
 #pragma once
 
-#include "common/ptx.cuh"
+#include "common/reduce.cuh"
 
 // What CTAs tell each other, all zero between launches.
 struct Board {
     u32* next;   // the next number
     u32* left;   // CTAs that are done
-    u32* ready;  // per group: small tiles that are done
+    u32* ready;  // per event, such as a group's: small tiles that are done
 
     __device__ __forceinline__ explicit Board(u32* counters)
         : next(counters), left(counters + 1), ready(counters + 2) {}
@@ -29,31 +29,27 @@ __device__ __forceinline__ int draw(const Board& board, u32* word) {
     return number;
 }
 
-// Tells that this CTA has done one small tile of a group: all that its threads wrote is there.
-__device__ __forceinline__ void announce(const Board& board, int group) {
+// Tells that this CTA has done a small tile of an event: all that its threads wrote is there.
+__device__ __forceinline__ void announce(const Board& board, int event) {
     __threadfence();
     __syncthreads();
-    if (threadIdx.x == 0) atomicAdd(board.ready + group, 1);
+    if (threadIdx.x == 0) atomicAdd(board.ready + event, 1);
 }
 
-// Waits until `expected` small tiles of a group are done, and sees what they wrote.
-__device__ __forceinline__ void await(const Board& board, int group, u32 expected) {
-    constexpr u32 kNanoseconds = 64;
+// Waits until `expected` small tiles of each event in [first, end) are done, and sees what they
+// wrote.
+__device__ __forceinline__ void await(const Board& board, int first, int end, u32 expected) {
     if (threadIdx.x == 0) {
-        while (ld_acquire(board.ready + group) < expected) nanosleep(kNanoseconds);
+        for (int event = first; event < end; ++event) wait_until(board.ready + event, expected);
     }
     __syncthreads();
 }
 
-// This CTA is done. The last one clears the board.
-__device__ __forceinline__ void leave(const Board& board, int groups) {
-    if (threadIdx.x != 0) return;
-    __threadfence();
-    if (atomicAdd(board.left, 1) != gridDim.x - 1) return;
-    __threadfence();
-    *board.next = 0;
-    *board.left = 0;
-    for (int group = 0; group < groups; ++group) board.ready[group] = 0;
+// This CTA is done. The last one clears the board. `flag` is one word of shared memory.
+__device__ __forceinline__ void leave(const Board& board, int events, u32* flag) {
+    if (!arrive_last(board.left, gridDim.x, flag)) return;
+    if (threadIdx.x == 0) *board.next = 0;
+    for (int event = threadIdx.x; event < events; event += kThreads) board.ready[event] = 0;
 }
 
 struct TileOrder {

@@ -42,3 +42,14 @@ __device__ __forceinline__ void store_pair(T* c, int rows, int cols, int stride,
         if (col + 1 < cols) target[1] = from_float<T>(v1);
     }
 }
+
+// The same where PAIRED is not worth a copy of the kernel.
+template <typename T>
+__device__ __forceinline__ void store_pair(bool paired, T* c, int rows, int cols, int stride,
+                                           int row, int col, float v0, float v1) {
+    if (paired) {
+        store_pair<true>(c, rows, cols, stride, row, col, v0, v1);
+    } else {
+        store_pair<false>(c, rows, cols, stride, row, col, v0, v1);
+    }
+}

@@ -9,6 +9,7 @@ __device__ __forceinline__ u32 shared_address(const void* pointer) {
 
 // From here on the compiler knows nothing of the value.
 __device__ __forceinline__ void forget(int& value) { asm volatile("" : "+r"(value)); }
+__device__ __forceinline__ void forget(i64& value) { asm volatile("" : "+l"(value)); }
 
 // Copies `bytes` (0..16) from global to shared memory and zero-fills the rest of the 16.
 __device__ __forceinline__ void cp_async_16(void* shared, const void* global, int bytes) {

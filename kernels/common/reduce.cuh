@@ -1,5 +1,6 @@
-// Reductions of a fixed order: partial sums first, then the last CTA to arrive adds them up in
-// index order, so that the same inputs give the same bits whatever the schedule.
+// Reductions of a fixed order, so that the same inputs give the same bits whatever the schedule:
+// either partial sums first, which the last CTA to arrive adds up in index order, or CTAs that add
+// to a sum in turn.
 #pragma once
 
 #include "common/ptx.cuh"
@@ -18,6 +19,41 @@ __device__ __forceinline__ bool arrive_last(u32* counter, u32 expected, u32* fla
     __syncthreads();
     return last;
 }
+
+// Waits until another CTA has brought `counter` to `value`, or beyond.
+__device__ __forceinline__ void wait_until(const u32* counter, u32 value) {
+    constexpr u32 kNanoseconds = 64;
+    while (ld_acquire(counter) < value) nanosleep(kNanoseconds);
+}
+
+// One of `count` CTAs that add to a sum, number after number. Number n must have begun before n + 1
+// waits for it. `counter` is 0 before the first and after the last.
+struct Turn {
+    u32* counter;
+    int number, count;
+
+    __device__ __forceinline__ void wait() const {
+        if (threadIdx.x == 0) wait_until(counter, number);
+        __syncthreads();
+    }
+    __device__ __forceinline__ void pass() const {
+        __threadfence();
+        __syncthreads();
+        if (threadIdx.x == 0) atomicExch(counter, number + 1 < count ? number + 1 : 0);
+    }
+
+    // Between wait() and pass(): adds `value` to what is at `sum`, and calls finish() with the whole
+    // in the last CTA. Bypasses the first-level cache, which may hold what was there before.
+    template <typename F>
+    __device__ __forceinline__ void add(float* sum, float value, F finish) const {
+        const float so_far = number == 0 ? value : __ldcg(sum) + value;
+        if (number + 1 < count) {
+            *sum = so_far;
+        } else {
+            finish(so_far);
+        }
+    }
+};
 
 // Σ over p of partials[p·stride], in order of p. Bypasses the first-level cache, which may hold
 // what was there before the other CTAs wrote.

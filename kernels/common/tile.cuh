@@ -92,6 +92,18 @@ __device__ __forceinline__ void store_chunk(T* destination, int rows, int cols, 
     }
 }
 
+// The same where ALIGNED is not worth a copy of the kernel.
+template <typename T>
+__device__ __forceinline__ void store_chunk(bool aligned, T* destination, int rows, int cols,
+                                            int stride, int row, int col,
+                                            const Vector<T>& chunk) {
+    if (aligned) {
+        store_chunk<true>(destination, rows, cols, stride, row, col, chunk);
+    } else {
+        store_chunk<false>(destination, rows, cols, stride, row, col, chunk);
+    }
+}
+
 // Four neighbours of a row: one access where rows start at multiples of four elements.
 template <typename T>
 struct __align__(4 * sizeof(T)) Quad {
@@ -165,10 +177,11 @@ __device__ __forceinline__ void copy_tile_async(SharedTile<T, ROWS, COLS> tile,
 // The same where ALIGNED is not worth a copy of the kernel.
 template <typename T, int ROWS, int COLS>
 __device__ __forceinline__ void copy_tile_async(bool aligned, SharedTile<T, ROWS, COLS> tile,
-                                                const Matrix<T>& source, int row0, int col0) {
+                                                const Matrix<T>& source, int row0, int col0,
+                                                int thread = threadIdx.x) {
     if (aligned) {
-        copy_tile_async<true>(tile, source, row0, col0);
+        copy_tile_async<true>(tile, source, row0, col0, thread);
     } else {
-        copy_tile_async<false>(tile, source, row0, col0);
+        copy_tile_async<false>(tile, source, row0, col0, thread);
     }
 }

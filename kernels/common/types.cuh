@@ -64,4 +64,12 @@ struct __align__(kVectorBytes) Vector {
     T values[kVector<T>];
 };
 
+// FIRST where CHOICE, else SECOND.
+template <bool CHOICE, typename FIRST, typename SECOND>
+struct Selected { using Type = FIRST; };
+template <typename FIRST, typename SECOND>
+struct Selected<false, FIRST, SECOND> { using Type = SECOND; };
+template <bool CHOICE, typename FIRST, typename SECOND>
+using Select = typename Selected<CHOICE, FIRST, SECOND>::Type;
+
 __host__ __device__ constexpr int ceil_div(int a, int b) { return (a + b - 1) / b; }

@@ -4,11 +4,11 @@
 use cudarc::driver::DeviceRepr;
 
 use crate::dropout::KernelDropout;
-use crate::forward::{MAIN_TILE, MAIN_TILE_GROUP, are_aligned, board_counters};
+use crate::forward::{MAIN_TILE, MAIN_TILE_GROUP, are_aligned};
 use crate::kernels::THREADS;
 use crate::raw;
 use crate::spec::{DoraSpec, Dtype, Norm};
-use crate::workspace::{Needs, Parts, Regions, Split};
+use crate::workspace::{Needs, Parts, Regions, Split, board_counters};
 
 /// Output features of a strip of dY, in 16 bit and in f32 (Adapter in the kernel).
 const STRIP_16_BIT: usize = 128;
@@ -24,6 +24,9 @@ const RANK_TILE: usize = 64;
 const LEAST_CHUNK: usize = 64;
 const MOST_CHUNK: usize = 256;
 const TOKENS_PER_STRIP: usize = 8;
+
+/// Chunks whose partial P are in memory at once (kRing).
+const RING: usize = 4;
 
 /// Ranks and input features of one tile of dA (LoraA in the kernel).
 const LORA_A_TILE: [usize; 2] = [64, 64];
@@ -55,15 +58,15 @@ pub(super) struct BackwardParams {
     grad_magnitude: u64,
     grad_bias: u64,
     partial_p: u64,
-    partial_b: u64,
-    partial_bias: u64,
-    partial_m: u64,
-    partial_a: u64,
+    sum_b: u64,
+    sum_bias: u64,
+    sum_m: u64,
+    sum_a: u64,
     board: u64,
     chunk_counters: u64,
-    strip_counters: u64,
+    strip_turns: u64,
     column_counters: u64,
-    lora_a_counters: u64,
+    lora_a_turns: u64,
     dropout: KernelDropout,
     scaling: f32,
     tokens: i32,
@@ -90,11 +93,12 @@ unsafe impl DeviceRepr for BackwardParams {}
 
 /// `backward_geometry` of the kernel file.
 #[doc(hidden)]
-pub const GEOMETRY: [usize; 11] = [
+pub const GEOMETRY: [usize; 12] = [
     STRIP_16_BIT,
     STRIP_F32,
     STRIP_TOKENS,
     RANK_TILE,
+    RING,
     MAIN_TILE[0],
     MAIN_TILE[1],
     MAIN_TILE_GROUP,
@@ -126,10 +130,10 @@ pub(super) struct Plan {
     p: usize,
     scaled_grad: usize,
     partial_p: usize,
-    partial_b: usize,
-    partial_bias: usize,
-    partial_m: usize,
-    partial_a: usize,
+    sum_b: usize,
+    sum_bias: usize,
+    sum_m: usize,
+    sum_a: usize,
     bytes: usize,
     counters: [usize; 5],
 }
@@ -157,15 +161,16 @@ impl Plan {
         let p = matrix(tokens, rank, bytes);
         let width_of_g = if spec.norm() == Norm::Output { outputs } else { 0 };
         let scaled_grad = matrix(tokens, width_of_g, bytes);
-        let partial_p = matrix(strips.saturating_mul(tokens), rank, single);
-        let partial_b = matrix(chunks.saturating_mul(outputs), rank, single);
-        let partial_bias = matrix(chunks, outputs, single);
-        let partial_m = match spec.norm() {
+        let ring = chunks.min(RING).saturating_mul(strips);
+        let partial_p = matrix(ring.saturating_mul(chunk), rank, single);
+        let sum_b = matrix(outputs, rank, single);
+        let sum_bias = matrix(1, outputs, single);
+        let sum_m = match spec.norm() {
             Norm::None => matrix(0, 0, single),
             Norm::Input => matrix(tokens.div_ceil(MAIN_TILE[0]), inputs, single),
-            Norm::Output => matrix(chunks, outputs, single),
+            Norm::Output => matrix(1, outputs, single),
         };
-        let partial_a = matrix(lora_a_split.capacity.saturating_mul(rank), inputs, single);
+        let sum_a = matrix(rank, inputs, single);
         Self {
             chunk,
             chunks,
@@ -177,13 +182,13 @@ impl Plan {
             p,
             scaled_grad,
             partial_p,
-            partial_b,
-            partial_bias,
-            partial_m,
-            partial_a,
+            sum_b,
+            sum_bias,
+            sum_m,
+            sum_a,
             bytes: regions.bytes(),
             counters: [
-                board_counters(tokens),
+                board_counters(chunks),
                 rank_tiles * chunks,
                 rank_tiles * strips,
                 columns,
@@ -229,7 +234,7 @@ impl Plan {
         let only = |norm, pointer| if spec.norm() == norm { pointer } else { 0 };
         let region = |offset: usize| scratch.regions + offset as u64;
         let mut next = scratch.counters;
-        let [board, chunk_counters, strip_counters, column_counters, lora_a_counters] =
+        let [board, chunk_counters, strip_turns, column_counters, lora_a_turns] =
             self.counters.map(|count| {
                 let first = next;
                 next += (count * size_of::<u32>()) as u64;
@@ -282,15 +287,15 @@ impl Plan {
             grad_magnitude: io.grad_magnitude,
             grad_bias: io.grad_bias,
             partial_p: region(self.partial_p),
-            partial_b: region(self.partial_b),
-            partial_bias: region(self.partial_bias),
-            partial_m: region(self.partial_m),
-            partial_a: region(self.partial_a),
+            sum_b: region(self.sum_b),
+            sum_bias: region(self.sum_bias),
+            sum_m: region(self.sum_m),
+            sum_a: region(self.sum_a),
             board,
             chunk_counters,
-            strip_counters,
+            strip_turns,
             column_counters,
-            lora_a_counters,
+            lora_a_turns,
             dropout: io.dropout.map_or(KernelDropout::default(), |dropout| dropout.kernel()),
             scaling: spec.scaling(),
             tokens: io.tokens as i32,
@@ -312,6 +317,14 @@ impl Plan {
             _padding: 0,
         }
     }
+}
+
+/// Into how many chunks of tokens dY and the sums of dA are cut, which decides how often they are
+/// summed up: for counts that are told for other shapes.
+#[doc(hidden)]
+pub fn chunks(spec: &DoraSpec, tokens: usize, sm_count: usize) -> [usize; 2] {
+    let plan = Plan::new(spec, tokens, sm_count);
+    [plan.chunks, plan.lora_a_split.count]
 }
 
 pub(crate) fn needs(spec: &DoraSpec, tokens: usize, sm_count: usize) -> Needs {
