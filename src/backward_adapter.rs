@@ -290,3 +290,9 @@ impl Plan {
 pub(crate) fn needs(spec: &DoraSpec, tokens: usize, sm_count: usize) -> Needs {
     Plan::new(spec, tokens, sm_count).needs()
 }
+
+/// Chunks of T that its partial sums of dB, db and dm come from.
+#[doc(hidden)]
+pub fn chunks(spec: &DoraSpec, tokens: usize, sm_count: usize) -> usize {
+    Plan::new(spec, tokens, sm_count).split.count
+}

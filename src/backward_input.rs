@@ -272,3 +272,9 @@ impl Plan {
 pub(crate) fn needs(spec: &DoraSpec, tokens: usize, sm_count: usize) -> Needs {
     Plan::new(spec, tokens, sm_count).needs()
 }
+
+/// Chunks of T that the partial sums of dA come from.
+#[doc(hidden)]
+pub fn chunks(spec: &DoraSpec, tokens: usize, sm_count: usize) -> usize {
+    Plan::new(spec, tokens, sm_count).split.count
+}

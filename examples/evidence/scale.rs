@@ -1,0 +1,241 @@
+//! How counts grow with a layer: fitted on small layers, evaluated for large ones.
+//!
+//! Every count of a launch is a sum over its CTAs of what a CTA does once and for each of its
+//! steps, so it is linear in the number of tiles along each of T, O and I, and where a launch cuts
+//! T into chunks, in the number of chunks.
+
+use std::collections::BTreeMap;
+use std::error::Error;
+
+use cuda_emulator::MeasuredLaunch;
+use fused_dora::{Norm, backward_adapter, backward_input};
+
+use super::layer::{Case, Device};
+use super::work::Kernel;
+
+/// Features and tokens of one step of the fit: the side of a tile of the main product.
+const UNIT: usize = 128;
+
+const TERMS: usize = 11;
+
+/// Small layers along all three axes, and ones with so many tokens that a launch has fewer chunks
+/// than tiles of them: (T, I, O).
+pub const FITTED: [[usize; 3]; TERMS] = [
+    [256, 256, 256],
+    [384, 256, 256],
+    [256, 384, 256],
+    [384, 384, 256],
+    [256, 256, 384],
+    [384, 256, 384],
+    [256, 384, 384],
+    [384, 384, 384],
+    [8192, 256, 256],
+    [8192, 384, 256],
+    [8192, 256, 384],
+];
+
+/// A larger layer, whose counts must be as predicted: (T, I, O).
+pub const PROOF: [usize; 3] = [2560, 640, 896];
+
+/// What is counted of a launch.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Amounts([f64; Amounts::LEN]);
+
+impl Amounts {
+    const LEN: usize = 8;
+    const NAMES: [&str; Self::LEN] = [
+        "blocks",
+        "instructions",
+        "mma",
+        "shared-memory wavefronts",
+        "sectors read",
+        "sectors written",
+        "DRAM sectors read",
+        "DRAM sectors written",
+    ];
+
+    fn of(launch: &MeasuredLaunch) -> Self {
+        let c = &launch.counters;
+        let blocks = launch.grid.iter().map(|&extent| u64::from(extent)).product();
+        Self(
+            [
+                blocks,
+                c.instructions,
+                c.mma,
+                c.shared_wavefronts,
+                c.sectors_read,
+                c.sectors_written,
+                c.dram_sectors_read,
+                c.dram_sectors_written,
+            ]
+            .map(|count: u64| count as f64),
+        )
+    }
+
+    pub fn blocks(&self) -> u64 {
+        self.0[0].round() as u64
+    }
+
+    pub fn instructions(&self) -> u64 {
+        self.0[1].round() as u64
+    }
+
+    pub fn mma(&self) -> u64 {
+        self.0[2].round() as u64
+    }
+
+    pub fn wavefronts(&self) -> u64 {
+        self.0[3].round() as u64
+    }
+
+    pub fn l2_bytes(&self) -> u64 {
+        SECTOR * (self.0[4] + self.0[5]).round() as u64
+    }
+
+    pub fn dram_bytes_read(&self) -> u64 {
+        SECTOR * self.0[6].round() as u64
+    }
+
+    pub fn dram_bytes_written(&self) -> u64 {
+        SECTOR * self.0[7].round() as u64
+    }
+}
+
+const SECTOR: u64 = 32;
+
+/// The launches of forward and backward of one kind of layer, and how their counts grow.
+pub struct Law {
+    pub rank: usize,
+    pub norm: Norm,
+    kernels: BTreeMap<Kernel, [[f64; TERMS]; Amounts::LEN]>,
+}
+
+impl Law {
+    /// Counts the small layers and fits them.
+    pub fn fit(
+        device: &Device,
+        rank: usize,
+        norm: Norm,
+        done: impl Fn(),
+    ) -> Result<Self, Box<dyn Error>> {
+        let mut rows: BTreeMap<Kernel, Vec<([f64; TERMS], Amounts)>> = BTreeMap::new();
+        for [tokens, inputs, outputs] in FITTED {
+            let case = Case { tokens, inputs, outputs, rank, norm };
+            for (kernel, amounts) in counted(device, &case)? {
+                let terms = terms(kernel, &case, device.sm_count())?;
+                rows.entry(kernel).or_default().push((terms, amounts));
+            }
+            done();
+        }
+        let mut kernels = BTreeMap::new();
+        for (kernel, rows) in rows {
+            if rows.len() != FITTED.len() {
+                return Err(format!("{}: not launched for every layer", kernel.name()).into());
+            }
+            let fit = |amount: usize| {
+                let rows: Vec<_> = rows.iter().map(|(terms, a)| (*terms, a.0[amount])).collect();
+                solve(&rows)
+            };
+            let fits = std::array::from_fn(fit);
+            kernels.insert(kernel, fits);
+        }
+        Ok(Self { rank, norm, kernels })
+    }
+
+    /// What each launch of forward and backward of a layer counts, on a device of so many
+    /// multiprocessors.
+    pub fn predict(
+        &self,
+        [tokens, inputs, outputs]: [usize; 3],
+        sm_count: usize,
+    ) -> fused_dora::Result<Vec<(Kernel, Amounts)>> {
+        let case = Case { tokens, inputs, outputs, rank: self.rank, norm: self.norm };
+        let of_kernel = |(&kernel, fits): (&Kernel, &[[f64; TERMS]; Amounts::LEN])| {
+            let terms = terms(kernel, &case, sm_count)?;
+            let dot = |fit: &[f64; TERMS]| fit.iter().zip(terms).map(|(a, b)| a * b).sum();
+            Ok((kernel, Amounts(fits.each_ref().map(dot))))
+        };
+        self.kernels.iter().map(of_kernel).collect()
+    }
+
+    /// The largest relative error of a prediction, with the launch and the counter.
+    pub fn worst_error(&self, device: &Device) -> Result<(f64, String), Box<dyn Error>> {
+        let [tokens, inputs, outputs] = PROOF;
+        let case = Case { tokens, inputs, outputs, rank: self.rank, norm: self.norm };
+        let predicted = self.predict(PROOF, device.sm_count())?;
+        let counted = counted(device, &case)?;
+        let mut worst = (0.0, "exact".to_owned());
+        for ((kernel, predicted), (known, counted)) in predicted.iter().zip(&counted) {
+            if kernel != known {
+                return Err(format!("{} instead of {}", known.name(), kernel.name()).into());
+            }
+            for (at, name) in Amounts::NAMES.iter().enumerate() {
+                let (p, c) = (predicted.0[at].round(), counted.0[at]);
+                let error = (p - c).abs() / c.max(1.0);
+                if error > worst.0 {
+                    worst = (error, format!("{} of {}: {p} for {c}", name, kernel.name()));
+                }
+            }
+        }
+        Ok(worst)
+    }
+}
+
+/// The launches of forward and backward, in the kernels' order.
+fn counted(device: &Device, case: &Case) -> Result<Vec<(Kernel, Amounts)>, Box<dyn Error>> {
+    let step = device.step(case, false)?;
+    let mut launches = Vec::new();
+    for launch in step.forward.iter().chain(&step.backward) {
+        let kernel = Kernel::of_entry(&launch.kernel)
+            .ok_or_else(|| format!("{}: no such kernel is known", launch.kernel))?;
+        launches.push((kernel, Amounts::of(launch)));
+    }
+    launches.sort_by_key(|launch| launch.0);
+    Ok(launches)
+}
+
+/// The products of tiles and chunks that a launch's counts are sums of.
+fn terms(kernel: Kernel, case: &Case, sm_count: usize) -> fused_dora::Result<[f64; TERMS]> {
+    let [t, i, o] =
+        [case.tokens, case.inputs, case.outputs].map(|extent| extent as f64 / UNIT as f64);
+    let spec = case.spec()?;
+    let chunks = match kernel {
+        Kernel::BackwardAdapter => backward_adapter::chunks(&spec, case.tokens, sm_count),
+        Kernel::BackwardInputLoraA => backward_input::chunks(&spec, case.tokens, sm_count),
+        _ => 0,
+    };
+    let c = chunks as f64;
+    Ok([1.0, t, i, o, t * i, t * o, i * o, t * i * o, c, c * i, c * o])
+}
+
+/// The coefficients whose sums of products are the values, by elimination with the largest pivots.
+/// A term that is in no row has none.
+fn solve(rows: &[([f64; TERMS], f64)]) -> [f64; TERMS] {
+    let mut rows = rows.to_vec();
+    let mut pivots: Vec<usize> = Vec::new();
+    for column in 0..TERMS {
+        let from = pivots.len();
+        let size = |row: usize| rows[row].0[column].abs();
+        let Some(pivot) = (from..rows.len()).max_by(|&a, &b| size(a).total_cmp(&size(b))) else {
+            break;
+        };
+        if size(pivot) < 1e-9 {
+            continue;
+        }
+        rows.swap(from, pivot);
+        let (terms, value) = rows[from];
+        for (at, row) in rows.iter_mut().enumerate() {
+            let factor = row.0[column] / terms[column];
+            if at != from && factor != 0.0 {
+                row.0.iter_mut().zip(terms).for_each(|(a, b)| *a -= factor * b);
+                row.1 -= factor * value;
+            }
+        }
+        pivots.push(column);
+    }
+    let mut coefficients = [0.0; TERMS];
+    for (row, &column) in pivots.iter().enumerate() {
+        coefficients[column] = rows[row].1 / rows[row].0[column];
+    }
+    coefficients
+}
