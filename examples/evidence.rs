@@ -105,7 +105,7 @@ fn collect(options: &Options) -> Result<Evidence, Box<dyn Error>> {
     let loops = code::loops(&codes);
 
     let device = Device::open()?;
-    let (plain, fused) = laws(&device)?;
+    let (plain, fused) = laws(&device, &options.ranks)?;
     let mut lines = ptxas::lines(&compiled, &dynamic_shared(&device)?)?;
     lines.extend(code::lines(&codes, &loops));
     for law in fused.iter().filter(|law| law.rank == counters::RANK) {
@@ -128,7 +128,7 @@ fn collect(options: &Options) -> Result<Evidence, Box<dyn Error>> {
         nvdisasm: nvdisasm.version,
         lines,
         loops: loops.iter().map(report::Loop::from).collect(),
-        ratios: model.ratios()?,
+        ratios: model.ratios(&options.ranks)?,
     })
 }
 
@@ -147,12 +147,11 @@ fn compile(nvrtc: &Nvrtc, options: &Options) -> Result<Vec<Compiled>, Box<dyn Er
 }
 
 /// The scaling of a plain layer's counts, and of those of each rank and norm axis.
-fn laws(device: &Device) -> Result<(Law, Vec<Law>), Box<dyn Error>> {
-    let kinds: Vec<_> = bounds::RANKS
-        .into_iter()
-        .flat_map(|rank| counters::NORMS.map(|norm| (rank, norm)))
-        .collect();
-    let bar = bar("counting", (kinds.len() + 1) * scale::FITTED.len())?;
+fn laws(device: &Device, ranks: &[usize]) -> Result<(Law, Vec<Law>), Box<dyn Error>> {
+    let kinds: Vec<_> =
+        ranks.iter().flat_map(|&rank| counters::NORMS.map(|norm| (rank, norm))).collect();
+    let ranks = kinds.iter().map(|(rank, _)| *rank).chain([0]);
+    let bar = bar("counting", ranks.map(|rank| scale::fitted(rank).len()).sum())?;
     let fit = |rank, norm| Law::fit(device, rank, norm, || bar.inc(1));
     let plain = fit(0, Norm::None)?;
     let fused = kinds.iter().map(|&(rank, norm)| fit(rank, norm)).collect::<Result<_, _>>()?;

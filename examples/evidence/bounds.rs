@@ -8,7 +8,7 @@ use super::gpu::{GPUS, Gpu};
 use super::layer::Case;
 use super::line::{Group, Limit, Line};
 use super::model::{Bounds, Demand};
-use super::scale::{Amounts, Law};
+use super::scale::{Amounts, Law, RANK_TILE};
 use super::work::{Kernel, compulsory};
 
 const TOKENS: usize = 8192;
@@ -16,8 +16,6 @@ const TOKENS: usize = 8192;
 /// (O, I).
 const SHAPES: [[usize; 2]; 5] =
     [[4096, 4096], [14336, 4096], [4096, 14336], [8192, 8192], [28672, 8192]];
-
-pub const RANKS: [usize; 3] = [16, 64, 256];
 
 /// The projections of a Llama-3-8B decoder layer, as (O, I): q, k, v, o, gate, up, down.
 const LLAMA: [[usize; 2]; 7] = [
@@ -39,8 +37,6 @@ const GROUP: usize = 8;
 const TILE: usize = 128;
 /// CTAs of a main product that a multiprocessor holds.
 const RESIDENT: usize = 2;
-/// Ranks of a tile of the skinny products.
-const RANK_TILE: usize = 64;
 const ELEMENT: u64 = 2;
 
 /// One ratio to plain forward and dX.
@@ -71,12 +67,12 @@ impl Model<'_> {
     }
 
     /// All ratios of single layers.
-    pub fn ratios(&self) -> Result<Vec<Ratio>, String> {
+    pub fn ratios(&self, ranks: &[usize]) -> Result<Vec<Ratio>, String> {
         let mut ratios = Vec::new();
         for [outputs, inputs] in SHAPES {
             for norm in NORMS {
                 for gpu in &GPUS {
-                    for rank in RANKS {
+                    for &rank in ranks {
                         let shape = [TOKENS, inputs, outputs];
                         let fused = time(self.law(rank, norm)?, shape, gpu)?;
                         let plain = time(self.plain, shape, gpu)?;
@@ -121,16 +117,12 @@ impl Model<'_> {
     }
 }
 
-/// The bounds of all launches of forward and backward together, in µs. Of a plain layer only those
-/// of forward and dX: there is nothing to train.
+/// The bounds of all launches of forward and backward together, in µs.
 fn time(law: &Law, shape: [usize; 3], gpu: &Gpu) -> Result<f64, String> {
     let sm_count = gpu.limits.sm_count as usize;
     let launches = law.predict(shape, sm_count).map_err(|error| error.to_string())?;
-    let plain = law.norm == Norm::None && law.rank == 0;
-    let counts =
-        |kernel: &Kernel| !plain || matches!(kernel, Kernel::Forward | Kernel::BackwardInput);
     let mut total = 0.0;
-    for (kernel, amounts) in launches.iter().filter(|(kernel, _)| counts(kernel)) {
+    for (kernel, amounts) in &launches {
         let dram_bytes = dram_bytes(*kernel, amounts, law, shape, gpu)?;
         let demand = Demand {
             blocks: amounts.blocks(),

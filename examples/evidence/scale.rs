@@ -1,8 +1,9 @@
 //! How counts grow with a layer: fitted on small layers, evaluated for large ones.
 //!
 //! Every count of a launch is a sum over its CTAs of what a CTA does once and for each of its
-//! steps, so it is linear in the number of tiles along each of T, O and I, and where a launch cuts
-//! T into chunks, in the number of chunks.
+//! steps, so it is linear in the number of tiles along each of T, O and I that the launch goes
+//! through, and where it cuts T into chunks, in the number of chunks. Compilers unroll ordered sums
+//! by four: chunks count in fours and singly, and tiles are taken in fours alone.
 
 use std::collections::BTreeMap;
 use std::error::Error;
@@ -16,26 +17,37 @@ use super::work::Kernel;
 /// Features and tokens of one step of the fit: the side of a tile of the main product.
 const UNIT: usize = 128;
 
-const TERMS: usize = 11;
+/// Ranks of a tile of the skinny products.
+pub const RANK_TILE: usize = 64;
 
 /// Small layers along all three axes, and ones with so many tokens that a launch has fewer chunks
 /// than tiles of them: (T, I, O).
-pub const FITTED: [[usize; 3]; TERMS] = [
-    [256, 256, 256],
-    [384, 256, 256],
-    [256, 384, 256],
-    [384, 384, 256],
-    [256, 256, 384],
-    [384, 256, 384],
-    [256, 384, 384],
-    [384, 384, 384],
-    [8192, 256, 256],
-    [8192, 384, 256],
-    [8192, 256, 384],
+const FITTED: [[usize; 3]; 12] = [
+    [512, 512, 512],
+    [1024, 512, 512],
+    [512, 1024, 512],
+    [1024, 1024, 512],
+    [512, 512, 1024],
+    [1024, 512, 1024],
+    [512, 1024, 1024],
+    [1024, 1024, 1024],
+    [3584, 1024, 512],
+    [3584, 512, 1024],
+    [4096, 1024, 512],
+    [4096, 512, 1024],
 ];
 
+/// Beside those, for ranks of several tiles, whose launches cut T less: two and three chunks.
+const FITTED_OF_RANK_TILES: [[usize; 3]; 2] = [[512, 2048, 2560], [512, 1536, 4096]];
+
+/// The layers of a fit.
+pub fn fitted(rank: usize) -> Vec<[usize; 3]> {
+    let more: &[_] = if rank > RANK_TILE { &FITTED_OF_RANK_TILES } else { &[] };
+    [&FITTED, more].concat()
+}
+
 /// A larger layer, whose counts must be as predicted: (T, I, O).
-pub const PROOF: [usize; 3] = [2560, 640, 896];
+pub const PROOF: [usize; 3] = [2560, 1536, 1536];
 
 /// What is counted of a launch.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -107,7 +119,7 @@ const SECTOR: u64 = 32;
 pub struct Law {
     pub rank: usize,
     pub norm: Norm,
-    kernels: BTreeMap<Kernel, [[f64; TERMS]; Amounts::LEN]>,
+    kernels: BTreeMap<Kernel, [Vec<f64>; Amounts::LEN]>,
 }
 
 impl Law {
@@ -118,8 +130,8 @@ impl Law {
         norm: Norm,
         done: impl Fn(),
     ) -> Result<Self, Box<dyn Error>> {
-        let mut rows: BTreeMap<Kernel, Vec<([f64; TERMS], Amounts)>> = BTreeMap::new();
-        for [tokens, inputs, outputs] in FITTED {
+        let mut rows: BTreeMap<Kernel, Vec<(Vec<f64>, Amounts)>> = BTreeMap::new();
+        for [tokens, inputs, outputs] in fitted(rank) {
             let case = Case { tokens, inputs, outputs, rank, norm };
             for (kernel, amounts) in counted(device, &case)? {
                 let terms = terms(kernel, &case, device.sm_count())?;
@@ -129,12 +141,13 @@ impl Law {
         }
         let mut kernels = BTreeMap::new();
         for (kernel, rows) in rows {
-            if rows.len() != FITTED.len() {
+            if rows.len() != fitted(rank).len() {
                 return Err(format!("{}: not launched for every layer", kernel.name()).into());
             }
             let fit = |amount: usize| {
-                let rows: Vec<_> = rows.iter().map(|(terms, a)| (*terms, a.0[amount])).collect();
-                solve(&rows)
+                let rows: Vec<_> =
+                    rows.iter().map(|(terms, a)| (terms.clone(), a.0[amount])).collect();
+                solve(rows)
             };
             let fits = std::array::from_fn(fit);
             kernels.insert(kernel, fits);
@@ -148,11 +161,11 @@ impl Law {
         &self,
         [tokens, inputs, outputs]: [usize; 3],
         sm_count: usize,
-    ) -> fused_dora::Result<Vec<(Kernel, Amounts)>> {
+    ) -> Result<Vec<(Kernel, Amounts)>, Box<dyn Error>> {
         let case = Case { tokens, inputs, outputs, rank: self.rank, norm: self.norm };
-        let of_kernel = |(&kernel, fits): (&Kernel, &[[f64; TERMS]; Amounts::LEN])| {
+        let of_kernel = |(&kernel, fits): (&Kernel, &[Vec<f64>; Amounts::LEN])| {
             let terms = terms(kernel, &case, sm_count)?;
-            let dot = |fit: &[f64; TERMS]| fit.iter().zip(terms).map(|(a, b)| a * b).sum();
+            let dot = |fit: &Vec<f64>| fit.iter().zip(&terms).map(|(a, b)| a * b).sum();
             Ok((kernel, Amounts(fits.each_ref().map(dot))))
         };
         self.kernels.iter().map(of_kernel).collect()
@@ -181,60 +194,81 @@ impl Law {
     }
 }
 
-/// The launches of forward and backward, in the kernels' order.
+/// The launches of forward and backward, in the kernels' order; of a plain layer, which has nothing
+/// to train, those of forward and dX.
 fn counted(device: &Device, case: &Case) -> Result<Vec<(Kernel, Amounts)>, Box<dyn Error>> {
     let step = device.step(case, false)?;
+    let plain = case.rank == 0 && case.norm == Norm::None;
     let mut launches = Vec::new();
     for launch in step.forward.iter().chain(&step.backward) {
         let kernel = Kernel::of_entry(&launch.kernel)
             .ok_or_else(|| format!("{}: no such kernel is known", launch.kernel))?;
-        launches.push((kernel, Amounts::of(launch)));
+        if !plain || matches!(kernel, Kernel::Forward | Kernel::BackwardInput) {
+            launches.push((kernel, Amounts::of(launch)));
+        }
     }
     launches.sort_by_key(|launch| launch.0);
     Ok(launches)
 }
 
 /// The products of tiles and chunks that a launch's counts are sums of.
-fn terms(kernel: Kernel, case: &Case, sm_count: usize) -> fused_dora::Result<[f64; TERMS]> {
+fn terms(kernel: Kernel, case: &Case, sm_count: usize) -> Result<Vec<f64>, Box<dyn Error>> {
     let [t, i, o] =
         [case.tokens, case.inputs, case.outputs].map(|extent| extent as f64 / UNIT as f64);
     let spec = case.spec()?;
-    let chunks = match kernel {
-        Kernel::BackwardAdapter => backward_adapter::chunks(&spec, case.tokens, sm_count),
-        Kernel::BackwardInputLoraA => backward_input::chunks(&spec, case.tokens, sm_count),
-        _ => 0,
+    // The sum of each of `left` times each of `right`.
+    let product = |left: &[f64], right: &[f64]| -> Vec<f64> {
+        left.iter().flat_map(|a| right.iter().map(move |b| a * b)).collect()
     };
-    let c = chunks as f64;
-    Ok([1.0, t, i, o, t * i, t * o, i * o, t * i * o, c, c * i, c * o])
+    // What a CTA that sums over chunks does once, for each four, for each of the rest, and if there
+    // is a rest.
+    let sums = |chunks: usize| {
+        let rest = f64::from(!chunks.is_multiple_of(4));
+        [1.0, chunks as f64, (chunks / 4) as f64, rest]
+    };
+    Ok(match kernel {
+        Kernel::Forward | Kernel::BackwardInput => {
+            product(&product(&[1.0, t], &[1.0, o]), &[1.0, i])
+        }
+        Kernel::ForwardLowRank => product(&[1.0, t], &[1.0, i]),
+        Kernel::BackwardAdapter => {
+            let chunks = backward_adapter::chunks(&spec, case.tokens, sm_count);
+            let of_strips = product(&sums(chunks), &[o]);
+            [vec![1.0, t, t * o, chunks as f64], of_strips].concat()
+        }
+        Kernel::BackwardInputLoraA => {
+            let chunks = backward_input::chunks(&spec, case.tokens, sm_count);
+            let of_strips = product(&sums(chunks), &[i]);
+            [vec![1.0, t, t * i], of_strips].concat()
+        }
+        other => return Err(format!("{}: not of forward or backward", other.name()).into()),
+    })
 }
 
 /// The coefficients whose sums of products are the values, by elimination with the largest pivots.
-/// A term that is in no row has none.
-fn solve(rows: &[([f64; TERMS], f64)]) -> [f64; TERMS] {
-    let mut rows = rows.to_vec();
+/// A term that the rows cannot tell from those before it has none.
+fn solve(mut rows: Vec<(Vec<f64>, f64)>) -> Vec<f64> {
+    const NOTHING: f64 = 1e-6;
+    let count = rows.first().map_or(0, |(terms, _)| terms.len());
+    let mut coefficients = vec![0.0; count];
     let mut pivots: Vec<usize> = Vec::new();
-    for column in 0..TERMS {
+    for column in 0..count {
         let from = pivots.len();
-        let size = |row: usize| rows[row].0[column].abs();
-        let Some(pivot) = (from..rows.len()).max_by(|&a, &b| size(a).total_cmp(&size(b))) else {
-            break;
-        };
-        if size(pivot) < 1e-9 {
-            continue;
-        }
+        let size = |row: &usize| rows[*row].0[column].abs();
+        let pivot = (from..rows.len()).max_by(|a, b| size(a).total_cmp(&size(b)));
+        let Some(pivot) = pivot.filter(|row| size(row) > NOTHING) else { continue };
         rows.swap(from, pivot);
-        let (terms, value) = rows[from];
+        let (terms, value) = rows[from].clone();
         for (at, row) in rows.iter_mut().enumerate() {
             let factor = row.0[column] / terms[column];
             if at != from && factor != 0.0 {
-                row.0.iter_mut().zip(terms).for_each(|(a, b)| *a -= factor * b);
+                row.0.iter_mut().zip(&terms).for_each(|(a, b)| *a -= factor * b);
                 row.1 -= factor * value;
             }
         }
         pivots.push(column);
     }
-    let mut coefficients = [0.0; TERMS];
-    for (row, &column) in pivots.iter().enumerate() {
+    for (row, column) in pivots.into_iter().enumerate() {
         coefficients[column] = rows[row].1 / rows[row].0[column];
     }
     coefficients
