@@ -107,7 +107,7 @@ fn collect(options: &Options) -> Result<Evidence, Box<dyn Error>> {
     let device = Device::open()?;
     let (plain, fused) = laws(&device, &options.ranks)?;
     let mut lines = ptxas::lines(&compiled, &dynamic_shared(&device)?)?;
-    lines.extend(code::lines(&codes, &loops));
+    lines.extend(code::lines(&codes, &loops, &counters::ragged(&device)?)?);
     for law in fused.iter().filter(|law| law.rank == counters::RANK) {
         lines.extend(counters::lines(&device, law)?);
     }
@@ -150,8 +150,7 @@ fn compile(nvrtc: &Nvrtc, options: &Options) -> Result<Vec<Compiled>, Box<dyn Er
 fn laws(device: &Device, ranks: &[usize]) -> Result<(Law, Vec<Law>), Box<dyn Error>> {
     let kinds: Vec<_> =
         ranks.iter().flat_map(|&rank| counters::NORMS.map(|norm| (rank, norm))).collect();
-    let ranks = kinds.iter().map(|(rank, _)| *rank).chain([0]);
-    let bar = bar("counting", ranks.map(|rank| scale::fitted(rank).len()).sum())?;
+    let bar = bar("counting", (kinds.len() + 1) * scale::FITTED.len())?;
     let fit = |rank, norm| Law::fit(device, rank, norm, || bar.inc(1));
     let plain = fit(0, Norm::None)?;
     let fused = kinds.iter().map(|&(rank, norm)| fit(rank, norm)).collect::<Result<_, _>>()?;

@@ -15,6 +15,7 @@ use crate::raw::{self, absent_or, present};
 use crate::rows::{MatrixView, MatrixViewMut};
 use crate::spec::{DoraSpec, Element, Norm, check_len};
 use crate::workspace::Workspace;
+use crate::{backward_adapter, backward_input};
 
 /// What becomes of the parameters' gradients (dA, dB, dm and db) that are in their buffers. There
 /// is no default: a wrong one would go unnoticed.
@@ -302,4 +303,13 @@ impl Kernels {
             self.backward_input_raw(stream, spec, prepared, workspace, io)
         }
     }
+}
+
+/// Chunks of T whose partial sums make up dB, db and dm, and those of dA.
+#[doc(hidden)]
+pub fn chunks(spec: &DoraSpec, tokens: usize, sm_count: usize) -> [usize; 2] {
+    [
+        backward_adapter::chunks(spec, tokens, sm_count),
+        backward_input::chunks(spec, tokens, sm_count),
+    ]
 }

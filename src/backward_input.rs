@@ -274,7 +274,6 @@ pub(crate) fn needs(spec: &DoraSpec, tokens: usize, sm_count: usize) -> Needs {
 }
 
 /// Chunks of T that the partial sums of dA come from.
-#[doc(hidden)]
-pub fn chunks(spec: &DoraSpec, tokens: usize, sm_count: usize) -> usize {
+pub(crate) fn chunks(spec: &DoraSpec, tokens: usize, sm_count: usize) -> usize {
     Plan::new(spec, tokens, sm_count).split.count
 }

@@ -86,7 +86,7 @@
 
 pub mod adamw;
 mod adapter;
-mod backward;
+pub mod backward;
 pub mod backward_adapter;
 pub mod backward_input;
 pub mod decompose;

@@ -159,27 +159,29 @@ fn dram_bytes(
         let waves = if kept { 1 } else { (GROUP * columns.div_ceil(TILE)).div_ceil(resident) };
         again(groups) * matrix(inputs, outputs) + again(waves) * matrix(tokens, depth)
     };
-    let reread = match kernel {
-        Kernel::Forward => product(inputs, outputs),
-        Kernel::BackwardInput => product(outputs, inputs),
-        Kernel::ForwardLowRank | Kernel::BackwardInputLoraA => {
-            again(rank_tiles) * matrix(tokens, inputs)
+    let of_ranks = |features: usize| again(rank_tiles) * matrix(tokens, features);
+    let reread = match kernel.name() {
+        "forward" => product(inputs, outputs) + of_ranks(inputs),
+        "backward_input" => product(outputs, inputs),
+        "backward" => {
+            // Norm axis input reads x for dm, and for dA when all of dX is done.
+            let x_again = if law.norm == Norm::Input { matrix(tokens, inputs) } else { 0 };
+            product(outputs, inputs) + of_ranks(outputs) + of_ranks(inputs) + x_again
         }
-        Kernel::BackwardAdapter => again(rank_tiles) * matrix(tokens, outputs),
-        other => return Err(format!("{}: not of forward or backward", other.name())),
+        "forward_low_rank" | "backward_input_lora_a" => of_ranks(inputs),
+        "backward_adapter" => of_ranks(outputs),
+        other => return Err(format!("{other}: not of forward or backward")),
     };
-    // Partial sums: written beyond the outputs, and what another launch reads.
-    let written = compulsory(kernel, &spec, tokens)
-        .iter()
-        .filter(|t| t.written)
-        .map(|t| t.bytes)
-        .sum::<u64>();
-    let handed_on = match kernel {
-        Kernel::ForwardLowRank | Kernel::BackwardAdapter => {
-            intermediate(kernel.op(), &spec, tokens).0
-        }
+    // Partial sums, and what a launch hands on to itself: written beyond the outputs. What it hands
+    // on to another launch is read there.
+    let tensors = compulsory(kernel, &spec, tokens);
+    let outputs = tensors.iter().filter(|tensor| tensor.written).map(|tensor| tensor.bytes);
+    let handed_on = match kernel.name() {
+        "forward_low_rank" => intermediate("forward", &spec, tokens).0,
+        "backward_adapter" => intermediate("backward", &spec, tokens).0,
         _ => 0,
     };
-    let partial = amounts.dram_bytes_written().saturating_sub(written + handed_on);
+    let written = outputs.sum::<u64>() + handed_on;
+    let partial = amounts.dram_bytes_written().saturating_sub(written);
     Ok(amounts.dram_bytes_read() + amounts.dram_bytes_written() + reread + partial)
 }

@@ -1,5 +1,6 @@
 //! What the main loops of forward and dX are made of, and that no kernel touches local memory.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::compile::Compiled;
@@ -8,8 +9,14 @@ use super::nvdisasm::Nvdisasm;
 use super::sass::{Code, Mix, read};
 
 /// The kernels whose main loops are held to limits, on this architecture.
-const KERNELS: [&str; 4] =
-    ["forward_bf16", "forward_f16", "backward_input_bf16", "backward_input_f16"];
+const KERNELS: [&str; 6] = [
+    "forward_bf16",
+    "forward_f16",
+    "backward_bf16",
+    "backward_f16",
+    "backward_input_bf16",
+    "backward_input_f16",
+];
 const ARCHITECTURE: &str = "sm_80";
 
 const LEAST_ALIGNED: f64 = 0.48;
@@ -72,37 +79,41 @@ pub fn loops(codes: &[(String, Code)]) -> Vec<Loop> {
     loops
 }
 
-/// The lines.
-pub fn lines(codes: &[(String, Code)], loops: &[Loop]) -> Vec<Line> {
+/// The lines. `ragged` is how many times the instructions of a whole tile a ragged one executes, by
+/// the kernel's name without its dtype.
+pub fn lines(
+    codes: &[(String, Code)],
+    loops: &[Loop],
+    ragged: &BTreeMap<String, f64>,
+) -> Result<Vec<Line>, String> {
     let group = Group::MachineCode;
     let mut lines = Vec::new();
-    for kernel in KERNELS {
-        let of_kernel: Vec<Mix> = loops
+    let is_there = |kernel: &&str| loops.iter().any(|l| l.kernel == *kernel);
+    for kernel in KERNELS.into_iter().filter(is_there) {
+        let aligned = loops
             .iter()
             .filter(|l| l.kernel == kernel && l.architecture == ARCHITECTURE)
             .map(|l| l.mix)
             // Without asynchronous copies: the path for rows that are not aligned.
-            .filter(|mix| mix.ldgsts > 0)
-            .collect();
-        let aligned = of_kernel.first().copied().unwrap_or_default();
-        let share = |mix: &Mix| mix.hmma_share();
-        let what = format!("{kernel}: HMMA of the aligned loop's instructions");
-        lines.push(Line::new(group, what, share(&aligned), Limit::AtLeast(LEAST_ALIGNED)));
-        let (what, ragged) = match of_kernel.last() {
-            Some(last) if of_kernel.len() > 1 => ("HMMA of the ragged loop's", *last),
-            _ => ("HMMA of the ragged loop's (the aligned one)", aligned),
-        };
-        let what = format!("{kernel}: {what} instructions");
-        lines.push(Line::new(group, what, share(&ragged), Limit::AtLeast(LEAST_RAGGED)));
-        let most = of_kernel.iter().map(Mix::ldsm_per_hmma).fold(0.0, f64::max);
-        let what = format!("{kernel}: LDSM per HMMA");
-        lines.push(Line::new(group, what, most, Limit::AtMost(MOST_LDSM_PER_HMMA)));
-        let what = format!("{kernel}: global accesses of the aligned loop other than of 16 bytes");
+            .find(|mix| mix.ldgsts > 0)
+            .unwrap_or_default();
+        let share = aligned.hmma_share();
+        let what = format!("{kernel}: HMMA of the main loop's instructions");
+        lines.push(Line::new(group, what, share, Limit::AtLeast(LEAST_ALIGNED)));
+        let name = kernel.rsplit_once('_').map_or(kernel, |(name, _dtype)| name);
+        let times =
+            ragged.get(name).ok_or_else(|| format!("{name}: no ragged tile was counted"))?;
+        let what = format!("{kernel}: the same over {times:.3}, the instructions of ragged tiles");
+        lines.push(Line::new(group, what, share / times, Limit::AtLeast(LEAST_RAGGED)));
+        let what = format!("{kernel}: LDSM per HMMA of the main loop");
+        let most = Limit::AtMost(MOST_LDSM_PER_HMMA);
+        lines.push(Line::new(group, what, aligned.ldsm_per_hmma(), most));
+        let what = format!("{kernel}: global accesses of the main loop other than of 16 bytes");
         lines.push(Line::new(group, what, aligned.narrow as f64, Limit::AtMost(0.0)));
     }
     let of_architecture = || codes.iter().filter(|(name, _)| name == ARCHITECTURE);
     let local = of_architecture().map(|(_, code)| code.mix().local).sum::<usize>();
     let what = format!("LDL and STL in all {} kernels", of_architecture().count());
     lines.push(Line::new(group, what, local as f64, Limit::AtMost(0.0)));
-    lines
+    Ok(lines)
 }

@@ -33,10 +33,13 @@ pub fn folder(
     done: impl Fn(usize) + Sync,
 ) -> Result<Vec<Compiled>, Box<dyn Error>> {
     fs::create_dir_all(out)?;
-    let headers: Vec<_> = read_folder(&kernels.join("common"), "cuh")?
-        .into_iter()
-        .map(|(name, text)| (format!("common/{name}"), text))
-        .collect();
+    let mut headers = Vec::new();
+    for entry in fs::read_dir(kernels)?.flatten().filter(|entry| entry.path().is_dir()) {
+        let below = entry.file_name().to_string_lossy().into_owned();
+        let found = read_folder(&entry.path(), "cuh")?.into_iter();
+        headers.extend(found.map(|(name, text)| (format!("{below}/{name}"), text)));
+    }
+    headers.sort();
     let sources = read_folder(kernels, "cu")?;
     let mut jobs = Vec::new();
     for (name, text) in &sources {

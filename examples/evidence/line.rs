@@ -57,16 +57,18 @@ impl Group {
                  the rules of cuda_occupancy.h."
             }
             Self::MachineCode => {
-                "Counted: instructions of the loops, as nvdisasm prints them. Main loops are those \
-                 innermost loops with HMMA that have at least half as many as the one with most. \
-                 The aligned one has the largest share of HMMA; another whose copies are \
-                 asynchronous, too, is the ragged one. Loops without asynchronous copies move rows \
-                 that do not start at 16-byte boundaries, element by element, and have no limit."
+                "Counted: instructions of the loops, as nvdisasm prints them. Of the innermost loops \
+                 with at least half as many HMMA as the one with most, the main loop is that with \
+                 the largest share of them and asynchronous copies; the others finish K, add the \
+                 low-rank product, read dY for the adapter, or move rows that do not start at \
+                 16-byte boundaries. For ragged tiles the share is that of the main loop over the \
+                 instructions that the emulated device executes of as many ragged tiles, whole \
+                 launches against whole launches."
             }
             Self::Counters => {
                 "Counted: what the emulated device executed of the kernels' PTX. DRAM bytes are \
                  sectors that a launch touched, once per launch, so a tensor that two launches of \
-                 an op touch counts twice; they are those of the scaled counts below."
+                 an op touch counts twice. L2 and DRAM bytes are scaled counts (below)."
             }
             Self::Scaling => {
                 "Counted on small layers, fitted as products of the numbers of tiles along T, O \

@@ -25,12 +25,15 @@ const THREADS: u32 = 128;
 /// two for the products with 64×64 accumulators a warp, whose latency three or more stages of
 /// asynchronous copies hide, and for what else is bound by registers; four for products with a
 /// side of ranks alone, and eight for what only streams.
-const DESIGN: [(&str, u32); 17] = [
+const DESIGN: [(&str, u32); 20] = [
     ("prepare", 2),
     ("forward_low_rank", 4),
     ("forward_low_rank_dropout", 4),
     ("forward", 2),
+    ("forward_dropout", 2),
     ("forward_peft_dropout", 2),
+    ("backward", 2),
+    ("backward_dropout", 2),
     ("backward_adapter", 2),
     ("backward_input", 2),
     ("backward_input_dropout", 2),

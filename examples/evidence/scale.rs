@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::error::Error;
 
 use cuda_emulator::MeasuredLaunch;
-use fused_dora::{Norm, backward_adapter, backward_input};
+use fused_dora::{Norm, backward};
 
 use super::layer::{Case, Device};
 use super::work::Kernel;
@@ -17,37 +17,33 @@ use super::work::Kernel;
 /// Features and tokens of one step of the fit: the side of a tile of the main product.
 const UNIT: usize = 128;
 
+/// The launches with the main products: those of a plain layer, which has nothing to train.
+pub const MAIN: [&str; 3] = ["forward", "backward", "backward_input"];
+
 /// Ranks of a tile of the skinny products.
 pub const RANK_TILE: usize = 64;
 
-/// Small layers along all three axes, and ones with so many tokens that a launch has fewer chunks
-/// than tiles of them: (T, I, O).
-const FITTED: [[usize; 3]; 12] = [
-    [512, 512, 512],
-    [1024, 512, 512],
-    [512, 1024, 512],
-    [1024, 1024, 512],
-    [512, 512, 1024],
-    [1024, 512, 1024],
-    [512, 1024, 1024],
-    [1024, 1024, 1024],
-    [3584, 1024, 512],
-    [3584, 512, 1024],
+/// Layers along all three axes: whole groups of tile rows of the main products, and numbers of
+/// chunks of T that do not follow from T. (T, I, O).
+pub const FITTED: [[usize; 3]; 14] = [
+    [2048, 512, 512],
+    [4096, 512, 512],
+    [2048, 1024, 512],
     [4096, 1024, 512],
+    [2048, 512, 1024],
     [4096, 512, 1024],
+    [2048, 1024, 1024],
+    [4096, 1024, 1024],
+    [3072, 512, 512],
+    [3072, 1024, 1024],
+    [2048, 1536, 512],
+    [2048, 2048, 512],
+    [2048, 512, 2048],
+    [2048, 512, 4096],
 ];
 
-/// Beside those, for ranks of several tiles, whose launches cut T less: two and three chunks.
-const FITTED_OF_RANK_TILES: [[usize; 3]; 2] = [[512, 2048, 2560], [512, 1536, 4096]];
-
-/// The layers of a fit.
-pub fn fitted(rank: usize) -> Vec<[usize; 3]> {
-    let more: &[_] = if rank > RANK_TILE { &FITTED_OF_RANK_TILES } else { &[] };
-    [&FITTED, more].concat()
-}
-
 /// A larger layer, whose counts must be as predicted: (T, I, O).
-pub const PROOF: [usize; 3] = [2560, 1536, 1536];
+pub const PROOF: [usize; 3] = [5120, 1280, 1536];
 
 /// What is counted of a launch.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -131,7 +127,7 @@ impl Law {
         done: impl Fn(),
     ) -> Result<Self, Box<dyn Error>> {
         let mut rows: BTreeMap<Kernel, Vec<(Vec<f64>, Amounts)>> = BTreeMap::new();
-        for [tokens, inputs, outputs] in fitted(rank) {
+        for [tokens, inputs, outputs] in FITTED {
             let case = Case { tokens, inputs, outputs, rank, norm };
             for (kernel, amounts) in counted(device, &case)? {
                 let terms = terms(kernel, &case, device.sm_count())?;
@@ -141,7 +137,7 @@ impl Law {
         }
         let mut kernels = BTreeMap::new();
         for (kernel, rows) in rows {
-            if rows.len() != fitted(rank).len() {
+            if rows.len() != FITTED.len() {
                 return Err(format!("{}: not launched for every layer", kernel.name()).into());
             }
             let fit = |amount: usize| {
@@ -203,7 +199,7 @@ fn counted(device: &Device, case: &Case) -> Result<Vec<(Kernel, Amounts)>, Box<d
     for launch in step.forward.iter().chain(&step.backward) {
         let kernel = Kernel::of_entry(&launch.kernel)
             .ok_or_else(|| format!("{}: no such kernel is known", launch.kernel))?;
-        if !plain || matches!(kernel, Kernel::Forward | Kernel::BackwardInput) {
+        if !plain || MAIN.contains(&kernel.name()) {
             launches.push((kernel, Amounts::of(launch)));
         }
     }
@@ -226,22 +222,16 @@ fn terms(kernel: Kernel, case: &Case, sm_count: usize) -> Result<Vec<f64>, Box<d
         let rest = f64::from(!chunks.is_multiple_of(4));
         [1.0, chunks as f64, (chunks / 4) as f64, rest]
     };
-    Ok(match kernel {
-        Kernel::Forward | Kernel::BackwardInput => {
-            product(&product(&[1.0, t], &[1.0, o]), &[1.0, i])
-        }
-        Kernel::ForwardLowRank => product(&[1.0, t], &[1.0, i]),
-        Kernel::BackwardAdapter => {
-            let chunks = backward_adapter::chunks(&spec, case.tokens, sm_count);
-            let of_strips = product(&sums(chunks), &[o]);
-            [vec![1.0, t, t * o, chunks as f64], of_strips].concat()
-        }
-        Kernel::BackwardInputLoraA => {
-            let chunks = backward_input::chunks(&spec, case.tokens, sm_count);
-            let of_strips = product(&sums(chunks), &[i]);
-            [vec![1.0, t, t * i], of_strips].concat()
-        }
-        other => return Err(format!("{}: not of forward or backward", other.name()).into()),
+    let [chunks, chunks_of_a] = backward::chunks(&spec, case.tokens, sm_count);
+    let c = chunks as f64;
+    let of_a = product(&sums(chunks_of_a), &[i]);
+    Ok(match kernel.name() {
+        "forward" | "backward_input" => product(&product(&[1.0, t], &[1.0, o]), &[1.0, i]),
+        "backward" => [vec![1.0, t, o, t * o, t * i, o * i, t * i * o, c, c * o], of_a].concat(),
+        "forward_low_rank" => product(&[1.0, t], &[1.0, i]),
+        "backward_adapter" => [vec![1.0, t, t * o, c], product(&sums(chunks), &[o])].concat(),
+        "backward_input_lora_a" => [vec![1.0, t, t * i], of_a].concat(),
+        other => return Err(format!("{other}: not of forward or backward").into()),
     })
 }
 
