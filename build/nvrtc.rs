@@ -27,8 +27,10 @@ const TOOLKIT_FOLDERS: [&str; 3] = ["lib64", "lib", "targets/x86_64-linux/lib"];
 /// Where NVIDIA's Python wheels keep NVRTC, below `site-packages`.
 pub const WHEEL_FOLDERS: [&str; 2] = ["nvidia/cu13/lib", "nvidia/cuda_nvrtc/lib"];
 
-/// The functions that read a program's log.
+/// The functions that read a program's log, its PTX and its device code: size and bytes.
 const LOG: [&str; 2] = ["nvrtcGetProgramLogSize", "nvrtcGetProgramLog"];
+const PTX: [&str; 2] = ["nvrtcGetPTXSize", "nvrtcGetPTX"];
+const CUBIN: [&str; 2] = ["nvrtcGetCUBINSize", "nvrtcGetCUBIN"];
 
 /// Why NVRTC could not be used.
 #[derive(Debug)]
@@ -68,6 +70,7 @@ pub struct Nvrtc {
 }
 
 /// One translation unit: a source and the headers that it includes by name.
+#[derive(Clone, Copy)]
 pub struct Source<'a> {
     /// Shown in diagnostics and line information.
     pub name: &'a str,
@@ -129,23 +132,33 @@ impl Nvrtc {
     /// Compiles `source` to PTX text. `options` are NVRTC's own, such as
     /// `--gpu-architecture=compute_80`.
     pub fn compile(&self, source: &Source<'_>, options: &[&str]) -> Result<String, NvrtcError> {
-        self.compile_to(source, options, ["nvrtcGetPTXSize", "nvrtcGetPTX"])
+        self.compile_to(source, options, [PTX]).map(|[ptx]| without_nul(&ptx))
     }
 
     /// Compiles `source` and returns what the compiler says, which with
     /// `--gpu-architecture=sm_80` and `--ptxas-options=-v` is what each kernel takes of the device.
     pub fn compile_log(&self, source: &Source<'_>, options: &[&str]) -> Result<String, NvrtcError> {
-        self.compile_to(source, options, LOG)
+        self.compile_to(source, options, [LOG]).map(|[log]| without_nul(&log))
     }
 
-    /// Compiles `source` and reads one of the program's texts, by the functions of its size and of
-    /// its bytes.
-    fn compile_to(
+    /// The same, and the device's own code, for an `--gpu-architecture=sm_80` or another real one.
+    pub fn compile_device(
         &self,
         source: &Source<'_>,
         options: &[&str],
-        output: [&'static str; 2],
-    ) -> Result<String, NvrtcError> {
+    ) -> Result<(String, Vec<u8>), NvrtcError> {
+        self.compile_to(source, options, [LOG, CUBIN])
+            .map(|[log, cubin]| (without_nul(&log), cubin))
+    }
+
+    /// Compiles `source` and reads some of what the program holds, each by the functions of its
+    /// size and of its bytes.
+    fn compile_to<const N: usize>(
+        &self,
+        source: &Source<'_>,
+        options: &[&str],
+        outputs: [[&'static str; 2]; N],
+    ) -> Result<[Vec<u8>; N], NvrtcError> {
         let c_string = |what: &str| {
             CString::new(what).map_err(|_| NvrtcError::Call("input", "holds a NUL byte".into()))
         };
@@ -189,9 +202,15 @@ impl Nvrtc {
             self.check("nvrtcCreateProgram", status)?;
             let status = compile(program, options.len() as c_int, option_pointers.as_ptr());
             let result = if status == 0 {
-                self.output(program, output)
+                let mut read = outputs.map(|_| Vec::new());
+                let mut each = read.iter_mut().zip(outputs);
+                each.try_for_each(|(read, output)| {
+                    *read = self.output(program, output)?;
+                    Ok(())
+                })
+                .map(|()| read)
             } else {
-                match self.output(program, LOG) {
+                match self.output(program, LOG).map(|log| without_nul(&log)) {
                     Ok(log) if !log.trim().is_empty() => Err(NvrtcError::Compile(log)),
                     _ => Err(self.check("nvrtcCompileProgram", status).unwrap_err()),
                 }
@@ -201,27 +220,26 @@ impl Nvrtc {
         }
     }
 
-    /// Reads one of a program's texts: its size first, then its bytes.
+    /// Reads something that a program holds: its size first, then its bytes.
     ///
     /// # Safety
     /// `program` must be live.
     unsafe fn output(
         &self,
         program: Program,
-        [size_name, text_name]: [&'static str; 2],
-    ) -> Result<String, NvrtcError> {
+        [size_name, bytes_name]: [&'static str; 2],
+    ) -> Result<Vec<u8>, NvrtcError> {
         type Size = unsafe extern "C" fn(Program, *mut usize) -> Status;
-        type Text = unsafe extern "C" fn(Program, *mut c_char) -> Status;
+        type Bytes = unsafe extern "C" fn(Program, *mut c_char) -> Status;
         // SAFETY: the signatures are those of nvrtc.h, and the buffer has the size asked for.
         unsafe {
             let size_of: Size = self.symbol(size_name)?;
-            let text_of: Text = self.symbol(text_name)?;
+            let bytes_of: Bytes = self.symbol(bytes_name)?;
             let mut size = 0;
             self.check(size_name, size_of(program, &mut size))?;
             let mut bytes = vec![0_u8; size];
-            self.check(text_name, text_of(program, bytes.as_mut_ptr().cast()))?;
-            bytes.truncate(size.saturating_sub(1));
-            Ok(String::from_utf8_lossy(&bytes).into_owned())
+            self.check(bytes_name, bytes_of(program, bytes.as_mut_ptr().cast()))?;
+            Ok(bytes)
         }
     }
 
@@ -247,6 +265,11 @@ impl Nvrtc {
         };
         Err(NvrtcError::Call(name, message.unwrap_or_else(|_| format!("status {status}"))))
     }
+}
+
+/// NVRTC's text without the NUL that ends it.
+fn without_nul(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes.strip_suffix(&[0]).unwrap_or(bytes)).into_owned()
 }
 
 /// Every library file worth trying, in order.

@@ -351,11 +351,10 @@ __device__ __forceinline__ void finish(const NormGradientParams& p,
     };
     const i64 size = i64(p.padded_rank) * p.padded_rank;
     const float* grams = p.grams + (of_a ? 0 : p.chunks) * size;
-    const float* x[kOutputs];
+    i64 x[kOutputs];
 #pragma unroll
-    for (int i = 0; i < kOutputs; ++i) {
-        x[i] = side.data + side.at(min(feature(i), side.features - 1), 0);
-    }
+    for (int i = 0; i < kOutputs; ++i) x[i] = side.at(min(feature(i), side.features - 1), 0);
+    const float* row = side.data;
     float low_rank[kOutputs] = {};
     for (int l0 = 0; l0 < p.rank; l0 += kDepth) {
         const int depth = min(kDepth, p.rank - l0);
@@ -368,9 +367,9 @@ __device__ __forceinline__ void finish(const NormGradientParams& p,
         for (int l = 0; l < depth; ++l) {
 #pragma unroll
             for (int i = 0; i < kOutputs; ++i) {
-                low_rank[i] = fmaf(*x[i], g[l][rank(i)], low_rank[i]);
-                x[i] += side.rank_stride;
+                low_rank[i] = fmaf(row[x[i]], g[l][rank(i)], low_rank[i]);
             }
+            row += side.rank_stride;
         }
     }
     float* grad = of_a ? p.grad_lora_a : p.grad_lora_b;

@@ -31,7 +31,7 @@ pub struct Resources {
 }
 
 /// The options of the build script, but for a device's own code, and for a report.
-fn options(architecture: &str) -> [String; 3] {
+pub fn options(architecture: &str) -> [String; 3] {
     let architecture = format!("--gpu-architecture={architecture}");
     [architecture, "--std=c++17".to_owned(), "--ptxas-options=-v".to_owned()]
 }
@@ -88,7 +88,7 @@ pub fn of_folder(
 }
 
 /// The files of one extension as `(name, text)`, in name order.
-fn read_folder(folder: &Path, extension: &str) -> io::Result<Vec<(String, String)>> {
+pub fn read_folder(folder: &Path, extension: &str) -> io::Result<Vec<(String, String)>> {
     let mut files = Vec::new();
     for entry in fs::read_dir(folder)? {
         let path = entry?.path();

@@ -1,8 +1,11 @@
-//! The project's commands: `cargo xtask nvrtc`, `demo`, `profile`, `test`, `gpu-report`, `mutate`.
+//! The project's commands: `cargo xtask nvrtc`, `demo`, `profile`, `evidence`, `test`, `gpu-report`
+//! and `mutate`.
 
 mod gpu_report;
+mod nvdisasm;
 mod nvrtc;
 mod steps;
+mod wheel;
 
 use std::process::ExitCode;
 
@@ -17,6 +20,10 @@ The project's commands:
   cargo xtask profile [--out DIR] [ARGUMENTS…]
       Count what every launch does on the emulated device, and model what bounds it on GPUs:
       tables, and JSON and pictures in target/profile. Arguments go to examples/profile.rs.
+  cargo xtask evidence [--write FILE] [ARGUMENTS…]
+      Check what the kernels are held to without a GPU: spills and occupancy, machine code, counts
+      and modelled bounds, a line each; fails where one does. JSON and Markdown in target/evidence;
+      --write puts the tables into a document. Arguments go to examples/evidence.rs.
   cargo xtask test [--nvrtc-matrix]
       Formatting, lints and all tests. With --nvrtc-matrix also a build without NVRTC, and the
       tests with the kernels that NVRTC 12 and NVRTC 13 compile.
@@ -27,7 +34,8 @@ The project's commands:
       All mutants of the kernels, of which the tests take a sample: every barrier, predicate and
       initialisation is dropped in turn, and someone must notice.
 
-Environment: FUSED_DORA_NVRTC names an NVRTC library, or its folder, to be used instead.
+Environment: FUSED_DORA_NVRTC names an NVRTC library, or its folder, to be used instead, and
+FUSED_DORA_NVDISASM an nvdisasm.
 ";
 
 /// Why a command stopped: the exit code, and what to print.
@@ -58,6 +66,7 @@ fn main() -> ExitCode {
         },
         ["demo", "--", rest @ ..] | ["demo", rest @ ..] => steps::demo(rest),
         ["profile", "--", rest @ ..] | ["profile", rest @ ..] => steps::profile(rest),
+        ["evidence", "--", rest @ ..] | ["evidence", rest @ ..] => steps::evidence(rest),
         ["test"] => steps::test(false),
         ["test", "--nvrtc-matrix"] => steps::test(true),
         ["gpu-report"] => gpu_report::gpu_report(),

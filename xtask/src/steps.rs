@@ -8,6 +8,7 @@ use std::process::{Command, Stdio};
 use std::time::Instant;
 
 use crate::Failure;
+use crate::nvdisasm;
 use crate::nvrtc::{self, ENV_LIBRARY};
 
 /// Whether the emulated device looks for uninitialised reads and races.
@@ -36,6 +37,15 @@ pub(crate) fn profile(arguments: &[&str]) -> Result<(), Failure> {
     run("the profile", &mut profile)
 }
 
+/// Fetches what is missing and checks what the kernels are held to.
+pub(crate) fn evidence(arguments: &[&str]) -> Result<(), Failure> {
+    nvrtc::provide(None)?;
+    nvdisasm::provide()?;
+    let mut evidence = cargo(&["run", "--release", "--example", "evidence", "--"]);
+    evidence.args(arguments);
+    run("the evidence", &mut evidence)
+}
+
 /// Fetches what is missing and runs every mutant of the kernels.
 pub(crate) fn mutate() -> Result<(), Failure> {
     nvrtc::provide(None)?;
@@ -49,6 +59,7 @@ pub(crate) fn mutate() -> Result<(), Failure> {
 pub(crate) fn test(matrix: bool) -> Result<(), Failure> {
     let start = Instant::now();
     step("NVRTC", || nvrtc::provide(None))?;
+    step("nvdisasm", nvdisasm::provide)?;
     step("formatting", || run("cargo fmt", &mut cargo(&["fmt", "--all", "--check"])))?;
     step("lints", || {
         let lints = ["clippy", "--workspace", "--all-targets", "--", "--deny", "warnings"];

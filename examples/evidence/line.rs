@@ -1,0 +1,127 @@
+//! The lines of the evidence: what was counted, and the limit that it must keep.
+
+use serde::{Deserialize, Serialize};
+
+/// What a number is held to.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Limit {
+    AtMost(f64),
+    AtLeast(f64),
+    /// Shown for comparison.
+    None,
+}
+
+/// One number, and whether it keeps its limit.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Line {
+    pub group: Group,
+    /// What is counted.
+    pub what: String,
+    pub value: f64,
+    pub limit: Limit,
+    pub holds: bool,
+}
+
+/// Where the numbers come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Group {
+    Resources,
+    MachineCode,
+    Counters,
+    Scaling,
+    Bounds,
+}
+
+impl Group {
+    pub const ALL: [Self; 5] =
+        [Self::Resources, Self::MachineCode, Self::Counters, Self::Scaling, Self::Bounds];
+
+    pub const fn title(self) -> &'static str {
+        match self {
+            Self::Resources => "Registers, spills and occupancy",
+            Self::MachineCode => "Machine code of the main loops",
+            Self::Counters => "Counts of a step",
+            Self::Scaling => "Counts scale",
+            Self::Bounds => "Modelled bounds",
+        }
+    }
+
+    /// Where the numbers come from.
+    pub const fn source(self) -> &'static str {
+        match self {
+            Self::Resources => {
+                "Counted: what ptxas reports of every kernel of every dtype, compiled by NVRTC for \
+                 each architecture, and the blocks of 128 threads that a multiprocessor holds by \
+                 the rules of cuda_occupancy.h."
+            }
+            Self::MachineCode => {
+                "Counted: instructions of the loops, as nvdisasm prints them. Of the innermost loops \
+                 with at least half as many HMMA as the one with most, the main loop is that with \
+                 the largest share of them and asynchronous copies; the others finish K, add the \
+                 low-rank product, read dY for the adapter, or move rows that do not start at \
+                 16-byte boundaries. For ragged tiles the share is that of the main loop over the \
+                 instructions that the emulated device executes of as many ragged tiles, whole \
+                 launches against whole launches."
+            }
+            Self::Counters => {
+                "Counted: what the emulated device executed of the kernels' PTX. DRAM bytes are \
+                 sectors that a launch touched, once per launch, so a tensor that two launches of \
+                 an op touch counts twice. L2 and DRAM bytes are scaled counts (below)."
+            }
+            Self::Scaling => {
+                "Counted on small layers, fitted as products of the numbers of tiles along T, O \
+                 and I and of chunks of T, and compared with the count of a larger layer: the \
+                 largest relative error over all launches and counters."
+            }
+            Self::Bounds => {
+                "Modelled, not measured: for each launch the largest of tensor, issue, shared \
+                 memory, L2, DRAM and launch time from the scaled counts and published peak rates, \
+                 summed over the launches of forward and backward; over that of the same kernels \
+                 without adapter and norm (forward and dX). DRAM is taken to reread W for each \
+                 group of 8 rows of tiles, x (or dY) for each wave of CTAs where a group's rows \
+                 exceed half of the L2 cache and for each further tile of ranks, and all partial \
+                 sums."
+            }
+        }
+    }
+}
+
+impl Line {
+    pub fn new(group: Group, what: impl Into<String>, value: f64, limit: Limit) -> Self {
+        let holds = match limit {
+            Limit::AtMost(most) => value <= most,
+            Limit::AtLeast(least) => value >= least,
+            Limit::None => true,
+        };
+        Self { group, what: what.into(), value, limit, holds }
+    }
+
+    /// The number as it is printed.
+    pub fn shown(&self) -> String {
+        number(self.value)
+    }
+
+    /// The limit as it is printed.
+    pub fn limit_shown(&self) -> String {
+        match self.limit {
+            Limit::AtMost(most) => format!("≤ {}", number(most)),
+            Limit::AtLeast(least) => format!("≥ {}", number(least)),
+            Limit::None => String::new(),
+        }
+    }
+
+    pub fn verdict(&self) -> &'static str {
+        match (self.limit, self.holds) {
+            (Limit::None, _) => "",
+            (_, true) => "ok",
+            (_, false) => "FAILS",
+        }
+    }
+}
+
+/// As many decimals as tell a number from its limit.
+fn number(value: f64) -> String {
+    if value == value.trunc() { format!("{value}") } else { format!("{value:.4}") }
+}
