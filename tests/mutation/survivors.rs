@@ -32,7 +32,7 @@ pub const SURVIVORS: &[Survivor] = &[
         ),
     ),
     survivor(
-        "backward_adapter.cu",
+        "backward/adapter.cuh",
         "needs_recomputed_z",
         ["fabsf(gain) < kTinyGain", "true"],
         0,
@@ -41,14 +41,14 @@ pub const SURVIVORS: &[Survivor] = &[
         ),
     ),
     survivor(
-        "backward_adapter.cu",
+        "backward/adapter.cuh",
         "recomputed_sum",
         ["lane == 0", "true"],
         0,
         Why::Equivalent(SAME_IN_LANES),
     ),
     survivor(
-        "backward_adapter.cu",
+        "backward/adapter.cuh",
         "adapter_partials",
         ["blockIdx.z == 0", "true"],
         2,
@@ -57,7 +57,7 @@ pub const SURVIVORS: &[Survivor] = &[
         ),
     ),
     survivor(
-        "backward_input.cu",
+        "backward/input.cuh",
         "magnitude_gradient",
         ["Mma::lane() < 4", "true"],
         0,

@@ -50,7 +50,7 @@ pub fn trials<E: Element>(seed: u64) -> Vec<Trial> {
     all
 }
 
-const LAYER: &[&str] = &["prepare.cu", "forward.cu", "backward_adapter.cu", "backward_input.cu"];
+const LAYER: &[&str] = &["prepare.cu", "forward.cu", "backward.cu"];
 
 /// Prepare, forward and backward.
 fn layers<E: Element>(random: &mut StdRng) -> Vec<Trial> {
