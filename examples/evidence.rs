@@ -43,6 +43,8 @@ mod resources;
 mod sass;
 #[path = "evidence/scale.rs"]
 mod scale;
+#[path = "report/splice.rs"]
+mod splice;
 #[path = "evidence/table.rs"]
 mod table;
 #[allow(dead_code, reason = "the profile uses the rest")]
@@ -192,11 +194,7 @@ fn write(options: &Options, evidence: &Evidence) -> Result<bool, Box<dyn Error>>
         println!("{}", path.display());
     }
     if let Some(path) = &options.write {
-        let document = fs::read_to_string(path)
-            .map_err(|error| format!("--write {}: {error}", path.display()))?;
-        let document = table::spliced(&document, &markdown)
-            .map_err(|error| format!("--write {}: {error}", path.display()))?;
-        fs::write(path, document).map_err(|error| cannot(path, error))?;
+        splice::into_file(path, "evidence", &markdown)?;
         println!("{}", path.display());
     }
     Ok(evidence.lines.iter().all(|line| line.holds))

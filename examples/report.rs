@@ -11,10 +11,12 @@ mod plot;
 #[allow(dead_code, reason = "the benches use the rest")]
 #[path = "../benches/common/record.rs"]
 mod record;
+#[path = "report/splice.rs"]
+mod splice;
 
 use std::error::Error;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use lexopt::prelude::*;
@@ -29,6 +31,8 @@ Usage: report [OPTIONS]
 
   --from DIR   where the benches left their results (target/bench)
   --out DIR    where the report goes, with the results and the machine's description (--from)
+  --write FILE put the comparison of the largest layer into a document, between its lines
+               `<!-- benches -->` and `<!-- /benches -->`
   --help       print this
 
 Of the emulated device there are counts, and no pictures of times. Exit codes: 0 done, 1 no report
@@ -36,8 +40,8 @@ could be made, 2 bad arguments.
 ";
 
 fn main() -> ExitCode {
-    let [from, out] = match folders() {
-        Ok(Some(folders)) => folders,
+    let options = match Options::from_arguments() {
+        Ok(Some(options)) => options,
         Ok(None) => {
             print!("{USAGE}");
             return ExitCode::SUCCESS;
@@ -47,7 +51,7 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    match report(&from, &out) {
+    match report(&options) {
         Ok(paths) => {
             paths.iter().for_each(|path| println!("{}", path.display()));
             ExitCode::SUCCESS
@@ -59,24 +63,35 @@ fn main() -> ExitCode {
     }
 }
 
-/// Where results come from, and where the report goes; `None` if help was asked for.
-fn folders() -> Result<Option<[PathBuf; 2]>, lexopt::Error> {
-    let (mut from, mut out) = (record::folder(), None);
-    let mut parser = lexopt::Parser::from_env();
-    while let Some(argument) = parser.next()? {
-        match argument {
-            Long("from") => from = parser.value()?.into(),
-            Long("out") => out = Some(parser.value()?.into()),
-            Long("help") | Short('h') => return Ok(None),
-            other => return Err(other.unexpected()),
+/// Where results come from, and where the report goes.
+struct Options {
+    from: PathBuf,
+    out: PathBuf,
+    write: Option<PathBuf>,
+}
+
+impl Options {
+    /// `None` if help was asked for.
+    fn from_arguments() -> Result<Option<Self>, lexopt::Error> {
+        let (mut from, mut out, mut write) = (record::folder(), None, None);
+        let mut parser = lexopt::Parser::from_env();
+        while let Some(argument) = parser.next()? {
+            match argument {
+                Long("from") => from = parser.value()?.into(),
+                Long("out") => out = Some(parser.value()?.into()),
+                Long("write") => write = Some(parser.value()?.into()),
+                Long("help") | Short('h') => return Ok(None),
+                other => return Err(other.unexpected()),
+            }
         }
+        let out = out.unwrap_or_else(|| from.clone());
+        Ok(Some(Self { from, out, write }))
     }
-    let out = out.unwrap_or_else(|| from.clone());
-    Ok(Some([from, out]))
 }
 
 /// Writes the report, and returns the paths of its files.
-fn report(from: &Path, out: &Path) -> Result<Vec<PathBuf>, Box<dyn Error>> {
+fn report(options: &Options) -> Result<Vec<PathBuf>, Box<dyn Error>> {
+    let Options { from, out, write } = options;
     let results = Results::read_all(from)?;
     let first = results.first().ok_or_else(|| {
         format!("{} has no results of a bench: run `cargo bench` first", from.display())
@@ -108,5 +123,9 @@ fn report(from: &Path, out: &Path) -> Result<Vec<PathBuf>, Box<dyn Error>> {
         paths.push(path);
     }
     paths.extend(pictures.into_iter().map(|picture| out.join(picture.file)));
+    if let Some(document) = write {
+        splice::into_file(document, "benches", &markdown::largest(&results)?)?;
+        paths.push(document.clone());
+    }
     Ok(paths)
 }

@@ -24,14 +24,14 @@ __device__ __forceinline__ void backward(const BackwardParams& p, unsigned char*
     const int rows_per_group = kGroupTokens / p.chunk, chunks = ceil_div(p.tokens, p.chunk);
     const TileOrder order(ceil_div(p.tokens, kTileM), p.input_tiles, chunks, rows_per_group,
                           p.adapter_tiles);
-    const Board board(p.board);
+    const Board board(p.board, chunks);
     const int strips = ceil_div(p.out_features, Adapter<T>::kStrip);
     const bool alone = p.adapter_tiles == 0;
     const auto tile = order.at(alone ? blockIdx.x : draw(board, reinterpret_cast<u32*>(shared)));
     const int ranks = alone ? 1 : p.adapter_tiles / strips;
     // P and G of tokens [begin, end): an event for each chunk of them.
     const auto wait = [&](int begin, int end) {
-        if (!alone) await(board, begin / p.chunk, ceil_div(min(end, p.tokens), p.chunk), ranks);
+        if (!alone) await(board, begin / p.chunk, ceil_div(end, p.chunk), ranks);
     };
     if (tile.kind == TileOrder::Tile::kSmall) {
         const int chunk = tile.group * rows_per_group + tile.index / p.adapter_tiles;
@@ -50,7 +50,7 @@ __device__ __forceinline__ void backward(const BackwardParams& p, unsigned char*
         wait(at.chunk * p.lora_a_chunk, (at.chunk + 1) * p.lora_a_chunk);
         lora_a_tile<DROPOUT, T>(p, shared, at);
     }
-    if (!alone) leave(board, chunks, reinterpret_cast<u32*>(shared));
+    if (!alone) leave(board, reinterpret_cast<u32*>(shared));
 }
 
 // Mirrored in src/backward.rs; a test compares them.

@@ -255,7 +255,7 @@ __device__ __forceinline__ void forward(const ForwardParams& p, unsigned char* s
     const TileOrder order(ceil_div(p.tokens, Gemm::kTileM), ceil_div(p.out_features, Gemm::kTileN),
                           ceil_div(p.tokens, LowRank<T>::kTileM), kRowsPerGroup,
                           p.low_rank_tiles);
-    const Board board(p.board);
+    const Board board(p.board, order.groups);
     const bool alone = p.low_rank_tiles == 0;
     const auto tile = order.at(alone ? blockIdx.x : draw(board, reinterpret_cast<u32*>(shared)));
     if (tile.kind == TileOrder::Tile::kSmall) {
@@ -274,7 +274,7 @@ __device__ __forceinline__ void forward(const ForwardParams& p, unsigned char* s
             output_tile<T>(p, shared, m0, n0, [&] { wait_if(!alone && !p.xs); });
         }
     }
-    if (!alone) leave(board, order.groups, reinterpret_cast<u32*>(shared));
+    if (!alone) leave(board, reinterpret_cast<u32*>(shared));
 }
 
 // ---- entry points -----------------------------------------------------------------------------

@@ -336,7 +336,7 @@ impl<E: Element> DoraLinear<E> {
         })
     }
 
-    /// y of the base layer with the active adapter: two launches, and one more where the adapter's
+    /// y of the base layer with the active adapter: one launch, and one more where the adapter's
     /// parameters changed since it was used last.
     ///
     /// # Errors
@@ -367,8 +367,8 @@ impl<E: Element> DoraLinear<E> {
         kernels.forward(stream, &adapter.spec, &adapter.prepared, workspace, io)
     }
 
-    /// The gradients of x and of the active adapter, into the adapter's buffer: at most three
-    /// launches. For [`NormGrad::Exact`], call [`DoraLinear::finish_gradients`] once the
+    /// The gradients of x and of the active adapter, into the adapter's buffer: one launch.
+    /// For [`NormGrad::Exact`], call [`DoraLinear::finish_gradients`] once the
     /// micro-batches of a step are through.
     ///
     /// # Errors

@@ -263,7 +263,7 @@ fn wrong_dtype() {
 
 #[test]
 fn small_workspace() {
-    const MANY: usize = 50 * TOKENS;
+    const MANY: usize = 1000 * TOKENS;
     let mut layer = Layer::new(Norm::Input);
     layer.prepare().expect("a magnitude");
     layer.x = layer.resize(MANY * INPUTS);

@@ -83,6 +83,10 @@ fn run(arguments: &[&str]) -> Output {
 /// `cargo xtask evidence`.
 #[test]
 fn all_lines_hold() {
+    if std::env::var_os("CUDA_EMULATOR_SEED").is_some() {
+        println!("counts are those of one schedule: CUDA_EMULATOR_SEED must be unset");
+        return;
+    }
     assert!(Kernels::are_built(), "run `cargo xtask nvrtc`, then build again");
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("evidence");
     std::fs::create_dir_all(&folder).unwrap();

@@ -295,6 +295,10 @@ fn run(arguments: &[&str]) -> Output {
 
 #[test]
 fn the_command_writes_tables_json_and_pictures() {
+    if std::env::var_os("CUDA_EMULATOR_SEED").is_some() {
+        println!("counts are those of one schedule: CUDA_EMULATOR_SEED must be unset");
+        return;
+    }
     assert!(Kernels::are_built(), "run `cargo xtask nvrtc`, then build again");
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("profile");
     let out = folder.to_str().unwrap();

@@ -147,7 +147,8 @@ fn a_barrier_that_a_warp_never_reaches() {
 #[test]
 fn a_loop_without_end() {
     let config = Config { watchdog: 1 << 20, ..Config::default() };
-    for body in ["again: bra again;", "again: bar.sync 0; bra again;"] {
+    let asleep = "again: nanosleep.u32 100; bra again;";
+    for body in ["again: bra again;", "again: bar.sync 0; bra again;", asleep] {
         let bench = Bench::load(&kernel(body), config);
         let fault = bench.fault("k", 1, 64, &[Arg::U64(0)]);
         assert_eq!(fault.kind, FaultKind::Timeout, "{body}");

@@ -6,9 +6,6 @@ use super::bounds::Ratio;
 use super::line::{Group, Line};
 use super::report::Evidence;
 
-/// Where a document holds the tables.
-pub const MARKS: [&str; 2] = ["<!-- evidence -->", "<!-- /evidence -->"];
-
 const COMMAND: &str = "cargo xtask evidence";
 
 /// For a terminal.
@@ -120,16 +117,4 @@ fn by_layer(ratios: &[Ratio]) -> Vec<(String, Vec<&Ratio>)> {
         }
     }
     layers
-}
-
-/// A document with the tables between its marks.
-///
-/// # Errors
-/// Where it has no marks.
-pub fn spliced(document: &str, tables: &str) -> Result<String, String> {
-    let [begin, end] = MARKS;
-    let (before, rest) =
-        document.split_once(begin).ok_or_else(|| format!("it has no line `{begin}`"))?;
-    let (_, after) = rest.split_once(end).ok_or_else(|| format!("it has no line `{end}`"))?;
-    Ok(format!("{before}{begin}\n{tables}{end}{after}"))
 }

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use super::machine::Machine;
 use super::plot::Picture;
-use super::record::{ALONE, Counts, FUSED, Peaks, Record, Results};
+use super::record::{ALONE, Counts, FUSED, MICRO_BATCH, Peaks, Record, Results};
 
 /// What times are.
 const OF_TIMES: &str = "\
@@ -44,16 +44,40 @@ pub fn report(machine: &Machine, results: &[Results], pictures: &[Picture]) -> S
     text
 }
 
-/// One bench: the op by itself, then each phase that was compared.
-fn bench(text: &mut String, results: &Results) {
-    let _ = write!(text, "\n## {}\n\n", results.bench);
+/// A micro-batch of the largest 16-bit layer that was compared, on both norm axes and without one.
+///
+/// # Errors
+/// Where the bench `layer` has not run.
+pub fn largest(results: &[Results]) -> Result<String, String> {
+    let layer = results.iter().find(|results| results.bench == "layer");
+    let layer = layer.ok_or("no results of `cargo bench --bench layer`")?;
+    let size = |r: &Record| r.tokens * r.in_features * r.out_features;
+    let compared = |r: &&Record| r.phase == MICRO_BATCH && r.dtype == "bf16";
+    let most = layer.records.iter().filter(compared).map(size).max().unwrap_or(0);
+    let of_largest = |r: &&Record| compared(r) && size(r) == most;
+    let records: Vec<_> = layer.records.iter().filter(of_largest).cloned().collect();
+    let mut text = if layer.emulated { OF_COUNTS } else { OF_TIMES }.to_owned();
+    text += "\n";
+    comparisons(&mut text, layer, groups(&records));
+    Ok(text)
+}
+
+/// Records of the same layer in the same phase, together.
+fn groups(records: &[Record]) -> Vec<Vec<&Record>> {
     let mut groups: Vec<Vec<&Record>> = Vec::new();
-    for record in &results.records {
+    for record in records {
         match groups.iter_mut().find(|group| group[0].compares_with(record)) {
             Some(group) => group.push(record),
             None => groups.push(vec![record]),
         }
     }
+    groups
+}
+
+/// One bench: the op by itself, then each phase that was compared.
+fn bench(text: &mut String, results: &Results) {
+    let _ = write!(text, "\n## {}\n\n", results.bench);
+    let groups = groups(&results.records);
     let is_compared = |group: &Vec<&Record>| group[0].phase != ALONE;
     let (compared, alone): (Vec<_>, Vec<_>) = groups.into_iter().partition(is_compared);
     let alone: Vec<&Record> = alone.concat();
@@ -67,6 +91,11 @@ fn bench(text: &mut String, results: &Results) {
             table(text, &heads, alone.iter().map(|record| times(record, peaks)).collect());
         }
     }
+    comparisons(text, results, compared);
+}
+
+/// The fused layer beside what it replaces, a table for each group.
+fn comparisons(text: &mut String, results: &Results, compared: Vec<Vec<&Record>>) {
     if let (Some(products), false) = (&results.products, compared.is_empty()) {
         let _ = writeln!(text, "Against layers of separate ops, with products of {products}:\n");
     }

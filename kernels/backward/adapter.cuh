@@ -184,7 +184,7 @@ template <typename T>
 __device__ __forceinline__ void magnitude_sum(const BackwardParams& p, int o0, int begin, int end,
                                               unsigned char* shared, ColumnSums& sums) {
     const int col = o0 + threadIdx.x;
-    const bool owns_column = threadIdx.x < Adapter<T>::kStrip && col < p.out_features;
+    const bool owns_column = col < p.out_features;
     const float gain = owns_column ? p.output_gain[col] : 1.0f;
     bool* recompute = reinterpret_cast<bool*>(shared + sizeof(float) * kThreads);
     recompute[threadIdx.x] =

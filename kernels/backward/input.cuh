@@ -97,7 +97,7 @@ __device__ __forceinline__ void input_tile(const BackwardParams& p, unsigned cha
             const Vector<T> inputs = load_chunk(p.aligned, x, m0 + row, col);
 #pragma unroll
             for (int e = 0; e < kVector<T>; ++e) {
-                if (m0 + row < p.tokens) sums[e] = fmaf(to_float(inputs.values[e]), d[e], sums[e]);
+                sums[e] = fmaf(to_float(inputs.values[e]), d[e], sums[e]);
             }
         }
         if (p.grad_input) {

@@ -45,7 +45,7 @@ __device__ __forceinline__ void lora_a_tile(const BackwardParams& p, unsigned ch
         [&](int step, int stage) {
             unsigned char* memory = shared + stage * Shape::kStageBytes;
             const int t0 = begin + step * Shape::kTileK;
-            copy_tile_async(p.aligned, typename Mma::TileA(memory), left, t0, m0);
+            copy_tile_async<true>(typename Mma::TileA(memory), left, t0, m0);
             const typename Mma::TileB tile_x(memory + Mma::TileA::kBytes);
             if constexpr (DROPOUT) {
                 copy_tile_dropped(p.aligned, tile_x, right, p.dropout, t0, n0);

@@ -15,9 +15,10 @@ struct Board {
     u32* next;   // the next number
     u32* left;   // CTAs that are done
     u32* ready;  // per event, such as a group's: small tiles that are done
+    int events;
 
-    __device__ __forceinline__ explicit Board(u32* counters)
-        : next(counters), left(counters + 1), ready(counters + 2) {}
+    __device__ __forceinline__ Board(u32* counters, int events)
+        : next(counters), left(counters + 1), ready(counters + 2), events(events) {}
 };
 
 // This CTA's number. `word` is one of shared memory, which nothing else uses meanwhile.
@@ -36,20 +37,24 @@ __device__ __forceinline__ void announce(const Board& board, int event) {
     if (threadIdx.x == 0) atomicAdd(board.ready + event, 1);
 }
 
-// Waits until `expected` small tiles of each event in [first, end) are done, and sees what they
-// wrote.
+// Waits until `expected` small tiles of each event in [first, end) that there is are done, and sees
+// what they wrote.
 __device__ __forceinline__ void await(const Board& board, int first, int end, u32 expected) {
     if (threadIdx.x == 0) {
-        for (int event = first; event < end; ++event) wait_until(board.ready + event, expected);
+        for (int event = first; event < end; ++event) {
+            if (event < board.events) wait_until(board.ready + event, expected);
+        }
     }
     __syncthreads();
 }
 
 // This CTA is done. The last one clears the board. `flag` is one word of shared memory.
-__device__ __forceinline__ void leave(const Board& board, int events, u32* flag) {
+__device__ __forceinline__ void leave(const Board& board, u32* flag) {
     if (!arrive_last(board.left, gridDim.x, flag)) return;
     if (threadIdx.x == 0) *board.next = 0;
-    for (int event = threadIdx.x; event < events; event += kThreads) board.ready[event] = 0;
+    for (int event = threadIdx.x; event < board.events; event += kThreads) {
+        board.ready[event] = 0;
+    }
 }
 
 struct TileOrder {
@@ -70,7 +75,7 @@ struct TileOrder {
     __device__ __forceinline__ TileOrder(int tiles_m, int tiles_n, int small_rows,
                                          int rows_per_group, int small_cols)
         : tiles_m(tiles_m), tiles_n(tiles_n), groups(ceil_div(tiles_m, kGroup)) {
-        small = min(rows_per_group, small_rows) * small_cols;
+        small = groups > 1 ? rows_per_group * small_cols : 0;
         small_last = small_rows * small_cols - (groups - 1) * small;
     }
 
@@ -87,14 +92,14 @@ struct TileOrder {
         // Then rounds of a group's main tiles behind the next one's small ones; all but the last two
         // are of one size.
         const int round = small + kGroup * tiles_n;
-        const int whole = max(0, groups - 2);
-        int group = min(number / round, whole);
-        number -= group * round;
-        for (; group < groups; ++group) {
-            if (number < small_of(group + 1)) return {Tile::kSmall, group + 1, number};
-            number -= small_of(group + 1);
-            if (number < main_rows(group) * tiles_n) return {Tile::kMain, group, number};
-            number -= main_rows(group) * tiles_n;
+        const int skipped = groups > 2 ? min(number / round, groups - 2) : 0;
+        number -= skipped * round;
+        for (int group = skipped; group < groups; ++group) {
+            const int next = small_of(group + 1), mains = main_rows(group) * tiles_n;
+            if (number < next) return {Tile::kSmall, group + 1, number};
+            number -= next;
+            if (number < mains) return {Tile::kMain, group, number};
+            number -= mains;
         }
         return {Tile::kBeyond, 0, number};
     }

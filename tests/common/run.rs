@@ -20,6 +20,7 @@ pub struct Runner {
     offset: usize,
     gap: usize,
     dropout: Option<Dropout>,
+    repeats: usize,
 }
 
 impl Runner {
@@ -31,7 +32,7 @@ impl Runner {
     /// Takes kernels that are loaded.
     pub fn with_kernels(kernels: &Arc<Kernels>) -> Self {
         let (stream, kernels) = (kernels.context().default_stream(), kernels.clone());
-        Self { stream, kernels, offset: 0, gap: 0, dropout: None }
+        Self { stream, kernels, offset: 0, gap: 0, dropout: None, repeats: 0 }
     }
 
     /// The same, with every tensor `offset` elements into its allocation, so that none starts at a
@@ -51,6 +52,11 @@ impl Runner {
         Self { dropout: Some(dropout), ..self }
     }
 
+    /// The same after so many other micro-batches on one workspace.
+    pub fn with_repeats(self, repeats: usize) -> Self {
+        Self { repeats, ..self }
+    }
+
     /// Prepares the case's adapter, runs one forward, one backward and, where the case's gradients
     /// flow through the norm, `norm_gradient` in `dtype`, and returns the six results in the order
     /// of [`Results::NAMES`](fused_dora::reference::Results::NAMES).
@@ -66,6 +72,9 @@ impl Runner {
 
     fn run_as<E: Element>(&self, case: &Case) -> Result<[Vec<f32>; 6]> {
         let mut layer = Layer::<E>::new(self, case)?;
+        for _ in 0..self.repeats {
+            layer.micro_batch(case, Gradients::Overwrite)?;
+        }
         let [y, dx] = layer.micro_batch(case, Gradients::Overwrite)?;
         if layer.spec.norm_grad() == NormGrad::Exact {
             layer.norm_gradient()?;

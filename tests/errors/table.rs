@@ -452,7 +452,7 @@ fn order(table: &mut Table) {
         [linear.backward(), linear.unmerge()],
     );
     let mut layer = table.prepared(Norm::Input);
-    const MANY: usize = 50 * TOKENS;
+    const MANY: usize = 1000 * TOKENS;
     layer.x = layer.resize(MANY * INPUTS);
     layer.y = layer.resize(MANY * OUTPUTS);
     layer.h = layer.resize(MANY * layer.spec.padded_rank());

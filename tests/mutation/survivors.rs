@@ -9,6 +9,12 @@ const SKIPS: &str = "It skips products with zeros, or into accumulators that not
 const SAME_IN_LANES: &str =
     "After the butterfly every lane has the same sum, and they all store it.";
 
+/// Of waits by one thread of several.
+const ALL_WAIT: &str = "All threads wait then, behind the barrier or before it.";
+
+/// Of addresses of copies that copy nothing.
+const NOTHING_READ: &str = "Of a chunk outside no byte is read, wherever its address points.";
+
 const fn survivor(
     file: &'static str,
     scope: &'static str,
@@ -49,19 +55,41 @@ pub const SURVIVORS: &[Survivor] = &[
     ),
     survivor(
         "backward/adapter.cuh",
-        "adapter_partials",
-        ["blockIdx.z == 0", "true"],
-        2,
+        "of_column",
+        ["threadIdx.x < Tile::kCols", "true"],
+        0,
+        Why::Equivalent("Threads beyond the strip own no column: nothing takes their sums."),
+    ),
+    survivor(
+        "backward/adapter.cuh",
+        "adapter_tile",
+        ["p.aligned", "true"],
+        0,
         Why::Equivalent(
-            "The other CTAs own no column: they find nothing to recompute, and write nothing.",
+            "What `prepare` packs has rows of 32 bytes and more, and `Prepared` starts at multiples of \
+             256: raw addresses alone may lie elsewhere.",
         ),
+    ),
+    survivor(
+        "backward/adapter.cuh",
+        "adapter_tile",
+        ["at.rank == 0", "true"],
+        1,
+        Why::Equivalent("The other tiles of ranks have sums of zero, which nothing takes."),
     ),
     survivor(
         "backward/input.cuh",
         "magnitude_gradient",
-        ["Mma::lane() < 4", "true"],
+        ["Mma::lane() < Output::kLanesPerRow", "true"],
         0,
         Why::Equivalent(SAME_IN_LANES),
+    ),
+    survivor(
+        "common/gemm.cuh",
+        "accumulate",
+        ["whole >= kStages", "false"],
+        0,
+        Why::Equivalent("The loop for all shapes computes the same, and takes longer."),
     ),
     survivor(
         "common/mma.cuh",
@@ -130,25 +158,39 @@ pub const SURVIVORS: &[Survivor] = &[
         ),
     ),
     survivor(
-        "common/pipeline.cuh",
-        "run",
+        "common/gemm.cuh",
+        "accumulate",
         ["step >= main_steps", "false"],
         1,
         Why::Equivalent(SKIPS),
     ),
     survivor(
-        "common/pipeline.cuh",
-        "run",
+        "common/gemm.cuh",
+        "accumulate",
         ["Mma::warp_m() * Mma::kWarpM < rows", "true"],
         0,
         Why::Equivalent(SKIPS),
     ),
     survivor(
-        "common/pipeline.cuh",
-        "run",
+        "common/gemm.cuh",
+        "accumulate",
         ["Mma::warp_n() * Mma::kWarpN < cols", "true"],
         0,
         Why::Equivalent(SKIPS),
+    ),
+    survivor(
+        "common/order.cuh",
+        "await",
+        ["threadIdx.x == 0", "true"],
+        0,
+        Why::Equivalent(ALL_WAIT),
+    ),
+    survivor(
+        "common/reduce.cuh",
+        "wait",
+        ["threadIdx.x == 0", "true"],
+        0,
+        Why::Equivalent(ALL_WAIT),
     ),
     survivor(
         "common/reduce.cuh",
@@ -166,6 +208,20 @@ pub const SURVIVORS: &[Survivor] = &[
         ],
         0,
         Why::Equivalent("Tiles beyond the matrix are zeros, and add nothing to the moments."),
+    ),
+    survivor(
+        "common/tile.cuh",
+        "copy_tile_async",
+        ["min(row, source.rows - 1)", "(row)"],
+        0,
+        Why::Equivalent(NOTHING_READ),
+    ),
+    survivor(
+        "common/tile.cuh",
+        "copy_tile_async",
+        ["min(col, source.cols - kVector<T>)", "(col)"],
+        0,
+        Why::Equivalent(NOTHING_READ),
     ),
     survivor(
         "common/tile.cuh",

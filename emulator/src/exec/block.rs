@@ -59,6 +59,8 @@ pub(crate) struct Block {
 pub(crate) enum Turn {
     Done,
     More,
+    /// There is more, once what all of its warps wait for has happened.
+    Asleep,
 }
 
 impl Block {
@@ -148,7 +150,7 @@ impl Block {
                     asleep += 1;
                     let ready = self.states.iter().filter(|&&state| state == State::Ready);
                     if asleep >= ready.count() {
-                        break;
+                        return Ok(Turn::Asleep);
                     }
                     continue;
                 }

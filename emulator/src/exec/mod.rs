@@ -48,6 +48,7 @@ pub(crate) use watch::{RegisterClass, Watch, WatchedInstruction, WatchedRead};
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use self::block::{Block, Turn};
 use self::context::Context;
@@ -64,6 +65,9 @@ use crate::module::Function;
 const BLOCK_QUANTUM: u64 = 1 << 21;
 /// The same where all blocks of the grid are resident and may wait for each other.
 const COOPERATIVE_QUANTUM: u64 = 1 << 17;
+
+/// How long a thread of the host rests whose blocks all wait.
+const NAP: Duration = Duration::from_micros(20);
 
 /// Runs a launch to its end; the counts are those of its kernel.
 pub(crate) fn launch(
@@ -204,7 +208,7 @@ fn worker(
     let mut spare = Vec::new();
     let quantum = if cooperative { COOPERATIVE_QUANTUM } else { BLOCK_QUANTUM };
     let most = if cooperative { usize::MAX } else { 64 };
-    let mut start = true;
+    let (mut start, mut asleep) = (true, 0);
     while !context.stop.load(Ordering::Relaxed) {
         while start && running.len() < most {
             let turn = next.fetch_add(1, Ordering::Relaxed);
@@ -222,9 +226,14 @@ fn worker(
                 start = true;
                 spare.push(block);
             }
-            Ok(Turn::More) => {
+            Ok(turn @ (Turn::More | Turn::Asleep)) => {
                 start = true;
                 running.push_back(block);
+                asleep = if matches!(turn, Turn::Asleep) { asleep + 1 } else { 0 };
+                if asleep > running.len() {
+                    // What all of them wait for is a block of another thread.
+                    std::thread::sleep(NAP);
+                }
             }
             Err(fault) => {
                 context.stop.store(true, Ordering::Relaxed);

@@ -14,6 +14,8 @@ use crate::fault::FaultKind;
 
 /// Instructions that a part runs before it gives way to the others of its warp.
 const PART_QUANTUM: u32 = 4096;
+/// Instructions that the watchdog takes a sleep for.
+const SLEEP: u64 = 256;
 
 /// Threads of a warp at one place.
 #[derive(Clone, Copy, Debug)]
@@ -368,6 +370,7 @@ impl Warp {
                     return Ok((quantum - left, None));
                 }
                 Next::Sleep => {
+                    self.ran += SLEEP;
                     pc += 1;
                     machine.leave(pc);
                     let part = &mut self.parts[at];

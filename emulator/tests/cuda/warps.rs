@@ -248,6 +248,36 @@ fn a_barrier_of_the_grid() {
     });
 }
 
+/// Blocks that draw numbers, each of which waits for the one before it, and in which one warp waits
+/// while the others are at a barrier.
+#[test]
+fn blocks_that_wait_for_others() {
+    let source = r#"
+        __device__ unsigned drawn, done;
+        extern "C" __global__ void k(int* x) {
+            __shared__ unsigned number;
+            if (threadIdx.x == 0) {
+                number = atomicAdd(&drawn, 1);
+                unsigned before;
+                do {
+                    asm volatile("ld.acquire.gpu.u32 %0, [%1];" : "=r"(before) : "l"(&done));
+                    if (before < number) __nanosleep(100);
+                } while (before < number);
+            }
+            __syncthreads();
+            x[threadIdx.x] = x[threadIdx.x] * 3 + number;
+            __threadfence();
+            __syncthreads();
+            if (threadIdx.x == 0) atomicAdd(&done, 1);
+        }"#;
+    each(source, |bench| {
+        let x = bench.upload(&[0_i32; 96]);
+        bench.launch("k", 9, 96, &[Arg::U64(x)]);
+        let expected = (0..9).fold(0, |sum, number| sum * 3 + number);
+        assert_eq!(bench.download::<i32>(x, 96), [expected; 96]);
+    });
+}
+
 #[test]
 fn clocks() {
     let source = r#"
