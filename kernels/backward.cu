@@ -53,7 +53,7 @@ __device__ __forceinline__ void backward(const BackwardParams& p, unsigned char*
     if (!alone) leave(board, reinterpret_cast<u32*>(shared));
 }
 
-// Mirrored in src/backward.rs; a test compares them.
+// Mirrored in src/backward/plan.rs; a test compares them.
 extern "C" __constant__ int backward_geometry[] = {
     Adapter<bf16>::kStrip,   Adapter<float>::kStrip, Adapter<bf16>::kTokens, kRankTile, kRing,
     InputGemm<bf16>::kTileM, InputGemm<bf16>::kTileN, TileOrder::kGroup,     LoraA<bf16>::kTileM,

@@ -58,9 +58,9 @@ struct LowRank {
 // One tile of x, times g, rounded stochastically, into shared memory and (where `xs` is not null)
 // into xs.
 template <typename T, typename TILE>
-__device__ __forceinline__ void scale_tile(bool aligned, TILE tile, const Matrix<T>& x, const float* gain,
-                                           u64 seed, const Dropout* dropout, T* xs, int row0,
-                                           int col0) {
+__device__ __forceinline__ void scale_tile(bool aligned, TILE tile, const Matrix<T>& x,
+                                           const float* gain, u64 seed, const Dropout* dropout,
+                                           T* xs, int row0, int col0) {
     for_each_chunk<true, TILE>([&](int r, int c) {
         const int row = row0 + r, col = col0 + c * kVector<T>;
         Vector<T> chunk = load_chunk(aligned, x, row, col);
@@ -79,8 +79,9 @@ __device__ __forceinline__ void scale_tile(bool aligned, TILE tile, const Matrix
 // One tile of xd = x∘M into shared memory, and (where `xs` is not null) into xs, with u = x − xd
 // into `rest`.
 template <typename T, typename TILE>
-__device__ __forceinline__ void split_tile(bool aligned, TILE tile, const Matrix<T>& x, const Dropout& dropout,
-                                           T* xs, T* rest, int row0, int col0) {
+__device__ __forceinline__ void split_tile(bool aligned, TILE tile, const Matrix<T>& x,
+                                           const Dropout& dropout, T* xs, T* rest, int row0,
+                                           int col0) {
     for_each_chunk<true, TILE>([&](int r, int c) {
         const int row = row0 + r, col = col0 + c * kVector<T>;
         const Vector<T> chunk = load_chunk(aligned, x, row, col);
@@ -118,8 +119,8 @@ __device__ __forceinline__ void low_rank(const ForwardParams& p, unsigned char* 
             const typename Mma::TileB tile_a(memory + Mma::TileA::kBytes);
             const int k0 = step * Shape::kTileK;
             if (p.gain && p.gain_on_input) {
-                scale_tile(p.aligned, tile_x, x, p.gain, p.seed, DROPOUT ? &p.dropout : nullptr, xs,
-                                    m0, k0);
+                scale_tile(p.aligned, tile_x, x, p.gain, p.seed,
+                           DROPOUT ? &p.dropout : nullptr, xs, m0, k0);
             } else if constexpr (DROPOUT) {
                 split_tile(p.aligned, tile_x, x, p.dropout, xs, static_cast<T*>(p.rest), m0, k0);
             } else {
@@ -138,8 +139,7 @@ __device__ __forceinline__ void low_rank(const ForwardParams& p, unsigned char* 
 #pragma unroll
         for (int j = 0; j < Mma::kCols; j += 2) {
             store_pair(p.aligned, static_cast<T*>(p.h), p.tokens, p.padded_rank, p.padded_rank,
-                                m0 + Mma::row(i), n0 + Mma::col(j), mma.at(i, j),
-                                mma.at(i, j + 1));
+                       m0 + Mma::row(i), n0 + Mma::col(j), mma.at(i, j), mma.at(i, j + 1));
         }
     }
 }
@@ -196,8 +196,8 @@ __device__ __forceinline__ void output_tile(const ForwardParams& p, unsigned cha
         for (int e = 0; e < kVector<T>; ++e) {
             y.values[e] = from_float<T>(fmaf(columns.gain[e], z[e], columns.bias[e]));
         }
-        store_chunk(p.aligned, static_cast<T*>(p.y), p.tokens, p.out_features, p.y_stride, m0 + row,
-                             col, y);
+        store_chunk(p.aligned, static_cast<T*>(p.y), p.tokens, p.out_features, p.y_stride,
+                    m0 + row, col, y);
     });
 }
 
@@ -216,7 +216,7 @@ __device__ __forceinline__ void output_tile_peft(const ForwardParams& p, unsigne
     };
     Mma mma;
     mma.clear();
-    #pragma unroll 1  // one copy of the main loop
+#pragma unroll 1  // one copy of the main loop
     for (int pass = 0; pass < 2; ++pass) {
         Gemm::accumulate(p.aligned, mma, shared, products, pass, m0, n0, [] {});
         T* const to = static_cast<T*>(pass == 0 ? p.z : p.y);

@@ -87,8 +87,7 @@ struct Elementwise {
 
     // The rows of one tile from token t0 to `end`.
     __device__ __forceinline__ void add(const BackwardParams& p, Tile grad, int t0, int end) {
-        const auto y =
-            Matrix<T>::strided(p.output, end, p.out_features, p.output_stride);
+        const auto y = Matrix<T>::strided(p.output, end, p.out_features, p.output_stride);
         for_each_chunk<true, Tile>([&](int r, int c) {
             const auto dy = *reinterpret_cast<const Vector<T>*>(grad.chunk(r, c));
             if (!p.output_gain) {
@@ -105,7 +104,7 @@ struct Elementwise {
                 scaled.values[e] = from_float<T>(v * gain[e]);
             }
             store_chunk(p.aligned, static_cast<T*>(p.scaled_grad), end, p.out_features,
-                                 p.out_features, t0 + r, col, scaled);
+                        p.out_features, t0 + r, col, scaled);
         });
     }
 

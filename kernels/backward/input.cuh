@@ -105,7 +105,7 @@ __device__ __forceinline__ void input_tile(const BackwardParams& p, unsigned cha
 #pragma unroll
             for (int e = 0; e < kVector<T>; ++e) out.values[e] = from_float<T>(gain[e] * d[e]);
             store_chunk(p.aligned, static_cast<T*>(p.grad_input), p.tokens, p.in_features,
-                                 p.grad_input_stride, m0 + row, col, out);
+                        p.grad_input_stride, m0 + row, col, out);
         }
     });
     if (p.input_gain) magnitude_gradient<T>(p, sums, m0, n0, shared);

@@ -8,7 +8,6 @@ template <typename T>
 struct Product {
     Matrix<T> a, b;
 
-    __device__ __forceinline__ static Product none() { return {{}, {}}; }
     __device__ __forceinline__ static Product select(bool first, const Product& x,
                                                      const Product& y) {
         return {Matrix<T>::select(first, x.a, y.a), Matrix<T>::select(first, x.b, y.b)};
