@@ -78,14 +78,14 @@ pub struct Ops<E> {
 
 /// Launches a kernel of this dtype, of so many CTAs.
 macro_rules! launch {
-    ($ops:expr, $name:literal, $grid:expr, $($argument:expr),+) => {{
+    ($ops:expr, $name:expr, $grid:expr, $($argument:expr),+) => {{
         let grid: [usize; 2] = $grid;
         let config = LaunchConfig {
             grid_dim: (grid[0] as u32, grid[1] as u32, 1),
             block_dim: (THREADS as u32, 1, 1),
             shared_mem_bytes: 0,
         };
-        let function = $ops.functions.get($name).ok_or(concat!("no kernel ", $name))?;
+        let function = $ops.functions.get($name).ok_or_else(|| format!("no kernel {}", $name))?;
         // SAFETY: the arguments are those that elementwise.cu declares; every address is of a
         // matrix of this `Ops`, whose shape the caller has checked, and the stream orders the uses.
         unsafe { $ops.stream.launch_builder(function)$(.arg(&$argument))+.launch(config) }?;
@@ -308,47 +308,38 @@ impl<E: Element> Ops<E> {
 
     /// The sum of each row.
     pub fn sum_rows(&self, a: Matrix<E>, out: Matrix<f32>) -> Outcome {
-        same(&[[1, a.rows], out.shape()])?;
-        Self::tiles(a.rows, a.cols)?;
-        let (grid, [rows, cols]) = ([a.rows.div_ceil(WARPS), 1], a.shape().map(|n| n as i32));
-        launch!(self, "sum_rows", grid, a.pointer, out.pointer, rows, cols)
+        self.reduce_rows("sum_rows", a, out)
     }
 
     /// The Euclidean norm of each row.
     pub fn norm_rows(&self, a: Matrix<E>, out: Matrix<f32>) -> Outcome {
+        self.reduce_rows("norm_rows", a, out)
+    }
+
+    fn reduce_rows(&self, kernel: &str, a: Matrix<E>, out: Matrix<f32>) -> Outcome {
         same(&[[1, a.rows], out.shape()])?;
         Self::tiles(a.rows, a.cols)?;
         let (grid, [rows, cols]) = ([a.rows.div_ceil(WARPS), 1], a.shape().map(|n| n as i32));
-        launch!(self, "norm_rows", grid, a.pointer, out.pointer, rows, cols)
+        launch!(self, kernel, grid, a.pointer, out.pointer, rows, cols)
     }
 
     /// The sum of each column.
     pub fn sum_columns(&self, a: Matrix<E>, out: Matrix<f32>) -> Outcome {
-        let (grid, chunk) = self.chunks(&a, &out)?;
-        let ([rows, cols], chunk) = (a.shape().map(|n| n as i32), chunk as i32);
-        let scratch = [self.partials.pointer, self.counters.pointer];
-        launch!(
-            self,
-            "sum_columns",
-            grid,
-            a.pointer,
-            out.pointer,
-            scratch[0],
-            scratch[1],
-            rows,
-            cols,
-            chunk
-        )
+        self.reduce_columns("sum_columns", a, out)
     }
 
     /// The Euclidean norm of each column.
     pub fn norm_columns(&self, a: Matrix<E>, out: Matrix<f32>) -> Outcome {
+        self.reduce_columns("norm_columns", a, out)
+    }
+
+    fn reduce_columns(&self, kernel: &str, a: Matrix<E>, out: Matrix<f32>) -> Outcome {
         let (grid, chunk) = self.chunks(&a, &out)?;
         let ([rows, cols], chunk) = (a.shape().map(|n| n as i32), chunk as i32);
         let scratch = [self.partials.pointer, self.counters.pointer];
         launch!(
             self,
-            "norm_columns",
+            kernel,
             grid,
             a.pointer,
             out.pointer,

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
 use super::nvrtc::{Nvrtc, Source};
-use super::resources::{self, Resources, read_folder, read_log};
+use super::resources::{self, Resources, read_folder, read_headers, read_log};
 
 /// What a kernel file that has entry points per dtype makes them with.
 const ENTRIES: &str = "FUSED_DORA_ENTRIES(";
@@ -37,13 +37,7 @@ pub fn folder(
     done: impl Fn(usize) + Sync,
 ) -> Result<Vec<Compiled>, Box<dyn Error>> {
     fs::create_dir_all(out)?;
-    let mut headers = Vec::new();
-    for entry in fs::read_dir(kernels)?.flatten().filter(|entry| entry.path().is_dir()) {
-        let below = entry.file_name().to_string_lossy().into_owned();
-        let found = read_folder(&entry.path(), "cuh")?.into_iter();
-        headers.extend(found.map(|(name, text)| (format!("{below}/{name}"), text)));
-    }
-    headers.sort();
+    let headers = read_headers(kernels)?;
     let sources = read_folder(kernels, "cu")?;
     let mut jobs = Vec::new();
     for (name, text) in &sources {

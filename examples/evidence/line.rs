@@ -52,8 +52,9 @@ impl Group {
     pub const fn source(self) -> &'static str {
         match self {
             Self::Resources => {
-                "Counted: what ptxas reports of every kernel of every dtype, compiled by NVRTC for \
-                 each architecture, and the blocks of 128 threads that a multiprocessor holds by \
+                "Counted: what ptxas reports of every kernel, compiled by NVRTC for \
+                 each architecture (in f16, whose code is that of bf16 but for the kind of its \
+                 instructions, for sm_80 alone), and the blocks of 128 threads that a multiprocessor holds by \
                  the rules of cuda_occupancy.h."
             }
             Self::MachineCode => {

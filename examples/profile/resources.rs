@@ -56,11 +56,7 @@ pub fn of_folder(
     done: impl Fn(usize) + Sync,
 ) -> Result<Vec<Resources>, Box<dyn Error>> {
     let sources = read_folder(folder, "cu")?;
-    let mut headers = Vec::new();
-    for below in HEADER_FOLDERS {
-        let found = read_folder(&folder.join(below), "cuh")?.into_iter();
-        headers.extend(found.map(|(name, text)| (format!("{below}/{name}"), text)));
-    }
+    let headers = read_headers(folder)?;
     let jobs: Vec<_> = architectures
         .iter()
         .flat_map(|architecture| sources.iter().map(move |source| (*architecture, source)))
@@ -85,6 +81,16 @@ pub fn of_folder(
     let place = |name: &str| architectures.iter().position(|known| *known == name);
     resources.sort_by_cached_key(|r| (r.kernel.clone(), place(&r.architecture)));
     Ok(resources)
+}
+
+/// The headers below the kernels' folder, by their names as `#include` has them.
+pub fn read_headers(kernels: &Path) -> io::Result<Vec<(String, String)>> {
+    let mut headers = Vec::new();
+    for below in HEADER_FOLDERS {
+        let found = read_folder(&kernels.join(below), "cuh")?.into_iter();
+        headers.extend(found.map(|(name, text)| (format!("{below}/{name}"), text)));
+    }
+    Ok(headers)
 }
 
 /// The files of one extension as `(name, text)`, in name order.

@@ -146,8 +146,8 @@ struct MainGemm {
     // returned. Ends with a barrier: the shared memory may then be reused.
     template <typename PRODUCTS, typename WAIT>
     __device__ __forceinline__ static void accumulate(bool aligned, Mma& mma,
-                                                      unsigned char* shared, PRODUCTS products, int pass, int m0,
-                                                      int n0, WAIT wait) {
+                                                      unsigned char* shared, PRODUCTS products,
+                                                      int pass, int m0, int n0, WAIT wait) {
         int first = 0, thread = threadIdx.x;
         // Addresses are made where they are needed, not kept in registers through the loops.
         const auto forget_addresses = [&] {
