@@ -52,10 +52,10 @@ impl Group {
     pub const fn source(self) -> &'static str {
         match self {
             Self::Resources => {
-                "Counted: what ptxas reports of every kernel, compiled by NVRTC for \
-                 each architecture (in f16, whose code is that of bf16 but for the kind of its \
-                 instructions, for sm_80 alone), and the blocks of 128 threads that a multiprocessor holds by \
-                 the rules of cuda_occupancy.h."
+                "Counted: what ptxas reports of every kernel, compiled by NVRTC for each architecture \
+                 (in f16, whose code is that of bf16 but for the kind of its instructions, for \
+                 sm_80 alone), and the blocks of 128 threads that a multiprocessor holds by the \
+                 rules of cuda_occupancy.h."
             }
             Self::MachineCode => {
                 "Counted: instructions of the loops, as nvdisasm prints them. Of the innermost loops \
