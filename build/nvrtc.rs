@@ -15,7 +15,7 @@ use libloading::Library;
 pub const ENV_LIBRARY: &str = "FUSED_DORA_NVRTC";
 
 /// The folders below `kernels` that hold headers.
-pub const HEADER_FOLDERS: [&str; 2] = ["backward", "common"];
+pub const HEADER_FOLDERS: [&str; 3] = ["backward", "common", "forward"];
 
 /// File names by which an NVRTC may go, newest first.
 const LIBRARY_NAMES: [&str; 4] =

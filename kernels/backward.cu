@@ -2,7 +2,7 @@
 //
 //   adapter.cuh   P = dY·(sB) or dY·(g∘sB);  dB = s·(g∘)dYᵀH;  db = Σ_t dY
 //                 axis output: G = dY∘g rounded to T, else dY;  dm = (Σ_t dY∘z)/c
-//   input.cuh     D = G·W + P·A;  dX = D∘g (axis input) or D
+//   input*.cuh    D = G·W + P·A;  dX = D∘g (axis input) or D
 //                 axis input: dm = (Σ_t x∘D)/c
 //   lora_a.cuh    dA = Pᵀx, ∘g over its columns (axis input)
 //
@@ -10,17 +10,19 @@
 // T; dA [r,I], dB [O,r], dm [I] or [O], db [O] f32; R = rank padded to 16. dX is written with `=`;
 // the parameters' gradients with `=`, or with `+=` where `accumulate` is set. Rows of dY, y, x and
 // dX may lie further apart than they are long.
-// Launch: grid: tiles of dY (a chunk of tokens and a strip of features each), of dX (128×128), and
-// of dA (64×64 and a chunk of tokens each), in the order of order.cuh; block 128.
+// Launch: grid: tiles of dY (a chunk of tokens and a strip of features each), of dX (input.cuh:
+// 128×128 or 64×128; input_small.cuh for up to 64 tokens: 64 features and a chunk of O), and of dA
+// (64×64 and a chunk of tokens each), in the order of order.cuh; block 128.
 // Formulas: chain rule on forward.cu with c constant: DoRA (arXiv:2402.09353) §4.3.
 
 #include "backward/adapter.cuh"
 #include "backward/input.cuh"
+#include "backward/input_small.cuh"
 #include "backward/lora_a.cuh"
 
-template <bool DROPOUT, typename T>
+template <bool DROPOUT, typename T, typename INPUT>
 __device__ __forceinline__ void backward(const BackwardParams& p, unsigned char* shared) {
-    constexpr int kTileM = InputGemm<T>::kTileM, kGroupTokens = TileOrder::kGroup * kTileM;
+    constexpr int kTileM = INPUT::kTileM, kGroupTokens = TileOrder::kGroup * kTileM;
     const int rows_per_group = kGroupTokens / p.chunk, chunks = ceil_div(p.tokens, p.chunk);
     const TileOrder order(ceil_div(p.tokens, kTileM), p.input_tiles, chunks, rows_per_group,
                           p.adapter_tiles);
@@ -39,12 +41,9 @@ __device__ __forceinline__ void backward(const BackwardParams& p, unsigned char*
         const AdapterTile at{within % strips, strips, chunk, chunks, within / strips, ranks};
         adapter_tile<T>(p, board, shared, at);
     } else if (tile.kind == TileOrder::Tile::kMain) {
-        const int m0 = order.main_m(tile) * kTileM, n0 = order.main_n(tile) * InputGemm<T>::kTileN;
-        const bool first = DROPOUT || p.scales_grad();  // or for P alone, which is needed last
-        if (first) wait(m0, m0 + kTileM);
-        input_tile<DROPOUT, T>(p, shared, m0, n0, [&] {
-            if (!first) wait(m0, m0 + kTileM);
-        });
+        const int row = order.main_m(tile);
+        INPUT::run(p, shared, row, order.main_n(tile),
+                   [&] { wait(row * kTileM, (row + 1) * kTileM); });
     } else {
         const LoraATile at(p, ceil_div(p.in_features, LoraA<T>::kTileN), tile.index);
         wait(at.chunk * p.lora_a_chunk, (at.chunk + 1) * p.lora_a_chunk);
@@ -53,22 +52,38 @@ __device__ __forceinline__ void backward(const BackwardParams& p, unsigned char*
     if (!alone) leave(board, reinterpret_cast<u32*>(shared));
 }
 
-// Mirrored in src/backward/plan.rs; a test compares them.
+// Mirrored in src/backward/plan.rs and src/tiles.rs; a test compares them.
 extern "C" __constant__ int backward_geometry[] = {
-    Adapter<bf16>::kStrip,   Adapter<float>::kStrip, Adapter<bf16>::kTokens, kRankTile, kRing,
-    InputGemm<bf16>::kTileM, InputGemm<bf16>::kTileN, TileOrder::kGroup,     LoraA<bf16>::kTileM,
-    LoraA<bf16>::kTileN,     kThreads,                sizeof(BackwardParams)};
+    Adapter<bf16>::kStrip,
+    Adapter<float>::kStrip,
+    Adapter<bf16>::kTokens,
+    kRankTile,
+    kRing,
+    InputTile<bf16, 128, false>::kTileM,
+    InputTile<bf16, 128, false>::kTileN,
+    InputTileSmall<bf16>::Gemm::kTileM,
+    InputTileSmall<bf16>::Gemm::kTileN,
+    InputTileSmall<bf16>::Sum::kFloats,
+    TileOrder::kGroup,
+    LoraA<bf16>::kTileM,
+    LoraA<bf16>::kTileN,
+    kThreads,
+    sizeof(BackwardParams)};
 
-#define FUSED_DORA_BACKWARD_ENTRY(NAME, DROPOUT, T)                                             \
+#define FUSED_DORA_BACKWARD_ENTRY(NAME, DROPOUT, T, ...)                                        \
     extern "C" __global__ void __launch_bounds__(kThreads)                                      \
         backward_##NAME(const __grid_constant__ BackwardParams p) {                             \
-        __shared__ __align__(128) unsigned char shared[InputGemm<T>::kSharedBytes];             \
-        static_assert(Adapter<T>::kSharedBytes <= InputGemm<T>::kSharedBytes, "it has room");   \
-        backward<DROPOUT, T>(p, shared);                                                        \
+        using Input = __VA_ARGS__;                                                              \
+        constexpr int kBytes = larger(Input::kSharedBytes, Adapter<T>::kSharedBytes);           \
+        static_assert(LoraA<T>::kSharedBytes <= kBytes, "it has room");                         \
+        __shared__ __align__(128) unsigned char shared[kBytes];                                 \
+        backward<DROPOUT, T, Input>(p, shared);                                                 \
     }
 
 #define FUSED_DORA_BACKWARD(NAME, T)                                                            \
-    FUSED_DORA_BACKWARD_ENTRY(NAME, false, T)                                                   \
-    FUSED_DORA_BACKWARD_ENTRY(dropout_##NAME, true, T)
+    FUSED_DORA_BACKWARD_ENTRY(NAME, false, T, InputTile<T, 128, false>)                         \
+    FUSED_DORA_BACKWARD_ENTRY(medium_##NAME, false, T, InputTile<T, 64, false>)                 \
+    FUSED_DORA_BACKWARD_ENTRY(small_##NAME, false, T, InputTileSmall<T>)                        \
+    FUSED_DORA_BACKWARD_ENTRY(dropout_##NAME, true, T, InputTile<T, 128, true>)
 
 FUSED_DORA_ENTRIES(FUSED_DORA_BACKWARD)

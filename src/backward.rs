@@ -12,7 +12,7 @@ use cudarc::driver::{
 use crate::dropout::Dropout;
 use crate::error::{During, Error, Result};
 use crate::forward::check_z;
-use crate::kernels::{Entry, Kernels};
+use crate::kernels::Kernels;
 use crate::prepare::{Prepared, check_magnitude_len, optional};
 use crate::raw::{self, WorkspaceSize, absent_or, present};
 use crate::rows::{MatrixView, MatrixViewMut};
@@ -344,9 +344,8 @@ impl Kernels {
             return Ok(());
         }
         let params = plan.params(spec, prepared, &scratch, io, peft);
-        let entry = entry(io.dropout.as_ref());
         // SAFETY: the struct is the kernel's; the caller vouches for the addresses.
-        unsafe { self.launch(stream, entry, spec.dtype(), grid, &params) }
+        unsafe { self.launch(stream, plan.entry(), spec.dtype(), grid, &params) }
     }
 
     /// The tiles, within the device's limits and the workspace.
@@ -358,16 +357,9 @@ impl Kernels {
         dropout: Option<&Dropout>,
         wanted: Wanted,
     ) -> Result<Plan> {
-        let plan = Plan::new(spec, tokens, self.sm_count());
+        let plan = Plan::new(spec, tokens, self.tiling(), dropout.is_some());
         workspace.check(plan.needs(), tokens)?;
-        self.check_grid(entry(dropout), spec.dtype(), plan.grid(spec, tokens, wanted))?;
+        self.check_grid(plan.entry(), spec.dtype(), plan.grid(spec, tokens, wanted))?;
         Ok(plan)
-    }
-}
-
-fn entry(dropout: Option<&Dropout>) -> Entry {
-    match dropout {
-        None => Entry::Backward,
-        Some(_) => Entry::BackwardDropout,
     }
 }

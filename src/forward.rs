@@ -1,71 +1,25 @@
 //! `forward`: the adapted linear layer in one launch (kernels/forward.cu).
 
+mod plan;
+
 use std::sync::Arc;
 
-use cudarc::driver::{CudaStream, CudaView, CudaViewMut, DevicePtr, DevicePtrMut, DeviceRepr};
+use cudarc::driver::{CudaStream, CudaView, CudaViewMut, DevicePtr, DevicePtrMut};
 
-use crate::dropout::{Dropout, KernelDropout};
+use crate::dropout::Dropout;
 use crate::error::{Error, Result};
-use crate::kernels::{Entry, Kernels, THREADS};
+use crate::kernels::{Entry, Kernels};
 use crate::prepare::{Prepared, optional};
 use crate::raw::{self, absent_or, present};
 use crate::rows::{MatrixView, MatrixViewMut};
-use crate::spec::{DoraSpec, Dtype, Element, Norm, check_len};
-use crate::workspace::{Needs, Regions, Workspace, board_counters};
+use crate::spec::{DoraSpec, Dtype, Element, check_len};
+use crate::tiles::Tiles;
+use crate::workspace::Workspace;
 
-/// Tokens and ranks of one tile of H (LowRank in the kernel).
-const LOW_RANK_TILE: [usize; 2] = [64, 64];
-
-/// Tokens and output features of one tile of y (MainGemm in the kernels).
-pub(crate) const MAIN_TILE: [usize; 2] = [128, 128];
-
-/// Rows of main tiles that are done together (TileOrder::kGroup in the kernels).
-pub(crate) const MAIN_TILE_GROUP: usize = 8;
-
-/// The kernel's ForwardParams.
-#[repr(C)]
-#[derive(Debug, Clone, Copy)]
-struct ForwardParams {
-    x: u64,
-    weight: u64,
-    a: u64,
-    sb: u64,
-    bias: u64,
-    gain: u64,
-    xs: u64,
-    rest: u64,
-    h: u64,
-    z: u64,
-    y: u64,
-    board: u64,
-    seed: u64,
-    dropout: KernelDropout,
-    low_rank_tiles: i32,
-    tokens: i32,
-    in_features: i32,
-    out_features: i32,
-    padded_rank: i32,
-    x_stride: i32,
-    y_stride: i32,
-    gain_on_input: i32,
-    aligned: i32,
-    _padding: i32,
-}
-
-// SAFETY: a C struct of plain values, laid out as the kernel declares it.
-unsafe impl DeviceRepr for ForwardParams {}
-
-/// `forward_geometry` of the kernel file.
+pub(crate) use plan::needs;
 #[doc(hidden)]
-pub const GEOMETRY: [usize; 7] = [
-    LOW_RANK_TILE[0],
-    LOW_RANK_TILE[1],
-    MAIN_TILE[0],
-    MAIN_TILE[1],
-    MAIN_TILE_GROUP,
-    THREADS as usize,
-    size_of::<ForwardParams>(),
-];
+pub use plan::{GEOMETRY, parts_of_h};
+use plan::{Masked, Plan};
 
 /// Inputs and outputs of [`Kernels::forward`], row-major.
 #[derive(Debug)]
@@ -132,8 +86,8 @@ impl Kernels {
         self.check_buffer(&io.h)?;
         io.bias.as_ref().map_or(Ok(()), |bias| self.check_buffer(bias))?;
         io.z.as_ref().map_or(Ok(()), |z| self.check_buffer(z))?;
-        self.check_forward(spec, io.tokens, io.dropout.as_ref())?;
-        workspace.size().check(needs(spec, io.tokens), io.tokens)?;
+        let plan = self.check_forward(spec, io.tokens, io.dropout.as_ref())?;
+        workspace.size().check(plan.needs(), io.tokens)?;
 
         let (prepared, _guards) = prepared.lend(stream);
         let (scratch, _guard) = workspace.lend(stream);
@@ -195,83 +149,45 @@ impl Kernels {
         self.check_stream(stream)?;
         spec.check_tokens(io.tokens)?;
         let tokens = io.tokens;
-        let grid = self.check_forward(spec, tokens, io.dropout.as_ref())?;
-        let scratch = workspace.parts(needs(spec, tokens), tokens)?;
+        let plan = self.check_forward(spec, tokens, io.dropout.as_ref())?;
+        let scratch = workspace.parts(plan.needs(), tokens)?;
         if tokens == 0 {
             return Ok(());
         }
-        let peft = check_raw(spec, prepared, io)?;
-        let dtype = spec.dtype();
-        let [xs, rest] = Inputs::new(spec, tokens).offsets.map(|at| scratch.regions + at as u64);
-        let only_if = |needed: bool, pointer| if needed { pointer } else { 0 };
-        let rows =
-            [spec.in_features(), spec.padded_rank(), spec.out_features(), io.x.stride, io.y.stride];
-        let pointers = [io.x.pointer, io.weight, prepared.a, prepared.sb, io.h, io.y.pointer];
-        let params = ForwardParams {
-            x: io.x.pointer,
-            weight: io.weight,
-            a: prepared.a,
-            sb: prepared.sb,
-            bias: io.bias,
-            gain: if spec.norm() == Norm::None { 0 } else { prepared.gain },
-            xs: only_if(spec.norm() == Norm::Input || peft, xs),
-            rest: only_if(peft, rest),
-            h: io.h,
-            z: io.z,
-            y: io.y.pointer,
-            board: scratch.counters,
-            seed: io.seed,
-            dropout: io.dropout.map_or(KernelDropout::default(), |dropout| dropout.kernel()),
-            low_rank_tiles: low_rank_tiles(spec, peft) as i32,
-            tokens: tokens as i32,
-            in_features: spec.in_features() as i32,
-            out_features: spec.out_features() as i32,
-            padded_rank: spec.padded_rank() as i32,
-            x_stride: io.x.stride as i32,
-            y_stride: io.y.stride as i32,
-            gain_on_input: i32::from(spec.norm() == Norm::Input),
-            aligned: i32::from(are_aligned(dtype, &rows, &pointers)),
-            _padding: 0,
-        };
-        let entry = entry(io.dropout.as_ref(), peft);
+        check_raw(spec, prepared, io)?;
+        let params = plan.params(spec, prepared, &scratch, io);
+        let grid = plan.grid(spec, tokens);
         // SAFETY: the struct is the kernel's; the caller vouches for the addresses.
-        unsafe { self.launch(stream, entry, dtype, grid, &params) }
+        unsafe { self.launch(stream, plan.entry(), spec.dtype(), grid, &params) }
     }
 
-    /// The grid, within the device's limits: a CTA for each tile of H and of y.
+    /// The tiles, within the device's limits.
     fn check_forward(
         &self,
         spec: &DoraSpec,
         tokens: usize,
         dropout: Option<&Dropout>,
-    ) -> Result<[usize; 3]> {
+    ) -> Result<Plan> {
         let peft = Dropout::check(dropout, spec)?;
-        let low_rank = tokens.div_ceil(LOW_RANK_TILE[0]) * low_rank_tiles(spec, peft);
-        let main = tokens
-            .div_ceil(MAIN_TILE[0])
-            .saturating_mul(spec.out_features().div_ceil(MAIN_TILE[1]));
-        let grid = [low_rank.saturating_add(main), 1, 1];
-        self.check_grid(entry(dropout, peft), spec.dtype(), grid)?;
-        Ok(grid)
+        let masked = Masked { dropout: dropout.is_some(), peft };
+        let plan = Plan::new(spec, tokens, self.tiling(), masked);
+        self.check_grid(plan.entry(), spec.dtype(), plan.grid(spec, tokens))?;
+        Ok(plan)
     }
 }
 
-/// Columns of tiles of H; the first one also writes x∘g, or x∘M, where there is one.
-fn low_rank_tiles(spec: &DoraSpec, peft: bool) -> usize {
-    let also_xs = usize::from(spec.norm() == Norm::Input || peft);
-    spec.padded_rank().div_ceil(LOW_RANK_TILE[1]).max(also_xs)
-}
-
-fn entry(dropout: Option<&Dropout>, peft: bool) -> Entry {
-    match (dropout, peft) {
-        (_, true) => Entry::ForwardPeftDropout,
-        (Some(_), false) => Entry::ForwardDropout,
-        (None, false) => Entry::Forward,
+fn entry(tiles: Tiles, masked: Masked) -> Entry {
+    match (masked, tiles) {
+        (Masked { peft: true, .. }, _) => Entry::ForwardPeftDropout,
+        (Masked { dropout: true, .. }, _) => Entry::ForwardDropout,
+        (_, Tiles::Large) => Entry::Forward,
+        (_, Tiles::Medium) => Entry::ForwardMedium,
+        (_, Tiles::Small) => Entry::ForwardSmall,
     }
 }
 
-/// Checks what can be told from the numbers, and tells whether the dropout is PEFT's.
-fn check_raw(spec: &DoraSpec, prepared: &raw::Prepared, io: &raw::Forward) -> Result<bool> {
+/// Checks what can be told from the numbers.
+fn check_raw(spec: &DoraSpec, prepared: &raw::Prepared, io: &raw::Forward) -> Result<()> {
     let peft = Dropout::check(io.dropout.as_ref(), spec)?;
     check_z(peft, io.z != 0)?;
     let bytes = spec.dtype().bytes();
@@ -283,8 +199,7 @@ fn check_raw(spec: &DoraSpec, prepared: &raw::Prepared, io: &raw::Forward) -> Re
         present("h", io.h, bytes)?;
     }
     absent_or("z", io.z, bytes)?;
-    prepared.check(spec)?;
-    Ok(peft)
+    prepared.check(spec)
 }
 
 /// Checks that z is there if it is needed.
@@ -325,27 +240,4 @@ fn check<E: Element>(spec: &DoraSpec, io: &Forward<'_, E>) -> Result<()> {
         check_len("z", z.len(), tokens, outputs)?;
     }
     check_len("h", io.h.len(), tokens, ("R", spec.padded_rank()))
-}
-
-/// What tiles of H leave to those of y: x∘g of norm axis input, or x∘M and x − x∘M of PEFT's
-/// dropout, which any call for norm axis output may ask for.
-struct Inputs {
-    offsets: [usize; 2],
-    bytes: usize,
-}
-
-impl Inputs {
-    fn new(spec: &DoraSpec, tokens: usize) -> Self {
-        let mut regions = Regions::default();
-        let elements = tokens.saturating_mul(spec.in_features());
-        let mut matrix =
-            |needed| regions.take(if needed { elements } else { 0 }, spec.dtype().bytes());
-        let offsets = [matrix(spec.norm() != Norm::None), matrix(spec.norm() == Norm::Output)];
-        Self { offsets, bytes: regions.bytes() }
-    }
-}
-
-pub(crate) fn needs(spec: &DoraSpec, tokens: usize) -> Needs {
-    let groups = tokens.div_ceil(MAIN_TILE[0] * MAIN_TILE_GROUP);
-    Needs { counters: board_counters(groups), bytes: Inputs::new(spec, tokens).bytes }
 }

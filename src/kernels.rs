@@ -12,6 +12,7 @@ use cudarc::nvrtc::Ptx;
 
 use crate::error::{During, Error, Result};
 use crate::spec::{DoraSpec, Dtype, NormGrad};
+use crate::tiles::{Tiles, Tiling};
 
 mod embedded {
     include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
@@ -28,9 +29,13 @@ const NEEDED_CAPABILITY: (i32, i32) = (8, 0);
 pub(crate) enum Entry {
     Prepare,
     Forward,
+    ForwardMedium,
+    ForwardSmall,
     ForwardDropout,
     ForwardPeftDropout,
     Backward,
+    BackwardMedium,
+    BackwardSmall,
     BackwardDropout,
     AdamW,
     GradientNorm,
@@ -42,12 +47,16 @@ pub(crate) enum Entry {
 }
 
 impl Entry {
-    const ALL: [Self; 13] = [
+    const ALL: [Self; 17] = [
         Self::Prepare,
         Self::Forward,
+        Self::ForwardMedium,
+        Self::ForwardSmall,
         Self::ForwardDropout,
         Self::ForwardPeftDropout,
         Self::Backward,
+        Self::BackwardMedium,
+        Self::BackwardSmall,
         Self::BackwardDropout,
         Self::AdamW,
         Self::GradientNorm,
@@ -63,9 +72,13 @@ impl Entry {
         match self {
             Self::Prepare => ("prepare", "prepare.cu"),
             Self::Forward => ("forward", "forward.cu"),
+            Self::ForwardMedium => ("forward_medium", "forward.cu"),
+            Self::ForwardSmall => ("forward_small", "forward.cu"),
             Self::ForwardDropout => ("forward_dropout", "forward.cu"),
             Self::ForwardPeftDropout => ("forward_peft_dropout", "forward.cu"),
             Self::Backward => ("backward", "backward.cu"),
+            Self::BackwardMedium => ("backward_medium", "backward.cu"),
+            Self::BackwardSmall => ("backward_small", "backward.cu"),
             Self::BackwardDropout => ("backward_dropout", "backward.cu"),
             Self::AdamW => ("adamw", "adamw.cu"),
             Self::GradientNorm => ("gradient_norm", "adamw.cu"),
@@ -218,7 +231,7 @@ pub struct Kernels {
     files: Vec<File>,
     functions: [[OnceLock<Function>; Dtype::ALL.len()]; Entry::ALL.len()],
     limits: Limits,
-    sm_count: usize,
+    tiling: Tiling,
 }
 
 impl Kernels {
@@ -278,8 +291,9 @@ impl Kernels {
             shared_bytes: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK)?,
         };
         let sm_count = attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)? as usize;
+        let tiling = Tiling { sm_count, forced: None };
         let functions = Default::default();
-        let kernels = Self { context: context.clone(), files, functions, limits, sm_count };
+        let kernels = Self { context: context.clone(), files, functions, limits, tiling };
         // The smallest file tells whether the driver takes the PTX.
         kernels.function(Entry::AdamW, Dtype::F32)?;
         Ok(kernels)
@@ -302,7 +316,19 @@ impl Kernels {
 
     /// Multiprocessors of the device, which the splits of small problems aim to fill.
     pub(crate) fn sm_count(&self) -> usize {
-        self.sm_count
+        self.tiling.sm_count
+    }
+
+    /// Takes `tiles` for the products with W wherever they can be, instead of those that the
+    /// numbers of tokens and features speak for: to measure and to test them. Workspaces made before
+    /// may be too small then.
+    pub fn with_tiles(mut self, tiles: Option<Tiles>) -> Self {
+        self.tiling.forced = tiles;
+        self
+    }
+
+    pub(crate) fn tiling(&self) -> Tiling {
+        self.tiling
     }
 
     pub(crate) fn check_stream(&self, stream: &CudaStream) -> Result<()> {

@@ -101,6 +101,7 @@ pub mod raw;
 pub mod reference;
 mod rows;
 mod spec;
+mod tiles;
 mod workspace;
 
 pub use adamw::{
@@ -123,4 +124,5 @@ pub use norm_gradient::NormGradient;
 pub use prepare::{Magnitude, Prepare, Prepared};
 pub use rows::{MatrixView, MatrixViewMut, Rows};
 pub use spec::{DoraSpec, Dtype, Element, Norm, NormGrad, Scaling};
+pub use tiles::Tiles;
 pub use workspace::Workspace;

@@ -143,8 +143,8 @@ impl Layout {
             spec.check_tokens(tokens)?;
             let of_ops = [
                 prepare::needs(spec, sm_count),
-                forward::needs(spec, tokens),
-                backward::needs(spec, tokens, sm_count),
+                forward::needs(spec, tokens, kernels.tiling()),
+                backward::needs(spec, tokens, kernels.tiling()),
                 norm_gradient::needs(spec, sm_count),
                 merge::needs(spec, sm_count),
             ];
@@ -192,6 +192,7 @@ pub(crate) struct Parts {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tiles::Tiling;
     use crate::{Dtype, Norm, NormGrad, Scaling};
 
     /// A workspace for some number of tokens must do for every smaller one.
@@ -206,8 +207,12 @@ mod tests {
                     let detached = NormGrad::Detached;
                     let spec = DoraSpec::new(inputs, outputs, rank, scaling, norm, detached, dtype)
                         .expect("a layer");
+                    let tiling = Tiling { sm_count, forced: None };
                     let needs = |tokens| {
-                        [forward::needs(&spec, tokens), backward::needs(&spec, tokens, sm_count)]
+                        [
+                            forward::needs(&spec, tokens, tiling),
+                            backward::needs(&spec, tokens, tiling),
+                        ]
                     };
                     for tokens in 0..1300 {
                         for (less, more) in needs(tokens).into_iter().zip(needs(tokens + 1)) {

@@ -194,9 +194,10 @@ fn a_refused_backward_launches_nothing() {
     let device = open_choice(Some(Choice::Emulated)).expect("the emulated device");
     let stream = device.context.default_stream();
     let kernels = Kernels::load(&device.context).expect("kernels");
-    let (inputs, outputs, rank, tokens) = (784, 10, 8, 65);
+    // What the backward keeps, dY∘g, is more than what other ops need.
+    let (inputs, outputs, rank, tokens) = (8, 2048, 8, 65);
     let (scaling, detached) = (Scaling::Standard { alpha: 16.0 }, NormGrad::Detached);
-    let spec = DoraSpec::new(inputs, outputs, rank, scaling, Norm::None, detached, Dtype::Bf16)
+    let spec = DoraSpec::new(inputs, outputs, rank, scaling, Norm::Output, detached, Dtype::Bf16)
         .expect("a layer");
     let bf16s = |n: usize| stream.alloc_zeros::<bf16>(n).expect("memory");
     let f32s = |n: usize| stream.alloc_zeros::<f32>(n).expect("memory");
@@ -205,13 +206,14 @@ fn a_refused_backward_launches_nothing() {
     let h = bf16s(tokens * spec.padded_rank());
     let (lora_a, lora_b) = (f32s(rank * inputs), f32s(outputs * rank));
     let (mut grad_a, mut grad_b) = (f32s(rank * inputs), f32s(outputs * rank));
+    let (m, mut grad_m, y) = (f32s(outputs), f32s(outputs), bf16s(tokens * outputs));
     let mut workspace = Workspace::new(&kernels, &stream, &[spec], tokens - 1).expect("memory");
     let mut prepared = Prepared::new(&stream, &spec).expect("memory");
     let adapter = Prepare {
         weight: weight.as_view(),
         lora_a: lora_a.as_view(),
         lora_b: lora_b.as_view(),
-        magnitude: Magnitude::None,
+        magnitude: Magnitude::Given(m.as_view()),
         bias: None,
     };
     kernels.prepare(&stream, &spec, &mut workspace, &mut prepared, adapter).expect("prepare");
@@ -223,7 +225,7 @@ fn a_refused_backward_launches_nothing() {
         x: x.as_view().into(),
         weight: weight.as_view(),
         bias: None,
-        output: None,
+        output: Some(y.as_view().into()),
         z: None,
         dropout: None,
         grad_output: dy.as_view().into(),
@@ -231,7 +233,7 @@ fn a_refused_backward_launches_nothing() {
         grad_input: None,
         grad_lora_a: grad_a.as_view_mut(),
         grad_lora_b: grad_b.as_view_mut(),
-        grad_magnitude: None,
+        grad_magnitude: Some(grad_m.as_view_mut()),
         grad_bias: None,
     };
     let refused = kernels.backward(&stream, &spec, &prepared, &mut workspace, &mut io);

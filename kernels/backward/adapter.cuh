@@ -243,10 +243,8 @@ __device__ __forceinline__ void add_strip(const BackwardParams& p, const Adapter
             });
         }
         if (p.output_gain) {
-            turn.add(p.sum_m + col, sums.magnitude, [&](float sum) {
-                store_gradient(p.grad_magnitude + col,
-                               p.norm[col] > 0.0f ? sum / p.norm[col] : 0.0f, p.accumulate);
-            });
+            turn.add(p.sum_m + col, sums.magnitude,
+                     [&](float sum) { p.store_magnitude(col, sum); });
         }
     }
     turn.pass();

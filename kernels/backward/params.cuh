@@ -3,6 +3,8 @@
 
 #include "common/dropout.cuh"
 #include "common/order.cuh"
+#include "common/reduce.cuh"
+#include "common/tile.cuh"
 
 // Chunks of dY whose partial P are in memory at once: few, so that they stay in L2.
 constexpr int kRing = 4;
@@ -30,12 +32,13 @@ struct BackwardParams {
     float* partial_p;           // [kRing, strips, chunk, R]
     float* sum_b;               // [O, R]
     float* sum_bias;            // [O]
-    float* sum_m;               // [O] (axis output), or partial sums [⌈T/128⌉, I] (axis input)
+    float* sum_m;               // [O] (axis output), or partial sums [⌈T/64⌉, I] (axis input)
     float* sum_a;               // [R, I]
+    float* partial_d;           // partial sums of the tiles of D; few tokens only
     u32* board;                 // 2 + chunks
     u32* chunk_counters;        // [⌈R/64⌉, chunks]
     u32* strip_turns;           // [⌈R/64⌉, strips]
-    u32* column_counters;       // [⌈I/128⌉]
+    u32* column_counters;       // [⌈I/64⌉]
     u32* lora_a_turns;          // [⌈R/64⌉, ⌈I/64⌉]
     Dropout dropout;
     float scaling;
@@ -43,6 +46,8 @@ struct BackwardParams {
     int grad_stride, output_stride, x_stride, grad_input_stride;
     int adapter_tiles;          // of a chunk: strips · ⌈R/64⌉, or 0: nothing to do
     int input_tiles;            // columns of tiles of D, or 0: neither dX nor dm to compute
+    int d_splits;               // of G·W over O, d_chunk features each but the last; few tokens only
+    int d_chunk;
     int chunk;                  // tokens of a tile of the adapter's, a divisor of a group's
     int lora_a_chunk;           // tokens of a tile of dA
     int peft_dropout;           // PEFT's dropout
@@ -51,4 +56,29 @@ struct BackwardParams {
 
     // dY∘g is an operand of its own.
     __device__ __forceinline__ bool scales_grad() const { return scaled_grad != nullptr; }
+
+    // G or dY, of which there are the first `features`.
+    template <typename T>
+    __device__ __forceinline__ Matrix<T> gradients(bool scaled, int features) const {
+        return Matrix<T>::strided(scaled ? scaled_grad : grad_output, tokens, features,
+                                  scaled ? out_features : grad_stride);
+    }
+    template <typename T>
+    __device__ __forceinline__ Matrix<T> weights() const {
+        return Matrix<T>::dense(weight, out_features, in_features);
+    }
+    template <typename T>
+    __device__ __forceinline__ Matrix<T> projected() const {
+        return Matrix<T>::dense(p, tokens, padded_rank);
+    }
+    template <typename T>
+    __device__ __forceinline__ Matrix<T> lora_a() const {
+        return Matrix<T>::dense(a, padded_rank, in_features);
+    }
+
+    // dm of one feature from its sum of x∘D or dY∘z; 0 where c = 0.
+    __device__ __forceinline__ void store_magnitude(int feature, float sum) const {
+        const float c = norm[feature];
+        store_gradient(grad_magnitude + feature, c > 0.0f ? sum / c : 0.0f, accumulate);
+    }
 };

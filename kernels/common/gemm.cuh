@@ -1,4 +1,5 @@
-// The main GEMM of forward and dX: 128×128 tiles of C, 64×64 per warp, two CTAs per multiprocessor.
+// The main GEMM of forward and dX: tiles of C of 128×128, 64×64 per warp, two CTAs per
+// multiprocessor; or of 64×128, where that fills the device better.
 #pragma once
 
 #include "common/pipeline.cuh"
@@ -124,9 +125,9 @@ struct Fragments {
     }
 };
 
-template <typename T, Major B_MAJOR>
+template <typename T, Major B_MAJOR, int TILE_M>
 struct MainGemm {
-    static constexpr int kTileM = 128, kTileN = 128, kTileK = kIsFloat<T> ? 16 : 32;
+    static constexpr int kTileM = TILE_M, kTileN = 128, kTileK = kIsFloat<T> ? 16 : 32;
     static constexpr int kStages = 3;
     using Mma = TileMma<T, kTileM, kTileN, kTileK, 2, 2, Major::K, B_MAJOR>;
     using TileA = typename Mma::TileA;

@@ -122,6 +122,13 @@ __device__ __forceinline__ Quad<T> load_quad(const T* row, int col, int cols) {
     return out;
 }
 
+// The same where ALIGNED is not worth a copy of the kernel.
+template <typename T>
+__device__ __forceinline__ Quad<T> load_quad(bool aligned, const T* row, int col, int cols) {
+    return aligned && col + 3 < cols ? load_quad<true>(row, col, cols)
+                                     : load_quad<false>(row, col, cols);
+}
+
 template <bool ALIGNED, typename T>
 __device__ __forceinline__ void store_quad(T* row, int col, int cols, const Quad<T>& quad) {
     if constexpr (ALIGNED && kIsFloat<T>) {
@@ -135,6 +142,17 @@ __device__ __forceinline__ void store_quad(T* row, int col, int cols, const Quad
         for (int e = 0; e < 4; ++e) {
             if (col + e < cols) row[col + e] = quad.values[e];
         }
+    }
+}
+
+// The same where ALIGNED is not worth a copy of the kernel.
+template <typename T>
+__device__ __forceinline__ void store_quad(bool aligned, T* row, int col, int cols,
+                                           const Quad<T>& quad) {
+    if (aligned && col + 3 < cols) {
+        store_quad<true>(row, col, cols, quad);
+    } else {
+        store_quad<false>(row, col, cols, quad);
     }
 }
 

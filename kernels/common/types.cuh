@@ -73,3 +73,4 @@ template <bool CHOICE, typename FIRST, typename SECOND>
 using Select = typename Selected<CHOICE, FIRST, SECOND>::Type;
 
 __host__ __device__ constexpr int ceil_div(int a, int b) { return (a + b - 1) / b; }
+__host__ __device__ constexpr int larger(int a, int b) { return a > b ? a : b; }

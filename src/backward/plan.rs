@@ -4,10 +4,11 @@
 use cudarc::driver::DeviceRepr;
 
 use crate::dropout::KernelDropout;
-use crate::forward::{MAIN_TILE, MAIN_TILE_GROUP, are_aligned};
-use crate::kernels::THREADS;
+use crate::forward::are_aligned;
+use crate::kernels::{Entry, THREADS};
 use crate::raw;
 use crate::spec::{DoraSpec, Dtype, Norm};
+use crate::tiles::{GROUP, LARGE, PARTIAL, SMALL, Tiles, Tiling, partial_floats};
 use crate::workspace::{Needs, Parts, Regions, Split, board_counters};
 
 /// Output features of a strip of dY, in 16 bit and in f32 (Adapter in the kernel).
@@ -62,6 +63,7 @@ pub(super) struct BackwardParams {
     sum_bias: u64,
     sum_m: u64,
     sum_a: u64,
+    partial_d: u64,
     board: u64,
     chunk_counters: u64,
     strip_turns: u64,
@@ -80,6 +82,8 @@ pub(super) struct BackwardParams {
     grad_input_stride: i32,
     adapter_tiles: i32,
     input_tiles: i32,
+    d_splits: i32,
+    d_chunk: i32,
     chunk: i32,
     lora_a_chunk: i32,
     peft_dropout: i32,
@@ -93,15 +97,18 @@ unsafe impl DeviceRepr for BackwardParams {}
 
 /// `backward_geometry` of the kernel file.
 #[doc(hidden)]
-pub const GEOMETRY: [usize; 12] = [
+pub const GEOMETRY: [usize; 15] = [
     STRIP_16_BIT,
     STRIP_F32,
     STRIP_TOKENS,
     RANK_TILE,
     RING,
-    MAIN_TILE[0],
-    MAIN_TILE[1],
-    MAIN_TILE_GROUP,
+    LARGE[0],
+    LARGE[1],
+    SMALL[1],
+    SMALL[0],
+    PARTIAL,
+    GROUP,
     LORA_A_TILE[0],
     LORA_A_TILE[1],
     THREADS as usize,
@@ -119,12 +126,15 @@ pub(crate) struct Wanted {
 
 /// The tiles for one spec and number of tokens, and the regions of the workspace, as offsets.
 pub(super) struct Plan {
+    tiles: Tiles,
+    dropout: bool,
     /// Tokens of a chunk of dY.
     chunk: usize,
     chunks: usize,
     strips: usize,
     rank_tiles: usize,
-    columns: usize,
+    /// Of the sums of D with small tiles.
+    d_parts: Split,
     lora_a_tiles: [usize; 2],
     lora_a_split: Split,
     p: usize,
@@ -134,13 +144,15 @@ pub(super) struct Plan {
     sum_bias: usize,
     sum_m: usize,
     sum_a: usize,
+    partial_d: usize,
     bytes: usize,
     counters: [usize; 5],
 }
 
 impl Plan {
-    pub(super) fn new(spec: &DoraSpec, tokens: usize, sm_count: usize) -> Self {
+    pub(super) fn new(spec: &DoraSpec, tokens: usize, tiling: Tiling, dropout: bool) -> Self {
         let (inputs, outputs) = (spec.in_features(), spec.out_features());
+        let tiles = tiling.choose(tokens, inputs, dropout);
         let (rank, bytes) = (spec.padded_rank(), spec.dtype().bytes());
         let strip = if spec.dtype() == Dtype::F32 { STRIP_F32 } else { STRIP_16_BIT };
         let strips = outputs.div_ceil(strip);
@@ -149,10 +161,10 @@ impl Plan {
         let chunk = (TOKENS_PER_STRIP * strips * rank_tiles).clamp(LEAST_CHUNK, MOST_CHUNK);
         let chunk = chunk.next_power_of_two();
         let chunks = tokens.div_ceil(chunk);
-        let columns = inputs.div_ceil(MAIN_TILE[1]);
+        let d_parts = tiling.parts(outputs, inputs);
         let lora_a_tiles = [rank.div_ceil(LORA_A_TILE[0]), inputs.div_ceil(LORA_A_TILE[1])];
         let lora_a_ctas = lora_a_tiles[0].saturating_mul(lora_a_tiles[1]);
-        let lora_a_split = Split::new(tokens, LORA_A_CHUNK, lora_a_ctas, sm_count);
+        let lora_a_split = Split::new(tokens, LORA_A_CHUNK, lora_a_ctas, tiling.sm_count);
 
         let mut regions = Regions::default();
         let mut matrix =
@@ -167,16 +179,19 @@ impl Plan {
         let sum_bias = matrix(1, outputs, single);
         let sum_m = match spec.norm() {
             Norm::None => matrix(0, 0, single),
-            Norm::Input => matrix(tokens.div_ceil(MAIN_TILE[0]), inputs, single),
+            Norm::Input => matrix(tokens.div_ceil(SMALL[0]), inputs, single),
             Norm::Output => matrix(1, outputs, single),
         };
         let sum_a = matrix(rank, inputs, single);
+        let partial_d = matrix(1, partial_floats(inputs, &d_parts), single);
         Self {
+            tiles,
+            dropout,
             chunk,
             chunks,
             strips,
             rank_tiles,
-            columns,
+            d_parts,
             lora_a_tiles,
             lora_a_split,
             p,
@@ -186,12 +201,13 @@ impl Plan {
             sum_bias,
             sum_m,
             sum_a,
+            partial_d,
             bytes: regions.bytes(),
             counters: [
                 board_counters(chunks),
                 rank_tiles * chunks,
                 rank_tiles * strips,
-                columns,
+                inputs.div_ceil(SMALL[1]),
                 lora_a_ctas,
             ],
         }
@@ -207,15 +223,26 @@ impl Plan {
         if needed { self.strips * self.rank_tiles } else { 0 }
     }
 
-    /// Columns of tiles of D; none where neither dX nor dm is taken from it.
+    /// Columns of tiles of D, or of their parts; none where neither dX nor dm is taken from it.
     fn input_tiles(&self, spec: &DoraSpec, wanted: Wanted) -> usize {
-        if wanted.grad_input || spec.norm() == Norm::Input { self.columns } else { 0 }
+        let needed = wanted.grad_input || spec.norm() == Norm::Input;
+        let parts = if self.tiles == Tiles::Small { self.d_parts.count } else { 1 };
+        if needed { spec.in_features().div_ceil(self.tiles.extent()[1]) * parts } else { 0 }
+    }
+
+    pub(super) fn entry(&self) -> Entry {
+        match (self.dropout, self.tiles) {
+            (true, _) => Entry::BackwardDropout,
+            (false, Tiles::Large) => Entry::Backward,
+            (false, Tiles::Medium) => Entry::BackwardMedium,
+            (false, Tiles::Small) => Entry::BackwardSmall,
+        }
     }
 
     /// A CTA for each tile; none where there is nothing to compute.
     pub(super) fn grid(&self, spec: &DoraSpec, tokens: usize, wanted: Wanted) -> [usize; 3] {
         let adapter = self.chunks.saturating_mul(self.adapter_tiles(spec, wanted));
-        let rows = tokens.div_ceil(MAIN_TILE[0]);
+        let rows = tokens.div_ceil(self.tiles.extent()[0]);
         let input = rows.saturating_mul(self.input_tiles(spec, wanted));
         let [ranks, columns] = self.lora_a_tiles;
         let lora_a = ranks.saturating_mul(columns).saturating_mul(self.lora_a_split.count);
@@ -291,6 +318,7 @@ impl Plan {
             sum_bias: region(self.sum_bias),
             sum_m: region(self.sum_m),
             sum_a: region(self.sum_a),
+            partial_d: region(self.partial_d),
             board,
             chunk_counters,
             strip_turns,
@@ -309,6 +337,8 @@ impl Plan {
             grad_input_stride: io.grad_input.stride as i32,
             adapter_tiles: self.adapter_tiles(spec, wanted) as i32,
             input_tiles: self.input_tiles(spec, wanted) as i32,
+            d_splits: self.d_parts.count as i32,
+            d_chunk: self.d_parts.len as i32,
             chunk: self.chunk as i32,
             lora_a_chunk: self.lora_a_split.len as i32,
             peft_dropout: i32::from(peft),
@@ -323,10 +353,11 @@ impl Plan {
 /// summed up: for counts that are told for other shapes.
 #[doc(hidden)]
 pub fn chunks(spec: &DoraSpec, tokens: usize, sm_count: usize) -> [usize; 2] {
-    let plan = Plan::new(spec, tokens, sm_count);
+    let plan = Plan::new(spec, tokens, Tiling { sm_count, forced: None }, false);
     [plan.chunks, plan.lora_a_split.count]
 }
 
-pub(crate) fn needs(spec: &DoraSpec, tokens: usize, sm_count: usize) -> Needs {
-    Plan::new(spec, tokens, sm_count).needs()
+/// For any call of up to so many tokens, with dropout or without.
+pub(crate) fn needs(spec: &DoraSpec, tokens: usize, tiling: Tiling) -> Needs {
+    Plan::new(spec, tokens, tiling, false).needs()
 }

@@ -1,0 +1,72 @@
+// What all tiles of the forward read.
+#pragma once
+
+#include "common/dropout.cuh"
+#include "common/order.cuh"
+#include "common/tile.cuh"
+
+struct ForwardParams {
+    const void* x;
+    const void* weight;
+    const void* a;
+    const void* sb;
+    const void* bias;   // null: no bias
+    const float* gain;  // null: g ≡ 1
+    void* xs;           // x∘g (axis input) or xd (PEFT's dropout), else null
+    void* rest;         // u (PEFT's dropout), else null
+    void* h;
+    void* z;            // PEFT's dropout, else null
+    void* y;
+    float* partial_h;   // partial sums of the tiles of H of kRing groups; split.cuh
+    float* partial_z;   // of the tiles of y; few tokens only
+    u32* board;         // 2 + groups
+    u32* h_counters;    // [⌈T/64⌉, ⌈R/64⌉]
+    u32* z_counters;    // [⌈O/64⌉]; few tokens only
+    u64 seed;
+    Dropout dropout;
+    int low_rank_tiles;  // columns of tiles of H; 0: neither H nor xs to compute
+    int h_splits;        // of x·Aᵀ over I, h_chunk features each but the last
+    int h_chunk;
+    int z_splits;        // of x·Wᵀ over I, z_chunk features each but the last; few tokens only
+    int z_chunk;
+    int tokens, in_features, out_features, padded_rank;
+    int x_stride, y_stride;
+    int gain_on_input;  // the norm axis
+    int aligned;        // every row of every operand starts at a 16-byte boundary
+
+    __device__ __forceinline__ bool scales_output() const { return gain && !gain_on_input; }
+
+    // What meets W and A: x, or what tiles of H make of it.
+    template <typename T>
+    __device__ __forceinline__ Matrix<T> inputs() const {
+        return Matrix<T>::strided(xs ? xs : x, tokens, in_features, xs ? in_features : x_stride);
+    }
+    template <typename T>
+    __device__ __forceinline__ Matrix<T> weights() const {
+        return Matrix<T>::dense(weight, out_features, in_features);
+    }
+    template <typename T>
+    __device__ __forceinline__ Matrix<T> hidden() const {
+        return Matrix<T>::dense(h, tokens, padded_rank);
+    }
+    template <typename T>
+    __device__ __forceinline__ Matrix<T> lora_b() const {
+        return Matrix<T>::dense(sb, out_features, padded_rank);
+    }
+};
+
+// Features' factors and summands, for COUNT columns of y from `col` on.
+template <typename T, int COUNT>
+struct Columns {
+    float gain[COUNT], bias[COUNT];
+
+    __device__ __forceinline__ Columns(const ForwardParams& p, const void* bias_or_null, int col) {
+        const T* b = static_cast<const T*>(bias_or_null);
+#pragma unroll
+        for (int e = 0; e < COUNT; ++e) {
+            const bool inside = col + e < p.out_features;
+            gain[e] = p.scales_output() && inside ? p.gain[col + e] : 1.0f;
+            bias[e] = b && inside ? to_float(b[col + e]) : 0.0f;
+        }
+    }
+};

@@ -1,0 +1,146 @@
+//! How the products with W, y of the forward and dX of the backward, are cut into tiles.
+
+use crate::workspace::Split;
+
+/// The tiles that the products with W are cut into.
+///
+/// | tiles | of y or dX | k-step | shared memory | where |
+/// |---|---|---|---|---|
+/// | `Large` | 128 tokens × 128 features | 32 | 48 KiB | many tokens, and dropout |
+/// | `Medium` | 64 tokens × 128 features | 32 | 36 or 40 KiB | where they leave fewer multiprocessors idle |
+/// | `Small` | up to 64 tokens × 64 features, in parts along the sum | 64 | 48 KiB | up to 64 tokens |
+///
+/// In f32 the k-steps are half as deep, and the bytes are the same. All have three stages: two
+/// k-steps, 32 KiB, are on their way while tensor cores work on a third, and two CTAs on a
+/// multiprocessor keep 64 KiB on their way, several times what DRAM delivers within its latency. Two
+/// fit into the 100 KiB of compute capability 8.6, 8.9 and 12.0, and into the 164 KiB and more of 8.0
+/// and 9.0, whose further memory would hold a stage that nothing waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Tiles {
+    /// 128 tokens × 128 features.
+    Large,
+    /// 64 tokens × 128 features.
+    Medium,
+    /// Up to 64 tokens × 64 features, in parts along the sum.
+    Small,
+}
+
+/// Tokens and features of each kind's tile (MainGemm and SmallGemm in the kernels).
+pub(crate) const LARGE: [usize; 2] = [128, 128];
+pub(crate) const MEDIUM: [usize; 2] = [64, 128];
+pub(crate) const SMALL: [usize; 2] = [64, 64];
+
+/// Rows of tiles that are done together (TileOrder::kGroup in the kernels).
+pub(crate) const GROUP: usize = 8;
+
+/// Floats of the partial sums of a part of a tile of [`SMALL`] (SplitSum in the kernels).
+pub(crate) const PARTIAL: usize = SMALL[0] * SMALL[1];
+
+/// The least length of a part of a sum.
+const PART: usize = 128;
+
+impl Tiles {
+    /// All kinds.
+    pub const ALL: [Self; 3] = [Self::Large, Self::Medium, Self::Small];
+
+    /// Whether they can do a call: dropout is left to large ones, and small ones hold all tokens.
+    pub fn can(self, tokens: usize, dropout: bool) -> bool {
+        match self {
+            Self::Large => true,
+            Self::Medium => !dropout,
+            Self::Small => !dropout && tokens <= SMALL[0],
+        }
+    }
+
+    /// Tokens and features of one.
+    pub(crate) const fn extent(self) -> [usize; 2] {
+        match self {
+            Self::Large => LARGE,
+            Self::Medium => MEDIUM,
+            Self::Small => SMALL,
+        }
+    }
+
+    /// Instructions of a warp's k-step, 64 and 32 of them products of tensor cores: what a tile
+    /// takes, against the others, while a multiprocessor has work.
+    const fn cost(self) -> usize {
+        match self {
+            Self::Large => 124,
+            Self::Medium => 82,
+            // A sum of reading W once: not compared.
+            Self::Small => 0,
+        }
+    }
+}
+
+/// What the choice of tiles depends on besides the problem.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Tiling {
+    pub(crate) sm_count: usize,
+    /// Taken wherever they can be.
+    pub(crate) forced: Option<Tiles>,
+}
+
+impl Tiling {
+    /// The tiles of a product of so many tokens and features: small ones where they can be, and
+    /// else those whose last wave over the multiprocessors ends first.
+    pub(crate) fn choose(&self, tokens: usize, features: usize, dropout: bool) -> Tiles {
+        if let Some(forced) = self.forced.filter(|tiles| tiles.can(tokens, dropout)) {
+            return forced;
+        }
+        let time = |tiles: &Tiles| {
+            let [rows, columns] = tiles.extent();
+            let count = tokens.div_ceil(rows).saturating_mul(features.div_ceil(columns));
+            count.div_ceil(self.sm_count.max(1)).saturating_mul(tiles.cost())
+        };
+        let can = |tiles: &Tiles| tiles.can(tokens, dropout);
+        Tiles::ALL.into_iter().filter(can).min_by_key(time).unwrap_or(Tiles::Large)
+    }
+
+    /// The parts of the sums, over `summed` features, of small tiles of `features` features.
+    pub(crate) fn parts(&self, summed: usize, features: usize) -> Split {
+        Split::new(summed, PART, features.div_ceil(SMALL[1]), self.sm_count)
+    }
+}
+
+/// Floats of all partial sums of small tiles; a sum of one part needs none.
+pub(crate) fn partial_floats(features: usize, parts: &Split) -> usize {
+    let count = if parts.count > 1 { parts.count } else { 0 };
+    features.div_ceil(SMALL[1]).saturating_mul(count).saturating_mul(PARTIAL)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tiles_follow_from_waves() {
+        let a100 = Tiling { sm_count: 108, forced: None };
+        let h100 = Tiling { sm_count: 132, forced: None };
+        for (tiling, tokens, features, tiles) in [
+            (a100, 1, 4096, Tiles::Small),
+            (a100, 64, 28672, Tiles::Small),
+            (a100, 65, 4096, Tiles::Medium),
+            // 64 large tiles, or 128 medium ones in two waves.
+            (a100, 256, 4096, Tiles::Large),
+            // 128 large tiles in two waves, or 256 medium ones in three shorter ones.
+            (a100, 512, 4096, Tiles::Medium),
+            (h100, 512, 4096, Tiles::Large),
+            (a100, 8192, 4096, Tiles::Large),
+        ] {
+            assert_eq!(tiling.choose(tokens, features, false), tiles, "{tokens} × {features}");
+            assert_eq!(tiling.choose(tokens, features, true), Tiles::Large);
+        }
+    }
+
+    #[test]
+    fn forced_tiles_are_taken_where_they_can_be() {
+        for forced in Tiles::ALL {
+            let tiling = Tiling { sm_count: 108, forced: Some(forced) };
+            assert_eq!(tiling.choose(64, 4096, false), forced);
+            assert_eq!(tiling.choose(64, 4096, true), Tiles::Large);
+        }
+        let tiling = Tiling { sm_count: 108, forced: Some(Tiles::Small) };
+        assert_eq!(tiling.choose(65, 4096, false), Tiles::Medium);
+    }
+}
