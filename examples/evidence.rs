@@ -113,6 +113,9 @@ fn collect(options: &Options) -> Result<Evidence, Box<dyn Error>> {
     for law in fused.iter().filter(|law| law.rank == counters::RANK) {
         lines.extend(counters::lines(&device, law)?);
     }
+    for norm in counters::NORMS {
+        lines.extend(counters::few_tokens(&device, norm)?);
+    }
     for law in fused.iter().chain([&plain]) {
         let (error, about) = law.worst_error(&device)?;
         let [t, i, o] = scale::PROOF;

@@ -97,9 +97,13 @@ impl Tiling {
         Tiles::ALL.into_iter().filter(can).min_by_key(time).unwrap_or(Tiles::Large)
     }
 
-    /// The parts of the sums, over `summed` features, of small tiles of `features` features.
+    /// The parts of the sums, over `summed` features, of small tiles of `features` features: one for
+    /// each multiprocessor. Each has 16 KiB on their way, and all of them 1.7 MiB (A100) or 2.1 MiB
+    /// (H100), against the 1 to 2.3 MB that DRAM delivers within 0.7 µs; more parts would only
+    /// move more partial sums.
     pub(crate) fn parts(&self, summed: usize, features: usize) -> Split {
-        Split::new(summed, PART, features.div_ceil(SMALL[1]), self.sm_count)
+        // Of the two waves that a split aims at.
+        Split::new(summed, PART, 2 * features.div_ceil(SMALL[1]), self.sm_count)
     }
 }
 

@@ -21,6 +21,13 @@ pub const NORMS: [Norm; 2] = [Norm::Output, Norm::Input];
 const MOST_CONFLICTS: f64 = 0.02;
 const MOST_DRAM: f64 = 1.02;
 const MOST_L2: f64 = 1.05;
+/// The same for few tokens: the partial sums of the parts of tiles, which 64 tokens have most of, are
+/// read back while they are in L2, but count.
+const MOST_DRAM_FEW: f64 = 1.10;
+
+/// Layers of few tokens, counted as they are: T, and I and O.
+const FEW: [usize; 2] = [1, 64];
+const FEATURES: usize = 4096;
 
 /// What is launched for forward and for backward, in however many launches.
 const OPS: [&str; 2] = ["forward", "backward"];
@@ -108,6 +115,39 @@ pub fn lines(device: &Device, law: &Law) -> Result<Vec<Line>, Box<dyn Error>> {
     Ok(lines)
 }
 
+/// The lines of few tokens, whose products go by W's bytes.
+pub fn few_tokens(device: &Device, norm: Norm) -> Result<Vec<Line>, Box<dyn Error>> {
+    let group = Group::Counters;
+    let mut lines = Vec::new();
+    for tokens in FEW {
+        let (inputs, outputs) = (FEATURES, FEATURES);
+        let case = Case { tokens, inputs, outputs, rank: RANK, norm };
+        let spec = case.spec()?;
+        let step = device.step_as_picked(&case)?;
+        for (op, launches) in OPS.into_iter().zip([&step.forward, &step.backward]) {
+            let about =
+                format!("{op} ({}, T={tokens} I={inputs} O={outputs} r={RANK})", axis(norm));
+            let [launch] = launches.as_slice() else {
+                return Err(format!("{about}: {} launches", launches.len()).into());
+            };
+            let kernel = Kernel::of_entry(&launch.kernel).ok_or("no such kernel is known")?;
+            let c = &launch.counters;
+            let mma = c.mma as f64 / least_mma(kernel, &spec, tokens) as f64;
+            let what = format!("{about}: mma over the fewest");
+            lines.push(Line::new(group, what, mma, Limit::AtMost(1.0)));
+
+            let tensors = compulsory(kernel, &spec, tokens);
+            let (intermediate, named) = intermediate(op, &spec, tokens);
+            let must = compulsory_of_op([tensors.as_slice()].into_iter()) + intermediate;
+            let dram = 32 * (c.dram_sectors_read + c.dram_sectors_written);
+            let what = format!("{about}: DRAM bytes over inputs and outputs once{named}");
+            let over = dram as f64 / must as f64;
+            lines.push(Line::new(group, what, over, Limit::AtMost(MOST_DRAM_FEW)));
+        }
+    }
+    Ok(lines)
+}
+
 /// Bytes of the tensors beside its inputs and outputs that the design lets an op write once. (H is
 /// an output: the backward reads it.)
 pub fn intermediate(op: &str, spec: &DoraSpec, tokens: usize) -> (u64, &'static str) {
@@ -126,7 +166,7 @@ pub fn intermediate(op: &str, spec: &DoraSpec, tokens: usize) -> (u64, &'static 
 /// Bytes between the multiprocessors and L2: of the main product both operands' sides of each tile
 /// at every k-step, and beside it what the skinny products and the epilogue read and write, once.
 fn implied_l2(op: &str, spec: &DoraSpec, tokens: usize) -> u64 {
-    let [_, _, tile_m, tile_n, ..] = forward::GEOMETRY.map(|extent| extent as u64);
+    let [_, _, _, _, tile_m, tile_n, ..] = forward::GEOMETRY.map(|extent| extent as u64);
     let (t, i, o) = (tokens as u64, spec.in_features() as u64, spec.out_features() as u64);
     let ranks = spec.padded_rank() as u64;
     let (columns, depth) = if op == "forward" { (o, i) } else { (i, o) };

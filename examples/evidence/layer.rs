@@ -9,7 +9,7 @@ use cuda_emulator::{Config, MeasuredLaunch};
 use fused_dora::cudarc::driver::CudaStream;
 use fused_dora::{
     Backward, DoraSpec, Dtype, Forward, Gradients, Kernels, Magnitude, Norm, NormGrad,
-    NormGradient, Prepare, Prepared, Scaling, Workspace, open_device,
+    NormGradient, Prepare, Prepared, Scaling, Tiles, Workspace, open_device,
 };
 use half::bf16;
 use rand::rngs::StdRng;
@@ -52,7 +52,9 @@ impl Step {
 /// The emulated device, with its counters on.
 pub struct Device {
     emulator: Emulator,
-    kernels: Kernels,
+    /// Of large tiles, whose counts are scaled to many tokens, and of those that the crate picks.
+    large: Kernels,
+    picked: Kernels,
     stream: Arc<CudaStream>,
     sm_count: usize,
 }
@@ -65,12 +67,13 @@ impl Device {
         let config = Config { measure: true, sanitizer: false, threads: 1, ..Config::default() };
         emulator.configure(&config).map_err(|status| status.name())?;
         let context = open_device(0)?;
-        let kernels = Kernels::load(&context)?;
+        let large = Kernels::load(&context)?.with_tiles(Some(Tiles::Large));
+        let picked = Kernels::load(&context)?;
         let name = emulator.device_name();
         let known = Profile::ALL.iter().find(|(_, profile)| profile.name == name);
         let (_, profile) = known.ok_or_else(|| format!("{name}: no such emulated device"))?;
         let sm_count = profile.sm_count as usize;
-        Ok(Self { emulator, kernels, stream: context.new_stream()?, sm_count })
+        Ok(Self { emulator, large, picked, stream: context.new_stream()?, sm_count })
     }
 
     pub fn name(&self) -> String {
@@ -82,9 +85,24 @@ impl Device {
         self.sm_count
     }
 
-    /// Runs a step of a layer, with the gradient through the norm where it is to be `exact`.
+    /// Runs a step of a layer in large tiles, with the gradient through the norm where it is to be
+    /// `exact`.
     pub fn step(&self, case: &Case, exact: bool) -> Result<Step, Box<dyn Error>> {
-        self.run(case, exact).map_err(|error| {
+        self.explained(&self.large, case, exact)
+    }
+
+    /// The same in the tiles that the crate picks.
+    pub fn step_as_picked(&self, case: &Case) -> Result<Step, Box<dyn Error>> {
+        self.explained(&self.picked, case, false)
+    }
+
+    fn explained(
+        &self,
+        kernels: &Kernels,
+        case: &Case,
+        exact: bool,
+    ) -> Result<Step, Box<dyn Error>> {
+        self.run(kernels, case, exact).map_err(|error| {
             match self.emulator.last_fault().or_else(|| self.emulator.last_error()) {
                 Some(report) => format!("{case:?}: {error}\n{report}").into(),
                 None => error,
@@ -92,8 +110,8 @@ impl Device {
         })
     }
 
-    fn run(&self, case: &Case, exact: bool) -> Result<Step, Box<dyn Error>> {
-        let Self { kernels, stream, .. } = self;
+    fn run(&self, kernels: &Kernels, case: &Case, exact: bool) -> Result<Step, Box<dyn Error>> {
+        let stream = &self.stream;
         let Case { tokens, inputs, outputs, rank, norm } = *case;
         let spec = case.spec()?;
         let mut random = StdRng::seed_from_u64(7);

@@ -2,14 +2,14 @@
 //!
 //! Every count of a launch is a sum over its CTAs of what a CTA does once and for each of its
 //! steps, so it is linear in the number of tiles along each of T, O and I that the launch goes
-//! through, and where it cuts T into chunks, in the number of chunks. Compilers unroll ordered sums
+//! through, and where it cuts T or a sum into chunks, in the number of chunks. Compilers unroll ordered sums
 //! by four: tiles are taken in fours.
 
 use std::collections::BTreeMap;
 use std::error::Error;
 
 use cuda_emulator::MeasuredLaunch;
-use fused_dora::{Norm, backward};
+use fused_dora::{Norm, Tiles, backward, forward};
 
 use super::layer::{Case, Device};
 use super::work::Kernel;
@@ -219,8 +219,14 @@ fn terms(kernel: Kernel, case: &Case, sm_count: usize) -> Result<Vec<f64>, Box<d
     };
     let [chunks, chunks_of_a] = backward::chunks(&spec, case.tokens, sm_count);
     let (c, a) = (chunks as f64, chunks_of_a as f64);
+    // A sum of H in one part has no partial ones.
+    let parts = forward::parts_of_h(&spec, case.tokens, sm_count, Tiles::Large);
+    let h = if parts > 1 { parts as f64 } else { 0.0 };
     Ok(match kernel.name() {
-        "forward" => product(&product(&[1.0, t], &[1.0, o]), &[1.0, i]),
+        "forward" => {
+            let of_tiles = product(&product(&[1.0, t], &[1.0, o]), &[1.0, i]);
+            [of_tiles, product(&[1.0, t], &[h])].concat()
+        }
         // A ring of chunks of T holds partial P: as many tokens as a chunk has, times a constant.
         "backward" => {
             vec![1.0, t, o, t * o, t * i, o * i, t * i * o, c, c * o, t / c * o, i, a * i]

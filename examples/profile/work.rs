@@ -66,9 +66,11 @@ impl Kernel {
         }
     }
 
-    /// The kernel behind an entry point such as `forward_bf16`.
+    /// The kernel behind an entry point such as `forward_bf16`, or `forward_small_bf16` where it
+    /// takes other tiles.
     pub fn of_entry(entry: &str) -> Option<Self> {
         let (name, _dtype) = entry.rsplit_once('_')?;
+        let name = ["_medium", "_small"].iter().find_map(|t| name.strip_suffix(t)).unwrap_or(name);
         Self::ALL.into_iter().find(|kernel| kernel.name() == name)
     }
 }

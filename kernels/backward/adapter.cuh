@@ -204,10 +204,16 @@ __device__ __forceinline__ void finish_p(const BackwardParams& p, const AdapterT
                                          const float* partial_p) {
     const int k0 = at.rank * kRankTile, ranks = min(kRankTile, p.padded_rank - k0);
     const int begin = at.chunk * p.chunk, tokens = min(p.tokens, begin + p.chunk) - begin;
-    for (int i = threadIdx.x; i < tokens * ranks; i += kThreads) {
-        const i64 from = i64(i / ranks) * p.padded_rank + k0 + i % ranks;
-        static_cast<T*>(p.p)[i64(begin) * p.padded_rank + from] = from_float<T>(
-            ordered_sum(partial_p + from, at.strips, i64(p.chunk) * p.padded_rank));
+    const int quads = ranks / 4;
+    for (int i = threadIdx.x; i < tokens * quads; i += kThreads) {
+        const i64 from = i64(i / quads) * p.padded_rank + k0 + i % quads * 4;
+        const auto sum = ordered_sum(reinterpret_cast<const Quad<float>*>(partial_p + from),
+                                     at.strips, i64(p.chunk) * p.padded_rank / 4);
+        Quad<T> out;
+#pragma unroll
+        for (int e = 0; e < 4; ++e) out.values[e] = from_float<T>(sum.values[e]);
+        T* const to = static_cast<T*>(p.p) + i64(begin) * p.padded_rank + from;
+        store_quad<true>(to, 0, 4, out);
     }
 }
 

@@ -28,7 +28,7 @@ struct SplitSum {
         }
         if (!arrive_last(counter, splits, reinterpret_cast<u32*>(shared))) return false;
         mma.clear();
-#pragma unroll 1
+#pragma unroll 2
         for (int s = 0; s < splits; ++s) {
             const float4* const from = own + s * (kFloats / 4);
             float4 parts[kFragments];
