@@ -4,7 +4,7 @@
 #pragma once
 
 #include "common/pipeline.cuh"
-#include "common/split.cuh"
+#include "common/parts.cuh"
 
 template <typename T, Major WEIGHT_MAJOR>
 struct SmallGemm {

@@ -6,7 +6,7 @@
 
 #include "common/pipeline.cuh"
 #include "common/round.cuh"
-#include "common/split.cuh"
+#include "common/parts.cuh"
 #include "forward/params.cuh"
 
 // Groups whose partial sums are in memory at once: few, so that they stay in L2.

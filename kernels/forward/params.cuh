@@ -17,7 +17,7 @@ struct ForwardParams {
     void* h;
     void* z;            // PEFT's dropout, else null
     void* y;
-    float* partial_h;   // partial sums of the tiles of H of kRing groups; split.cuh
+    float* partial_h;   // partial sums of the tiles of H of kRing groups; parts.cuh
     float* partial_z;   // of the tiles of y; few tokens only
     u32* board;         // 2 + groups
     u32* h_counters;    // [⌈T/64⌉, ⌈R/64⌉]
