@@ -23,10 +23,10 @@
 template <bool DROPOUT, typename T, typename INPUT>
 __device__ __forceinline__ void backward(const BackwardParams& p, unsigned char* shared) {
     constexpr int kTileM = INPUT::kTileM, kGroupTokens = TileOrder::kGroup * kTileM;
-    const int rows_per_group = kGroupTokens / p.chunk, chunks = ceil_div(p.tokens, p.chunk);
-    const TileOrder order(ceil_div(p.tokens, kTileM), p.input_tiles, chunks, rows_per_group,
+    const int rows_per_group = kGroupTokens / p.chunk;
+    const TileOrder order(ceil_div(p.tokens, kTileM), p.input_tiles, p.chunks(), rows_per_group,
                           p.adapter_tiles);
-    const Board board(p.board, chunks);
+    const Board board(p.board, p.chunks());
     const int strips = ceil_div(p.out_features, Adapter<T>::kStrip);
     const bool alone = p.adapter_tiles == 0;
     const auto tile = order.at(alone ? blockIdx.x : draw(board, reinterpret_cast<u32*>(shared)));
@@ -38,7 +38,7 @@ __device__ __forceinline__ void backward(const BackwardParams& p, unsigned char*
     if (tile.kind == TileOrder::Tile::kSmall) {
         const int chunk = tile.group * rows_per_group + tile.index / p.adapter_tiles;
         const int within = tile.index % p.adapter_tiles;
-        const AdapterTile at{within % strips, strips, chunk, chunks, within / strips, ranks};
+        const AdapterTile at{within % strips, strips, chunk, within / strips, ranks};
         adapter_tile<T>(p, board, shared, at);
     } else if (tile.kind == TileOrder::Tile::kMain) {
         const int row = order.main_m(tile);
@@ -49,7 +49,7 @@ __device__ __forceinline__ void backward(const BackwardParams& p, unsigned char*
         wait(at.chunk * p.lora_a_chunk, (at.chunk + 1) * p.lora_a_chunk);
         lora_a_tile<DROPOUT, T>(p, shared, at);
     }
-    if (!alone) leave(board, reinterpret_cast<u32*>(shared));
+    if (!alone) leave(Board(p.board, p.chunks()), reinterpret_cast<u32*>(shared));
 }
 
 // Mirrored in src/backward/plan.rs and src/tiles.rs; a test compares them.

@@ -33,9 +33,9 @@ struct Adapter {
     static_assert(kStrip <= kThreads, "one thread per column of the strip");
 };
 
-// Which strip of features, chunk of tokens and tile of ranks, and how many there are.
+// Which strip of features, chunk of tokens and tile of ranks, and how many strips and ranks there are.
 struct AdapterTile {
-    int strip, strips, chunk, chunks, rank, ranks;
+    int strip, strips, chunk, rank, ranks;
 };
 
 // Sums over the CTA's tokens, of one feature.
@@ -224,7 +224,7 @@ __device__ __forceinline__ void add_strip(const BackwardParams& p, const Adapter
                                           const ColumnSums& sums) {
     using MmaB = typename Adapter<T>::MmaB;
     const int o0 = at.strip * Adapter<T>::kStrip, k0 = at.rank * kRankTile;
-    const Turn turn{p.strip_turns + at.rank * at.strips + at.strip, at.chunk, at.chunks};
+    const Turn turn{p.strip_turns + at.rank * at.strips + at.strip, at.chunk, p.chunks()};
     turn.wait();
 #pragma unroll
     for (int i = 0; i < MmaB::kRows; ++i) {
@@ -313,7 +313,7 @@ __device__ __forceinline__ void adapter_tile(const BackwardParams& p, const Boar
         });
 
     u32* flag = reinterpret_cast<u32*>(shared);
-    if (arrive_last(p.chunk_counters + at.rank * at.chunks + at.chunk, at.strips, flag)) {
+    if (arrive_last(p.chunk_counters + at.rank * p.chunks() + at.chunk, at.strips, flag)) {
         finish_p<T>(p, at, partial_p);
         announce(board, at.chunk);
     }

@@ -70,7 +70,9 @@ private:
             const bool dropped = DROPOUT && pass == 0;
             const int features = dropped && !p.peft_dropout ? 0 : p.out_features;
             const bool scaled = p.scales_grad() && (dropped || !p.peft_dropout);
-            return {p.gradients<T>(scaled, features), p.weights<T>()};
+            return {Matrix<T>::strided(scaled ? p.scaled_grad : p.grad_output, p.tokens, features,
+                                       scaled ? p.out_features : p.grad_stride),
+                    Matrix<T>::dense(p.weight, p.out_features, p.in_features)};
         };
         mma.clear();
 #pragma unroll 1  // one copy of the main loop
@@ -86,6 +88,8 @@ private:
                                                               float (&sums)[kVector<T>], int m0,
                                                               int n0, unsigned char* shared) {
         static_assert(kTileN == kThreads, "one thread per column");
+        forget(m0);  // the tile's row and column follow from these, not kept beside them
+        forget(n0);
         const int tiles_m = ceil_div(p.tokens, kTileM);
         float(*across)[kTileN] = reinterpret_cast<float(*)[kTileN]>(shared);
         __syncthreads();  // the epilogue is over

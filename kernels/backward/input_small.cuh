@@ -22,7 +22,7 @@ struct InputTileSmall {
         Mma mma;
         mma.clear();
         Gemm::accumulate(p.aligned, mma, shared, p.weights<T>(),
-                         p.gradients<T>(p.scales_grad(), p.out_features), n0, begin, end, [&] {
+                         p.gradients<T>(), n0, begin, end, [&] {
                              if (p.scales_grad()) wait();  // or for P alone, which is needed last
                          });
         if (!Sum::add(mma, p.partial_d + i64(tile) * p.d_splits * Sum::kFloats, split, p.d_splits,

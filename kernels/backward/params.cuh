@@ -54,14 +54,21 @@ struct BackwardParams {
     int aligned;                // every row of every operand starts at a 16-byte boundary
     int accumulate;             // dA, dB, dm and db are added to what is there
 
+    // Chunks of dY, counted anew where they are asked for: not kept in a register meanwhile.
+    __device__ __forceinline__ int chunks() const {
+        int each = chunk;
+        forget(each);
+        return ceil_div(tokens, each);
+    }
+
     // dY∘g is an operand of its own.
     __device__ __forceinline__ bool scales_grad() const { return scaled_grad != nullptr; }
 
-    // G or dY, of which there are the first `features`.
+    // What meets W: G, or dY.
     template <typename T>
-    __device__ __forceinline__ Matrix<T> gradients(bool scaled, int features) const {
-        return Matrix<T>::strided(scaled ? scaled_grad : grad_output, tokens, features,
-                                  scaled ? out_features : grad_stride);
+    __device__ __forceinline__ Matrix<T> gradients() const {
+        return scales_grad() ? Matrix<T>::dense(scaled_grad, tokens, out_features)
+                             : Matrix<T>::strided(grad_output, tokens, out_features, grad_stride);
     }
     template <typename T>
     __device__ __forceinline__ Matrix<T> weights() const {

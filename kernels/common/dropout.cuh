@@ -93,8 +93,11 @@ __device__ __forceinline__ void drop_accumulators(MMA& mma, const Dropout& dropo
                                                   int n0) {
     constexpr int kLanes = 4, kTurns = MMA::kFragmentsN / kLanes, kWords = MMA::kRows / 2;
     static_assert(MMA::kFragmentsN == 2 * kLanes, "a row of the warp tile is 16 bits of a lane");
-    const int lane = MMA::lane() % kLanes, first = MMA::lane() - lane;
-    const int group = (n0 + MMA::warp_n() * MMA::kWarpN) / kDropoutGroup;
+    int thread = threadIdx.x;
+    forget(thread);  // what follows is made here, not kept in registers through the loops before
+    const int lane = thread % kLanes, first = thread % kWarpSize - lane;
+    const int group = (n0 + MMA::warp_n(thread) * MMA::kWarpN) / kDropoutGroup;
+    const int row = m0 + MMA::warp_m(thread) * MMA::kWarpM + thread % kWarpSize / 4;
     u32 keep[kWords] = {};
 #pragma unroll 1
     for (int i = 0; i < MMA::kRows; ++i) {
@@ -102,7 +105,7 @@ __device__ __forceinline__ void drop_accumulators(MMA& mma, const Dropout& dropo
 #pragma unroll
         for (int turn = 0; turn < kTurns; ++turn) {
             const Philox random =
-                philox(dropout.seed, group + turn * kLanes + lane, m0 + MMA::row(i));
+                philox(dropout.seed, group + turn * kLanes + lane, row + i * 8);
             own |= kept(dropout, random) << (turn * kDropoutGroup);
         }
 #pragma unroll
