@@ -18,7 +18,7 @@
 #include "backward/input.cuh"
 #include "backward/lora_a.cuh"
 
-template <bool DROPOUT, typename T>
+template <bool DROPOUT, Math MATH, typename T>
 __device__ __forceinline__ void backward(const BackwardParams& p, unsigned char* shared) {
     constexpr int kTileM = InputGemm<T>::kTileM, kGroupTokens = TileOrder::kGroup * kTileM;
     const int rows_per_group = kGroupTokens / p.chunk, chunks = ceil_div(p.tokens, p.chunk);
@@ -42,7 +42,7 @@ __device__ __forceinline__ void backward(const BackwardParams& p, unsigned char*
         const int m0 = order.main_m(tile) * kTileM, n0 = order.main_n(tile) * InputGemm<T>::kTileN;
         const bool first = DROPOUT || p.scales_grad();  // or for P alone, which is needed last
         if (first) wait(m0, m0 + kTileM);
-        input_tile<DROPOUT, T>(p, shared, m0, n0, [&] {
+        input_tile<DROPOUT, MATH, T>(p, shared, m0, n0, [&] {
             if (!first) wait(m0, m0 + kTileM);
         });
     } else {
@@ -59,16 +59,18 @@ extern "C" __constant__ int backward_geometry[] = {
     InputGemm<bf16>::kTileM, InputGemm<bf16>::kTileN, TileOrder::kGroup,     LoraA<bf16>::kTileM,
     LoraA<bf16>::kTileN,     kThreads,                sizeof(BackwardParams)};
 
-#define FUSED_DORA_BACKWARD_ENTRY(NAME, DROPOUT, T)                                             \
+#define FUSED_DORA_BACKWARD_ENTRY(NAME, DROPOUT, MATH, T)                                       \
     extern "C" __global__ void __launch_bounds__(kThreads)                                      \
         backward_##NAME(const __grid_constant__ BackwardParams p) {                             \
         __shared__ __align__(128) unsigned char shared[InputGemm<T>::kSharedBytes];             \
         static_assert(Adapter<T>::kSharedBytes <= InputGemm<T>::kSharedBytes, "it has room");   \
-        backward<DROPOUT, T>(p, shared);                                                        \
+        backward<DROPOUT, MATH, T>(p, shared);                                                  \
     }
 
 #define FUSED_DORA_BACKWARD(NAME, T)                                                            \
-    FUSED_DORA_BACKWARD_ENTRY(NAME, false, T)                                                   \
-    FUSED_DORA_BACKWARD_ENTRY(dropout_##NAME, true, T)
+    FUSED_DORA_BACKWARD_ENTRY(NAME, false, Math::kDirect, T)                                    \
+    FUSED_DORA_BACKWARD_ENTRY(dropout_##NAME, true, Math::kDirect, T)                           \
+    FUSED_DORA_IF_##NAME##_IS_f32(                                                              \
+        FUSED_DORA_BACKWARD_ENTRY(tf32x3_##NAME, false, Math::kTf32x3, T))
 
 FUSED_DORA_ENTRIES(FUSED_DORA_BACKWARD)

@@ -174,10 +174,10 @@ struct Columns {
     }
 };
 
-template <typename T, typename WAIT>
+template <Math MATH, typename T, typename WAIT>
 __device__ __forceinline__ void output_tile(const ForwardParams& p, unsigned char* shared, int m0,
                                             int n0, WAIT wait) {
-    using Gemm = MainGemm<T, Major::K>;
+    using Gemm = MainGemm<T, Major::K, MATH>;
     using Output = Epilogue<T, typename Gemm::Mma>;
     const auto products = [&](int, bool low) {
         const auto x = Matrix<T>::strided(p.xs ? p.xs : p.x, p.tokens, p.in_features,
@@ -248,7 +248,7 @@ __device__ __forceinline__ void output_tile_peft(const ForwardParams& p, unsigne
 
 enum class Drop { kNone, kAdapter, kPeft };
 
-template <Drop DROP, typename T>
+template <Drop DROP, Math MATH, typename T>
 __device__ __forceinline__ void forward(const ForwardParams& p, unsigned char* shared) {
     using Gemm = MainGemm<T, Major::K>;
     constexpr int kRowsPerGroup = TileOrder::kGroup * Gemm::kTileM / LowRank<T>::kTileM;
@@ -271,7 +271,7 @@ __device__ __forceinline__ void forward(const ForwardParams& p, unsigned char* s
         if constexpr (DROP == Drop::kPeft) {
             output_tile_peft<T>(p, shared, m0, n0);
         } else {
-            output_tile<T>(p, shared, m0, n0, [&] { wait_if(!alone && !p.xs); });
+            output_tile<MATH, T>(p, shared, m0, n0, [&] { wait_if(!alone && !p.xs); });
         }
     }
     if (!alone) leave(board, reinterpret_cast<u32*>(shared));
@@ -284,16 +284,18 @@ extern "C" __constant__ int forward_geometry[] = {
     LowRank<bf16>::kTileM, LowRank<bf16>::kTileN, MainGemm<bf16, Major::K>::kTileM,
     MainGemm<bf16, Major::K>::kTileN, TileOrder::kGroup, kThreads, sizeof(ForwardParams)};
 
-#define FUSED_DORA_FORWARD_ENTRY(NAME, DROP, T)                                                 \
+#define FUSED_DORA_FORWARD_ENTRY(NAME, DROP, MATH, T)                                           \
     extern "C" __global__ void __launch_bounds__(kThreads)                                      \
         forward_##NAME(const __grid_constant__ ForwardParams p) {                               \
         __shared__ __align__(128) unsigned char shared[MainGemm<T, Major::K>::kSharedBytes];    \
-        forward<DROP, T>(p, shared);                                                            \
+        forward<DROP, MATH, T>(p, shared);                                                      \
     }
 
 #define FUSED_DORA_FORWARD(NAME, T)                                                             \
-    FUSED_DORA_FORWARD_ENTRY(NAME, Drop::kNone, T)                                              \
-    FUSED_DORA_FORWARD_ENTRY(dropout_##NAME, Drop::kAdapter, T)                                 \
-    FUSED_DORA_FORWARD_ENTRY(peft_dropout_##NAME, Drop::kPeft, T)
+    FUSED_DORA_FORWARD_ENTRY(NAME, Drop::kNone, Math::kDirect, T)                               \
+    FUSED_DORA_FORWARD_ENTRY(dropout_##NAME, Drop::kAdapter, Math::kDirect, T)                  \
+    FUSED_DORA_FORWARD_ENTRY(peft_dropout_##NAME, Drop::kPeft, Math::kDirect, T)                \
+    FUSED_DORA_IF_##NAME##_IS_f32(                                                              \
+        FUSED_DORA_FORWARD_ENTRY(tf32x3_##NAME, Drop::kNone, Math::kTf32x3, T))
 
 FUSED_DORA_ENTRIES(FUSED_DORA_FORWARD)

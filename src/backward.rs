@@ -16,7 +16,7 @@ use crate::kernels::{Entry, Kernels};
 use crate::prepare::{Prepared, check_magnitude_len, optional};
 use crate::raw::{self, WorkspaceSize, absent_or, present};
 use crate::rows::{MatrixView, MatrixViewMut};
-use crate::spec::{DoraSpec, Element, Norm, check_len};
+use crate::spec::{DoraSpec, Dtype, Element, Norm, check_len};
 use crate::workspace::Workspace;
 
 pub(crate) use plan::needs;
@@ -344,7 +344,7 @@ impl Kernels {
             return Ok(());
         }
         let params = plan.params(spec, prepared, &scratch, io, peft);
-        let entry = entry(io.dropout.as_ref());
+        let entry = self.backward_entry(spec.dtype(), io.dropout.as_ref());
         // SAFETY: the struct is the kernel's; the caller vouches for the addresses.
         unsafe { self.launch(stream, entry, spec.dtype(), grid, &params) }
     }
@@ -360,14 +360,15 @@ impl Kernels {
     ) -> Result<Plan> {
         let plan = Plan::new(spec, tokens, self.sm_count());
         workspace.check(plan.needs(), tokens)?;
-        self.check_grid(entry(dropout), spec.dtype(), plan.grid(spec, tokens, wanted))?;
+        let entry = self.backward_entry(spec.dtype(), dropout);
+        self.check_grid(entry, spec.dtype(), plan.grid(spec, tokens, wanted))?;
         Ok(plan)
     }
-}
 
-fn entry(dropout: Option<&Dropout>) -> Entry {
-    match dropout {
-        None => Entry::Backward,
-        Some(_) => Entry::BackwardDropout,
+    fn backward_entry(&self, dtype: Dtype, dropout: Option<&Dropout>) -> Entry {
+        match dropout {
+            None => self.by_math(dtype, Entry::Backward, Entry::BackwardTf32x3),
+            Some(_) => Entry::BackwardDropout,
+        }
     }
 }

@@ -233,7 +233,7 @@ impl Kernels {
             aligned: i32::from(are_aligned(dtype, &rows, &pointers)),
             _padding: 0,
         };
-        let entry = entry(io.dropout.as_ref(), peft);
+        let entry = self.forward_entry(dtype, io.dropout.as_ref(), peft);
         // SAFETY: the struct is the kernel's; the caller vouches for the addresses.
         unsafe { self.launch(stream, entry, dtype, grid, &params) }
     }
@@ -251,8 +251,17 @@ impl Kernels {
             .div_ceil(MAIN_TILE[0])
             .saturating_mul(spec.out_features().div_ceil(MAIN_TILE[1]));
         let grid = [low_rank.saturating_add(main), 1, 1];
-        self.check_grid(entry(dropout, peft), spec.dtype(), grid)?;
+        let entry = self.forward_entry(spec.dtype(), dropout, peft);
+        self.check_grid(entry, spec.dtype(), grid)?;
         Ok(grid)
+    }
+
+    fn forward_entry(&self, dtype: Dtype, dropout: Option<&Dropout>, peft: bool) -> Entry {
+        match (dropout, peft) {
+            (_, true) => Entry::ForwardPeftDropout,
+            (Some(_), false) => Entry::ForwardDropout,
+            (None, false) => self.by_math(dtype, Entry::Forward, Entry::ForwardTf32x3),
+        }
     }
 }
 
@@ -260,14 +269,6 @@ impl Kernels {
 fn low_rank_tiles(spec: &DoraSpec, peft: bool) -> usize {
     let also_xs = usize::from(spec.norm() == Norm::Input || peft);
     spec.padded_rank().div_ceil(LOW_RANK_TILE[1]).max(also_xs)
-}
-
-fn entry(dropout: Option<&Dropout>, peft: bool) -> Entry {
-    match (dropout, peft) {
-        (_, true) => Entry::ForwardPeftDropout,
-        (Some(_), false) => Entry::ForwardDropout,
-        (None, false) => Entry::Forward,
-    }
 }
 
 /// Checks what can be told from the numbers, and tells whether the dropout is PEFT's.

@@ -11,6 +11,7 @@ use cudarc::driver::{
 use cudarc::nvrtc::Ptx;
 
 use crate::error::{During, Error, Result};
+use crate::f32_math::F32Math;
 use crate::spec::{DoraSpec, Dtype, NormGrad};
 
 mod embedded {
@@ -28,9 +29,11 @@ const NEEDED_CAPABILITY: (i32, i32) = (8, 0);
 pub(crate) enum Entry {
     Prepare,
     Forward,
+    ForwardTf32x3,
     ForwardDropout,
     ForwardPeftDropout,
     Backward,
+    BackwardTf32x3,
     BackwardDropout,
     AdamW,
     GradientNorm,
@@ -42,12 +45,14 @@ pub(crate) enum Entry {
 }
 
 impl Entry {
-    const ALL: [Self; 13] = [
+    const ALL: [Self; 15] = [
         Self::Prepare,
         Self::Forward,
+        Self::ForwardTf32x3,
         Self::ForwardDropout,
         Self::ForwardPeftDropout,
         Self::Backward,
+        Self::BackwardTf32x3,
         Self::BackwardDropout,
         Self::AdamW,
         Self::GradientNorm,
@@ -63,9 +68,11 @@ impl Entry {
         match self {
             Self::Prepare => ("prepare", "prepare.cu"),
             Self::Forward => ("forward", "forward.cu"),
+            Self::ForwardTf32x3 => ("forward_tf32x3", "forward.cu"),
             Self::ForwardDropout => ("forward_dropout", "forward.cu"),
             Self::ForwardPeftDropout => ("forward_peft_dropout", "forward.cu"),
             Self::Backward => ("backward", "backward.cu"),
+            Self::BackwardTf32x3 => ("backward_tf32x3", "backward.cu"),
             Self::BackwardDropout => ("backward_dropout", "backward.cu"),
             Self::AdamW => ("adamw", "adamw.cu"),
             Self::GradientNorm => ("gradient_norm", "adamw.cu"),
@@ -82,6 +89,7 @@ impl Entry {
         match self {
             Self::Merge | Self::Unmerge | Self::Decompose => false,
             Self::NormGradient | Self::NormGradientFinish => spec.norm_grad() == NormGrad::Exact,
+            Self::ForwardTf32x3 | Self::BackwardTf32x3 => spec.dtype() == Dtype::F32,
             _ => true,
         }
     }
@@ -219,6 +227,7 @@ pub struct Kernels {
     functions: [[OnceLock<Function>; Dtype::ALL.len()]; Entry::ALL.len()],
     limits: Limits,
     sm_count: usize,
+    f32_math: F32Math,
 }
 
 impl Kernels {
@@ -279,10 +288,26 @@ impl Kernels {
         };
         let sm_count = attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)? as usize;
         let functions = Default::default();
-        let kernels = Self { context: context.clone(), files, functions, limits, sm_count };
+        let f32_math = F32Math::of(found);
+        let context = context.clone();
+        let kernels = Self { context, files, functions, limits, sm_count, f32_math };
         // The smallest file tells whether the driver takes the PTX.
         kernels.function(Entry::AdamW, Dtype::F32)?;
         Ok(kernels)
+    }
+
+    /// The same with f32 products of this kind, whatever the device.
+    #[doc(hidden)]
+    pub fn with_f32_math(self, f32_math: F32Math) -> Self {
+        Self { f32_math, ..self }
+    }
+
+    /// Of two entry points that compute the same, the one for a dtype's main products.
+    pub(crate) fn by_math(&self, dtype: Dtype, direct: Entry, tf32x3: Entry) -> Entry {
+        match (dtype, self.f32_math) {
+            (Dtype::F32, F32Math::Tf32x3) => tf32x3,
+            _ => direct,
+        }
     }
 
     /// Loads what training layers of the specs takes, where that is not done.

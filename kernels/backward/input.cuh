@@ -9,11 +9,11 @@
 #include "common/gemm.cuh"
 #include "common/reduce.cuh"
 
-template <typename T>
-using InputGemm = MainGemm<T, Major::MN>;
+template <typename T, Math MATH = Math::kDirect>
+using InputGemm = MainGemm<T, Major::MN, MATH>;
 
 // D of one tile.
-template <bool DROPOUT, typename T, typename WAIT>
+template <bool DROPOUT, Math MATH, typename T, typename WAIT>
 __device__ __forceinline__ void input_gradient(const BackwardParams& p,
                                                typename InputGemm<T>::Mma& mma,
                                                unsigned char* shared, int m0, int n0, WAIT wait) {
@@ -35,7 +35,7 @@ __device__ __forceinline__ void input_gradient(const BackwardParams& p,
     mma.clear();
 #pragma unroll 1  // one copy of the main loop
     for (int pass = 0; pass < (DROPOUT ? 2 : 1); ++pass) {
-        InputGemm<T>::accumulate(p.aligned, mma, shared, products, pass, m0, n0, wait);
+        InputGemm<T, MATH>::accumulate(p.aligned, mma, shared, products, pass, m0, n0, wait);
         if (DROPOUT && pass == 0) drop_accumulators(mma, p.dropout, m0, n0);
     }
 }
@@ -77,12 +77,12 @@ __device__ __forceinline__ void magnitude_gradient(const BackwardParams& p,
 }
 
 // One tile; `wait()` returns once P is there (and G, without dropout).
-template <bool DROPOUT, typename T, typename WAIT>
+template <bool DROPOUT, Math MATH, typename T, typename WAIT>
 __device__ __forceinline__ void input_tile(const BackwardParams& p, unsigned char* shared,
                                            int m0, int n0, WAIT wait) {
     using Output = Epilogue<T, typename InputGemm<T>::Mma>;
     typename InputGemm<T>::Mma mma;
-    input_gradient<DROPOUT, T>(p, mma, shared, m0, n0, wait);
+    input_gradient<DROPOUT, MATH, T>(p, mma, shared, m0, n0, wait);
 
     const auto x = Matrix<T>::strided(p.x, p.tokens, p.in_features, p.x_stride);
     const int col = n0 + Output::col();
