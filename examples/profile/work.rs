@@ -66,9 +66,11 @@ impl Kernel {
         }
     }
 
-    /// The kernel behind an entry point such as `forward_bf16`.
+    /// The kernel behind an entry point such as `forward_bf16` or, by another kind of product,
+    /// `forward_tf32x3_f32`.
     pub fn of_entry(entry: &str) -> Option<Self> {
         let (name, _dtype) = entry.rsplit_once('_')?;
+        let name = name.strip_suffix("_tf32x3").unwrap_or(name);
         Self::ALL.into_iter().find(|kernel| kernel.name() == name)
     }
 }
