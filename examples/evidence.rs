@@ -11,6 +11,8 @@ mod code;
 mod compile;
 #[path = "evidence/counters.rs"]
 mod counters;
+#[path = "evidence/f32.rs"]
+mod f32_products;
 #[allow(dead_code, reason = "the profile uses the rest")]
 #[path = "profile/gpu.rs"]
 mod gpu;
@@ -116,6 +118,7 @@ fn collect(options: &Options) -> Result<Evidence, Box<dyn Error>> {
     for norm in counters::NORMS {
         lines.extend(counters::few_tokens(&device, norm)?);
     }
+    lines.extend(f32_products::lines(&device)?);
     for law in fused.iter().chain([&plain]) {
         let (error, about) = law.worst_error(&device)?;
         let [t, i, o] = scale::PROOF;

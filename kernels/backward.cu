@@ -84,6 +84,12 @@ extern "C" __constant__ int backward_geometry[] = {
     FUSED_DORA_BACKWARD_ENTRY(NAME, false, T, InputTile<T, 128, false>)                         \
     FUSED_DORA_BACKWARD_ENTRY(medium_##NAME, false, T, InputTile<T, 64, false>)                 \
     FUSED_DORA_BACKWARD_ENTRY(small_##NAME, false, T, InputTileSmall<T>)                        \
-    FUSED_DORA_BACKWARD_ENTRY(dropout_##NAME, true, T, InputTile<T, 128, true>)
+    FUSED_DORA_BACKWARD_ENTRY(dropout_##NAME, true, T, InputTile<T, 128, true>)                 \
+    FUSED_DORA_IF_##NAME##_IS_f32(FUSED_DORA_BACKWARD_TF32X3)
+
+#define FUSED_DORA_BACKWARD_TF32X3                                                              \
+    FUSED_DORA_BACKWARD_ENTRY(tf32x3_f32, false, f32, InputTile<f32, 128, false, Math::kTf32x3>) \
+    FUSED_DORA_BACKWARD_ENTRY(medium_tf32x3_f32, false, f32,                                    \
+                              InputTile<f32, 64, false, Math::kTf32x3>)
 
 FUSED_DORA_ENTRIES(FUSED_DORA_BACKWARD)

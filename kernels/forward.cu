@@ -70,8 +70,9 @@ extern "C" __constant__ int forward_geometry[] = {
     kThreads,
     sizeof(ForwardParams)};
 
+// Two CTAs on a multiprocessor: for more of them, ptxas would give some kernels too few registers.
 #define FUSED_DORA_FORWARD_ENTRY(NAME, DROPOUT, T, ...)                                         \
-    extern "C" __global__ void __launch_bounds__(kThreads)                                      \
+    extern "C" __global__ void __launch_bounds__(kThreads, 2)                                   \
         forward_##NAME(const __grid_constant__ ForwardParams p) {                               \
         using Output = __VA_ARGS__;                                                             \
         static_assert(LowRank<T>::kSharedBytes <= Output::kSharedBytes, "it has room");         \
@@ -84,6 +85,11 @@ extern "C" __constant__ int forward_geometry[] = {
     FUSED_DORA_FORWARD_ENTRY(medium_##NAME, false, T, OutputTile<T, 64>)                        \
     FUSED_DORA_FORWARD_ENTRY(small_##NAME, false, T, OutputTileSmall<T>)                        \
     FUSED_DORA_FORWARD_ENTRY(dropout_##NAME, true, T, OutputTile<T, 128>)                       \
-    FUSED_DORA_FORWARD_ENTRY(peft_dropout_##NAME, true, T, OutputTilePeft<T>)
+    FUSED_DORA_FORWARD_ENTRY(peft_dropout_##NAME, true, T, OutputTilePeft<T>)                   \
+    FUSED_DORA_IF_##NAME##_IS_f32(FUSED_DORA_FORWARD_TF32X3)
+
+#define FUSED_DORA_FORWARD_TF32X3                                                               \
+    FUSED_DORA_FORWARD_ENTRY(tf32x3_f32, false, f32, OutputTile<f32, 128, Math::kTf32x3>)       \
+    FUSED_DORA_FORWARD_ENTRY(medium_tf32x3_f32, false, f32, OutputTile<f32, 64, Math::kTf32x3>)
 
 FUSED_DORA_ENTRIES(FUSED_DORA_FORWARD)

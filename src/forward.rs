@@ -8,12 +8,11 @@ use cudarc::driver::{CudaStream, CudaView, CudaViewMut, DevicePtr, DevicePtrMut}
 
 use crate::dropout::Dropout;
 use crate::error::{Error, Result};
-use crate::kernels::{Entry, Kernels};
+use crate::kernels::Kernels;
 use crate::prepare::{Prepared, optional};
 use crate::raw::{self, absent_or, present};
 use crate::rows::{MatrixView, MatrixViewMut};
 use crate::spec::{DoraSpec, Dtype, Element, check_len};
-use crate::tiles::Tiles;
 use crate::workspace::Workspace;
 
 pub(crate) use plan::needs;
@@ -173,16 +172,6 @@ impl Kernels {
         let plan = Plan::new(spec, tokens, self.tiling(), masked);
         self.check_grid(plan.entry(), spec.dtype(), plan.grid(spec, tokens))?;
         Ok(plan)
-    }
-}
-
-fn entry(tiles: Tiles, masked: Masked) -> Entry {
-    match (masked, tiles) {
-        (Masked { peft: true, .. }, _) => Entry::ForwardPeftDropout,
-        (Masked { dropout: true, .. }, _) => Entry::ForwardDropout,
-        (_, Tiles::Large) => Entry::Forward,
-        (_, Tiles::Medium) => Entry::ForwardMedium,
-        (_, Tiles::Small) => Entry::ForwardSmall,
     }
 }
 

@@ -11,6 +11,7 @@ use cudarc::driver::{
 use cudarc::nvrtc::Ptx;
 
 use crate::error::{During, Error, Result};
+use crate::f32_math::F32Math;
 use crate::spec::{DoraSpec, Dtype, NormGrad};
 use crate::tiles::{Tiles, Tiling};
 
@@ -30,11 +31,15 @@ pub(crate) enum Entry {
     Prepare,
     Forward,
     ForwardMedium,
+    ForwardTf32x3,
+    ForwardMediumTf32x3,
     ForwardSmall,
     ForwardDropout,
     ForwardPeftDropout,
     Backward,
     BackwardMedium,
+    BackwardTf32x3,
+    BackwardMediumTf32x3,
     BackwardSmall,
     BackwardDropout,
     AdamW,
@@ -47,15 +52,19 @@ pub(crate) enum Entry {
 }
 
 impl Entry {
-    const ALL: [Self; 17] = [
+    const ALL: [Self; 21] = [
         Self::Prepare,
         Self::Forward,
         Self::ForwardMedium,
+        Self::ForwardTf32x3,
+        Self::ForwardMediumTf32x3,
         Self::ForwardSmall,
         Self::ForwardDropout,
         Self::ForwardPeftDropout,
         Self::Backward,
         Self::BackwardMedium,
+        Self::BackwardTf32x3,
+        Self::BackwardMediumTf32x3,
         Self::BackwardSmall,
         Self::BackwardDropout,
         Self::AdamW,
@@ -73,11 +82,15 @@ impl Entry {
             Self::Prepare => ("prepare", "prepare.cu"),
             Self::Forward => ("forward", "forward.cu"),
             Self::ForwardMedium => ("forward_medium", "forward.cu"),
+            Self::ForwardTf32x3 => ("forward_tf32x3", "forward.cu"),
+            Self::ForwardMediumTf32x3 => ("forward_medium_tf32x3", "forward.cu"),
             Self::ForwardSmall => ("forward_small", "forward.cu"),
             Self::ForwardDropout => ("forward_dropout", "forward.cu"),
             Self::ForwardPeftDropout => ("forward_peft_dropout", "forward.cu"),
             Self::Backward => ("backward", "backward.cu"),
             Self::BackwardMedium => ("backward_medium", "backward.cu"),
+            Self::BackwardTf32x3 => ("backward_tf32x3", "backward.cu"),
+            Self::BackwardMediumTf32x3 => ("backward_medium_tf32x3", "backward.cu"),
             Self::BackwardSmall => ("backward_small", "backward.cu"),
             Self::BackwardDropout => ("backward_dropout", "backward.cu"),
             Self::AdamW => ("adamw", "adamw.cu"),
@@ -95,6 +108,10 @@ impl Entry {
         match self {
             Self::Merge | Self::Unmerge | Self::Decompose => false,
             Self::NormGradient | Self::NormGradientFinish => spec.norm_grad() == NormGrad::Exact,
+            Self::ForwardTf32x3
+            | Self::ForwardMediumTf32x3
+            | Self::BackwardTf32x3
+            | Self::BackwardMediumTf32x3 => spec.dtype() == Dtype::F32,
             _ => true,
         }
     }
@@ -291,12 +308,19 @@ impl Kernels {
             shared_bytes: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK)?,
         };
         let sm_count = attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)? as usize;
-        let tiling = Tiling { sm_count, forced: None };
+        let tiling = Tiling { sm_count, forced: None, f32_math: F32Math::of(found) };
         let functions = Default::default();
         let kernels = Self { context: context.clone(), files, functions, limits, tiling };
         // The smallest file tells whether the driver takes the PTX.
         kernels.function(Entry::AdamW, Dtype::F32)?;
         Ok(kernels)
+    }
+
+    /// The same with f32 products of this kind, whatever the device.
+    #[doc(hidden)]
+    pub fn with_f32_math(mut self, f32_math: F32Math) -> Self {
+        self.tiling.f32_math = f32_math;
+        self
     }
 
     /// Loads what training layers of the specs takes, where that is not done.

@@ -91,6 +91,7 @@ pub mod decompose;
 mod device;
 mod dropout;
 mod error;
+mod f32_math;
 pub mod forward;
 mod kernels;
 mod linear;
@@ -114,6 +115,8 @@ pub use decompose::{Decompose, DecomposeAdapter, Decomposition};
 pub use device::open_device;
 pub use dropout::{Dropout, DropoutForm};
 pub use error::{Error, Result};
+#[doc(hidden)]
+pub use f32_math::F32Math;
 pub use forward::Forward;
 pub use kernels::Kernels;
 #[doc(hidden)]

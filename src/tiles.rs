@@ -1,5 +1,7 @@
 //! How the products with W, y of the forward and dX of the backward, are cut into tiles.
 
+use crate::f32_math::F32Math;
+use crate::spec::Dtype;
 use crate::workspace::Split;
 
 /// The tiles that the products with W are cut into.
@@ -79,6 +81,8 @@ pub(crate) struct Tiling {
     pub(crate) sm_count: usize,
     /// Taken wherever they can be.
     pub(crate) forced: Option<Tiles>,
+    /// What multiplies in large and medium tiles of f32.
+    pub(crate) f32_math: F32Math,
 }
 
 impl Tiling {
@@ -95,6 +99,12 @@ impl Tiling {
         };
         let can = |tiles: &Tiles| tiles.can(tokens, dropout);
         Tiles::ALL.into_iter().filter(can).min_by_key(time).unwrap_or(Tiles::Large)
+    }
+
+    /// Whether the products of a dtype are three tf32 ones: small tiles and those with dropout are
+    /// left to FMA units.
+    pub(crate) fn splits(&self, dtype: Dtype) -> bool {
+        dtype == Dtype::F32 && self.f32_math == F32Math::Tf32x3
     }
 
     /// The parts of the sums, over `summed` features, of small tiles of `features` features: one for
@@ -119,8 +129,8 @@ mod tests {
 
     #[test]
     fn tiles_follow_from_waves() {
-        let a100 = Tiling { sm_count: 108, forced: None };
-        let h100 = Tiling { sm_count: 132, forced: None };
+        let a100 = Tiling { sm_count: 108, forced: None, f32_math: F32Math::Fma };
+        let h100 = Tiling { sm_count: 132, ..a100 };
         for (tiling, tokens, features, tiles) in [
             (a100, 1, 4096, Tiles::Small),
             (a100, 64, 28672, Tiles::Small),
@@ -139,12 +149,13 @@ mod tests {
 
     #[test]
     fn forced_tiles_are_taken_where_they_can_be() {
+        let free = Tiling { sm_count: 108, forced: None, f32_math: F32Math::Fma };
         for forced in Tiles::ALL {
-            let tiling = Tiling { sm_count: 108, forced: Some(forced) };
+            let tiling = Tiling { forced: Some(forced), ..free };
             assert_eq!(tiling.choose(64, 4096, false), forced);
             assert_eq!(tiling.choose(64, 4096, true), Tiles::Large);
         }
-        let tiling = Tiling { sm_count: 108, forced: Some(Tiles::Small) };
+        let tiling = Tiling { forced: Some(Tiles::Small), ..free };
         assert_eq!(tiling.choose(65, 4096, false), Tiles::Medium);
     }
 }

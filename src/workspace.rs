@@ -192,6 +192,7 @@ pub(crate) struct Parts {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::f32_math::F32Math;
     use crate::tiles::Tiling;
     use crate::{Dtype, Norm, NormGrad, Scaling};
 
@@ -207,7 +208,8 @@ mod tests {
                     let detached = NormGrad::Detached;
                     let spec = DoraSpec::new(inputs, outputs, rank, scaling, norm, detached, dtype)
                         .expect("a layer");
-                    let tiling = Tiling { sm_count, forced: None };
+                    let f32_math = F32Math::Fma;
+                    let tiling = Tiling { sm_count, forced: None, f32_math };
                     let needs = |tokens| {
                         [
                             forward::needs(&spec, tokens, tiling),

@@ -10,13 +10,19 @@ use common::compare;
 use common::random::{NORMS, each_dtype_and_norm, fresh_seed, random_case, with_dropout};
 use common::run::Runner;
 use fused_dora::reference::{Case, Results};
-use fused_dora::{Dropout, DropoutForm, Dtype, Norm, NormGrad};
+use fused_dora::{Dropout, DropoutForm, Dtype, F32Math, Norm, NormGrad};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
 fn runner() -> Runner {
     let context = common::device::open().expect("a device");
     Runner::new(&context).expect("kernels")
+}
+
+/// One for each way of multiplying f32 matrices.
+fn f32_runners() -> [Runner; 2] {
+    let context = common::device::open().expect("a device");
+    [F32Math::Fma, F32Math::Tf32x3].map(|math| Runner::by_math(&context, math).expect("kernels"))
 }
 
 /// Runs `case` in `dtype` and compares all tensors, with `expected` values where there are some
@@ -33,8 +39,7 @@ fn check(runner: &Runner, name: &str, case: &Case, expected: [Option<&[f64]>; 6]
     );
 }
 
-fn golden(dtype: Dtype) {
-    let runner = runner();
+fn golden(runner: &Runner, dtype: Dtype) {
     let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
     let mut detached = 0;
     for entry in std::fs::read_dir(folder).expect("tests/golden") {
@@ -45,28 +50,27 @@ fn golden(dtype: Dtype) {
         let file = CaseFile::read(&path).expect("a golden case");
         detached += usize::from(file.case.norm_grad == NormGrad::Detached);
         let expected = file.expected.each_ref().map(Option::as_deref);
-        check(&runner, &file.name, &file.case, expected, dtype);
+        check(runner, &file.name, &file.case, expected, dtype);
     }
     assert_eq!(detached, 9, "golden cases with the norm detached, of 19");
 }
 
 #[test]
 fn golden_cases_in_bf16() {
-    golden(Dtype::Bf16);
+    golden(&runner(), Dtype::Bf16);
 }
 
 #[test]
 fn golden_cases_in_f16() {
-    golden(Dtype::F16);
+    golden(&runner(), Dtype::F16);
 }
 
 #[test]
 fn golden_cases_in_f32() {
-    golden(Dtype::F32);
+    golden(&runner(), Dtype::F32);
 }
 
-fn ragged(dtype: Dtype) {
-    let runner = runner();
+fn ragged(runner: &Runner, dtype: Dtype) {
     let mut random = StdRng::seed_from_u64(fresh_seed());
     // Tile edges and one past them, then whatever comes.
     let mut shapes = vec![
@@ -88,24 +92,24 @@ fn ragged(dtype: Dtype) {
     for (i, shape) in shapes.into_iter().enumerate() {
         for (j, norm) in NORMS.into_iter().enumerate() {
             let case = random_case(&mut random, shape, norm, (i + j) % 2 == 0);
-            check(&runner, "random", &case.rounded(dtype), [None; 6], dtype);
+            check(runner, "random", &case.rounded(dtype), [None; 6], dtype);
         }
     }
 }
 
 #[test]
 fn ragged_shapes_in_bf16() {
-    ragged(Dtype::Bf16);
+    ragged(&runner(), Dtype::Bf16);
 }
 
 #[test]
 fn ragged_shapes_in_f16() {
-    ragged(Dtype::F16);
+    ragged(&runner(), Dtype::F16);
 }
 
 #[test]
 fn ragged_shapes_in_f32() {
-    ragged(Dtype::F32);
+    f32_runners().iter().for_each(|runner| ragged(runner, Dtype::F32));
 }
 
 /// Shapes whose rows would be aligned, in buffers that are not.

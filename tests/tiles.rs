@@ -8,7 +8,7 @@ use std::sync::Arc;
 use common::compare;
 use common::random::{NORMS, fresh_seed, random_case};
 use common::run::Runner;
-use fused_dora::{Dtype, Kernels, Norm, Tiles};
+use fused_dora::{Dtype, F32Math, Kernels, Norm, Tiles};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
@@ -18,8 +18,10 @@ const MANY: usize = 256;
 /// Runs layers of `[T, I, O, r]` on tiles of one kind, with rows on 16-byte boundaries and off them.
 fn forced(tiles: Tiles, shapes: &[[usize; 4]]) {
     let context = common::device::open().expect("a device");
-    let kernels = Kernels::load(&context).expect("kernels").with_tiles(Some(tiles));
-    let kernels = Arc::new(kernels);
+    let [fma, tf32x3] = [F32Math::Fma, F32Math::Tf32x3].map(|math| {
+        let kernels = Kernels::load(&context).expect("kernels");
+        Arc::new(kernels.with_tiles(Some(tiles)).with_f32_math(math))
+    });
     let mut random = StdRng::seed_from_u64(fresh_seed());
     for (i, &shape) in shapes.iter().enumerate() {
         assert!(tiles.can(shape[0], false), "{tiles:?} cannot do {shape:?}");
@@ -30,7 +32,9 @@ fn forced(tiles: Tiles, shapes: &[[usize; 4]]) {
                 }
                 let offset = (i + j + k) % 2;
                 let case = random_case(&mut random, shape, norm, true).rounded(dtype);
-                let runner = Runner::with_kernels(&kernels).with_offset(offset).with_repeats(1);
+                // Of the two kinds of f32 products, one on each axis.
+                let kernels = if (i + j) % 2 == 0 { &fma } else { &tf32x3 };
+                let runner = Runner::with_kernels(kernels).with_offset(offset).with_repeats(1);
                 let found = runner.run(&case, dtype).expect("the ops");
                 let failures = compare::failures(&case, dtype, &found, [None; 6]);
                 let failures = failures.expect("a consistent case");

@@ -10,10 +10,14 @@ use super::sass::{Code, Mix, read};
 
 /// The kernels whose main loops are held to limits, on this architecture.
 const KERNELS: [&str; 4] = ["forward_bf16", "forward_f16", "backward_bf16", "backward_f16"];
+/// Those that multiply f32 matrices as tf32 ones: in a k-step of eight, 32 16×8 tiles take three
+/// products, four additions each, and 32 factors are split.
+const SPLIT_KERNELS: [&str; 2] = ["forward_tf32x3_f32", "backward_tf32x3_f32"];
 const ARCHITECTURE: &str = "sm_80";
 
 const LEAST_ALIGNED: f64 = 0.48;
 const LEAST_RAGGED: f64 = 0.43;
+const LEAST_SPLIT: f64 = 0.26;
 const MOST_LDSM_PER_HMMA: f64 = 0.25;
 
 /// One main loop, for the table.
@@ -105,6 +109,13 @@ pub fn lines(
         lines.push(Line::new(group, what, aligned.narrow as f64, Limit::AtMost(0.0)));
     }
     let of_architecture = || codes.iter().filter(|(name, _)| name == ARCHITECTURE);
+    for (_, code) in of_architecture() {
+        if SPLIT_KERNELS.contains(&code.kernel.as_str()) {
+            let share = code.main_loops().first().map_or(0.0, Mix::hmma_share);
+            let what = format!("{}: HMMA of the instructions of a k-step", code.kernel);
+            lines.push(Line::new(group, what, share, Limit::AtLeast(LEAST_SPLIT)));
+        }
+    }
     let local = of_architecture().map(|(_, code)| code.mix().local).sum::<usize>();
     let what = format!("LDL and STL in all {} kernels", of_architecture().count());
     lines.push(Line::new(group, what, local as f64, Limit::AtMost(0.0)));

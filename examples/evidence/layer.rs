@@ -8,14 +8,14 @@ use cuda_emulator::profile::Profile;
 use cuda_emulator::{Config, MeasuredLaunch};
 use fused_dora::cudarc::driver::CudaStream;
 use fused_dora::{
-    Backward, DoraSpec, Dtype, Forward, Gradients, Kernels, Magnitude, Norm, NormGrad,
-    NormGradient, Prepare, Prepared, Scaling, Tiles, Workspace, open_device,
+    Backward, DoraSpec, Dtype, Element, F32Math, Forward, Gradients, Kernels, Magnitude, Norm,
+    NormGrad, NormGradient, Prepare, Prepared, Scaling, Tiles, Workspace, open_device,
 };
 use half::bf16;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
-/// One bf16 layer and its batch.
+/// One layer and its batch, in bf16 but where something else is said.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Case {
     pub tokens: usize,
@@ -27,9 +27,13 @@ pub struct Case {
 
 impl Case {
     pub fn spec(&self) -> fused_dora::Result<DoraSpec> {
+        self.spec_in(Dtype::Bf16)
+    }
+
+    fn spec_in(&self, dtype: Dtype) -> fused_dora::Result<DoraSpec> {
         let Self { inputs, outputs, rank, norm, .. } = *self;
         let grad = if norm == Norm::None { NormGrad::Detached } else { NormGrad::Exact };
-        DoraSpec::new(inputs, outputs, rank, Scaling::Value(2.0), norm, grad, Dtype::Bf16)
+        DoraSpec::new(inputs, outputs, rank, Scaling::Value(2.0), norm, grad, dtype)
     }
 }
 
@@ -88,21 +92,27 @@ impl Device {
     /// Runs a step of a layer in large tiles, with the gradient through the norm where it is to be
     /// `exact`.
     pub fn step(&self, case: &Case, exact: bool) -> Result<Step, Box<dyn Error>> {
-        self.explained(&self.large, case, exact)
+        self.explained(case, self.run::<bf16>(&self.large, case, exact))
     }
 
-    /// The same in the tiles that the crate picks.
+    /// The same in the tiles that the crate picks, the norm held constant.
     pub fn step_as_picked(&self, case: &Case) -> Result<Step, Box<dyn Error>> {
-        self.explained(&self.picked, case, false)
+        self.explained(case, self.run::<bf16>(&self.picked, case, false))
+    }
+
+    /// The same of an f32 layer whose products are of this kind.
+    pub fn f32_step(&self, case: &Case, math: F32Math) -> Result<Step, Box<dyn Error>> {
+        let kernels = Kernels::load(self.large.context())?;
+        let kernels = kernels.with_tiles(Some(Tiles::Large)).with_f32_math(math);
+        self.explained(case, self.run::<f32>(&kernels, case, false))
     }
 
     fn explained(
         &self,
-        kernels: &Kernels,
         case: &Case,
-        exact: bool,
+        step: Result<Step, Box<dyn Error>>,
     ) -> Result<Step, Box<dyn Error>> {
-        self.run(kernels, case, exact).map_err(|error| {
+        step.map_err(|error| {
             match self.emulator.last_fault().or_else(|| self.emulator.last_error()) {
                 Some(report) => format!("{case:?}: {error}\n{report}").into(),
                 None => error,
@@ -110,28 +120,32 @@ impl Device {
         })
     }
 
-    fn run(&self, kernels: &Kernels, case: &Case, exact: bool) -> Result<Step, Box<dyn Error>> {
+    fn run<E: Element>(
+        &self,
+        kernels: &Kernels,
+        case: &Case,
+        exact: bool,
+    ) -> Result<Step, Box<dyn Error>> {
         let stream = &self.stream;
         let Case { tokens, inputs, outputs, rank, norm } = *case;
-        let spec = case.spec()?;
+        let spec = case.spec_in(E::DTYPE)?;
         let mut random = StdRng::seed_from_u64(7);
         let mut f32s = |n: usize| -> Vec<f32> {
             (0..n.max(1)).map(|_| random.random_range(-0.05..0.05)).collect()
         };
-        let mut bf16s =
-            |n: usize| -> Vec<bf16> { f32s(n).into_iter().map(bf16::from_f32).collect() };
-        let x = stream.clone_htod(&bf16s(tokens * inputs))?;
-        let weight = stream.clone_htod(&bf16s(outputs * inputs))?;
-        let grad_output = stream.clone_htod(&bf16s(tokens * outputs))?;
+        let mut elements = |n: usize| -> Vec<E> { f32s(n).into_iter().map(E::from_f32).collect() };
+        let x = stream.clone_htod(&elements(tokens * inputs))?;
+        let weight = stream.clone_htod(&elements(outputs * inputs))?;
+        let grad_output = stream.clone_htod(&elements(tokens * outputs))?;
         let lora_a = stream.clone_htod(&f32s(rank * inputs))?;
         let lora_b = stream.clone_htod(&f32s(outputs * rank))?;
         let zeros = |n: usize| stream.alloc_zeros::<f32>(n.max(1));
         let (mut magnitude, mut grad_m) =
             (zeros(spec.magnitude_len())?, zeros(spec.magnitude_len())?);
         let (mut grad_a, mut grad_b) = (zeros(rank * inputs)?, zeros(outputs * rank)?);
-        let mut y = stream.alloc_zeros::<bf16>(tokens * outputs)?;
-        let mut h = stream.alloc_zeros::<bf16>((tokens * spec.padded_rank()).max(1))?;
-        let mut grad_input = stream.alloc_zeros::<bf16>(tokens * inputs)?;
+        let mut y = stream.alloc_zeros::<E>(tokens * outputs)?;
+        let mut h = stream.alloc_zeros::<E>((tokens * spec.padded_rank()).max(1))?;
+        let mut grad_input = stream.alloc_zeros::<E>(tokens * inputs)?;
         let mut workspace = Workspace::new(kernels, stream, &[spec], tokens)?;
         let mut prepared = Prepared::new(stream, &spec)?;
         let (len_a, len_b, len_h) = (rank * inputs, outputs * rank, tokens * spec.padded_rank());

@@ -25,15 +25,19 @@ const THREADS: u32 = 128;
 /// two for the products with 64×64 accumulators a warp, whose latency three or more stages of
 /// asynchronous copies hide, and for what else is bound by registers; four for sums of partial
 /// products, and eight for what only streams.
-const DESIGN: [(&str, u32); 17] = [
+const DESIGN: [(&str, u32); 21] = [
     ("prepare", 2),
     ("forward", 2),
     ("forward_medium", 2),
+    ("forward_tf32x3", 2),
+    ("forward_medium_tf32x3", 2),
     ("forward_small", 2),
     ("forward_dropout", 2),
     ("forward_peft_dropout", 2),
     ("backward", 2),
     ("backward_medium", 2),
+    ("backward_tf32x3", 2),
+    ("backward_medium_tf32x3", 2),
     ("backward_small", 2),
     ("backward_dropout", 2),
     ("norm_gradient", 2),

@@ -66,11 +66,13 @@ impl Kernel {
         }
     }
 
-    /// The kernel behind an entry point such as `forward_bf16`, or `forward_small_bf16` where it
-    /// takes other tiles.
+    /// The kernel behind an entry point such as `forward_bf16` or, with other tiles or another kind
+    /// of product, `forward_small_bf16` or `forward_medium_tf32x3_f32`.
     pub fn of_entry(entry: &str) -> Option<Self> {
         let (name, _dtype) = entry.rsplit_once('_')?;
-        let name = ["_medium", "_small"].iter().find_map(|t| name.strip_suffix(t)).unwrap_or(name);
+        let name = ["_tf32x3", "_medium", "_small"]
+            .iter()
+            .fold(name, |name, kind| name.strip_suffix(kind).unwrap_or(name));
         Self::ALL.into_iter().find(|kernel| kernel.name() == name)
     }
 }

@@ -10,9 +10,9 @@
 #include "common/reduce.cuh"
 
 // Tiles of TILE_M tokens and 128 input features; with dropout in two passes.
-template <typename T, int TILE_M, bool DROPOUT>
+template <typename T, int TILE_M, bool DROPOUT, Math MATH = Math::kDirect>
 struct InputTile {
-    using Gemm = MainGemm<T, Major::MN, TILE_M>;
+    using Gemm = MainGemm<T, Major::MN, TILE_M, MATH>;
     using Mma = typename Gemm::Mma;
     using Output = Epilogue<T, Mma>;
     static constexpr int kTileM = TILE_M, kTileN = Gemm::kTileN;

@@ -62,12 +62,11 @@ __device__ __forceinline__ Vector<T> drop(const Dropout& dropout, const Vector<T
 }
 
 // One tile of source∘mask into shared memory.
-template <typename T, int ROWS, int COLS>
-__device__ __forceinline__ void copy_tile_dropped(bool aligned,
-                                                  SharedTile<T, ROWS, COLS> tile,
+template <typename TILE, typename T>
+__device__ __forceinline__ void copy_tile_dropped(bool aligned, TILE tile,
                                                   const Matrix<T>& source, const Dropout& dropout,
                                                   int row0, int col0) {
-    for_each_chunk<true, SharedTile<T, ROWS, COLS>>([&](int r, int c) {
+    for_each_chunk<true, TILE>([&](int r, int c) {
         const int row = row0 + r, col = col0 + c * kVector<T>;
         *reinterpret_cast<Vector<T>*>(tile.chunk(r, c)) =
             drop<T>(dropout, load_chunk(aligned, source, row, col), row, col);

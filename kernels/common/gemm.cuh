@@ -3,6 +3,7 @@
 #pragma once
 
 #include "common/pipeline.cuh"
+#include "common/split.cuh"
 
 // One of the products that a tile adds up: A·B, A with K contiguous.
 template <typename T>
@@ -125,8 +126,13 @@ struct Fragments {
     }
 };
 
-template <typename T, Major B_MAJOR, int TILE_M>
+// What multiplies: tensor cores in 16 bit and FMA units in f32 (kDirect), or tensor cores that take an
+// f32 as a sum of two tf32 numbers (common/split.cuh).
+enum class Math { kDirect, kTf32x3 };
+
+template <typename T, Major B_MAJOR, int TILE_M, Math MATH>
 struct MainGemm {
+    static_assert(MATH == Math::kDirect || kIsFloat<T>, "16-bit types need no splitting");
     static constexpr int kTileM = TILE_M, kTileN = 128, kTileK = kIsFloat<T> ? 16 : 32;
     static constexpr int kStages = 3;
     using Mma = TileMma<T, kTileM, kTileN, kTileK, 2, 2, Major::K, B_MAJOR>;
@@ -149,6 +155,21 @@ struct MainGemm {
     __device__ __forceinline__ static void accumulate(bool aligned, Mma& mma,
                                                       unsigned char* shared, PRODUCTS products,
                                                       int pass, int m0, int n0, WAIT wait) {
+        constexpr bool kSplits = MATH == Math::kTf32x3;
+        accumulate_by<kSplits>(aligned, mma, shared, products, pass, m0, n0, wait);
+        if constexpr (kSplits) {
+            // Then there are infinities or NaNs, or nearly: the FMA units make of them what is right.
+            if (!__syncthreads_or(!mma.is_finite())) return;
+            mma.clear();
+            accumulate_by<false>(aligned, mma, shared, products, pass, m0, n0, wait);
+        }
+    }
+
+private:
+    template <bool SPLITS, typename PRODUCTS, typename WAIT>
+    __device__ __forceinline__ static void accumulate_by(bool aligned, Mma& mma,
+                                                         unsigned char* shared, PRODUCTS products,
+                                                         int pass, int m0, int n0, WAIT wait) {
         int first = 0, thread = threadIdx.x;
         // Addresses are made where they are needed, not kept in registers through the loops.
         const auto forget_addresses = [&] {
@@ -172,8 +193,11 @@ struct MainGemm {
         const int main_steps = ceil_div(main.a.cols, kTileK);
         const int steps = main_steps + ceil_div(low.a.cols, kTileK);
         const auto fill = [&](int step, int stage) {
+            if constexpr (SPLITS) forget_addresses();
             const bool is_low = step >= main_steps;
-            const auto from = Product<T>::select(is_low, low, main);
+            const auto from =
+                SPLITS ? Product<T>::select(is_low, products(pass, true), products(pass, false))
+                       : Product<T>::select(is_low, low, main);
             const int k0 = (is_low ? step - main_steps : step) * kTileK;
             copy_tile_async(aligned, tile_a(shared, stage), from.a, m0, k0, thread);
             if constexpr (B_MAJOR == Major::K) {
@@ -185,19 +209,24 @@ struct MainGemm {
         const auto either = Product<T>::select(main_steps > 0, main, low);
         const int rows = either.a.rows - m0;
         const int cols = (B_MAJOR == Major::K ? either.b.rows : either.b.cols) - n0;
+        // A warp tile beyond the matrix has nothing to add; inside, no test per fragment.
+        const bool inside = Mma::warp_m() * Mma::kWarpM < rows && Mma::warp_n() * Mma::kWarpN < cols;
         const auto consume = [&](int step, int stage) {
             const bool is_low = step >= main_steps;
             const int k =
                 is_low ? low.a.cols - (step - main_steps) * kTileK : main.a.cols - step * kTileK;
-            // A warp tile beyond the matrix has nothing to add; inside, no test per fragment.
-            if (Mma::warp_m() * Mma::kWarpM < rows && Mma::warp_n() * Mma::kWarpN < cols) {
+            if (!inside) return;
+            if constexpr (SPLITS) {
+                forget(thread);
+                SplitProduct<Mma, B_MAJOR>::add(mma, tile_a(shared, stage), tile_b(shared, stage),
+                                                thread);
+            } else {
                 mma.multiply(tile_a(shared, stage), tile_b(shared, stage), kTileM, kTileN, k);
             }
         };
         pipeline<kStages>(steps, fill, consume, first);
     }
 
-private:
     // The k-steps of the main product that lie wholly inside it, but for the last kStages − 1, whose
     // copies have started: the loop that takes the time. The fragments of each 16-deep step are
     // loaded while the tensor cores work on those before.

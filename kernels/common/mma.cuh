@@ -22,7 +22,9 @@ struct TileMma {
                   "warp tiles are made of pairs of 16×8×16 products");
 
     using TileA = SharedTile<T, A_MAJOR == Major::K ? BM : BK, A_MAJOR == Major::K ? BK : BM>;
-    using TileB = SharedTile<T, B_MAJOR == Major::K ? BN : BK, B_MAJOR == Major::K ? BK : BN>;
+    // tf32 fragments of N-contiguous rows take two chunks of four rows.
+    using TileB = SharedTile<T, B_MAJOR == Major::K ? BN : BK, B_MAJOR == Major::K ? BK : BN,
+                             kIsFloat<T> && B_MAJOR == Major::MN ? 2 : 1>;
 
     float acc[kFragmentsM][kFragmentsN][4];
 
@@ -57,6 +59,19 @@ struct TileMma {
 #pragma unroll
             for (int j = 0; j < kCols; ++j) at(i, j) += other.at(i, j);
         }
+    }
+
+    __device__ __forceinline__ bool is_finite() const {
+        float zero = 0.0f;
+#pragma unroll
+        for (int i = 0; i < kFragmentsM; ++i) {
+#pragma unroll
+            for (int j = 0; j < kFragmentsN; ++j) {
+#pragma unroll
+                for (int e = 0; e < 4; ++e) zero = fmaf(acc[i][j][e], 0.0f, zero);
+            }
+        }
+        return zero == 0.0f;
     }
 
     // acc += A·B over the tiles' first `k` (rounded up to 16) steps. Fragments that lie wholly

@@ -11,16 +11,19 @@
 // big + small.
 struct Tf32 { u32 big, small; };
 
+constexpr u32 kTf32Bits = 0xffffe000u;  // of an f32's
+
 // The nearest tf32 number: what cvt.rna.tf32.f32 makes of a finite number, without its test for
 // infinities.
 __device__ __forceinline__ u32 round_tf32(float v) {
-    constexpr u32 kHalfStep = 0x1000u, kKept = 0xffffe000u;
-    return (__float_as_uint(v) + kHalfStep) & kKept;
+    constexpr u32 kHalfStep = 0x1000u;
+    return (__float_as_uint(v) + kHalfStep) & kTf32Bits;
 }
 
+// The small part is cut, not rounded: a NaN that rounding would turn into a number stays one there.
 __device__ __forceinline__ Tf32 split_tf32(float v) {
     const u32 big = round_tf32(v);
-    return {big, round_tf32(v - __uint_as_float(big))};
+    return {big, __float_as_uint(v - __uint_as_float(big)) & kTf32Bits};
 }
 
 constexpr int kTf32Depth = 16;  // k-steps of a tile

@@ -28,8 +28,9 @@ struct Matrix {
 
 // ROWS×COLS elements of T in shared memory, rows of 16-byte chunks. The chunk index is XORed with
 // the row, so that the eight rows of one ldmatrix, or of one column access, fall into different
-// banks whatever the row's length.
-template <typename T, int ROWS, int COLS>
+// banks whatever the row's length. SPREAD: neighbouring rows are XORed with values that lie so far
+// apart, so that as many neighbouring chunks of fewer rows fall into different banks.
+template <typename T, int ROWS, int COLS, int SPREAD = 1>
 struct SharedTile {
     static constexpr int kRows = ROWS, kCols = COLS;
     static constexpr int kChunks = COLS / kVector<T>;
@@ -38,14 +39,14 @@ struct SharedTile {
     static_assert((kChunks & (kChunks - 1)) == 0, "the XOR needs a power of two of chunks per row");
     // Rows per 128-byte bank line, as a shift: short rows share a line and one XOR value.
     static constexpr int kRowShift = kChunks >= 8 ? 0 : kChunks == 4 ? 1 : kChunks == 2 ? 2 : 3;
-    static constexpr int kMask = (kChunks < 8 ? kChunks : 8) - 1;
+    static constexpr int kMask = (kChunks < 8 ? kChunks : 8) / SPREAD - 1;
 
     T* data;
 
     __device__ __forceinline__ explicit SharedTile(void* memory) : data(static_cast<T*>(memory)) {}
 
     __device__ __forceinline__ T* chunk(int row, int chunk) const {
-        return data + row * COLS + ((chunk ^ ((row >> kRowShift) & kMask)) * kVector<T>);
+        return data + row * COLS + ((chunk ^ ((row >> kRowShift) & kMask) * SPREAD) * kVector<T>);
     }
     __device__ __forceinline__ T* at(int row, int col) const {
         return chunk(row, col / kVector<T>) + col % kVector<T>;
@@ -173,11 +174,10 @@ __device__ __forceinline__ void for_each_chunk(F visit, int thread = threadIdx.x
 
 // Starts the copy of source[row0.., col0..] into `tile`, zero outside the matrix. The data are
 // there after the caller's wait for the group and a barrier.
-template <bool ALIGNED, typename T, int ROWS, int COLS>
-__device__ __forceinline__ void copy_tile_async(SharedTile<T, ROWS, COLS> tile,
-                                                const Matrix<T>& source, int row0, int col0,
-                                                int thread = threadIdx.x) {
-    for_each_chunk<ALIGNED, SharedTile<T, ROWS, COLS>>([&](int r, int c) {
+template <bool ALIGNED, typename TILE, typename T>
+__device__ __forceinline__ void copy_tile_async(TILE tile, const Matrix<T>& source, int row0,
+                                                int col0, int thread = threadIdx.x) {
+    for_each_chunk<ALIGNED, TILE>([&](int r, int c) {
         const int row = row0 + r, col = col0 + c * kVector<T>;
         if (ALIGNED) {
             // Of a chunk outside no byte is read; an address inside spares a branch.
@@ -193,10 +193,9 @@ __device__ __forceinline__ void copy_tile_async(SharedTile<T, ROWS, COLS> tile,
 }
 
 // The same where ALIGNED is not worth a copy of the kernel.
-template <typename T, int ROWS, int COLS>
-__device__ __forceinline__ void copy_tile_async(bool aligned, SharedTile<T, ROWS, COLS> tile,
-                                                const Matrix<T>& source, int row0, int col0,
-                                                int thread = threadIdx.x) {
+template <typename TILE, typename T>
+__device__ __forceinline__ void copy_tile_async(bool aligned, TILE tile, const Matrix<T>& source,
+                                                int row0, int col0, int thread = threadIdx.x) {
     if (aligned) {
         copy_tile_async<true>(tile, source, row0, col0, thread);
     } else {

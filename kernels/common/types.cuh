@@ -21,6 +21,11 @@ static_assert(sizeof(bf16) == 2 && sizeof(f16) == 2, "16-bit types are loaded as
 #define FUSED_DORA_ENTRIES(MACRO) MACRO(bf16, bf16) MACRO(f16, f16) MACRO(f32, f32)
 #endif
 
+// What only f32 has.
+#define FUSED_DORA_IF_bf16_IS_f32(ENTRY)
+#define FUSED_DORA_IF_f16_IS_f32(ENTRY)
+#define FUSED_DORA_IF_f32_IS_f32(ENTRY) ENTRY
+
 constexpr int kWarpSize = 32;
 constexpr int kThreads = 128;  // every kernel's block: four warps
 constexpr int kWarps = kThreads / kWarpSize;

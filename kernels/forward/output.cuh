@@ -6,9 +6,9 @@
 #include "forward/params.cuh"
 
 // Tiles of TILE_M tokens and 128 output features.
-template <typename T, int TILE_M>
+template <typename T, int TILE_M, Math MATH = Math::kDirect>
 struct OutputTile {
-    using Gemm = MainGemm<T, Major::K, TILE_M>;
+    using Gemm = MainGemm<T, Major::K, TILE_M, MATH>;
     using Mma = typename Gemm::Mma;
     using Output = Epilogue<T, Mma>;
     static constexpr int kTileM = TILE_M, kSharedBytes = Gemm::kSharedBytes;

@@ -4,6 +4,7 @@
 use cudarc::driver::DeviceRepr;
 
 use crate::dropout::KernelDropout;
+use crate::f32_math::F32Math;
 use crate::forward::are_aligned;
 use crate::kernels::{Entry, THREADS};
 use crate::raw;
@@ -128,6 +129,8 @@ pub(crate) struct Wanted {
 pub(super) struct Plan {
     tiles: Tiles,
     dropout: bool,
+    /// Products are three tf32 ones.
+    splits: bool,
     /// Tokens of a chunk of dY.
     chunk: usize,
     chunks: usize,
@@ -187,6 +190,7 @@ impl Plan {
         Self {
             tiles,
             dropout,
+            splits: tiling.splits(spec.dtype()),
             chunk,
             chunks,
             strips,
@@ -231,11 +235,13 @@ impl Plan {
     }
 
     pub(super) fn entry(&self) -> Entry {
-        match (self.dropout, self.tiles) {
-            (true, _) => Entry::BackwardDropout,
-            (false, Tiles::Large) => Entry::Backward,
-            (false, Tiles::Medium) => Entry::BackwardMedium,
-            (false, Tiles::Small) => Entry::BackwardSmall,
+        match (self.dropout, self.tiles, self.splits) {
+            (true, ..) => Entry::BackwardDropout,
+            (_, Tiles::Large, false) => Entry::Backward,
+            (_, Tiles::Large, true) => Entry::BackwardTf32x3,
+            (_, Tiles::Medium, false) => Entry::BackwardMedium,
+            (_, Tiles::Medium, true) => Entry::BackwardMediumTf32x3,
+            (_, Tiles::Small, _) => Entry::BackwardSmall,
         }
     }
 
@@ -353,7 +359,8 @@ impl Plan {
 /// summed up: for counts that are told for other shapes.
 #[doc(hidden)]
 pub fn chunks(spec: &DoraSpec, tokens: usize, sm_count: usize) -> [usize; 2] {
-    let plan = Plan::new(spec, tokens, Tiling { sm_count, forced: None }, false);
+    let tiling = Tiling { sm_count, forced: None, f32_math: F32Math::Fma };
+    let plan = Plan::new(spec, tokens, tiling, false);
     [plan.chunks, plan.lora_a_split.count]
 }
 

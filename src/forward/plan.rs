@@ -3,8 +3,9 @@
 
 use cudarc::driver::DeviceRepr;
 
-use super::{are_aligned, entry};
+use super::are_aligned;
 use crate::dropout::KernelDropout;
+use crate::f32_math::F32Math;
 use crate::kernels::{Entry, THREADS};
 use crate::raw;
 use crate::spec::{DoraSpec, Norm};
@@ -90,6 +91,8 @@ pub(super) struct Masked {
 pub(super) struct Plan {
     tiles: Tiles,
     masked: Masked,
+    /// Products are three tf32 ones.
+    splits: bool,
     /// Columns of tiles of H; the first one also writes x∘g, or x∘M, where there is one.
     low_rank_tiles: usize,
     /// Of the sums of H, and of those of z with small tiles.
@@ -137,6 +140,7 @@ impl Plan {
         Self {
             tiles,
             masked,
+            splits: tiling.splits(spec.dtype()),
             low_rank_tiles,
             h_parts: h_parts(rows.clamp(1, most_rows(tiles))),
             z_parts,
@@ -158,7 +162,15 @@ impl Plan {
     }
 
     pub(super) fn entry(&self) -> Entry {
-        entry(self.tiles, self.masked)
+        match (self.masked, self.tiles, self.splits) {
+            (Masked { peft: true, .. }, ..) => Entry::ForwardPeftDropout,
+            (Masked { dropout: true, .. }, ..) => Entry::ForwardDropout,
+            (_, Tiles::Large, false) => Entry::Forward,
+            (_, Tiles::Large, true) => Entry::ForwardTf32x3,
+            (_, Tiles::Medium, false) => Entry::ForwardMedium,
+            (_, Tiles::Medium, true) => Entry::ForwardMediumTf32x3,
+            (_, Tiles::Small, _) => Entry::ForwardSmall,
+        }
     }
 
     /// A CTA for each part of a tile of H and of y.
@@ -231,7 +243,7 @@ impl Plan {
 /// that are told for other shapes.
 #[doc(hidden)]
 pub fn parts_of_h(spec: &DoraSpec, tokens: usize, sm_count: usize, tiles: Tiles) -> usize {
-    let tiling = Tiling { sm_count, forced: Some(tiles) };
+    let tiling = Tiling { sm_count, forced: Some(tiles), f32_math: F32Math::Fma };
     Plan::new(spec, tokens, tiling, Masked { dropout: false, peft: false }).h_parts.count
 }
 

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use fused_dora::cudarc::driver::{CudaContext, CudaSlice, CudaStream, CudaView, CudaViewMut};
 use fused_dora::reference::Case;
 use fused_dora::{
-    Backward, DoraSpec, Dropout, DropoutForm, Dtype, Element, Error, Forward, Gradients, Kernels,
-    Magnitude, MatrixView, MatrixViewMut, Norm, NormGrad, NormGradient, Prepare, Prepared, Result,
-    Rows, Scaling, Workspace,
+    Backward, DoraSpec, Dropout, DropoutForm, Dtype, Element, Error, F32Math, Forward, Gradients,
+    Kernels, Magnitude, MatrixView, MatrixViewMut, Norm, NormGrad, NormGradient, Prepare, Prepared,
+    Result, Rows, Scaling, Workspace,
 };
 
 /// The device's answer that nothing overwrote: a NaN of all ones in every dtype.
@@ -27,6 +27,11 @@ impl Runner {
     /// Loads the kernels into `context`.
     pub fn new(context: &Arc<CudaContext>) -> Result<Self> {
         Ok(Self::with_kernels(&Arc::new(Kernels::load(context)?)))
+    }
+
+    /// Loads kernels that multiply f32 matrices in this way.
+    pub fn by_math(context: &Arc<CudaContext>, math: F32Math) -> Result<Self> {
+        Ok(Self::with_kernels(&Arc::new(Kernels::load(context)?.with_f32_math(math))))
     }
 
     /// Takes kernels that are loaded.

@@ -1,0 +1,40 @@
+//! What multiplies in the main products of f32 layers: FMA units, or tensor cores.
+
+/// How forward and dX multiply f32 matrices; both are as accurate.
+///
+/// Products that are small beside those two (H, P, dA, dB), and all of a layer with dropout, are
+/// FMAs.
+#[doc(hidden)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum F32Math {
+    /// One FMA per product.
+    Fma,
+    /// Three tf32 products on tensor cores: each factor is a sum of two tf32 numbers.
+    Tf32x3,
+}
+
+impl F32Math {
+    /// What is faster on devices of a compute capability.
+    ///
+    /// A 16×8×8 product is 32 FMA instructions of a warp, or 3 tf32 ones. Three products pay where
+    /// tensor cores multiply tf32 more than three times as fast as FMA units multiply f32. Peak
+    /// TFLOP/s that NVIDIA publishes (white papers and data sheets; tf32 dense):
+    ///
+    /// | | device | f32 | tf32 | ratio |
+    /// |---|---|--:|--:|--:|
+    /// | 8.0 | A100 | 19.5 | 156 | 8.0 |
+    /// | 8.6 | RTX 3090; A40 | 35.6; 37.4 | 35.6; 74.8 | 1; 2 |
+    /// | 8.9 | RTX 4090 | 82.6 | 82.6 | 1 |
+    /// | 9.0 | H100 | 66.9 | 494.7 | 7.4 |
+    /// | 10.0 | B200 | 80 | 1100 | 13.8 |
+    /// | 12.0 | RTX 5090 | 104.8 | 104.8 | 1 |
+    ///
+    /// `mma.sync` reaches 62.9 % of the tensor peak on H100 (Luo et al., arXiv:2402.13499): 4.6 times
+    /// the FMAs. On B200, 22 % would be enough. Others are taken to have FMA units only.
+    pub(crate) const fn of(capability: (i32, i32)) -> Self {
+        match capability {
+            (8, 0) | (9, 0) | (10, _) => Self::Tf32x3,
+            _ => Self::Fma,
+        }
+    }
+}
