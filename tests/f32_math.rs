@@ -1,5 +1,5 @@
-//! f32 products on tensor cores, as sums of two tf32 numbers, beside those on FMA units: as accurate
-//! against float64, on tensor cores that cut their sums, and right for what is not a finite number.
+//! f32 products on tensor cores, as sums of two tf32 numbers, beside those on FMA units: as
+//! accurate against float64, on tensor cores that cut sums, and right for what is not finite.
 //!
 //! tests/ops.rs runs both through everything else.
 

@@ -13,7 +13,7 @@ const COUNTED: Case = Case { tokens: 256, inputs: 1024, outputs: 1024, rank: 0, 
 
 const MOST_CONFLICTS: f64 = 0.02;
 
-/// Products of a 16×8×8 tile on tensor cores, by each of two factors' two parts but the small ones'.
+/// Products of a 16×8×8 tile: of both factors' two parts, but for both small ones.
 const PRODUCTS: usize = 3;
 
 /// The lines.

@@ -126,8 +126,8 @@ struct Fragments {
     }
 };
 
-// What multiplies: tensor cores in 16 bit and FMA units in f32 (kDirect), or tensor cores that take an
-// f32 as a sum of two tf32 numbers (common/split.cuh).
+// What multiplies: tensor cores in 16 bit and FMA units in f32 (kDirect), or tensor cores that take
+// an f32 as a sum of two tf32 numbers (common/split.cuh).
 enum class Math { kDirect, kTf32x3 };
 
 template <typename T, Major B_MAJOR, int TILE_M, Math MATH>
@@ -158,7 +158,7 @@ struct MainGemm {
         constexpr bool kSplits = MATH == Math::kTf32x3;
         accumulate_by<kSplits>(aligned, mma, shared, products, pass, m0, n0, wait);
         if constexpr (kSplits) {
-            // Then there are infinities or NaNs, or nearly: the FMA units make of them what is right.
+            // There are infinities or NaNs, or nearly: FMA units make of them what is right.
             if (!__syncthreads_or(!mma.is_finite())) return;
             mma.clear();
             accumulate_by<false>(aligned, mma, shared, products, pass, m0, n0, wait);
@@ -195,9 +195,13 @@ private:
         const auto fill = [&](int step, int stage) {
             if constexpr (SPLITS) forget_addresses();
             const bool is_low = step >= main_steps;
-            const auto from =
-                SPLITS ? Product<T>::select(is_low, products(pass, true), products(pass, false))
-                       : Product<T>::select(is_low, low, main);
+            const auto from = [&] {
+                if constexpr (SPLITS) {
+                    return Product<T>::select(is_low, products(pass, true), products(pass, false));
+                } else {
+                    return Product<T>::select(is_low, low, main);
+                }
+            }();
             const int k0 = (is_low ? step - main_steps : step) * kTileK;
             copy_tile_async(aligned, tile_a(shared, stage), from.a, m0, k0, thread);
             if constexpr (B_MAJOR == Major::K) {
@@ -210,7 +214,8 @@ private:
         const int rows = either.a.rows - m0;
         const int cols = (B_MAJOR == Major::K ? either.b.rows : either.b.cols) - n0;
         // A warp tile beyond the matrix has nothing to add; inside, no test per fragment.
-        const bool inside = Mma::warp_m() * Mma::kWarpM < rows && Mma::warp_n() * Mma::kWarpN < cols;
+        const bool inside =
+            Mma::warp_m() * Mma::kWarpM < rows && Mma::warp_n() * Mma::kWarpN < cols;
         const auto consume = [&](int step, int stage) {
             const bool is_low = step >= main_steps;
             const int k =

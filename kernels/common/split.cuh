@@ -1,10 +1,10 @@
-// Products of f32 tiles in the accuracy of f32, on tensor cores (common/tf32.cuh). Tiles lie in shared
-// memory as they do for the FMA units; factors are split in registers.
+// Products of f32 tiles in the accuracy of f32, on tensor cores (common/tf32.cuh). Tiles lie in
+// shared memory as they do for the FMA units; factors are split in registers.
 //
-// Tensor cores cut their sums where FMA units round to nearest, which would add up along K: they sum
-// eight products at a time, from zero, and the FMA units add that to the accumulators. (So do Ootomo
-// and Yokota: "Recovering single precision accuracy from Tensor Cores while surpassing the FP32
-// theoretical peak performance", arXiv:2203.03341.)
+// Tensor cores cut their sums where FMA units round to nearest, which would add up along K: they
+// sum eight products at a time, from zero, and the FMA units add that to the accumulators. (So do
+// Ootomo and Yokota: "Recovering single precision accuracy from Tensor Cores while surpassing the
+// FP32 theoretical peak performance", arXiv:2203.03341.)
 //
 // Factors from 2^-114 on are split to within 2^-22 of themselves, smaller ones to within 2^-136. An
 // infinity, a NaN, or a number that rounds to infinity makes a sum that is not finite.

@@ -20,7 +20,7 @@ __device__ __forceinline__ u32 round_tf32(float v) {
     return (__float_as_uint(v) + kHalfStep) & kTf32Bits;
 }
 
-// The small part is cut, not rounded: a NaN that rounding would turn into a number stays one there.
+// The small part is cut, not rounded: a NaN that rounding would turn into a number stays one.
 __device__ __forceinline__ Tf32 split_tf32(float v) {
     const u32 big = round_tf32(v);
     return {big, __float_as_uint(v - __uint_as_float(big)) & kTf32Bits};
