@@ -1,0 +1,3 @@
+//! Checkpoints on the command line.
+
+fn main() {}
