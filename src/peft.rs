@@ -30,6 +30,8 @@
 mod checkpoint;
 mod config;
 mod error;
+#[doc(hidden)]
+pub mod files;
 mod layer;
 mod lycoris;
 mod tensors;

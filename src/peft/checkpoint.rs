@@ -8,10 +8,9 @@ use half::{bf16, f16};
 use safetensors::Dtype as Stored;
 use safetensors::tensor::TensorView;
 use serde_json::Map;
-use tempfile::NamedTempFile;
 
 use super::config::number;
-use super::{CheckpointError, LayerAdapter, PeftConfig, TensorFile};
+use super::{CheckpointError, LayerAdapter, PeftConfig, TensorFile, files};
 use crate::spec::{Dtype, Norm};
 
 /// What PEFT puts before a module's name.
@@ -280,13 +279,12 @@ fn narrowed(values: &[f32], dtype: Dtype) -> Vec<u8> {
 
 /// Writes a file beside its place, and moves it there when it is complete and on the disk.
 fn write_file(path: &Path, bytes: &[u8]) -> Result<(), CheckpointError> {
-    let folder = path.parent().unwrap_or(Path::new("."));
     let write = || {
-        let mut file = NamedTempFile::new_in(folder)?;
+        let mut file = files::file_beside(path)?;
         file.write_all(bytes)?;
         file.as_file().sync_all()?;
         file.persist(path)?;
-        Ok(())
+        files::sync_folder(files::parent(path))
     };
     write().map_err(CheckpointError::write(path))
 }

@@ -150,12 +150,12 @@ fn axis(
     name: &str,
     [outputs, inputs]: [usize; 2],
 ) -> Result<Norm, CheckpointError> {
-    match file.info(name).map_or(&[][..], |info| &info.shape) {
-        &[o, 1] if o == outputs => Ok(Norm::Output),
-        &[1, i] if i == inputs => Ok(Norm::Input),
-        &[o] if o == outputs && outputs != inputs => Ok(Norm::Output),
-        &[i] if i == inputs && outputs != inputs => Ok(Norm::Input),
-        &[n] if n == inputs => Err(file.shape(
+    match *file.info(name).map_or(&[][..], |info| &info.shape) {
+        [o, 1] if o == outputs => Ok(Norm::Output),
+        [1, i] if i == inputs => Ok(Norm::Input),
+        [o] if o == outputs && outputs != inputs => Ok(Norm::Output),
+        [i] if i == inputs && outputs != inputs => Ok(Norm::Input),
+        [n] if n == inputs => Err(file.shape(
             name,
             format!(
                 "of a square weight [{outputs}, {inputs}] that is a magnitude of either axis: \
