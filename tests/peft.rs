@@ -8,9 +8,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
 
+use common::tensors::{self, Tensors, floats};
 use fused_dora::cudarc::driver::CudaStream;
-use fused_dora::peft::safetensors::Dtype as Stored;
-use fused_dora::peft::safetensors::tensor::{TensorView, serialize};
 use fused_dora::peft::{
     CheckpointError, LayerAdapter, PeftCheckpoint, PeftConfig, TensorFile, read_lycoris,
 };
@@ -18,6 +17,7 @@ use fused_dora::reference::Case;
 use fused_dora::{
     DoraLinear, Dtype, Kernels, LinearForward, Norm, NormGrad, SharedWorkspace, Workspace,
 };
+use safetensors::Dtype as Stored;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -381,39 +381,13 @@ fn unsupported_settings_are_refused_by_name() {
     }
 }
 
-/// Tensors of a file, to be changed.
-type Tensors = BTreeMap<String, (Stored, Vec<usize>, Vec<u8>)>;
-
-fn tensors(path: &Path) -> Tensors {
-    let file = TensorFile::open(path).expect("a file");
-    let tensor = |name: String| {
-        let info = file.info(&name).expect("a tensor").clone();
-        let mut bytes = vec![0; info.data_offsets.1 - info.data_offsets.0];
-        file.read_at(&info, 0, &mut bytes).expect("bytes");
-        (name, (info.dtype, info.shape, bytes))
-    };
-    file.names().into_iter().map(tensor).collect()
-}
-
-fn save(path: &Path, tensors: &Tensors) {
-    let views = tensors.iter().map(|(name, (dtype, shape, bytes))| {
-        (name, TensorView::new(*dtype, shape.clone(), bytes).expect("a tensor"))
-    });
-    fs::write(path, serialize(views, None).expect("a file")).expect("room");
-}
-
-fn floats(shape: &[usize], values: &[f32]) -> (Stored, Vec<usize>, Vec<u8>) {
-    let bytes = values.iter().flat_map(|value| value.to_le_bytes()).collect();
-    (Stored::F32, shape.to_vec(), bytes)
-}
-
 /// The error that reading the DoRA sample gives when its tensors are changed.
 fn broken(change: impl FnOnce(&mut Tensors)) -> CheckpointError {
     let folder = with_setting("revision", Value::Null);
     let path = folder.path().join(PeftCheckpoint::FILE);
-    let mut changed = tensors(&path);
+    let mut changed = tensors::read(&path);
     change(&mut changed);
-    save(&path, &changed);
+    tensors::save(&path, &changed);
     PeftCheckpoint::read(folder.path()).expect_err("a broken checkpoint")
 }
 
@@ -464,11 +438,12 @@ fn broken_tensors_are_refused_by_name() {
 fn magnitudes_are_found_under_both_names() {
     let folder = with_setting("revision", Value::Null);
     let path = folder.path().join(PeftCheckpoint::FILE);
-    let renamed = tensors(&path).into_iter().map(|(name, tensor)| match name.ends_with("vector") {
-        true => (format!("{name}.weight"), tensor),
-        false => (name, tensor),
-    });
-    save(&path, &renamed.collect());
+    let renamed =
+        tensors::read(&path).into_iter().map(|(name, tensor)| match name.ends_with("vector") {
+            true => (format!("{name}.weight"), tensor),
+            false => (name, tensor),
+        });
+    tensors::save(&path, &renamed.collect());
     let read = |folder: &Path| PeftCheckpoint::read(folder).expect("a checkpoint").layers;
     assert_eq!(read(folder.path()), read(&sample("dora")));
 }
@@ -607,7 +582,7 @@ fn lycoris(name: &str, [o, i]: [usize; 2], scale: Option<&[usize]>) -> Tensors {
 fn read(tensors: &Tensors) -> Result<BTreeMap<String, LayerAdapter>, CheckpointError> {
     let folder = TempDir::new().expect("a folder");
     let path = folder.path().join("lycoris.safetensors");
-    save(&path, tensors);
+    tensors::save(&path, tensors);
     let modules = [("a.b_c", [4, 4]), ("a.d", [4, 6]), ("x.y", [2, 2]), ("x_y", [2, 2])];
     read_lycoris(&TensorFile::open(&path).expect("a file"), modules)
 }

@@ -37,6 +37,7 @@ fn draw(
         .y_desc("ΔM, change of magnitude")
         .x_label_formatter(&label)
         .y_label_formatter(&label)
+        .max_light_lines(4)
         .draw()?;
     chart.draw_series(
         points.iter().map(|it| Circle::new((it.direction, it.magnitude), 4, COLOR.filled())),
