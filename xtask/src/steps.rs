@@ -17,6 +17,10 @@ const SANITIZER: &str = "CUDA_EMULATOR_SANITIZER";
 /// How many random layers the property tests try.
 const RANDOM_LAYERS: &str = "PROPTEST_CASES";
 
+/// All of the crate's features that need nothing installed. Every check is of the one build that has
+/// them, but for the lints of the benches against cuBLASLt, which show that it compiles without.
+const FEATURES: [&str; 2] = ["--features", "fused-dora/cli"];
+
 /// Fetches what is missing and runs the demonstration.
 pub(crate) fn demo(arguments: &[&str]) -> Result<(), Failure> {
     nvrtc::provide(None)?;
@@ -62,8 +66,8 @@ pub(crate) fn test(matrix: bool) -> Result<(), Failure> {
     step("nvdisasm", nvdisasm::provide)?;
     step("formatting", || run("cargo fmt", &mut cargo(&["fmt", "--all", "--check"])))?;
     step("lints", || {
-        let lints = ["clippy", "--workspace", "--all-targets", "--", "--deny", "warnings"];
-        run("cargo clippy", &mut cargo(&lints))
+        let mut lints = cargo(&["clippy", "--workspace", "--all-targets"]);
+        run("cargo clippy", lints.args(FEATURES).args(["--", "--deny", "warnings"]))
     })?;
     step("lints of the benches against cuBLASLt", || {
         let lints = ["clippy", "--package", "fused-dora", "--benches", "--features", "cublaslt"];
@@ -71,7 +75,7 @@ pub(crate) fn test(matrix: bool) -> Result<(), Failure> {
     })?;
     step("documentation", || {
         let mut doc = cargo(&["doc", "--workspace", "--no-deps"]);
-        run("cargo doc", doc.env("RUSTDOCFLAGS", "--deny warnings"))
+        run("cargo doc", doc.args(FEATURES).env("RUSTDOCFLAGS", "--deny warnings"))
     })?;
     step("kernels", || kernels(None).and_then(|table| table.check(true)))?;
     let nextest = has_nextest();
@@ -92,8 +96,8 @@ pub(crate) fn test(matrix: bool) -> Result<(), Failure> {
         })?;
     }
     if nextest {
-        let doc = ["test", "--workspace", "--doc"];
-        step("documentation tests", || run("cargo test --doc", &mut cargo(&doc)))?;
+        let mut doc = cargo(&["test", "--workspace", "--doc"]);
+        step("documentation tests", || run("cargo test --doc", doc.args(FEATURES)))?;
     }
     if matrix {
         let none = target_folder().join("nvrtc-matrix/none/libnvrtc.so");
@@ -145,11 +149,12 @@ pub(crate) fn has_nextest() -> bool {
     status.is_ok_and(|status| status.success())
 }
 
-/// The command that runs `packages`' tests. It builds their examples, too, which tests run.
+/// The command that runs `packages`' tests, the crate's among them. It builds their examples, too,
+/// which tests run.
 pub(crate) fn tests(nextest: bool, packages: &[&str]) -> Command {
     let runner: &[&str] = if nextest { &["nextest", "run"] } else { &["test"] };
     let mut command = cargo(runner);
-    command.arg("--no-fail-fast").args(packages);
+    command.arg("--no-fail-fast").args(packages).args(FEATURES);
     command
 }
 
@@ -183,8 +188,9 @@ impl Table {
 
 /// Builds the crate and reads the table of kernels that its build script wrote.
 fn kernels(nvrtc: Option<&Path>) -> Result<Table, Failure> {
-    let mut build = cargo(&["build", "--package", "fused-dora", "--message-format"]);
-    build.arg("json-render-diagnostics").stderr(Stdio::inherit());
+    let mut build = cargo(&["build", "--package", "fused-dora"]);
+    build.args(FEATURES).args(["--message-format", "json-render-diagnostics"]);
+    build.stderr(Stdio::inherit());
     if let Some(nvrtc) = nvrtc {
         build.env(ENV_LIBRARY, nvrtc);
     }
