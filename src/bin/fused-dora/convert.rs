@@ -119,7 +119,8 @@ impl Work<'_> {
         match self.direction {
             Direction::Merge => {
                 let merged = self.engine.merge(weight, layer, sink)?;
-                if !merged.report.change_squared.is_finite() {
+                let MergeReport { change_squared, error_squared, .. } = merged.report;
+                if !(change_squared.is_finite() && error_squared.is_finite()) {
                     let problem = "the merged weight is not finite: the adapter or the base holds \
                                    NaN or infinity, or the type is too narrow";
                     return Err(of_layer(weight, problem));
