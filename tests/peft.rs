@@ -5,7 +5,7 @@ mod common;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::sync::{Arc, Mutex};
 
 use common::tensors::{self, Tensors, floats};
@@ -17,6 +17,8 @@ use fused_dora::reference::Case;
 use fused_dora::{
     DoraLinear, Dtype, Kernels, LinearForward, Norm, NormGrad, SharedWorkspace, Workspace,
 };
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
 use safetensors::Dtype as Stored;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -158,19 +160,20 @@ fn samples_are_written_as_peft_wrote_them() {
     }
 }
 
-/// A layer of small numbers that fits the network's.
+/// A layer of small random numbers.
 fn made_up(shape: [usize; 2], rank: usize, scaling: f32, norm: Norm, seed: f32) -> LayerAdapter {
-    let wave = |len: usize, size: f32| -> Vec<f32> {
-        (0..len).map(|i| size * (i as f32 * 0.7 + seed).sin()).collect()
+    let mut random = StdRng::seed_from_u64(u64::from(seed.to_bits()));
+    let mut noise = |len: usize, size: f32| -> Vec<f32> {
+        (0..len).map(|_| random.random_range(-size..size)).collect()
     };
     let [outputs, inputs] = shape;
     let magnitude = match norm {
         Norm::None => Vec::new(),
-        Norm::Input => wave(inputs, 0.3),
-        Norm::Output => wave(outputs, 0.3),
+        Norm::Input => noise(inputs, 0.3),
+        Norm::Output => noise(outputs, 0.3),
     };
     let magnitude = magnitude.into_iter().map(|m| 1.0 + m).collect();
-    let (lora_a, lora_b) = (wave(rank * inputs, 0.1), wave(outputs * rank, 0.1));
+    let (lora_a, lora_b) = (noise(rank * inputs, 0.1), noise(outputs * rank, 0.1));
     LayerAdapter::new(shape, rank, scaling, norm, lora_a, lora_b, magnitude).expect("a layer")
 }
 
@@ -213,17 +216,12 @@ fn what_is_written_is_read_back() {
     }
 }
 
-/// Where Python has PEFT, it loads what this crate writes and computes the same; elsewhere the
-/// samples, which must be written to the byte, stand in for it.
+/// The other way round, with PEFT itself: it loads what this crate writes, and computes the same. The
+/// Python that has it: `FUSED_DORA_PYTHON`, or else `python3`.
 #[test]
+#[ignore = "takes Python with peft; `cargo xtask test` runs it where there is one"]
 fn peft_loads_what_is_written() {
     let python = std::env::var_os("FUSED_DORA_PYTHON").unwrap_or_else(|| "python3".into());
-    let has_peft = ["-c", "import peft, torch, safetensors"];
-    let probe = Command::new(&python).args(has_peft).stderr(Stdio::null()).status();
-    if !probe.is_ok_and(|status| status.success()) {
-        println!("skipped: {} has no peft", python.display());
-        return;
-    }
     let folder = TempDir::new().expect("a folder");
     let expected = sample("dora").join("expected.safetensors");
     let input = TensorFile::open(&expected).expect("a file").floats("input").expect("a tensor");
@@ -265,8 +263,12 @@ fn peft_loads_what_is_written() {
         assert!(run.status.success(), "{name}: {}", String::from_utf8_lossy(&run.stderr));
         let found = TensorFile::open(&output).expect("PEFT's results");
         let mut network = Network::new(&checkpoint);
+        // These logits go up to some tens, of which 1e-5 is but the last digits of an f32.
         let logits = found.floats("logits").expect("a tensor");
-        assert_near(&format!("{name}: logits"), &network.logits(&input), &logits);
+        let largest = logits.iter().fold(1.0, |largest: f32, logit| largest.max(logit.abs()));
+        let shares = |logits: &[f32]| logits.iter().map(|l| l / largest).collect::<Vec<_>>();
+        let found_logits = shares(&network.logits(&input));
+        assert_near(&format!("{name}: logits / {largest}"), &found_logits, &shares(&logits));
         for (module, merged) in checkpoint.layers.keys().zip(network.merged()) {
             let mut weight = found.floats(&format!("merged.{module}.weight")).expect("a tensor");
             if checkpoint.config.fan_in_fan_out() {

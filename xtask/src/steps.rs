@@ -14,6 +14,9 @@ use crate::nvrtc::{self, ENV_LIBRARY};
 /// Whether the emulated device looks for uninitialised reads and races.
 const SANITIZER: &str = "CUDA_EMULATOR_SANITIZER";
 
+/// The Python that may have PEFT.
+const PYTHON: &str = "FUSED_DORA_PYTHON";
+
 /// How many random layers the property tests try.
 const RANDOM_LAYERS: &str = "PROPTEST_CASES";
 
@@ -80,6 +83,7 @@ pub(crate) fn test(matrix: bool) -> Result<(), Failure> {
     step("kernels", || kernels(None).and_then(|table| table.check(true)))?;
     let nextest = has_nextest();
     step("tests", || run("the tests", &mut tests(nextest, &["--workspace"])))?;
+    step("what PEFT makes of adapters that are written here", with_peft)?;
     // A GPU's scheduler, tensor cores and approximations differ by chip and by run: the emulated
     // device's defaults are one way of many.
     for (seed, accumulator, jitter) in [("1", "exact", "1"), ("2", "truncate", "0")] {
@@ -115,6 +119,19 @@ pub(crate) fn test(matrix: bool) -> Result<(), Failure> {
     }
     println!("==> all passed in {:.1} s", start.elapsed().as_secs_f64());
     Ok(())
+}
+
+/// The test with PEFT itself, where Python has it.
+fn with_peft() -> Result<(), Failure> {
+    let python = env::var_os(PYTHON).unwrap_or_else(|| "python3".into());
+    let mut probe = Command::new(&python);
+    probe.args(["-c", "import peft, torch, safetensors"]).stderr(Stdio::null());
+    if !probe.status().is_ok_and(|status| status.success()) {
+        println!("skipped: {} has no peft ({PYTHON} names another Python)", python.display());
+        return Ok(());
+    }
+    let mut test = cargo(&["test", "--package", "fused-dora", "--test", "peft"]);
+    run("the test", test.args(FEATURES).args(["--", "--ignored", "--nocapture"]))
 }
 
 /// The folder that Cargo builds into, which holds this very program.
