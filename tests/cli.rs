@@ -594,8 +594,8 @@ fn large_models_take_little_memory_and_killed_merges_leave_no_target() {
     fs::remove_dir_all(unfinished).expect("a folder");
 
     let (child, unfinished) = begun(&model, &out);
-    let id = child.id().to_string();
-    assert!(Command::new("kill").args(["-INT", &id]).status().expect("kill").success());
+    let signal = format!("kill -INT {}", child.id());
+    assert!(Command::new("sh").args(["-c", &signal]).status().expect("a shell").success());
     let output = child.wait_with_output().expect("a process");
     assert_eq!(output.status.code(), Some(130), "{}", text(&output));
     assert!(text(&output).contains("interrupted: nothing was written"), "{}", text(&output));
