@@ -1,5 +1,5 @@
-//! The program `fused-dora` as a user runs it: what it writes, what it refuses, and what is left when
-//! it does not come to its end.
+//! The program `fused-dora` as a user runs it: what it writes, what it refuses, and what is left
+//! when it does not come to its end.
 
 mod common;
 
@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use common::tensors::{self, Tensors, floats, to, values, wave};
 use fused_dora::peft::{LayerAdapter, PeftCheckpoint};
-use fused_dora::{Dtype, Norm};
+use fused_dora::{Dtype, Norm, reference};
 use safetensors::Dtype as Stored;
 use serde_json::json;
 use tempfile::TempDir;
@@ -195,8 +195,8 @@ fn layer(shape: [usize; 2], norm: Norm, seed: f32) -> LayerAdapter {
     LayerAdapter::new(shape, 4, 0.5, norm, a, b, magnitude).expect("a layer")
 }
 
-/// Merged with the CPU and with the kernels: the same weights, in the same files, everything else to
-/// the byte; and unmerged again.
+/// Merged with the CPU and with the kernels: the same weights, in the same files, everything else
+/// to the byte; and unmerged again.
 #[test]
 fn models_in_several_files_merge_and_unmerge() {
     for (norm, dtype, ulp) in [
@@ -609,8 +609,52 @@ fn large_models_take_little_memory_and_killed_merges_leave_no_target() {
         sleep(Duration::from_millis(1));
     }
     assert!(out.is_dir());
-    // For a gigabyte, one and a half times the largest weight and 200 MB; so for the sixteenth part:
+    // For a gigabyte, one and a half times the largest weight and 200 MB; so for a sixteenth of it:
     let bound = LARGEST * 3 / 2 + 200_000_000 / 16;
     println!("peak memory: {peak} bytes of {bound}");
     assert!((1..=bound).contains(&peak), "{peak} bytes, more than {bound}");
+    compare_first_layer(&model, &out);
+}
+
+/// Of weights that are read in pieces, the first one: W' at the pieces' edges, and how far it moved.
+#[cfg(target_os = "linux")]
+fn compare_first_layer(model: &Model, out: &Path) {
+    let layer = &model.layers["layers.0"];
+    let ([rows, columns], rank, scaling) = (layer.shape(), layer.rank(), layer.scaling());
+    let weight = |folder: &Path| -> Vec<f64> {
+        let tensors = tensors::read(&folder.join("model-0.safetensors"));
+        values(&tensors["layers.0.weight"]).into_iter().map(f64::from).collect()
+    };
+    let (before, after) = (weight(&model.model()), weight(out));
+    for row in [0, 1, rows / 2 - 1, rows / 2, rows - 1] {
+        let v: Vec<f64> = (0..columns)
+            .map(|column| {
+                let product = (0..rank).map(|r| {
+                    f64::from(layer.lora_b()[row * rank + r] * scaling)
+                        * f64::from(layer.lora_a()[r * columns + column])
+                });
+                before[row * columns + column] + product.sum::<f64>()
+            })
+            .collect();
+        let norm = v.iter().map(|v| v * v).sum::<f64>().sqrt();
+        let gain = f64::from(layer.magnitude()[row]) / norm;
+        for (column, v) in v.iter().enumerate() {
+            let (found, expected) = (after[row * columns + column], v * gain);
+            let error = (found - expected).abs();
+            assert!(error <= expected.abs() / 250.0, "[{row}, {column}]: {found}, {expected}");
+        }
+    }
+    let mut analyze = program();
+    analyze.args(["analyze", "--device", "cpu", "--axis", "output", "--base"]).arg(model.model());
+    let text = succeed(analyze.arg("--changed").arg(out));
+    let line = text.lines().find(|line| line.starts_with("layers.0.weight")).expect("its line");
+    let found: Vec<f64> = line.split('|').skip(2).map(|w| w.trim().parse().unwrap()).collect();
+    let change: Vec<f64> =
+        after.iter().zip(&before).map(|(after, before)| after - before).collect();
+    let exact = vec![0.0; change.len()];
+    let shape = [rows, columns];
+    let (moved, _) = reference::decompose(shape, Norm::Output, &before, &change, &exact);
+    for (found, expected) in found.iter().zip([moved.magnitude, moved.direction]) {
+        assert!((found - expected).abs() <= 1e-4 * expected, "{line}: {expected:e}");
+    }
 }

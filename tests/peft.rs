@@ -216,8 +216,8 @@ fn what_is_written_is_read_back() {
     }
 }
 
-/// The other way round, with PEFT itself: it loads what this crate writes, and computes the same. The
-/// Python that has it: `FUSED_DORA_PYTHON`, or else `python3`.
+/// The other way round, with PEFT itself: it loads what this crate writes, and computes the same.
+/// The Python that has it: `FUSED_DORA_PYTHON`, or else `python3`.
 #[test]
 #[ignore = "takes Python with peft; `cargo xtask test` runs it where there is one"]
 fn peft_loads_what_is_written() {

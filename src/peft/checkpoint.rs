@@ -41,8 +41,8 @@ impl PeftCheckpoint {
     /// [`PeftConfig::with`].
     ///
     /// # Errors
-    /// [`CheckpointError::Layer`] where PEFT has no such layers: none at all, LoRA and DoRA together,
-    /// a norm along the input axis, rank 0.
+    /// [`CheckpointError::Layer`] where PEFT has no such layers: none at all, LoRA and DoRA
+    /// together, a norm along the input axis, rank 0.
     pub fn new(layers: BTreeMap<String, LayerAdapter>) -> Result<Self, CheckpointError> {
         let wrong = |layer: &str, problem: &str| {
             Err(CheckpointError::Layer { layer: layer.to_owned(), problem: problem.to_owned() })
@@ -118,8 +118,8 @@ impl PeftCheckpoint {
     }
 
     /// Writes `adapter_config.json` and `adapter_model.safetensors` into a folder, which is made
-    /// where it is missing, with tensors of a dtype: PEFT's own is f32. Each file is complete before
-    /// it takes its name.
+    /// where it is missing, with tensors of a dtype: PEFT's own is f32. Each file is complete
+    /// before it takes its name.
     ///
     /// # Errors
     /// [`CheckpointError::Layer`] if a layer is not what the settings say;

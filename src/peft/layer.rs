@@ -146,7 +146,8 @@ impl LayerAdapter {
     /// The parameters of an adapter on a device.
     ///
     /// # Errors
-    /// [`Error::Adapter`] if it trains a bias, which files of adapters do not hold; or the driver's.
+    /// [`Error::Adapter`] if it trains a bias, which files of adapters do not hold, or the
+    /// driver's.
     pub fn download<E: Element>(stream: &Arc<CudaStream>, adapter: &Adapter<E>) -> Result<Self> {
         let (spec, layout): (&DoraSpec, &AdapterLayout) = (adapter.spec(), adapter.layout());
         if !layout.range(Part::Bias).is_empty() {

@@ -25,15 +25,15 @@ const ALPHA: &str = "alpha";
 const SCALE: &str = "dora_scale";
 
 /// Reads LoRA and DoRA as LyCORIS and kohya's scripts write them, for a base model with these
-/// modules: the names of its linear weights without `.weight`, and their shapes `[O, I]`. The result
-/// is by the base model's names.
+/// modules: the names of its linear weights without `.weight`, and their shapes `[O, I]`. The
+/// result is by the base model's names.
 ///
 /// | tensor | is |
 /// |---|---|
 /// | `MODULE.lora_down.weight` | A `[r, I]` |
 /// | `MODULE.lora_up.weight` | B `[O, r]` |
 /// | `MODULE.alpha` | α, s being α/r; where it is missing or 0, s is 1 |
-/// | `MODULE.dora_scale` | m: `[1, I]` of norm axis input, `[O, 1]` of norm axis output (`wd_on_output`) |
+/// | `MODULE.dora_scale` | m: `[1, I]` of norm axis input, `[O, 1]` of output (`wd_on_output`) |
 ///
 /// `MODULE` is `lycoris_`, `lora_unet_`, `lora_te_`, … and the module's name with `_` for each `.`.
 /// LyCORIS adds 1e-7 to each norm, which this crate does not.

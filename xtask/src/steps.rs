@@ -20,8 +20,8 @@ const PYTHON: &str = "FUSED_DORA_PYTHON";
 /// How many random layers the property tests try.
 const RANDOM_LAYERS: &str = "PROPTEST_CASES";
 
-/// All of the crate's features that need nothing installed. Every check is of the one build that has
-/// them, but for the lints of the benches against cuBLASLt, which show that it compiles without.
+/// All of the crate's features that need nothing installed. Every check is of the one build that
+/// has them, but for the lints of the benches against cuBLASLt: they show that it compiles without.
 const FEATURES: [&str; 2] = ["--features", "fused-dora/cli"];
 
 /// Fetches what is missing and runs the demonstration.

@@ -20,8 +20,8 @@ pub fn run(options: &Analyze) -> Result<(), Failure> {
     println!("Device: {}.", engine.name());
     let axis = if options.axis == Norm::Input { "columns" } else { "rows" };
     println!(
-        "{axis} of the weights of {} against those of {}: ΔM, the mean change of magnitude, and ΔD, \
-         that of direction (1 - cosine)",
+        "{axis} of the weights of {} against those of {}: ΔM, the mean change of magnitude, and \
+         ΔD, that of direction (1 - cosine)",
         changed.path.display(),
         base.path.display()
     );

@@ -1,5 +1,5 @@
-//! `merge` and `unmerge`: a base, file by file and tensor by tensor, with the adapter in its weights
-//! or without it.
+//! `merge` and `unmerge`: a base, file by file and tensor by tensor, with the adapter in its
+//! weights or without it.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs;

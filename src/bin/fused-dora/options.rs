@@ -33,9 +33,9 @@ Usage: fused-dora COMMAND OPTIONS
                   emulated device: slow) or cpu (plain loops in float64) (auto)
   --help          print this
 
-Memory stays below one and a half times the largest adapted weight, and a few megabytes. What is
-written lies beside its place, as .NAME.*.partial, until it is complete. Exit codes: 0 done, 1 a file
-or the device failed, 2 bad arguments, 130 interrupted.
+Weights are streamed: through a few megabytes by cpu, and one at a time through a device's memory.
+What is written lies beside its place, as .NAME.*.partial, until it is complete. Exit codes: 0 done,
+1 a file or the device failed, 2 bad arguments, 130 interrupted.
 ";
 
 /// What computes.
