@@ -487,7 +487,19 @@ fn inputs_and_what_exists_are_no_targets() {
     let nowhere = model.path("no/such/folder");
     let error = fail(program().args(call("merge", &base, &adapter, &nowhere)), 1);
     assert!(error.contains("cannot be written"), "{error}");
-    let error = fail(program().args(call("unmerge", &base, &adapter, &model.path("x"))), 2);
+    // The gains' place is known to be good before the work is done.
+    let out = model.path("x");
+    for (gains, code, part) in [
+        (&out, 2, "are both"),
+        (&adapter, 2, "also read (--adapter)"),
+        (&nowhere, 1, "cannot be written"),
+    ] {
+        let mut merge = program();
+        merge.args(call("merge", &base, &adapter, &out)).arg("--gains").arg(gains);
+        let error = fail(&mut merge, code);
+        assert!(error.contains(part) && !error.contains("kept"), "{error}");
+    }
+    let error = fail(program().args(call("unmerge", &base, &adapter, &out)), 2);
     assert!(error.contains("--gains") && error.contains("model.layers.0"), "{error}");
     assert!(snapshot(model.folder.path()) == before, "something was changed");
 }

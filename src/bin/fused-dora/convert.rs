@@ -29,34 +29,28 @@ pub enum Direction {
 const COPIED: [&str; 5] = ["json", "jinja", "md", "model", "txt"];
 
 pub fn run(options: &Convert, direction: Direction) -> Result<(), Failure> {
-    let inputs = [("base", &*options.base), ("adapter", &*options.adapter)];
-    output::check_target("out", &options.out, &inputs)?;
+    check_targets(options, direction)?;
     let base = Base::open(&options.base)?;
     let adapters = Adapters::open(&options.adapter, Some(&base))?;
     let layers = adapters.for_base(&base)?;
-    let kept = match (direction, &options.gains) {
-        (Direction::Merge, Some(gains)) => {
-            output::check_target("gains", gains, &inputs)?;
-            HashMap::new()
-        }
-        (Direction::Merge, None) => HashMap::new(),
-        (Direction::Unmerge, gains) => read_gains(gains.as_deref(), &layers)?,
+    let kept = match direction {
+        Direction::Merge => HashMap::new(),
+        Direction::Unmerge => read_gains(options.gains.as_deref(), &layers)?,
     };
-    let mut work = Work {
-        direction,
-        layers: &layers,
-        kept,
-        engine: engine::open(options.device)?,
-        merged: BTreeMap::new(),
-    };
-    println!("Device: {}.", work.engine.name());
+    let engine = engine::open(options.device)?;
+    println!("Device: {}.", engine.name());
     output::watch_signals();
     let output = Output::new(&options.out, base.is_folder())?;
+    let gains = match (direction, &options.gains) {
+        (Direction::Merge, Some(path)) => Some((path, Output::new(path, false)?)),
+        _ => None,
+    };
     let progress = ProgressBar::new(base.bytes());
     if let Ok(style) = ProgressStyle::with_template("{wide_bar} {bytes}/{total_bytes} {msg} {eta}")
     {
         progress.set_style(style);
     }
+    let mut work = Work { direction, layers: &layers, kept, engine, merged: BTreeMap::new() };
     for file in &base.files {
         work.file(file, &output, &progress)?;
     }
@@ -64,8 +58,8 @@ pub fn run(options: &Convert, direction: Direction) -> Result<(), Failure> {
     if base.is_folder() {
         copy_others(&base, &output)?;
     }
-    if let (Direction::Merge, Some(gains)) = (direction, &options.gains) {
-        write_gains(gains, &work.merged)?;
+    if let Some((path, output)) = gains {
+        write_gains(path, output, &work.merged)?;
     }
     output.finish()?;
     match direction {
@@ -74,6 +68,22 @@ pub fn run(options: &Convert, direction: Direction) -> Result<(), Failure> {
     }
     println!("Written: {}", options.out.display());
     Ok(())
+}
+
+/// Refuses targets that are there already, are read, or are one.
+fn check_targets(options: &Convert, direction: Direction) -> Result<(), Failure> {
+    let mut inputs = vec![("base", &*options.base), ("adapter", &*options.adapter)];
+    if let Some(gains) = &options.gains {
+        match direction {
+            Direction::Merge => output::check_target("gains", gains, &inputs)?,
+            Direction::Unmerge => inputs.push(("gains", gains)),
+        }
+        if *gains == options.out {
+            let problem = format!("--gains and --out are both {}", gains.display());
+            return Err(Failure::Call(problem));
+        }
+    }
+    output::check_target("out", &options.out, &inputs)
 }
 
 struct Work<'a> {
@@ -196,7 +206,11 @@ fn read_gains(
     Ok(gains)
 }
 
-fn write_gains(path: &Path, merged: &BTreeMap<String, Merged>) -> Result<(), Failure> {
+fn write_gains(
+    path: &Path,
+    output: Output,
+    merged: &BTreeMap<String, Merged>,
+) -> Result<(), Failure> {
     let gains = merged.iter().filter(|(_, merged)| !merged.gain.is_empty());
     let gains: Vec<(&String, usize, Vec<u8>)> = gains
         .map(|(tensor, Merged { gain, .. })| {
@@ -211,7 +225,7 @@ fn write_gains(path: &Path, merged: &BTreeMap<String, Merged>) -> Result<(), Fai
     let views = gains.iter().map(|(tensor, len, bytes)| view((tensor, *len, bytes)));
     let views = views.collect::<Result<Vec<_>, _>>().map_err(malformed)?;
     let bytes = serialize(views, None).map_err(malformed)?;
-    let (output, hidden) = (Output::new(path, false)?, ProgressBar::hidden());
+    let hidden = ProgressBar::hidden();
     let mut sink = output.sink(path, &hidden)?;
     sink.write(&bytes)?;
     sink.finish()?;
