@@ -97,6 +97,8 @@ mod kernels;
 mod linear;
 pub mod merge;
 pub mod norm_gradient;
+#[cfg(feature = "peft")]
+pub mod peft;
 pub mod prepare;
 pub mod raw;
 pub mod reference;

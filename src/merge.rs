@@ -216,7 +216,8 @@ impl Kernels {
     /// it. Where W' is f32 and W is not, that gives W's own bits back, but for elements that are
     /// small beside |W'/g| or |s·B·A|.
     ///
-    /// `prepared`, A and B must be as they were when W' was made.
+    /// `prepared`, A and B must be as they were when W' was made; in another process,
+    /// [`Prepared::for_unmerge`] of its gains will do.
     ///
     /// # Errors
     /// [`Error::LostFeature`] if a gain is 0 or not finite: W' holds nothing of W there; and those
@@ -284,7 +285,7 @@ impl Kernels {
         workspace: &mut Workspace,
         mut conversion: Conversion<'_>,
     ) -> Result<()> {
-        prepared.check(self, spec)?;
+        prepared.check_gain(self, spec)?;
         check_factors(self, spec, &conversion.lora_a, &conversion.lora_b)?;
         self.check_buffer(workspace.buffer())?;
         let Conversion { entry, source, target, merged, .. } = conversion;

@@ -65,6 +65,7 @@ pub const GEOMETRY: [usize; 3] = [STRIP, THREADS as usize, size_of::<PreparePara
 pub struct Prepared<E> {
     spec: DoraSpec,
     ready: bool,
+    has_gain: bool,
     pub(crate) norm: CudaSlice<f32>,
     pub(crate) gain: CudaSlice<f32>,
     pub(crate) a: CudaSlice<E>,
@@ -95,6 +96,7 @@ impl<E: Element> Prepared<E> {
         Ok(Self {
             spec: *spec,
             ready: false,
+            has_gain: false,
             // SAFETY: as above.
             norm: unsafe { stream.alloc(features) }.during(during)?,
             // SAFETY: as above.
@@ -106,6 +108,22 @@ impl<E: Element> Prepared<E> {
             bias: unsafe { stream.alloc(spec.out_features()) }.during(during)?,
             has_bias: false,
         })
+    }
+
+    /// Operands for [`Kernels::unmerge`] alone, with the gains `[I]` or `[O]` that were read back
+    /// from [`Prepared::gain`] when W' was made; none for plain LoRA.
+    ///
+    /// # Errors
+    /// [`Error::Shape`], [`Error::Dtype`], or the driver's.
+    pub fn for_unmerge(stream: &Arc<CudaStream>, spec: &DoraSpec, gain: &[f32]) -> Result<Self> {
+        let features = spec.magnitude_len();
+        check_len("gain", gain.len(), ("1", 1), ("features", features))?;
+        let mut prepared = Self::new(stream, spec)?;
+        if features > 0 {
+            stream.memcpy_htod(gain, &mut prepared.gain).during("uploading gains")?;
+        }
+        prepared.has_gain = true;
+        Ok(prepared)
     }
 
     /// c, the norm of V along the axis: `[I]` or `[O]`; meaningless for plain LoRA.
@@ -147,13 +165,23 @@ impl<E: Element> Prepared<E> {
         (prepared, [norm_guard, gain_guard, a_guard, sb_guard, gsb_guard])
     }
 
+    /// Whether all operands are there.
     pub(crate) fn check(&self, kernels: &Kernels, spec: &DoraSpec) -> Result<()> {
+        self.check_gain(kernels, spec)?;
+        match self.ready {
+            true => Ok(()),
+            false => Err(Error::NotPrepared { problem: "have nothing but their gains" }),
+        }
+    }
+
+    /// Whether the gains are there.
+    pub(crate) fn check_gain(&self, kernels: &Kernels, spec: &DoraSpec) -> Result<()> {
         spec.check_dtype::<E>()?;
         kernels.check_buffer(&self.a)?;
         if self.spec != *spec {
             return Err(Error::NotPrepared { problem: "were made for another spec" });
         }
-        if !self.ready {
+        if !self.has_gain {
             return Err(Error::NotPrepared { problem: "have not been computed yet" });
         }
         Ok(())
@@ -251,11 +279,11 @@ impl Kernels {
         let (packed_bias, _guard) = prepared.bias.device_ptr_mut(stream);
         let raw = raw::Prepare { weight, lora_a, lora_b, magnitude, magnitude_out, bias };
         let targets = raw::Prepared { norm, gain, a, sb, gsb, bias: packed_bias };
-        prepared.ready = false;
+        (prepared.ready, prepared.has_gain) = (false, false);
         // SAFETY: each buffer was checked against its shape, and its guard orders the launch on the
         // stream.
         unsafe { self.prepare_raw(stream, spec, &scratch, &targets, &raw) }?;
-        prepared.ready = true;
+        (prepared.ready, prepared.has_gain) = (true, true);
         prepared.has_bias = bias != 0;
         Ok(())
     }

@@ -91,6 +91,25 @@ fn over_the_weight_itself() {
     }
 }
 
+/// The gains, and nothing else of what was prepared, are enough to go back.
+#[test]
+fn kept_gains_unmerge() {
+    let device = Device::new(0);
+    let mut random = StdRng::seed_from_u64(fresh_seed());
+    for norm in NORMS {
+        let case = random_case(&mut random, [0, 72, 100, 4], norm, false);
+        let mut layer = Layer::<bf16>::new(&device, &case);
+        let (merged, _) = layer.merge::<f32>();
+        let restored = layer.unmerge(&merged).expect("gains that are not 0");
+        let gain: Vec<f32> = layer.gain.iter().map(|&gain| gain as f32).collect();
+        let kept = |gain: &[f32]| Prepared::for_unmerge(&device.stream, &layer.spec, gain);
+        let too_many = kept(&[&gain[..], &[1.0]].concat());
+        assert!(matches!(too_many, Err(Error::Shape { tensor: "gain", .. })));
+        layer.prepared = kept(&gain).expect("memory");
+        assert_eq!(layer.unmerge(&merged).expect("gains that are not 0"), restored, "{norm:?}");
+    }
+}
+
 /// A merged weight in f32 gives a weight of 16 bits back to the bit, but for a few elements that are
 /// small beside what was added to them.
 #[test]

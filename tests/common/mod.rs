@@ -12,3 +12,4 @@ pub mod optimizer;
 pub mod options;
 pub mod random;
 pub mod run;
+pub mod tensors;

@@ -443,6 +443,13 @@ fn order(table: &mut Table) {
     exact.prepare().expect("all shapes right");
     exact.spec = spec(Norm::Output);
     table.row("operands that were prepared for another spec", [exact.forward(TOKENS)]);
+    let mut layer = table.layer(Norm::Input);
+    let gain = [1.0; INPUTS];
+    layer.prepared = Prepared::for_unmerge(&layer.stream, &layer.spec, &gain).expect("memory");
+    table.row(
+        "operands for an unmerge in an op that takes more",
+        [layer.forward(TOKENS), layer.backward(|_| {})],
+    );
     let mut linear = table.linear(Norm::Input);
     linear.forward().expect("an active adapter");
     linear.backward().expect("its forward");

@@ -35,7 +35,7 @@ The project's commands:
       initialisation is dropped in turn, and someone must notice.
 
 Environment: FUSED_DORA_NVRTC names an NVRTC library, or its folder, to be used instead, and
-FUSED_DORA_NVDISASM an nvdisasm.
+FUSED_DORA_NVDISASM an nvdisasm. FUSED_DORA_PYTHON names a Python that has peft.
 ";
 
 /// Why a command stopped: the exit code, and what to print.

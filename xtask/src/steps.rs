@@ -14,8 +14,15 @@ use crate::nvrtc::{self, ENV_LIBRARY};
 /// Whether the emulated device looks for uninitialised reads and races.
 const SANITIZER: &str = "CUDA_EMULATOR_SANITIZER";
 
+/// The Python that may have PEFT.
+const PYTHON: &str = "FUSED_DORA_PYTHON";
+
 /// How many random layers the property tests try.
 const RANDOM_LAYERS: &str = "PROPTEST_CASES";
+
+/// All of the crate's features that need nothing installed. Every check is of the one build that
+/// has them, but for the lints of the benches against cuBLASLt: they show that it compiles without.
+const FEATURES: [&str; 2] = ["--features", "fused-dora/cli"];
 
 /// Fetches what is missing and runs the demonstration.
 pub(crate) fn demo(arguments: &[&str]) -> Result<(), Failure> {
@@ -62,8 +69,8 @@ pub(crate) fn test(matrix: bool) -> Result<(), Failure> {
     step("nvdisasm", nvdisasm::provide)?;
     step("formatting", || run("cargo fmt", &mut cargo(&["fmt", "--all", "--check"])))?;
     step("lints", || {
-        let lints = ["clippy", "--workspace", "--all-targets", "--", "--deny", "warnings"];
-        run("cargo clippy", &mut cargo(&lints))
+        let mut lints = cargo(&["clippy", "--workspace", "--all-targets"]);
+        run("cargo clippy", lints.args(FEATURES).args(["--", "--deny", "warnings"]))
     })?;
     step("lints of the benches against cuBLASLt", || {
         let lints = ["clippy", "--package", "fused-dora", "--benches", "--features", "cublaslt"];
@@ -71,11 +78,12 @@ pub(crate) fn test(matrix: bool) -> Result<(), Failure> {
     })?;
     step("documentation", || {
         let mut doc = cargo(&["doc", "--workspace", "--no-deps"]);
-        run("cargo doc", doc.env("RUSTDOCFLAGS", "--deny warnings"))
+        run("cargo doc", doc.args(FEATURES).env("RUSTDOCFLAGS", "--deny warnings"))
     })?;
     step("kernels", || kernels(None).and_then(|table| table.check(true)))?;
     let nextest = has_nextest();
     step("tests", || run("the tests", &mut tests(nextest, &["--workspace"])))?;
+    step("what PEFT makes of adapters that are written here", with_peft)?;
     // A GPU's scheduler, tensor cores and approximations differ by chip and by run: the emulated
     // device's defaults are one way of many.
     for (seed, accumulator, jitter) in [("1", "exact", "1"), ("2", "truncate", "0")] {
@@ -92,8 +100,8 @@ pub(crate) fn test(matrix: bool) -> Result<(), Failure> {
         })?;
     }
     if nextest {
-        let doc = ["test", "--workspace", "--doc"];
-        step("documentation tests", || run("cargo test --doc", &mut cargo(&doc)))?;
+        let mut doc = cargo(&["test", "--workspace", "--doc"]);
+        step("documentation tests", || run("cargo test --doc", doc.args(FEATURES)))?;
     }
     if matrix {
         let none = target_folder().join("nvrtc-matrix/none/libnvrtc.so");
@@ -111,6 +119,19 @@ pub(crate) fn test(matrix: bool) -> Result<(), Failure> {
     }
     println!("==> all passed in {:.1} s", start.elapsed().as_secs_f64());
     Ok(())
+}
+
+/// The test with PEFT itself, where Python has it.
+fn with_peft() -> Result<(), Failure> {
+    let python = env::var_os(PYTHON).unwrap_or_else(|| "python3".into());
+    let mut probe = Command::new(&python);
+    probe.args(["-c", "import peft, torch, safetensors"]).stderr(Stdio::null());
+    if !probe.status().is_ok_and(|status| status.success()) {
+        println!("skipped: {} has no peft ({PYTHON} names another Python)", python.display());
+        return Ok(());
+    }
+    let mut test = cargo(&["test", "--package", "fused-dora", "--test", "peft"]);
+    run("the test", test.args(FEATURES).args(["--", "--ignored", "--nocapture"]))
 }
 
 /// The folder that Cargo builds into, which holds this very program.
@@ -145,11 +166,12 @@ pub(crate) fn has_nextest() -> bool {
     status.is_ok_and(|status| status.success())
 }
 
-/// The command that runs `packages`' tests. It builds their examples, too, which tests run.
+/// The command that runs `packages`' tests, the crate's among them. It builds their examples, too,
+/// which tests run.
 pub(crate) fn tests(nextest: bool, packages: &[&str]) -> Command {
     let runner: &[&str] = if nextest { &["nextest", "run"] } else { &["test"] };
     let mut command = cargo(runner);
-    command.arg("--no-fail-fast").args(packages);
+    command.arg("--no-fail-fast").args(packages).args(FEATURES);
     command
 }
 
@@ -183,8 +205,9 @@ impl Table {
 
 /// Builds the crate and reads the table of kernels that its build script wrote.
 fn kernels(nvrtc: Option<&Path>) -> Result<Table, Failure> {
-    let mut build = cargo(&["build", "--package", "fused-dora", "--message-format"]);
-    build.arg("json-render-diagnostics").stderr(Stdio::inherit());
+    let mut build = cargo(&["build", "--package", "fused-dora"]);
+    build.args(FEATURES).args(["--message-format", "json-render-diagnostics"]);
+    build.stderr(Stdio::inherit());
     if let Some(nvrtc) = nvrtc {
         build.env(ENV_LIBRARY, nvrtc);
     }

@@ -1,0 +1,198 @@
+//! The single files of LyCORIS and kohya.
+
+use std::collections::BTreeMap;
+
+use half::{bf16, f16};
+use safetensors::Dtype as Stored;
+
+use super::{CheckpointError, LayerAdapter, TensorFile};
+use crate::spec::Norm;
+
+/// What they put before a module's name, by the part of the model.
+const PREFIXES: [&str; 7] = [
+    "lycoris_",
+    "lora_unet_",
+    "lora_te_",
+    "lora_te1_",
+    "lora_te2_",
+    "lora_te3_",
+    "lora_transformer_",
+];
+
+const DOWN: &str = "lora_down.weight";
+const UP: &str = "lora_up.weight";
+const ALPHA: &str = "alpha";
+const SCALE: &str = "dora_scale";
+
+/// Reads LoRA and DoRA as LyCORIS and kohya's scripts write them, for a base model with these
+/// modules: the names of its linear weights without `.weight`, and their shapes `[O, I]`. The
+/// result is by the base model's names.
+///
+/// | tensor | is |
+/// |---|---|
+/// | `MODULE.lora_down.weight` | A `[r, I]` |
+/// | `MODULE.lora_up.weight` | B `[O, r]` |
+/// | `MODULE.alpha` | α, s being α/r; where it is missing or 0, s is 1 |
+/// | `MODULE.dora_scale` | m: `[1, I]` of norm axis input, `[O, 1]` of output (`wd_on_output`) |
+///
+/// `MODULE` is `lycoris_`, `lora_unet_`, `lora_te_`, … and the module's name with `_` for each `.`.
+/// LyCORIS adds 1e-7 to each norm, which this crate does not.
+///
+/// # Errors
+/// [`CheckpointError::MissingTensor`], [`CheckpointError::UnexpectedTensor`] for a module that the
+/// base model does not have, or another method than LoRA; [`CheckpointError::Shape`], also where a
+/// magnitude without a second dimension could be of either axis; [`CheckpointError::Dtype`],
+/// [`CheckpointError::Read`].
+pub fn read_lycoris<'a>(
+    file: &TensorFile,
+    modules: impl IntoIterator<Item = (&'a str, [usize; 2])>,
+) -> Result<BTreeMap<String, LayerAdapter>, CheckpointError> {
+    let mut known = BTreeMap::<String, Vec<(&str, [usize; 2])>>::new();
+    for (name, shape) in modules {
+        known.entry(name.replace('.', "_")).or_default().push((name, shape));
+    }
+    let mut groups = BTreeMap::<String, Group>::new();
+    for tensor in file.names() {
+        let part = [DOWN, UP, ALPHA, SCALE].into_iter().find_map(|part| {
+            let module = tensor.strip_suffix(part)?.strip_suffix('.')?;
+            Some((module.to_owned(), part))
+        });
+        let Some((module, part)) = part else {
+            let reason = "only lora_down, lora_up, alpha and dora_scale of linear layers are \
+                          supported, not convolutions or other methods of LyCORIS";
+            return Err(file.unexpected(&tensor, reason));
+        };
+        groups.entry(module).or_default().tensors.insert(part, tensor);
+    }
+    if groups.is_empty() {
+        return Err(CheckpointError::malformed(file.path(), "holds no adapter's tensors"));
+    }
+    let mut layers = BTreeMap::new();
+    for (module, group) in groups {
+        let (name, shape) = find(file, &module, &group, &known)?;
+        layers.insert(name.to_owned(), group.layer(file, &module, shape)?);
+    }
+    Ok(layers)
+}
+
+/// The tensors of one module.
+#[derive(Default)]
+struct Group {
+    tensors: BTreeMap<&'static str, String>,
+}
+
+/// The base's module that is meant by a flattened name.
+fn find<'a>(
+    file: &TensorFile,
+    module: &str,
+    group: &Group,
+    known: &BTreeMap<String, Vec<(&'a str, [usize; 2])>>,
+) -> Result<(&'a str, [usize; 2]), CheckpointError> {
+    let flat = |name: &str| name.replace('.', "_");
+    let stripped = PREFIXES.iter().filter_map(|prefix| module.strip_prefix(prefix));
+    let candidates = stripped.chain([module]).filter_map(|name| known.get(&flat(name)));
+    let tensor = group.tensors.values().next().map_or(module, String::as_str);
+    match candidates.flatten().collect::<Vec<_>>()[..] {
+        [&one] => Ok(one),
+        [] => Err(file.unexpected(
+            tensor,
+            "the base has no linear layer of this name: is the adapter for another model?",
+        )),
+        ref several => {
+            let names: Vec<_> = several.iter().map(|(name, _)| *name).collect();
+            Err(file.unexpected(tensor, format!("it could be for any of {}", names.join(", "))))
+        }
+    }
+}
+
+impl Group {
+    fn layer(
+        &self,
+        file: &TensorFile,
+        module: &str,
+        [outputs, inputs]: [usize; 2],
+    ) -> Result<LayerAdapter, CheckpointError> {
+        let find = |part: &str| {
+            let missing = || file.missing(&format!("{module}.{part}"), "a LoRA needs it");
+            self.tensors.get(part).map(String::as_str).ok_or_else(missing)
+        };
+        let shape = |name: &str| file.info(name).map_or(&[][..], |info| &info.shape);
+        let base = format!("the base's weight is [{outputs}, {inputs}]");
+        let (down, up) = (find(DOWN)?, find(UP)?);
+        let rank = match shape(down) {
+            &[rank, columns] if rank > 0 && columns == inputs => rank,
+            _ => return Err(file.shape(down, format!("must be [r, {inputs}]: {base}"))),
+        };
+        if shape(up) != [outputs, rank] {
+            return Err(file.shape(up, format!("must be [{outputs}, {rank}]: {base}")));
+        }
+        let alpha = match self.tensors.get(ALPHA) {
+            Some(name) => scalar(file, name)?,
+            None => 0.0,
+        };
+        let scaling = if alpha == 0.0 { 1.0 } else { (alpha / rank as f64) as f32 };
+        let (norm, magnitude) = match self.tensors.get(SCALE) {
+            None => (Norm::None, Vec::new()),
+            Some(name) => (axis(file, name, [outputs, inputs])?, file.floats(name)?),
+        };
+        let (lora_a, lora_b) = (file.floats(down)?, file.floats(up)?);
+        LayerAdapter::new([outputs, inputs], rank, scaling, norm, lora_a, lora_b, magnitude)
+            .map_err(|error| CheckpointError::Layer {
+                layer: module.to_owned(),
+                problem: error.to_string(),
+            })
+    }
+}
+
+/// The norm axis that a magnitude's shape shows.
+fn axis(
+    file: &TensorFile,
+    name: &str,
+    [outputs, inputs]: [usize; 2],
+) -> Result<Norm, CheckpointError> {
+    match *file.info(name).map_or(&[][..], |info| &info.shape) {
+        [o, 1] if o == outputs => Ok(Norm::Output),
+        [1, i] if i == inputs => Ok(Norm::Input),
+        [o] if o == outputs && outputs != inputs => Ok(Norm::Output),
+        [i] if i == inputs && outputs != inputs => Ok(Norm::Input),
+        [n] if n == inputs => Err(file.shape(
+            name,
+            format!(
+                "of a square weight [{outputs}, {inputs}] that is a magnitude of either axis: \
+                 store it as [1, {n}] (norm axis input) or [{n}, 1] (output)"
+            ),
+        )),
+        _ => {
+            let needed =
+                format!("must be [1, {inputs}] (norm axis input) or [{outputs}, 1] (output)");
+            Err(file.shape(name, needed))
+        }
+    }
+}
+
+/// A tensor of one number.
+fn scalar(file: &TensorFile, name: &str) -> Result<f64, CheckpointError> {
+    let info = file.info(name).ok_or_else(|| file.missing(name, "it was asked for"))?;
+    if info.shape.iter().product::<usize>() != 1 {
+        return Err(file.shape(name, "must be one number"));
+    }
+    let mut bytes = vec![0; info.data_offsets.1 - info.data_offsets.0];
+    file.read_at(info, 0, &mut bytes)?;
+    let found = match (info.dtype, &bytes[..]) {
+        (Stored::BF16, &[a, b]) => bf16::from_le_bytes([a, b]).to_f64(),
+        (Stored::F16, &[a, b]) => f16::from_le_bytes([a, b]).to_f64(),
+        (Stored::F32, &[a, b, c, d]) => f64::from(f32::from_le_bytes([a, b, c, d])),
+        (Stored::I32, &[a, b, c, d]) => f64::from(i32::from_le_bytes([a, b, c, d])),
+        (Stored::F64, bytes) => bytes.try_into().map_or(f64::NAN, f64::from_le_bytes),
+        (Stored::I64, bytes) => bytes.try_into().map_or(f64::NAN, |b| i64::from_le_bytes(b) as f64),
+        (other, _) => {
+            return Err(CheckpointError::Dtype {
+                path: file.path().to_owned(),
+                tensor: name.to_owned(),
+                found: other.to_string(),
+                cure: "it must be a floating-point number, I32 or I64",
+            });
+        }
+    };
+    Ok(found)
+}
