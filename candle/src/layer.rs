@@ -3,7 +3,7 @@
 use std::fmt::Debug;
 use std::sync::Arc;
 
-use candle_core::{DType, Error, Result, Tensor};
+use candle_core::{DType, Error, Result, Tensor, WithDType};
 use fused_dora::cudarc::driver::CudaSlice;
 use fused_dora::{AdapterLayout, DoraSpec, Dropout, Dtype, Magnitude, Prepare, Prepared};
 
@@ -133,7 +133,11 @@ impl<E: Element> Ready for Adapted<E> {
         seed: u64,
         dropout: Option<Dropout>,
     ) -> Result<Tensor> {
-        let op = Op::new(self, seed, dropout);
-        x.contiguous()?.apply_op2(adapter, op)
+        let (expected, got) = (<E as WithDType>::DTYPE, x.dtype());
+        if got != expected {
+            let msg = "x must have the dtype of the layer's weight";
+            return Err(Error::UnexpectedDType { msg, expected, got }.bt());
+        }
+        x.contiguous()?.apply_op2(adapter, Op::new(self, seed, dropout))
     }
 }

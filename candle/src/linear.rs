@@ -102,6 +102,11 @@ impl DoraLinear {
         &self.adapter
     }
 
+    /// What it runs on.
+    pub fn runtime(&self) -> &Runtime {
+        &self.runtime
+    }
+
     /// What the layer is.
     pub fn spec(&self) -> &DoraSpec {
         &self.spec
