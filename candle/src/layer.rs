@@ -3,14 +3,15 @@
 use std::fmt::Debug;
 use std::sync::Arc;
 
-use candle_core::{DType, Error, Result, Tensor, WithDType};
+use candle_core::{DType, Device, Error, Result, Tensor, WithDType};
 use fused_dora::cudarc::driver::CudaSlice;
-use fused_dora::{AdapterLayout, DoraSpec, Dropout, Dtype, Magnitude, Prepare, Prepared};
+use fused_dora::{AdapterLayout, DoraSpec, Dropout, Dtype, Magnitude, Merge, Prepare, Prepared};
+use half::{bf16, f16};
 
 use crate::error::OrCandle;
 use crate::op::Op;
 use crate::runtime::Runtime;
-use crate::tensor::{Constant, Element, Lent};
+use crate::tensor::{Constant, Element, Lent, into_tensor, uninitialised};
 
 /// A frozen layer, whatever its dtype.
 pub(crate) trait Frozen: Debug + Send + Sync {
@@ -31,11 +32,14 @@ pub(crate) trait Ready: Debug + Send + Sync {
         seed: u64,
         dropout: Option<Dropout>,
     ) -> Result<Tensor>;
+
+    /// W' `[O, I]`.
+    fn merged(&self, dtype: Dtype, device: &Device) -> Result<Tensor>;
 }
 
 /// The kernels' name for candle's dtype.
-pub(crate) fn dtype(weight: &Tensor) -> Result<Dtype> {
-    match weight.dtype() {
+pub(crate) fn kernel_dtype(dtype: DType) -> Result<Dtype> {
+    match dtype {
         DType::BF16 => Ok(Dtype::Bf16),
         DType::F16 => Ok(Dtype::F16),
         DType::F32 => Ok(Dtype::F32),
@@ -139,5 +143,36 @@ impl<E: Element> Ready for Adapted<E> {
             return Err(Error::UnexpectedDType { msg, expected, got }.bt());
         }
         x.contiguous()?.apply_op2(adapter, Op::new(self, seed, dropout))
+    }
+
+    fn merged(&self, dtype: Dtype, device: &Device) -> Result<Tensor> {
+        match dtype {
+            Dtype::Bf16 => self.merged_as::<bf16>(device),
+            Dtype::F16 => self.merged_as::<f16>(device),
+            Dtype::F32 => self.merged_as::<f32>(device),
+        }
+    }
+}
+
+impl<E: Element> Adapted<E> {
+    fn merged_as<F: Element>(&self, device: &Device) -> Result<Tensor> {
+        let Self { layer, parameters, prepared } = self;
+        let Layer { runtime, spec, layout, weight, .. } = &**layer;
+        let stream = runtime.stream();
+        let shape = (spec.out_features(), spec.in_features());
+        let mut merged = uninitialised::<F>(stream, shape.0 * shape.1)?;
+        let values = layout.view(parameters.slice(..layout.len())).or_candle()?;
+        let weight = weight.lend(stream)?;
+        let io = Merge {
+            weight: weight.view()?,
+            lora_a: values.lora_a,
+            lora_b: values.lora_b,
+            merged: merged.as_view_mut(),
+            report: None,
+        };
+        runtime.with_workspace(spec, 0, |workspace| {
+            runtime.kernels().merge(stream, spec, prepared, workspace, io)
+        })?;
+        into_tensor(stream, device, merged, &shape.into())
     }
 }

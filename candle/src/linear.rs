@@ -10,7 +10,7 @@ use fused_dora::{
 use half::{bf16, f16};
 
 use crate::error::OrCandle;
-use crate::layer::{Frozen, Layer, Ready, dtype};
+use crate::layer::{Frozen, Layer, Ready, kernel_dtype};
 use crate::runtime::Runtime;
 
 /// The name of an adapter's buffer, below that of its layer.
@@ -52,6 +52,8 @@ pub struct DoraLinear {
     layout: AdapterLayout,
     dropout: Option<(f32, DropoutForm)>,
     adapter: Tensor,
+    /// The linear layer's.
+    bias: Option<Tensor>,
 }
 
 impl DoraLinear {
@@ -76,7 +78,7 @@ impl DoraLinear {
         let len = parts.layout.len();
         let adapter = vb.get_with_hints_dtype(len, ADAPTER, Init::Const(0.0), DType::F32)?;
         if !is_there && adapter.is_variable() {
-            let values = parts.initial(linear)?;
+            let values = parts.initial()?;
             let values = Tensor::from_vec(values, len, adapter.device())?;
             Var::from_tensor(&adapter)?.set(&values)?;
         }
@@ -150,6 +152,21 @@ impl DoraLinear {
         })
     }
 
+    /// A linear layer that computes what this one does: W' = (m/c)∘V in f32, rounded once to
+    /// `dtype` (bf16, f16 or f32), and the bias. A 16-bit W' loses most of a small adapter:
+    /// [`Kernels::merge`](fused_dora::Kernels::merge) can tell how much.
+    ///
+    /// # Errors
+    /// Another dtype; as [`DoraLinear::prepare`].
+    pub fn merge(&self, dtype: DType) -> Result<Linear> {
+        let ready = self.frozen.clone().prepare(&self.adapter)?;
+        let weight = ready.merged(kernel_dtype(dtype)?, self.adapter.device())?;
+        // A copy, which later steps do not change.
+        let trained = self.part(&self.adapter.detach().copy()?, Part::Bias)?;
+        let bias = trained.or_else(|| self.bias.clone());
+        Ok(Linear::new(weight, bias.map(|bias| bias.to_dtype(dtype)).transpose()?))
+    }
+
     /// y in training: with dropout, where there is any, and with a fresh seed for it and for the
     /// stochastic rounding of x∘g (norm axis input in 16 bit).
     ///
@@ -210,6 +227,7 @@ struct Parts<'a> {
     spec: DoraSpec,
     layout: AdapterLayout,
     frozen: Arc<dyn Frozen>,
+    bias: Option<Tensor>,
 }
 
 impl<'a> Parts<'a> {
@@ -217,7 +235,7 @@ impl<'a> Parts<'a> {
         let &DoraConfig { rank, scaling, norm, norm_grad, dropout, train_bias } = config;
         let weight = linear.weight();
         let (outputs, inputs) = weight.dims2()?;
-        let dtype = dtype(weight)?;
+        let dtype = kernel_dtype(weight.dtype())?;
         let spec =
             DoraSpec::new(inputs, outputs, rank, scaling, norm, norm_grad, dtype).or_candle()?;
         if let Some((probability, form)) = dropout {
@@ -231,17 +249,19 @@ impl<'a> Parts<'a> {
             true => AdapterLayout::with_bias(&spec),
             false => AdapterLayout::new(&spec),
         };
-        let bias = bias.filter(|_| !train_bias);
+        let frozen_bias = bias.filter(|_| !train_bias);
         let frozen: Arc<dyn Frozen> = match dtype {
-            Dtype::Bf16 => Arc::new(Layer::<bf16>::new(runtime, spec, layout, weight, bias)?),
-            Dtype::F16 => Arc::new(Layer::<f16>::new(runtime, spec, layout, weight, bias)?),
-            Dtype::F32 => Arc::new(Layer::<f32>::new(runtime, spec, layout, weight, bias)?),
+            Dtype::Bf16 => {
+                Arc::new(Layer::<bf16>::new(runtime, spec, layout, weight, frozen_bias)?)
+            }
+            Dtype::F16 => Arc::new(Layer::<f16>::new(runtime, spec, layout, weight, frozen_bias)?),
+            Dtype::F32 => Arc::new(Layer::<f32>::new(runtime, spec, layout, weight, frozen_bias)?),
         };
-        Ok(Self { runtime, config, spec, layout, frozen })
+        Ok(Self { runtime, config, spec, layout, frozen, bias: bias.map(Tensor::detach) })
     }
 
     /// The values of a fresh adapter.
-    fn initial(&self, linear: &Linear) -> Result<Vec<f32>> {
+    fn initial(&self) -> Result<Vec<f32>> {
         let mut values = vec![0.0; self.layout.len()];
         let mut set = |part, from: Vec<f32>| {
             let to = values[self.layout.range(part)].iter_mut();
@@ -251,7 +271,7 @@ impl<'a> Parts<'a> {
         let lora_a = self.spec.rank() * self.spec.in_features();
         set(Part::LoraA, Tensor::rand(-bound, bound, lora_a, &Device::Cpu)?.to_vec1()?);
         set(Part::Magnitude, self.frozen.norms()?);
-        if let Some(bias) = linear.bias().filter(|_| self.config.train_bias) {
+        if let Some(bias) = self.bias.as_ref().filter(|_| self.config.train_bias) {
             set(Part::Bias, bias.to_dtype(DType::F32)?.to_vec1()?);
         }
         Ok(values)
@@ -265,8 +285,8 @@ impl<'a> Parts<'a> {
         }
         check_shape("the adapter", &adapter, &[self.layout.len()])?;
         let (runtime, dropout) = (self.runtime.clone(), self.config.dropout);
-        let Self { frozen, spec, layout, .. } = self;
-        Ok(DoraLinear { runtime, frozen, spec, layout, dropout, adapter })
+        let Self { frozen, spec, layout, bias, .. } = self;
+        Ok(DoraLinear { runtime, frozen, spec, layout, dropout, adapter, bias })
     }
 }
 

@@ -4,8 +4,7 @@ use std::sync::{Arc, OnceLock};
 
 #[cfg(feature = "cuda")]
 use candle_core::CudaStorage;
-use candle_core::op::BackpropOp;
-use candle_core::{CpuStorage, CustomOp2, Device, Error, Layout, Result, Shape, Tensor};
+use candle_core::{CpuStorage, CustomOp2, Error, Layout, Result, Shape, Tensor};
 use fused_dora::cudarc::driver::CudaSlice;
 use fused_dora::{
     Backward, Dropout, DropoutForm, Forward, Gradients, Norm, NormGrad, NormGradient,
@@ -13,7 +12,7 @@ use fused_dora::{
 
 use crate::error::OrCandle;
 use crate::layer::Adapted;
-use crate::tensor::{Element, Lent, downloaded, into_storage, uninitialised};
+use crate::tensor::{Element, Lent, downloaded, into_tensor, uninitialised};
 
 /// One forward, and its backward: of x `[…, I]` and the adapter's buffer, y `[…, O]`.
 ///
@@ -166,18 +165,6 @@ impl<E: Element> Op<E> {
         }
         Ok((grad_x, grads))
     }
-
-    /// A tensor, without a graph.
-    fn tensor<T: Element>(
-        &self,
-        device: &Device,
-        buffer: CudaSlice<T>,
-        shape: &Shape,
-    ) -> Result<Tensor> {
-        let stream = self.adapted.layer.runtime.stream();
-        let storage = into_storage(stream, device, buffer, shape.elem_count())?;
-        Ok(Tensor::from_storage(storage, shape.clone(), BackpropOp::none(), false))
-    }
 }
 
 impl<E: Element> CustomOp2 for Op<E> {
@@ -221,11 +208,11 @@ impl<E: Element> CustomOp2 for Op<E> {
         let Batch { tokens, .. } = self.batch(x.shape())?;
         let grad_output = grad_output.contiguous()?;
         let (grad_x, grads) = self.backward(tokens, x, y, &grad_output)?;
-        let grad_x = grad_x.map(|grad| self.tensor(x.device(), grad, x.shape())).transpose()?;
+        let stream = self.adapted.layer.runtime.stream();
+        let grad_x = grad_x.map(|grad| into_tensor(stream, x.device(), grad, x.shape()));
         let grads = adapter
             .track_op()
-            .then(|| self.tensor(adapter.device(), grads, adapter.shape()))
-            .transpose()?;
-        Ok((grad_x, grads))
+            .then(|| into_tensor(stream, adapter.device(), grads, adapter.shape()));
+        Ok((grad_x.transpose()?, grads.transpose()?))
     }
 }

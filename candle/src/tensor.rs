@@ -8,7 +8,8 @@ use std::sync::Arc;
 use candle_core::StorageRef;
 #[cfg(feature = "cuda")]
 use candle_core::cuda::{CudaDType, CudaStorage};
-use candle_core::{CpuStorage, Device, Error, Layout, Result, Storage, Tensor, WithDType};
+use candle_core::op::BackpropOp;
+use candle_core::{CpuStorage, Device, Error, Layout, Result, Shape, Storage, Tensor, WithDType};
 use fused_dora::cudarc::driver::{CudaSlice, CudaStream, CudaView, DeviceRepr};
 
 use crate::error::{OrCandle, out_of_reach};
@@ -145,20 +146,19 @@ pub(crate) fn uninitialised<E: DeviceRepr>(
     unsafe { stream.alloc(len.max(1)) }.or_candle()
 }
 
-/// The first `len` elements of `buffer` as a tensor's storage on `device`.
-pub(crate) fn into_storage<E: Element>(
+/// The elements of `buffer` that `shape` has as a tensor on `device`, without a graph.
+pub(crate) fn into_tensor<E: Element>(
     stream: &Arc<CudaStream>,
     device: &Device,
     buffer: CudaSlice<E>,
-    len: usize,
-) -> Result<Storage> {
-    match device {
+    shape: &Shape,
+) -> Result<Tensor> {
+    let storage = match device {
         #[cfg(feature = "cuda")]
-        Device::Cuda(device) => {
-            Ok(Storage::Cuda(CudaStorage::wrap_cuda_slice(buffer, device.clone())))
-        }
-        _ => Ok(Storage::Cpu(downloaded(stream, &buffer, len)?)),
-    }
+        Device::Cuda(device) => Storage::Cuda(CudaStorage::wrap_cuda_slice(buffer, device.clone())),
+        _ => Storage::Cpu(downloaded(stream, &buffer, shape.elem_count())?),
+    };
+    Ok(Tensor::from_storage(storage, shape.clone(), BackpropOp::none(), false))
 }
 
 /// The first `len` elements of `buffer` on the CPU.
