@@ -74,11 +74,11 @@ impl DoraLinear {
         vb: VarBuilder<'_>,
     ) -> Result<Self> {
         let parts = Parts::new(runtime, config, linear)?;
-        let is_there = vb.contains_tensor(ADAPTER);
         let len = parts.layout.len();
+        // Before there is a variable, which a failure would leave behind without its values.
+        let fresh = (!vb.contains_tensor(ADAPTER)).then(|| parts.initial()).transpose()?;
         let adapter = vb.get_with_hints_dtype(len, ADAPTER, Init::Const(0.0), DType::F32)?;
-        if !is_there && adapter.is_variable() {
-            let values = parts.initial()?;
+        if let Some(values) = fresh.filter(|_| adapter.is_variable()) {
             let values = Tensor::from_vec(values, len, adapter.device())?;
             Var::from_tensor(&adapter)?.set(&values)?;
         }

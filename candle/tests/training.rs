@@ -12,7 +12,7 @@ use common::random::{NORMS, fresh_seed, random_case};
 use common::{Result, adapted, candle_dtype, config, host, linear, norm_grads, runtime, tensor};
 use fused_dora_candle::fused_dora::reference::Case;
 use fused_dora_candle::fused_dora::{Dtype, Norm, NormGrad, Part, Scaling};
-use fused_dora_candle::{DoraConfig, DoraLinear};
+use fused_dora_candle::{DoraConfig, DoraLinear, Runtime};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 
@@ -229,6 +229,27 @@ fn seeds_repeat_a_step() -> Result<()> {
     runtime.set_seed(3);
     assert_eq!(host(&layer.forward_train(&x)?)?, first);
     assert_eq!(host(&layer.forward(&x)?)?, host(&layer.forward(&x)?)?);
+    Ok(())
+}
+
+#[test]
+fn a_runtime_grows_with_its_layers() -> Result<()> {
+    // The device is chosen by the first one.
+    let _first = runtime();
+    let runtime = Runtime::new(&Device::Cpu)?;
+    let mut random = StdRng::seed_from_u64(fresh_seed());
+    for (tokens, norm) in [(3, Norm::Output), (300, Norm::Output), (5, Norm::Input)] {
+        let shape = [tokens, 17, 13, 3];
+        let case = random_case(&mut random, shape, norm, true).rounded(Dtype::Bf16);
+        let (expected, adapter) = adapted(&case, Dtype::Bf16, &config(&case, false))?;
+        let (config, frozen) = (config(&case, false), linear(&case, Dtype::Bf16)?);
+        let values = adapter.as_tensor().clone();
+        let found = DoraLinear::with_adapter(&runtime, &config, &frozen, values)?;
+        let x = input(&case)?;
+        let (found, expected) = (found.forward(&x)?, expected.forward(&x)?);
+        assert_eq!(host(&found)?, host(&expected)?);
+        assert_eq!(gradient(&found, &adapter)?, gradient(&expected, &adapter)?);
+    }
     Ok(())
 }
 

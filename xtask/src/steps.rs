@@ -17,6 +17,12 @@ const SANITIZER: &str = "CUDA_EMULATOR_SANITIZER";
 /// How many random layers the property tests try.
 const RANDOM_LAYERS: &str = "PROPTEST_CASES";
 
+/// All members but the adapters of trainers, whose dependencies take minutes, and ask for features
+/// that the other members would be built with once more.
+const MEMBERS: [&str; 3] = ["--workspace", "--exclude", CANDLE];
+
+const CANDLE: &str = "fused-dora-candle";
+
 /// Fetches what is missing and runs the demonstration.
 pub(crate) fn demo(arguments: &[&str]) -> Result<(), Failure> {
     nvrtc::provide(None)?;
@@ -62,20 +68,20 @@ pub(crate) fn test(matrix: bool) -> Result<(), Failure> {
     step("nvdisasm", nvdisasm::provide)?;
     step("formatting", || run("cargo fmt", &mut cargo(&["fmt", "--all", "--check"])))?;
     step("lints", || {
-        let lints = ["clippy", "--workspace", "--all-targets", "--", "--deny", "warnings"];
-        run("cargo clippy", &mut cargo(&lints))
+        let mut lints = cargo(&["clippy", "--all-targets"]);
+        run("cargo clippy", lints.args(MEMBERS).args(["--", "--deny", "warnings"]))
     })?;
     step("lints of the benches against cuBLASLt", || {
         let lints = ["clippy", "--package", "fused-dora", "--benches", "--features", "cublaslt"];
         run("cargo clippy", cargo(&lints).args(["--", "--deny", "warnings"]))
     })?;
     step("documentation", || {
-        let mut doc = cargo(&["doc", "--workspace", "--no-deps"]);
-        run("cargo doc", doc.env("RUSTDOCFLAGS", "--deny warnings"))
+        let mut doc = cargo(&["doc", "--no-deps"]);
+        run("cargo doc", doc.args(MEMBERS).env("RUSTDOCFLAGS", "--deny warnings"))
     })?;
     step("kernels", || kernels(None).and_then(|table| table.check(true)))?;
     let nextest = has_nextest();
-    step("tests", || run("the tests", &mut tests(nextest, &["--workspace"])))?;
+    step("tests", || run("the tests", &mut tests(nextest, &MEMBERS)))?;
     // A GPU's scheduler, tensor cores and approximations differ by chip and by run: the emulated
     // device's defaults are one way of many.
     for (seed, accumulator, jitter) in [("1", "exact", "1"), ("2", "truncate", "0")] {
@@ -92,8 +98,9 @@ pub(crate) fn test(matrix: bool) -> Result<(), Failure> {
         })?;
     }
     if nextest {
-        let doc = ["test", "--workspace", "--doc"];
-        step("documentation tests", || run("cargo test --doc", &mut cargo(&doc)))?;
+        step("documentation tests", || {
+            run("cargo test --doc", cargo(&["test", "--doc"]).args(MEMBERS))
+        })?;
     }
     if matrix {
         let none = target_folder().join("nvrtc-matrix/none/libnvrtc.so");
@@ -111,6 +118,22 @@ pub(crate) fn test(matrix: bool) -> Result<(), Failure> {
     }
     println!("==> all passed in {:.1} s", start.elapsed().as_secs_f64());
     Ok(())
+}
+
+/// The checks of the member for candle, which `test` leaves out.
+pub(crate) fn candle() -> Result<(), Failure> {
+    step("NVRTC", || nvrtc::provide(None))?;
+    let package = ["--package", CANDLE];
+    step("lints", || {
+        let mut lints = cargo(&["clippy", "--all-targets"]);
+        run("cargo clippy", lints.args(package).args(["--", "--deny", "warnings"]))
+    })?;
+    step("documentation", || {
+        let mut doc = cargo(&["doc", "--no-deps"]);
+        run("cargo doc", doc.args(package).env("RUSTDOCFLAGS", "--deny warnings"))
+    })?;
+    // With the example of its README.
+    step("tests", || run("the tests", cargo(&["test", "--no-fail-fast"]).args(package)))
 }
 
 /// The folder that Cargo builds into, which holds this very program.
