@@ -194,7 +194,8 @@ impl<E: Element> CustomOp2 for Op<E> {
         _adapter_layout: &Layout,
     ) -> Result<(CudaStorage, Shape)> {
         let Batch { tokens, output } = self.batch(x_layout.shape())?;
-        let y = self.forward(&Lent::borrowed(x, x_layout)?, tokens)?;
+        let stream = self.adapted.layer.runtime.stream();
+        let y = self.forward(&Lent::borrowed(stream, x, x_layout)?, tokens)?;
         Ok((CudaStorage::wrap_cuda_slice(y, x.device.clone()), output))
     }
 

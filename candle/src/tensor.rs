@@ -45,7 +45,10 @@ impl<'a, E: Element> Lent<'a, E> {
         match &*storage {
             Storage::Cpu(storage) => Self::copied(stream, storage, layout),
             #[cfg(feature = "cuda")]
-            Storage::Cuda(_) => Ok(Self::Locked(storage, contiguous(layout)?)),
+            Storage::Cuda(on_device) => {
+                check_stream(stream, on_device)?;
+                Ok(Self::Locked(storage, contiguous(layout)?))
+            }
             other => Err(out_of_reach(&other.device())),
         }
     }
@@ -66,7 +69,12 @@ impl<'a, E: Element> Lent<'a, E> {
 
     /// The elements of a tensor of candle's CUDA device.
     #[cfg(feature = "cuda")]
-    pub(crate) fn borrowed(storage: &'a CudaStorage, layout: &Layout) -> Result<Self> {
+    pub(crate) fn borrowed(
+        stream: &Arc<CudaStream>,
+        storage: &'a CudaStorage,
+        layout: &Layout,
+    ) -> Result<Self> {
+        check_stream(stream, storage)?;
         Ok(Self::Viewed(view_of(storage, &contiguous(layout)?)?))
     }
 
@@ -90,6 +98,21 @@ impl<'a, E: Element> Lent<'a, E> {
             other => stream.clone_dtod(&other.view()?).or_candle(),
         }
     }
+}
+
+/// Checks that what candle does with a storage is ordered against what the kernels do.
+#[cfg(feature = "cuda")]
+fn check_stream(stream: &CudaStream, storage: &CudaStorage) -> Result<()> {
+    let its = storage.device.cuda_stream();
+    let same_context = its.context().cu_ctx() == stream.context().cu_ctx();
+    if same_context && its.cu_stream() == stream.cu_stream() {
+        return Ok(());
+    }
+    let (own, other) = (stream.context().ordinal(), its.context().ordinal());
+    Err(Error::msg(format!(
+        "a tensor on CUDA device {other} is of another stream than that of this Runtime, which runs \
+         on CUDA device {own}: make the Runtime with the tensors' own device"
+    )))
 }
 
 #[cfg(feature = "cuda")]

@@ -28,7 +28,7 @@ The project's commands:
       Formatting, lints and all tests. With --nvrtc-matrix also a build without NVRTC, and the
       tests with the kernels that NVRTC 12 and NVRTC 13 compile.
   cargo xtask candle
-      Lints and tests of the member for candle, which takes minutes to build the first time.
+      Lints, documentation and tests of the member for candle; `test` runs its tests alone.
   cargo xtask gpu-report
       For a machine with a GPU: the tests on it, under compute-sanitizer too where it is installed,
       then the benches, against cuBLASLt, and a folder of results in benches/results.

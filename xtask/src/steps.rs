@@ -17,8 +17,8 @@ const SANITIZER: &str = "CUDA_EMULATOR_SANITIZER";
 /// How many random layers the property tests try.
 const RANDOM_LAYERS: &str = "PROPTEST_CASES";
 
-/// All members but the adapters of trainers, whose dependencies take minutes, and ask for features
-/// that the other members would be built with once more.
+/// All members but that for candle: with it, the others would be built once more, for the features
+/// that candle asks of what they share.
 const MEMBERS: [&str; 3] = ["--workspace", "--exclude", CANDLE];
 
 const CANDLE: &str = "fused-dora-candle";
@@ -116,11 +116,14 @@ pub(crate) fn test(matrix: bool) -> Result<(), Failure> {
             })?;
         }
     }
+    // Last, for the sake of what is built once more.
+    step("tests of the member for candle", candle_tests)?;
     println!("==> all passed in {:.1} s", start.elapsed().as_secs_f64());
     Ok(())
 }
 
-/// The checks of the member for candle, which `test` leaves out.
+/// All checks of the member for candle, of which `test` leaves out the lints, which would take as
+/// long as the tests once more.
 pub(crate) fn candle() -> Result<(), Failure> {
     step("NVRTC", || nvrtc::provide(None))?;
     let package = ["--package", CANDLE];
@@ -132,8 +135,12 @@ pub(crate) fn candle() -> Result<(), Failure> {
         let mut doc = cargo(&["doc", "--no-deps"]);
         run("cargo doc", doc.args(package).env("RUSTDOCFLAGS", "--deny warnings"))
     })?;
-    // With the example of its README.
-    step("tests", || run("the tests", cargo(&["test", "--no-fail-fast"]).args(package)))
+    step("tests", candle_tests)
+}
+
+/// The tests of the member for candle, with the example of its README.
+fn candle_tests() -> Result<(), Failure> {
+    run("the tests", &mut cargo(&["test", "--no-fail-fast", "--package", CANDLE]))
 }
 
 /// The folder that Cargo builds into, which holds this very program.
