@@ -1,8 +1,8 @@
 //! A digits network learns rotated images by DoRA, as candle trains it; then its adapters are saved,
 //! loaded and merged.
 //!
-//! `cargo run --release --package fused-dora-candle --example digits [STEPS]`; with
-//! `CUDA_EMULATOR_SANITIZER=0` it is faster where there is no GPU.
+//! `cargo run --package fused-dora-candle --example digits [STEPS]`; where there is no GPU, it is
+//! faster with `CUDA_EMULATOR_SANITIZER=0`.
 
 use std::env;
 use std::fs::{self, File};
