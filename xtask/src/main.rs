@@ -1,5 +1,5 @@
-//! The project's commands: `cargo xtask nvrtc`, `demo`, `profile`, `evidence`, `test`, `gpu-report`
-//! and `mutate`.
+//! The project's commands: `cargo xtask nvrtc`, `demo`, `profile`, `evidence`, `test`, `candle`,
+//! `gpu-report` and `mutate`.
 
 mod gpu_report;
 mod nvdisasm;
@@ -27,6 +27,8 @@ The project's commands:
   cargo xtask test [--nvrtc-matrix]
       Formatting, lints and all tests. With --nvrtc-matrix also a build without NVRTC, and the
       tests with the kernels that NVRTC 12 and NVRTC 13 compile.
+  cargo xtask candle
+      Lints, documentation and tests of the member for candle; `test` runs its tests alone.
   cargo xtask gpu-report
       For a machine with a GPU: the tests on it, under compute-sanitizer too where it is installed,
       then the benches, against cuBLASLt, and a folder of results in benches/results.
@@ -69,6 +71,7 @@ fn main() -> ExitCode {
         ["evidence", "--", rest @ ..] | ["evidence", rest @ ..] => steps::evidence(rest),
         ["test"] => steps::test(false),
         ["test", "--nvrtc-matrix"] => steps::test(true),
+        ["candle"] => steps::candle(),
         ["gpu-report"] => gpu_report::gpu_report(),
         ["mutate"] => steps::mutate(),
         ["help" | "--help" | "-h"] => {

@@ -20,9 +20,15 @@ const PYTHON: &str = "FUSED_DORA_PYTHON";
 /// How many random layers the property tests try.
 const RANDOM_LAYERS: &str = "PROPTEST_CASES";
 
-/// All of the crate's features that need nothing installed. Every check is of the one build that
-/// has them, but for the lints of the benches against cuBLASLt: they show that it compiles without.
+/// What is checked: all members but that for candle, with which the others would be built once more,
+/// for the features that candle asks of what they share; and all of the crate's features that need
+/// nothing installed. Every check is of this one build, but for the lints of the benches against
+/// cuBLASLt: they show that the crate compiles without those features.
+const CHECKED: [&str; 5] = ["--workspace", "--exclude", CANDLE, "--features", "fused-dora/cli"];
+
 const FEATURES: [&str; 2] = ["--features", "fused-dora/cli"];
+
+const CANDLE: &str = "fused-dora-candle";
 
 /// Fetches what is missing and runs the demonstration.
 pub(crate) fn demo(arguments: &[&str]) -> Result<(), Failure> {
@@ -69,20 +75,20 @@ pub(crate) fn test(matrix: bool) -> Result<(), Failure> {
     step("nvdisasm", nvdisasm::provide)?;
     step("formatting", || run("cargo fmt", &mut cargo(&["fmt", "--all", "--check"])))?;
     step("lints", || {
-        let mut lints = cargo(&["clippy", "--workspace", "--all-targets"]);
-        run("cargo clippy", lints.args(FEATURES).args(["--", "--deny", "warnings"]))
+        let mut lints = cargo(&["clippy", "--all-targets"]);
+        run("cargo clippy", lints.args(CHECKED).args(["--", "--deny", "warnings"]))
     })?;
     step("lints of the benches against cuBLASLt", || {
         let lints = ["clippy", "--package", "fused-dora", "--benches", "--features", "cublaslt"];
         run("cargo clippy", cargo(&lints).args(["--", "--deny", "warnings"]))
     })?;
     step("documentation", || {
-        let mut doc = cargo(&["doc", "--workspace", "--no-deps"]);
-        run("cargo doc", doc.args(FEATURES).env("RUSTDOCFLAGS", "--deny warnings"))
+        let mut doc = cargo(&["doc", "--no-deps"]);
+        run("cargo doc", doc.args(CHECKED).env("RUSTDOCFLAGS", "--deny warnings"))
     })?;
     step("kernels", || kernels(None).and_then(|table| table.check(true)))?;
     let nextest = has_nextest();
-    step("tests", || run("the tests", &mut tests(nextest, &["--workspace"])))?;
+    step("tests", || run("the tests", &mut tests(nextest, &CHECKED)))?;
     step("what PEFT makes of adapters that are written here", with_peft)?;
     // A GPU's scheduler, tensor cores and approximations differ by chip and by run: the emulated
     // device's defaults are one way of many.
@@ -100,8 +106,9 @@ pub(crate) fn test(matrix: bool) -> Result<(), Failure> {
         })?;
     }
     if nextest {
-        let mut doc = cargo(&["test", "--workspace", "--doc"]);
-        step("documentation tests", || run("cargo test --doc", doc.args(FEATURES)))?;
+        step("documentation tests", || {
+            run("cargo test --doc", cargo(&["test", "--doc"]).args(CHECKED))
+        })?;
     }
     if matrix {
         let none = target_folder().join("nvrtc-matrix/none/libnvrtc.so");
@@ -117,6 +124,8 @@ pub(crate) fn test(matrix: bool) -> Result<(), Failure> {
             })?;
         }
     }
+    // Last, for the sake of what is built once more.
+    step("tests of the member for candle", candle_tests)?;
     println!("==> all passed in {:.1} s", start.elapsed().as_secs_f64());
     Ok(())
 }
@@ -132,6 +141,27 @@ fn with_peft() -> Result<(), Failure> {
     }
     let mut test = cargo(&["test", "--package", "fused-dora", "--test", "peft"]);
     run("the test", test.args(FEATURES).args(["--", "--ignored", "--nocapture"]))
+}
+
+/// All checks of the member for candle, of which `test` leaves out the lints, which would take as
+/// long as the tests once more.
+pub(crate) fn candle() -> Result<(), Failure> {
+    step("NVRTC", || nvrtc::provide(None))?;
+    let package = ["--package", CANDLE];
+    step("lints", || {
+        let mut lints = cargo(&["clippy", "--all-targets"]);
+        run("cargo clippy", lints.args(package).args(["--", "--deny", "warnings"]))
+    })?;
+    step("documentation", || {
+        let mut doc = cargo(&["doc", "--no-deps"]);
+        run("cargo doc", doc.args(package).env("RUSTDOCFLAGS", "--deny warnings"))
+    })?;
+    step("tests", candle_tests)
+}
+
+/// The tests of the member for candle, with the example of its README.
+fn candle_tests() -> Result<(), Failure> {
+    run("the tests", &mut cargo(&["test", "--no-fail-fast", "--package", CANDLE]))
 }
 
 /// The folder that Cargo builds into, which holds this very program.
