@@ -30,12 +30,21 @@ __device__ __forceinline__ void forward(const ForwardParams& p, unsigned char* s
     constexpr int kTokens = LowRank<T>::kTileM;
     constexpr int kRowsPerGroup = TileOrder::kGroup * OUTPUT::kTileM / kTokens;
     const int columns = p.low_rank_tiles * p.h_splits;
-    const TileOrder order(ceil_div(p.tokens, OUTPUT::kTileM), OUTPUT::columns(p),
-                          ceil_div(p.tokens, kTokens), kRowsPerGroup, columns);
+    // Made anew where it is asked for: not kept in registers beside the accumulators.
+    const auto tile_order = [&] {
+        int tokens = p.tokens;
+        forget(tokens);
+        return TileOrder(ceil_div(tokens, OUTPUT::kTileM), OUTPUT::columns(p),
+                         ceil_div(tokens, kTokens), kRowsPerGroup, columns);
+    };
+    const TileOrder order = tile_order();
     const Board board(p.board, order.groups);
     const bool alone = columns == 0;
     const auto tile = order.at(alone ? blockIdx.x : draw(board, reinterpret_cast<u32*>(shared)));
-    const auto wait = [&](int group) { await(board, group, group + 1, order.small_of(group)); };
+    const auto wait = [&](int group) {
+        const TileOrder order = tile_order();
+        await(Board(p.board, order.groups), group, group + 1, order.small_of(group));
+    };
     if (tile.kind == TileOrder::Tile::kSmall) {
         // Where this group's partial sums go, those of another one have been added up.
         if (tile.group >= kRing) wait(tile.group - kRing);
@@ -50,7 +59,7 @@ __device__ __forceinline__ void forward(const ForwardParams& p, unsigned char* s
             if (!alone) wait(tile.group);
         });
     }
-    if (!alone) leave(board, reinterpret_cast<u32*>(shared));
+    if (!alone) leave(Board(p.board, tile_order().groups), reinterpret_cast<u32*>(shared));
 }
 
 // ---- entry points -----------------------------------------------------------------------------
