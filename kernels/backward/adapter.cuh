@@ -198,6 +198,18 @@ __device__ __forceinline__ void magnitude_sum(const BackwardParams& p, int o0, i
     }
 }
 
+// Σ over p of partials[p·stride], of four neighbours at a time, in order of p.
+__device__ __forceinline__ Quad<float> ordered_sum(const Quad<float>* partials, int count,
+                                                   i64 stride) {
+    float4 sum = make_float4(0, 0, 0, 0);
+#pragma unroll 4
+    for (int p = 0; p < count; ++p) {
+        const float4 part = __ldcg(reinterpret_cast<const float4*>(partials + p * stride));
+        sum = make_float4(sum.x + part.x, sum.y + part.y, sum.z + part.z, sum.w + part.w);
+    }
+    return {{sum.x, sum.y, sum.z, sum.w}};
+}
+
 // P of this chunk of tokens, from the partial sums of all strips.
 template <typename T>
 __device__ __forceinline__ void finish_p(const BackwardParams& p, const AdapterTile& at,

@@ -3,7 +3,7 @@
 // to a sum in turn.
 #pragma once
 
-#include "common/tile.cuh"
+#include "common/ptx.cuh"
 
 // True in every thread of the CTA that arrives last of `expected` at `counter`; that CTA sees all
 // that the others wrote before. `counter` must be 0 before the first arrival and is 0 again after
@@ -62,18 +62,6 @@ __device__ __forceinline__ T ordered_sum(const T* partials, int count, i64 strid
     T sum = 0;
     for (int p = 0; p < count; ++p) sum += __ldcg(partials + p * stride);
     return sum;
-}
-
-// The same of four neighbours each, `stride` of which lie between partials.
-__device__ __forceinline__ Quad<float> ordered_sum(const Quad<float>* partials, int count,
-                                                   i64 stride) {
-    float4 sum = make_float4(0, 0, 0, 0);
-#pragma unroll 4
-    for (int p = 0; p < count; ++p) {
-        const float4 part = __ldcg(reinterpret_cast<const float4*>(partials + p * stride));
-        sum = make_float4(sum.x + part.x, sum.y + part.y, sum.z + part.z, sum.w + part.w);
-    }
-    return {{sum.x, sum.y, sum.z, sum.w}};
 }
 
 // Σ of `v` over the CTA, in every thread, always in the same order. `across` is one double per warp
