@@ -33,7 +33,7 @@ use sources::Sources;
 use table::{Mutant, Verdict, judge};
 
 /// Every how many-th mutant runs where not all do, such that the test takes two or three minutes.
-const STRIDE: usize = 16;
+const STRIDE: usize = 32;
 
 /// The environment variable that asks for all mutants.
 const ALL: &str = "FUSED_DORA_ALL_MUTANTS";
