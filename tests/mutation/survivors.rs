@@ -86,7 +86,7 @@ pub const SURVIVORS: &[Survivor] = &[
     ),
     survivor(
         "common/gemm.cuh",
-        "accumulate",
+        "accumulate_by",
         ["whole >= kStages", "false"],
         0,
         Why::Equivalent("The loop for all shapes computes the same, and takes longer."),
@@ -142,6 +142,13 @@ pub const SURVIVORS: &[Survivor] = &[
         Why::Equivalent("A stage beyond the last step gets zeros, which no step reads."),
     ),
     survivor(
+        "common/small.cuh",
+        "accumulate",
+        ["s < steps", "true"],
+        0,
+        Why::Equivalent("A stage beyond the last step gets weights that no step reads."),
+    ),
+    survivor(
         "common/pipeline.cuh",
         "pipeline",
         ["ahead < steps", "true"],
@@ -159,21 +166,21 @@ pub const SURVIVORS: &[Survivor] = &[
     ),
     survivor(
         "common/gemm.cuh",
-        "accumulate",
+        "accumulate_by",
         ["step >= main_steps", "false"],
         1,
         Why::Equivalent(SKIPS),
     ),
     survivor(
         "common/gemm.cuh",
-        "accumulate",
+        "accumulate_by",
         ["Mma::warp_m() * Mma::kWarpM < rows", "true"],
         0,
         Why::Equivalent(SKIPS),
     ),
     survivor(
         "common/gemm.cuh",
-        "accumulate",
+        "accumulate_by",
         ["Mma::warp_n() * Mma::kWarpN < cols", "true"],
         0,
         Why::Equivalent(SKIPS),
