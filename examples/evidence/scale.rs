@@ -25,7 +25,7 @@ pub const RANK_TILE: usize = 64;
 
 /// Layers along all three axes: whole groups of tile rows of the main products, and numbers of
 /// chunks of T that do not follow from T. (T, I, O).
-pub const FITTED: [[usize; 3]; 16] = [
+pub const FITTED: [[usize; 3]; 17] = [
     [2048, 512, 512],
     [4096, 512, 512],
     [2048, 1024, 512],
@@ -39,6 +39,7 @@ pub const FITTED: [[usize; 3]; 16] = [
     [2048, 1280, 512],
     [4096, 1280, 512],
     [2048, 2048, 512],
+    [4096, 2048, 512],
     [2048, 512, 1536],
     [2048, 512, 2048],
     [2048, 512, 4096],
