@@ -7,7 +7,7 @@
 // Shapes, row-major: x [T,I], W [O,I], A [R,I] and sB [O,R] packed with R = rank padded to 16,
 // g [I] or [O] f32, b [O], xs [T,I], H [T,R], y [T,O]. All outputs are written with `=`. Rows of x
 // and y may lie further apart than they are long.
-// dtypes: bf16 and f16 (tensor cores, f32 accumulation), f32 (FMA).
+// dtypes: bf16 and f16 (tensor cores, f32 accumulation), f32 (FMA, or tensor cores by split.cuh).
 // With dropout (mask M: 0 or 1/(1−p) per element of x, see dropout.cuh):
 //   adapter branch   H = (xs∘M)·Aᵀ, the rest as above
 //   PEFT's form, axis output:   xd = x∘M, u = x − xd;   H = xd·Aᵀ;   z = xd·Wᵀ + H·(sB)ᵀ, kept;

@@ -69,7 +69,7 @@ impl Tiles {
         match self {
             Self::Large => 124,
             Self::Medium => 82,
-            // A sum of reading W once: not compared.
+            // They read W once, and are taken wherever they can be.
             Self::Small => 0,
         }
     }

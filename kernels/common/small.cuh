@@ -3,8 +3,8 @@
 // fill the device.
 #pragma once
 
-#include "common/pipeline.cuh"
 #include "common/parts.cuh"
+#include "common/pipeline.cuh"
 
 template <typename T, Major WEIGHT_MAJOR>
 struct SmallGemm {
@@ -68,7 +68,9 @@ struct SmallGemm {
         for (int j = 0; j < Mma::kCols; ++j) {
             if (Mma::col(j) >= tokens) continue;
 #pragma unroll
-            for (int i = 0; i < Mma::kRows; ++i) tile[Mma::col(j) * kRow + Mma::row(i)] = mma.at(i, j);
+            for (int i = 0; i < Mma::kRows; ++i) {
+                tile[Mma::col(j) * kRow + Mma::row(i)] = mma.at(i, j);
+            }
         }
         __syncthreads();
         const int feature = quad();

@@ -4,9 +4,9 @@
 // A tile takes a chunk of the input features; the last CTA of a tile adds up the partial sums.
 #pragma once
 
+#include "common/parts.cuh"
 #include "common/pipeline.cuh"
 #include "common/round.cuh"
-#include "common/parts.cuh"
 #include "forward/params.cuh"
 
 // Groups whose partial sums are in memory at once: few, so that they stay in L2.
