@@ -4,6 +4,8 @@ mod error;
 mod layer;
 mod linear;
 mod op;
+#[cfg(feature = "peft")]
+mod peft;
 mod runtime;
 mod tensor;
 

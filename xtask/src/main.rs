@@ -67,6 +67,7 @@ fn main() -> ExitCode {
             _ => Err(usage(&format!("--major {major}: it must be 12 or 13"))),
         },
         ["demo", "--", rest @ ..] | ["demo", rest @ ..] => steps::demo(rest),
+        ["minilm", "--", rest @ ..] | ["minilm", rest @ ..] => steps::minilm(rest),
         ["profile", "--", rest @ ..] | ["profile", rest @ ..] => steps::profile(rest),
         ["evidence", "--", rest @ ..] | ["evidence", rest @ ..] => steps::evidence(rest),
         ["test"] => steps::test(false),

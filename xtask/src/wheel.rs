@@ -1,4 +1,4 @@
-//! Fetches NVIDIA's Python wheels into the target folder.
+//! Fetches Python wheels into the target folder.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -19,7 +19,7 @@ pub(crate) fn fetch(package: &str, folder: &Path, otherwise: &str) -> Result<(),
     }
     fs::create_dir_all(&download).map_err(|error| cannot("create", &download, &error))?;
 
-    println!("fetching NVIDIA's wheel {package}");
+    println!("fetching the wheel {package}");
     let mut pip: Vec<&OsStr> =
         ["-m", "pip", "download", "--no-deps", "--only-binary", ":all:"].map(OsStr::new).to_vec();
     pip.extend(["--disable-pip-version-check", "--dest"].map(OsStr::new));
@@ -28,7 +28,7 @@ pub(crate) fn fetch(package: &str, folder: &Path, otherwise: &str) -> Result<(),
         return Err(Failure::new(format!(
             "pip could not download {package} (its own words are above): it needs Python 3 with \
              pip (Debian: apt-get install python3-pip) and a reachable package index; offline, \
-             or where NVIDIA publishes no wheel, {otherwise}"
+             or where there is no wheel for this machine, {otherwise}"
         )));
     }
     let wheel = fs::read_dir(&download)
