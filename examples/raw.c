@@ -119,7 +119,7 @@ int main(void) {
     CUDA(cuCtxSetCurrent(context));
     CUDA(cuStreamCreate(&stream, CU_STREAM_DEFAULT));
 
-    /* The layer, as PEFT's LoraConfig(r=4, lora_alpha=8, use_dora=True), but for exact gradients. */
+    /* PEFT's LoraConfig(r=4, lora_alpha=8, use_dora=True), but with exact gradients. */
     const fused_dora_spec spec = {
         .in_features = INPUTS,
         .out_features = OUTPUTS,

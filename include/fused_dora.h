@@ -4,19 +4,19 @@
  * The caller owns the CUDA context, the streams and all device memory. Kernels are opened once per
  * context, a workspace for all layers of a stream, and a layer for each; the ops then take a
  * structure of device addresses. They run on the stream, allocate nothing on the device, and but
- * for the unmerge wait for nothing. A structure that is zero but for what is named is a good start:
- * what was forgotten is then an error, or absent.
+ * for the unmerge wait for nothing. Structures are best zeroed first: what was forgotten is then an
+ * error, or absent.
  *
  * Functions that can fail return a status; fused_dora_last_error has the text. What can be told
  * from handles and numbers is checked before anything is launched.
  *
  * The safety of all functions: a pointer of the host that is neither null nor misaligned is of what
  * its type says, for the duration of the call. A handle is one that its function opened and that is
- * not closed; several threads may use it at once, but one alone may close it. A stream is a CUstream
- * (or cudaStream_t) of the kernels' context, or null for its default stream. A device address other
- * than 0 is of memory of that context that holds, or has room for, what its structure says, valid
- * until the stream has run the op, and ordered on it against other uses; what is written overlaps
- * with nothing else.
+ * not closed; several threads may use it at once, but one alone may close it. A stream is a
+ * CUstream (or cudaStream_t) of the kernels' context, or null for its default stream. A device
+ * address other than 0 is of memory of that context that holds, or has room for, what its structure
+ * says, valid until the stream has run the op, and ordered on it against other uses; what is
+ * written overlaps with nothing else.
  */
 
 
@@ -28,9 +28,9 @@
 #include <stddef.h>
 #include <stdint.h>
 
-// Whether a function did what it was asked. All checks come before any launch: unless the status is
-// `FUSED_DORA_STATUS_DRIVER` or `FUSED_DORA_STATUS_PANIC`, an op that failed has touched no device
-// memory. `fused_dora_last_error` has the numbers, and the cure.
+// Whether a function did what it was asked. All checks come before any launch: unless the status
+// is `FUSED_DORA_STATUS_DRIVER` or `FUSED_DORA_STATUS_PANIC`, an op that failed has touched no
+// device memory. `fused_dora_last_error` has the numbers, and the cure.
 typedef enum fused_dora_status {
     // Done, or on its way on the stream.
     FUSED_DORA_STATUS_OK = 0,
@@ -46,7 +46,7 @@ typedef enum fused_dora_status {
     FUSED_DORA_STATUS_STRIDE,
     // A device address that no element can have.
     FUSED_DORA_STATUS_MISALIGNED,
-    // An in-place merge into another dtype.
+    // Buffers of another dtype than the spec's.
     FUSED_DORA_STATUS_DTYPE,
     // A tensor that is needed has the address 0.
     FUSED_DORA_STATUS_MISSING_TENSOR,
@@ -183,8 +183,8 @@ typedef struct fused_dora_sizes {
     size_t padded_rank;
     // Bytes of the memory of `fused_dora_layer_open`.
     size_t layer_bytes;
-    // Elements of an adapter in one f32 buffer, padding included, and likewise of its gradients and
-    // of an optimizer's moments. This layout is a proposal: the ops take each tensor by its
+    // Elements of an adapter in one f32 buffer, padding included, and likewise of its gradients
+    // and of an optimizer's moments. This layout is a proposal: the ops take each tensor by its
     // address.
     size_t adapter_len;
     // A `[r, I]`.

@@ -7,8 +7,8 @@
 //!
 //! The caller owns the context, the streams and all device memory. A [`Kernels`] is opened once per
 //! context, a [`Workspace`] for all layers of a stream, and a [`Layer`] for each; the ops then take
-//! a structure of addresses. They run on the stream, allocate nothing on the device, and but for the
-//! unmerge wait for nothing.
+//! a structure of addresses. They run on the stream, allocate nothing on the device, and but for
+//! the unmerge wait for nothing.
 //!
 //! # Errors
 //! Every function that can fail returns a [`Status`], and leaves the text of the error, with its

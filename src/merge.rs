@@ -310,12 +310,12 @@ impl Kernels {
     /// [`Kernels::merge`] on device addresses, also in place: `weight` and `merged` may be one.
     ///
     /// # Safety
-    /// As for [`Kernels::forward_raw`], with what [`raw::Merge`] says; of `prepared`, the gain alone
-    /// is read.
+    /// As for [`Kernels::forward_raw`], with what [`raw::Merge`] says; of `prepared`, the gain
+    /// alone is read.
     ///
     /// # Errors
     /// Before anything is launched: [`Error::MissingTensor`], [`Error::Misaligned`],
-    /// [`Error::Dtype`] for another dtype in place, [`Error::WorkspaceTooSmall`],
+    /// [`Error::InvalidSpec`] for another dtype in place, [`Error::WorkspaceTooSmall`],
     /// [`Error::DeviceLimit`], [`Error::ContextMismatch`]. Afterwards [`Error::Driver`].
     pub unsafe fn merge_raw(
         &self,
@@ -380,13 +380,7 @@ impl Kernels {
         self.check_stream(stream)?;
         let [source_dtype, target_dtype] = io.dtypes(spec);
         io.check(spec)?;
-        let gain = match spec.norm() {
-            Norm::None => 0,
-            Norm::Input | Norm::Output => {
-                raw::present("the gain", prepared.gain, size_of::<f32>())?;
-                prepared.gain
-            }
-        };
+        let gain = prepared.present_gain(spec)?;
         let grid = [ctas(spec, self.sm_count()), 1, 1];
         self.check_grid(io.entry, spec.dtype(), grid)?;
         let scratch = workspace.parts(needs(spec, self.sm_count()), 0)?;
@@ -465,7 +459,11 @@ impl Addresses {
         raw::present(names[0], self.source, dtypes[0].bytes())?;
         raw::present(names[1], self.target, dtypes[1].bytes())?;
         if self.source == self.target && dtypes[0] != dtypes[1] {
-            return Err(Error::Dtype { spec: spec.dtype(), buffers: self.merged });
+            return Err(Error::InvalidSpec {
+                parameter: "merged_dtype",
+                value: self.merged.to_string(),
+                requirement: "W's own where W' takes the place of W",
+            });
         }
         if spec.rank() > 0 {
             raw::present("lora_A", self.lora_a, size_of::<f32>())?;

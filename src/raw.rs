@@ -10,17 +10,18 @@
 //! | [`Kernels::adamw_raw`](crate::Kernels::adamw_raw) | [`AdamW`] | [`crate::AdamW`] |
 //! | [`Kernels::merge_raw`](crate::Kernels::merge_raw) | [`Merge`] | [`crate::Merge`] |
 //! | [`Kernels::unmerge_raw`](crate::Kernels::unmerge_raw) | [`Unmerge`] | [`crate::Unmerge`] |
+//! | [`Kernels::decompose_raw`](crate::Kernels::decompose_raw) | [`Decompose`] | [`crate::Decompose`] |
+//! | [`Kernels::decompose_adapter_raw`](crate::Kernels::decompose_adapter_raw) | [`DecomposeAdapter`] | [`crate::DecomposeAdapter`] |
 //!
 //! An address of 0 stands for a tensor that is absent. Shapes and dtypes are those of the structs
 //! for cudarc's buffers; matrices are row-major. What can be told from numbers (strides, alignment,
 //! missing tensors, the workspace's size, the device's limits) is checked before anything is
 //! launched; that the addresses hold what they should is the caller's promise.
 //!
-//! A context of another library becomes one that kernels load into with [`borrow_context`], a stream
-//! one that the ops take with
-//! [`CudaContext::wrap_borrowed_stream`](cudarc::driver::CudaContext::wrap_borrowed_stream). The ops
-//! allocate nothing, and but for the unmerge wait for nothing and read nothing back.
-//! `examples/raw.rs` is a whole training loop.
+//! A context of another library becomes one that kernels load into with [`borrow_context`], a
+//! stream one that the ops take with [`CudaContext::wrap_borrowed_stream`]. The ops allocate
+//! nothing, and but for the unmerge wait for nothing and read nothing back. `examples/raw.rs` is a
+//! whole training loop.
 //!
 //! ```
 //! use fused_dora::cudarc::driver::{DevicePtr, DevicePtrMut};
@@ -108,7 +109,8 @@ pub struct Prepared {
 }
 
 impl Prepared {
-    /// Bytes of one block of memory that holds what `spec` needs, and a trained bias if it `has_bias`.
+    /// Bytes of one block of memory that holds what `spec` needs, and a trained bias if it
+    /// `has_bias`.
     pub fn bytes(spec: &DoraSpec, has_bias: bool) -> usize {
         Self::layout(spec, has_bias).0
     }
@@ -353,9 +355,39 @@ pub struct Unmerge {
     pub weight: u64,
 }
 
+/// Inputs and output of [`Kernels::decompose_raw`].
+#[derive(Debug, Clone, Copy)]
+pub struct Decompose {
+    /// Which vectors are compared: columns ([`Norm::Input`]) or rows ([`Norm::Output`]).
+    pub axis: Norm,
+    /// W `[O, I]`.
+    pub weight: u64,
+    /// W_t `[O, I]`.
+    pub changed: u64,
+    /// The dtype of W_t.
+    pub changed_dtype: Dtype,
+    /// `[Decomposition::LEN]`, f64, written: see [`crate::Decomposition`].
+    pub result: u64,
+}
+
+/// Inputs and output of [`Kernels::decompose_adapter_raw`].
+#[derive(Debug, Clone, Copy)]
+pub struct DecomposeAdapter {
+    /// Which vectors are compared: columns ([`Norm::Input`]) or rows ([`Norm::Output`]).
+    pub axis: Norm,
+    /// W `[O, I]`.
+    pub weight: u64,
+    /// A `[r, I]`, f32; 0 for rank 0.
+    pub lora_a: u64,
+    /// B `[O, r]`, f32; 0 for rank 0.
+    pub lora_b: u64,
+    /// `[Decomposition::LEN]`, f64, written: see [`crate::Decomposition`].
+    pub result: u64,
+}
+
 /// A context of another library, to load kernels into. Its primary context, which the CUDA runtime
 /// and most libraries use, is retained until the last user of the returned one is gone; any other
-/// must outlive them, and is not destroyed.
+/// must outlive them, and is not destroyed. It is the thread's current context afterwards.
 ///
 /// # Safety
 /// `context` is a CUDA context that is not destroyed.

@@ -269,7 +269,7 @@ fn the_optimizer_and_the_merge_give_theirs_away() {
             .expect_err("a mistake")
     };
     let wider = merge(prepared, in_place);
-    assert!(matches!(wider, Error::Dtype { spec: Dtype::Bf16, buffers: Dtype::F32 }), "{wider:?}");
+    assert!(matches!(wider, Error::InvalidSpec { parameter: "merged_dtype", .. }), "{wider:?}");
     let missing = merge(
         &raw::Prepared { gain: 0, ..*prepared },
         raw::Merge { merged_dtype: Dtype::Bf16, ..in_place },
@@ -277,6 +277,42 @@ fn the_optimizer_and_the_merge_give_theirs_away() {
     assert!(matches!(missing, Error::MissingTensor { tensor: "the gain", .. }), "{missing:?}");
     let odd = merge(prepared, raw::Merge { report: 4, merged_dtype: Dtype::Bf16, ..in_place });
     assert!(matches!(odd, Error::Misaligned { tensor: "report", alignment: 8, .. }), "{odd:?}");
+}
+
+/// Of an adapter by itself, and of W and the W' that it makes.
+#[test]
+fn changes_by_address() {
+    let case = case(Norm::Input);
+    let mut layer = Layer::new(&case);
+    layer.run().expect("the ops");
+    let elements = case.out_features * case.in_features;
+    let [changed, result] = [(elements, 4), (2, 8)].map(|(n, size)| layer.memory.room(n, size));
+    let Layer { memory, kernels, spec, prepared, workspace, prepare, .. } = &layer;
+    let (weight, lora_a, lora_b) = (prepare.weight, prepare.lora_a, prepare.lora_b);
+    let merged_dtype = Dtype::F32;
+    let merge = raw::Merge { weight, lora_a, lora_b, merged: changed, merged_dtype, report: 0 };
+    let axis = Norm::Output;
+    let of_adapter = raw::DecomposeAdapter { axis, weight, lora_a, lora_b, result };
+    let of_weights = raw::Decompose { axis, weight, changed, changed_dtype: Dtype::F32, result };
+    let read = || memory.read(result, 2).into_iter().map(f64::from_le_bytes).collect::<Vec<_>>();
+    let stream = &memory.stream;
+    // SAFETY: the layer's addresses are those of its spec, and there is room for the others.
+    let [of_adapter, of_weights] = unsafe {
+        kernels.merge_raw(stream, spec, prepared, workspace, &merge).expect("W'");
+        kernels
+            .decompose_adapter_raw(stream, spec, prepared, workspace, &of_adapter)
+            .expect("the adapter's");
+        let first = read();
+        kernels.decompose_raw(stream, spec, workspace, &of_weights).expect("the weights'");
+        [first, read()]
+    };
+    for (adapter, weights) in of_adapter.iter().zip(&of_weights) {
+        assert!(*adapter > 0.0 && (adapter / weights - 1.0).abs() < 1e-4, "{adapter} {weights}");
+    }
+    let nowhere = raw::Decompose { axis, weight, changed: 0, changed_dtype: Dtype::F32, result };
+    // SAFETY: an error is expected before any launch.
+    let missing = unsafe { kernels.decompose_raw(stream, spec, workspace, &nowhere) };
+    assert!(matches!(missing, Err(Error::MissingTensor { tensor: "changed", .. })), "{missing:?}");
 }
 
 /// W' = W∘g where B = 0, and back, over W itself.

@@ -10,9 +10,9 @@ use cudarc::driver::sys;
 
 use crate::error::Error;
 
-/// Whether a function did what it was asked. All checks come before any launch: unless the status is
-/// `FUSED_DORA_STATUS_DRIVER` or `FUSED_DORA_STATUS_PANIC`, an op that failed has touched no device
-/// memory. `fused_dora_last_error` has the numbers, and the cure.
+/// Whether a function did what it was asked. All checks come before any launch: unless the status
+/// is `FUSED_DORA_STATUS_DRIVER` or `FUSED_DORA_STATUS_PANIC`, an op that failed has touched no
+/// device memory. `fused_dora_last_error` has the numbers, and the cure.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Status {
@@ -30,7 +30,7 @@ pub enum Status {
     Stride,
     /// A device address that no element can have.
     Misaligned,
-    /// An in-place merge into another dtype.
+    /// Buffers of another dtype than the spec's.
     Dtype,
     /// A tensor that is needed has the address 0.
     MissingTensor,

@@ -111,8 +111,8 @@ pub struct Sizes {
     pub padded_rank: usize,
     /// Bytes of the memory of `fused_dora_layer_open`.
     pub layer_bytes: usize,
-    /// Elements of an adapter in one f32 buffer, padding included, and likewise of its gradients and
-    /// of an optimizer's moments. This layout is a proposal: the ops take each tensor by its
+    /// Elements of an adapter in one f32 buffer, padding included, and likewise of its gradients
+    /// and of an optimizer's moments. This layout is a proposal: the ops take each tensor by its
     /// address.
     pub adapter_len: usize,
     /// A `[r, I]`.

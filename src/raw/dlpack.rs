@@ -71,7 +71,7 @@ pub enum DlpackError {
     },
     /// Its data pointer and byte offset make no address.
     #[error(
-        "{tensor} has its data at {data:#x} and a byte offset of {byte_offset}: their sum is not an \
+        "{tensor} has its data at {data:#x} and a byte offset of {byte_offset}: their sum is no \
          address"
     )]
     Address {
