@@ -9,6 +9,7 @@ use crate::adapter::{AdapterLayout, Part};
 use crate::error::{Error, Result};
 use crate::kernels::{Entry, Kernels, THREADS};
 use crate::prepare::optional;
+use crate::raw;
 use crate::spec::{Dtype, check_len};
 use crate::workspace::{Needs, Regions, Workspace};
 
@@ -304,33 +305,68 @@ impl Kernels {
         mut io: AdamW<'_>,
     ) -> Result<()> {
         self.check_stream(stream)?;
-        self.check_adamw(config, &io)?;
-        check_parts(io.parts, io.parameters.len())?;
-        let batches = || io.parts.chunks(MAX_PARTS).map(KernelParts::new);
-        for batch in batches() {
-            self.check_grid(Entry::AdamW, Dtype::F32, batch.grid())?;
-        }
-
+        self.check_adamw(&io)?;
+        let len = io.parameters.len();
         let (parameters, _guard) = io.parameters.device_ptr_mut(stream);
         let (gradients, _guard) = io.gradients.device_ptr(stream);
         let (exp_avg, _guard) = io.exp_avg.device_ptr_mut(stream);
         let (exp_avg_sq, _guard) = io.exp_avg_sq.device_ptr_mut(stream);
         let (norm, _norm) =
             io.clip.as_ref().map_or((0, None), |clip| optional(clip.norm.device_ptr(stream)));
-        let ((schedule, _schedule), learning_rate, step) = match &io.schedule {
-            Schedule::Host { learning_rate, step } => ((0, None), *learning_rate, *step as f64),
-            Schedule::Device(numbers) => (optional(numbers.device_ptr(stream)), 0.0, 1.0),
+        let clip = io.clip.as_ref().map(|clip| raw::Clip { max_norm: clip.max_norm, norm });
+        let (schedule, _schedule) = match &io.schedule {
+            &Schedule::Host { learning_rate, step } => {
+                (raw::Schedule::Host { learning_rate, step }, None)
+            }
+            Schedule::Device(numbers) => {
+                let (numbers, guard) = optional(numbers.device_ptr(stream));
+                (raw::Schedule::Device(numbers), guard)
+            }
+        };
+        let parts = io.parts;
+        let raw =
+            raw::AdamW { parts, schedule, clip, len, parameters, gradients, exp_avg, exp_avg_sq };
+        // SAFETY: the buffers are of the length given, and their guards order the launches on the
+        // stream.
+        unsafe { self.adamw_raw(stream, config, &raw) }
+    }
+
+    /// [`Kernels::adamw`] on device addresses.
+    ///
+    /// # Safety
+    /// As for [`Kernels::forward_raw`], with what [`raw::AdamW`] says.
+    ///
+    /// # Errors
+    /// Before anything is launched: [`Error::InvalidSpec`], [`Error::MissingTensor`],
+    /// [`Error::Misaligned`], [`Error::ContextMismatch`], [`Error::DeviceLimit`]. Afterwards
+    /// [`Error::Driver`].
+    pub unsafe fn adamw_raw(
+        &self,
+        stream: &Arc<CudaStream>,
+        config: &AdamWConfig,
+        io: &raw::AdamW<'_>,
+    ) -> Result<()> {
+        self.check_stream(stream)?;
+        config.check()?;
+        io.check()?;
+        let batches = || io.parts.chunks(MAX_PARTS).map(KernelParts::new);
+        for batch in batches() {
+            self.check_grid(Entry::AdamW, Dtype::F32, batch.grid())?;
+        }
+        let (schedule, learning_rate, step) = match io.schedule {
+            raw::Schedule::Host { learning_rate, step } => (0, learning_rate, step as f64),
+            raw::Schedule::Device(numbers) => (numbers, 0.0, 1.0),
         };
         // 1 − βᵗ, without cancellation.
         let correction = |beta: f64| -(step * beta.ln()).exp_m1();
-        let pointers = [parameters, gradients, exp_avg, exp_avg_sq];
+        let pointers = [io.parameters, io.gradients, io.exp_avg, io.exp_avg_sq];
         for parts in batches().filter(|parts| parts.chunks > 0) {
             let params = AdamWParams {
-                parameters,
-                gradients,
-                exp_avg,
-                exp_avg_sq,
-                norm,
+                parameters: io.parameters,
+                gradients: io.gradients,
+                exp_avg: io.exp_avg,
+                exp_avg_sq: io.exp_avg_sq,
+                norm: io.clip.map_or(0, |clip| clip.norm),
                 schedule,
                 learning_rate: learning_rate as f32,
                 correction: correction(config.beta1).recip() as f32,
@@ -340,12 +376,12 @@ impl Kernels {
                 log_beta1: config.beta1.ln() as f32,
                 log_beta2: config.beta2.ln() as f32,
                 epsilon: config.epsilon as f32,
-                max_norm: io.clip.as_ref().map_or(0.0, |clip| clip.max_norm as f32),
+                max_norm: io.clip.map_or(0.0, |clip| clip.max_norm as f32),
                 aligned: are_aligned(&pointers),
                 parts,
             };
-            // SAFETY: the struct is the kernel's; all parts lie within the four buffers, and their
-            // guards order these launches on the stream.
+            // SAFETY: the struct is the kernel's; the parts lie within the buffers, for which the
+            // caller vouches.
             unsafe { self.launch(stream, Entry::AdamW, Dtype::F32, parts.grid(), &params) }?;
         }
         Ok(())
@@ -369,41 +405,67 @@ impl Kernels {
         self.check_buffer(&io.gradients)?;
         self.check_buffer(&io.norm)?;
         check_len("norm", io.norm.len(), ("1", 1), ("1", 1))?;
-        check_parts(io.parts, io.gradients.len())?;
+        let needs = needs(self.sm_count());
+        workspace.size().check(needs, 0)?;
+        let (parts, len) = (io.parts, io.gradients.len());
+        let (scratch, _guard) = workspace.lend(stream);
+        let (gradients, _guard) = io.gradients.device_ptr(stream);
+        let (norm, _guard) = io.norm.device_ptr_mut(stream);
+        let raw = raw::GradientNorm { parts, len, gradients, norm };
+        // SAFETY: the gradients are of the length given, the norm holds one element, and the guards
+        // order the launches on the stream.
+        unsafe { self.gradient_norm_raw(stream, &scratch, &raw) }
+    }
+
+    /// [`Kernels::gradient_norm`] on device addresses.
+    ///
+    /// # Safety
+    /// As for [`Kernels::forward_raw`], with what [`raw::GradientNorm`] says.
+    ///
+    /// # Errors
+    /// Those of [`Kernels::adamw_raw`], and [`Error::WorkspaceTooSmall`].
+    pub unsafe fn gradient_norm_raw(
+        &self,
+        stream: &Arc<CudaStream>,
+        workspace: &raw::Workspace,
+        io: &raw::GradientNorm<'_>,
+    ) -> Result<()> {
+        self.check_stream(stream)?;
+        check_parts(io.parts, io.len)?;
+        let single = size_of::<f32>();
+        raw::present("norm", io.norm, single)?;
+        if has_elements(io.parts) {
+            raw::present("gradients", io.gradients, single)?;
+        }
+        let scratch = workspace.parts(needs(self.sm_count()), 0)?;
         let batch = |index| io.parts.chunks(MAX_PARTS).nth(index).unwrap_or_default();
         // Without any parts the norm, 0, is still to be written.
         let launches = io.parts.len().div_ceil(MAX_PARTS).max(1);
         // As many CTAs in each launch, so that each adds to its own partial sum.
         let chunks = (0..launches).map(|index| KernelParts::new(batch(index)).chunks as usize);
         let ctas = chunks.max().unwrap_or(0).clamp(1, NORM_CTAS_PER_SM * self.sm_count().max(1));
-        let needs = needs(self.sm_count());
-        workspace.size().check(needs, 0)?;
-        let (scratch, _guard) = workspace.lend(stream);
-        let scratch = scratch.parts(needs, 0)?;
-
-        let (gradients, _guard) = io.gradients.device_ptr(stream);
-        let (norm, _guard) = io.norm.device_ptr_mut(stream);
         for index in 0..launches {
             let params = GradientNormParams {
-                gradients,
-                norm,
+                gradients: io.gradients,
+                norm: io.norm,
                 partials: scratch.regions,
                 counter: scratch.counters,
                 first: i32::from(index == 0),
                 last: i32::from(index + 1 == launches),
-                aligned: are_aligned(&[gradients]),
+                aligned: are_aligned(&[io.gradients]),
                 _padding: 0,
                 parts: KernelParts::new(batch(index)),
             };
             let grid = [ctas, 1, 1];
-            // SAFETY: the struct is the kernel's; all parts lie within the gradients, the workspace
-            // holds a partial sum per CTA, and the guards order these launches on the stream.
+            // SAFETY: the struct is the kernel's; the parts lie within the gradients, for which the
+            // caller vouches, and the workspace holds a partial sum per CTA.
             unsafe { self.launch(stream, Entry::GradientNorm, Dtype::F32, grid, &params) }?;
         }
         Ok(())
     }
 
-    fn check_adamw(&self, config: &AdamWConfig, io: &AdamW<'_>) -> Result<()> {
+    /// Whether the buffers are of one length, and in the kernels' context.
+    fn check_adamw(&self, io: &AdamW<'_>) -> Result<()> {
         for buffer in [&io.parameters, &io.exp_avg, &io.exp_avg_sq] {
             self.check_buffer(buffer)?;
         }
@@ -412,29 +474,53 @@ impl Kernels {
         check_len("gradients", io.gradients.len(), one, elements)?;
         check_len("exp_avg", io.exp_avg.len(), one, elements)?;
         check_len("exp_avg_sq", io.exp_avg_sq.len(), one, elements)?;
-        let decay = |beta: f64| (0.0..1.0).contains(&beta);
-        require("beta1", config.beta1, decay, "at least 0 and less than 1")?;
-        require("beta2", config.beta2, decay, "at least 0 and less than 1")?;
-        require("epsilon", config.epsilon, is_positive, "positive and finite as an f32")?;
-        match &io.schedule {
-            Schedule::Host { learning_rate, step } => {
-                require("learning_rate", *learning_rate, is_rate, "finite and not negative")?;
-                if *step == 0 {
-                    let (value, requirement) = (step.to_string(), "at least 1");
-                    return Err(Error::InvalidSpec { parameter: "step", value, requirement });
-                }
-            }
-            Schedule::Device(numbers) => {
-                self.check_buffer(numbers)?;
-                check_len("schedule", numbers.len(), one, ("learning rate and step", 2))?;
-            }
+        if let Schedule::Device(numbers) = &io.schedule {
+            self.check_buffer(numbers)?;
+            check_len("schedule", numbers.len(), one, ("learning rate and step", 2))?;
         }
         if let Some(clip) = &io.clip {
             self.check_buffer(&clip.norm)?;
             check_len("norm", clip.norm.len(), one, one)?;
-            require("max_norm", clip.max_norm, is_positive, "positive and finite as an f32")?;
         }
         Ok(())
+    }
+}
+
+impl AdamWConfig {
+    fn check(&self) -> Result<()> {
+        let decay = |beta: f64| (0.0..1.0).contains(&beta);
+        require("beta1", self.beta1, decay, "at least 0 and less than 1")?;
+        require("beta2", self.beta2, decay, "at least 0 and less than 1")?;
+        require("epsilon", self.epsilon, is_positive, "positive and finite as an f32")
+    }
+}
+
+impl raw::AdamW<'_> {
+    /// Checks what can be told from the numbers.
+    fn check(&self) -> Result<()> {
+        let single = size_of::<f32>();
+        match self.schedule {
+            raw::Schedule::Host { learning_rate, step } => {
+                require("learning_rate", learning_rate, is_rate, "finite and not negative")?;
+                if step == 0 {
+                    let (value, requirement) = (step.to_string(), "at least 1");
+                    return Err(Error::InvalidSpec { parameter: "step", value, requirement });
+                }
+            }
+            raw::Schedule::Device(numbers) => raw::present("schedule", numbers, single)?,
+        }
+        if let Some(clip) = self.clip {
+            raw::present("norm", clip.norm, single)?;
+            require("max_norm", clip.max_norm, is_positive, "positive and finite as an f32")?;
+        }
+        check_parts(self.parts, self.len)?;
+        if !has_elements(self.parts) {
+            return Ok(());
+        }
+        raw::present("parameters", self.parameters, single)?;
+        raw::present("gradients", self.gradients, single)?;
+        raw::present("exp_avg", self.exp_avg, single)?;
+        raw::present("exp_avg_sq", self.exp_avg_sq, single)
     }
 }
 
@@ -480,6 +566,10 @@ fn check_parts(parts: &[OptimizerPart], len: usize) -> Result<()> {
         require("weight_decay", group.weight_decay, is_rate, finite)?;
     }
     Ok(())
+}
+
+fn has_elements(parts: &[OptimizerPart]) -> bool {
+    parts.iter().any(|part| !part.range.is_empty())
 }
 
 fn is_rate(value: f64) -> bool {

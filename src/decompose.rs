@@ -8,7 +8,8 @@ use crate::error::{During, Error, Result};
 use crate::forward::are_aligned;
 use crate::kernels::{Entry, Kernels, THREADS};
 use crate::merge::{check_factors, check_weight, starts_at_quads};
-use crate::prepare::{Prepared, optional};
+use crate::prepare::Prepared;
+use crate::raw::{self, present};
 use crate::spec::{DoraSpec, Dtype, Element, Norm, check_len};
 use crate::workspace::{Needs, Regions, Split, Workspace};
 
@@ -170,23 +171,50 @@ impl Kernels {
         self.check_buffer(&io.weight)?;
         self.check_buffer(&io.changed)?;
         self.check_buffer(&io.result)?;
+        self.check_buffer(workspace.buffer())?;
+        let (scratch, _guard) = workspace.lend(stream);
         let (weight, _guard) = io.weight.device_ptr(stream);
         let (changed, _guard) = io.changed.device_ptr(stream);
         let (result, _guard) = io.result.device_ptr_mut(stream);
+        let (axis, changed_dtype) = (io.axis, F::DTYPE);
+        let raw = raw::Decompose { axis, weight, changed, changed_dtype, result };
+        // SAFETY: each buffer was checked against its shape, and its guard orders the launch on the
+        // stream.
+        unsafe { self.decompose_raw(stream, spec, &scratch, &raw) }
+    }
+
+    /// [`Kernels::decompose`] on device addresses.
+    ///
+    /// # Safety
+    /// As for [`Kernels::forward_raw`], with what [`raw::Decompose`] says.
+    ///
+    /// # Errors
+    /// Before anything is launched: [`Error::InvalidSpec`] for an axis of [`Norm::None`],
+    /// [`Error::MissingTensor`], [`Error::Misaligned`], [`Error::WorkspaceTooSmall`],
+    /// [`Error::ContextMismatch`], [`Error::DeviceLimit`]. Afterwards [`Error::Driver`].
+    pub unsafe fn decompose_raw(
+        &self,
+        stream: &Arc<CudaStream>,
+        spec: &DoraSpec,
+        workspace: &raw::Workspace,
+        io: &raw::Decompose,
+    ) -> Result<()> {
+        present("changed", io.changed, io.changed_dtype.bytes())?;
         let rows = spec.in_features();
-        let aligned =
-            starts_at_quads(rows, weight, E::DTYPE) && starts_at_quads(rows, changed, F::DTYPE);
         let operands = Operands {
-            weight,
-            changed,
-            changed_dtype: F::DTYPE,
+            axis: io.axis,
+            weight: io.weight,
+            changed: io.changed,
+            changed_dtype: io.changed_dtype,
             lora_a: 0,
             lora_b: 0,
             gain: 0,
-            result,
-            aligned,
+            result: io.result,
+            aligned: starts_at_quads(rows, io.weight, spec.dtype())
+                && starts_at_quads(rows, io.changed, io.changed_dtype),
         };
-        self.launch_decompose::<E>(stream, spec, workspace, io.axis, operands)
+        // SAFETY: passed on to the caller.
+        unsafe { self.launch_decompose(stream, spec, workspace, operands) }
     }
 
     /// ΔM and ΔD between W and an adapted W_t = V∘g, which is not formed: one launch, which reads W
@@ -209,35 +237,65 @@ impl Kernels {
         check_result(io.result.len())?;
         self.check_buffer(&io.weight)?;
         self.check_buffer(&io.result)?;
+        self.check_buffer(workspace.buffer())?;
+        let (scratch, _guard) = workspace.lend(stream);
+        let (prepared, _guards) = prepared.lend(stream);
         let (weight, _guard) = io.weight.device_ptr(stream);
         let (lora_a, _guard) = io.lora_a.device_ptr(stream);
         let (lora_b, _guard) = io.lora_b.device_ptr(stream);
-        let (gain, _gain) = match spec.norm() {
-            Norm::None => (0, None),
-            Norm::Input | Norm::Output => optional(prepared.gain.device_ptr(stream)),
-        };
         let (result, _guard) = io.result.device_ptr_mut(stream);
-        let operands = Operands {
-            weight,
-            changed: 0,
-            changed_dtype: E::DTYPE,
-            lora_a,
-            lora_b,
-            gain,
-            result,
-            aligned: starts_at_quads(spec.in_features(), weight, E::DTYPE),
-        };
-        self.launch_decompose::<E>(stream, spec, workspace, io.axis, operands)
+        let raw = raw::DecomposeAdapter { axis: io.axis, weight, lora_a, lora_b, result };
+        // SAFETY: each buffer was checked against its shape, and its guard orders the launch on the
+        // stream.
+        unsafe { self.decompose_adapter_raw(stream, spec, &prepared, &scratch, &raw) }
     }
 
-    fn launch_decompose<E: Element>(
+    /// [`Kernels::decompose_adapter`] on device addresses.
+    ///
+    /// # Safety
+    /// As for [`Kernels::forward_raw`], with what [`raw::DecomposeAdapter`] says; of `prepared`,
+    /// the gain alone is read.
+    ///
+    /// # Errors
+    /// Those of [`Kernels::decompose_raw`].
+    pub unsafe fn decompose_adapter_raw(
         &self,
         stream: &Arc<CudaStream>,
         spec: &DoraSpec,
-        workspace: &mut Workspace,
-        axis: Norm,
+        prepared: &raw::Prepared,
+        workspace: &raw::Workspace,
+        io: &raw::DecomposeAdapter,
+    ) -> Result<()> {
+        if spec.rank() > 0 {
+            present("lora_A", io.lora_a, size_of::<f32>())?;
+            present("lora_B", io.lora_b, size_of::<f32>())?;
+        }
+        let operands = Operands {
+            axis: io.axis,
+            weight: io.weight,
+            changed: 0,
+            changed_dtype: spec.dtype(),
+            lora_a: io.lora_a,
+            lora_b: io.lora_b,
+            gain: prepared.present_gain(spec)?,
+            result: io.result,
+            aligned: starts_at_quads(spec.in_features(), io.weight, spec.dtype()),
+        };
+        // SAFETY: passed on to the caller.
+        unsafe { self.launch_decompose(stream, spec, workspace, operands) }
+    }
+
+    /// # Safety
+    /// That of the op.
+    unsafe fn launch_decompose(
+        &self,
+        stream: &Arc<CudaStream>,
+        spec: &DoraSpec,
+        workspace: &raw::Workspace,
         operands: Operands,
     ) -> Result<()> {
+        self.check_stream(stream)?;
+        let axis = operands.axis;
         if axis == Norm::None {
             return Err(Error::InvalidSpec {
                 parameter: "axis",
@@ -245,13 +303,12 @@ impl Kernels {
                 requirement: "Input (columns) or Output (rows)",
             });
         }
-        self.check_buffer(workspace.buffer())?;
+        present("weight", operands.weight, spec.dtype().bytes())?;
+        present("result", operands.result, size_of::<f64>())?;
         let plan = Plan::new(spec, axis, self.sm_count());
         let grid = [plan.strips, plan.split.count, 1];
-        self.check_grid(Entry::Decompose, E::DTYPE, grid)?;
-        workspace.size().check(plan.needs(), 0)?;
-        let (scratch, _guard) = workspace.lend(stream);
-        let scratch = scratch.parts(plan.needs(), 0)?;
+        self.check_grid(Entry::Decompose, spec.dtype(), grid)?;
+        let scratch = workspace.parts(plan.needs(), 0)?;
         let params = DecomposeParams {
             weight: operands.weight,
             changed: operands.changed,
@@ -280,14 +337,14 @@ impl Kernels {
             aligned_b: i32::from(are_aligned(Dtype::F32, &[spec.rank()], &[operands.lora_b])),
             _padding: 0,
         };
-        // SAFETY: the struct is the kernel's; the callers checked each buffer against the shape that
-        // it accesses, and hold the guards that order this launch on the stream.
-        unsafe { self.launch(stream, Entry::Decompose, E::DTYPE, grid, &params) }
+        // SAFETY: the struct is the kernel's; the caller vouches for the addresses.
+        unsafe { self.launch(stream, Entry::Decompose, spec.dtype(), grid, &params) }
     }
 }
 
 /// Device addresses of what is compared, 0 for what this kind of comparison has not.
 struct Operands {
+    axis: Norm,
     weight: u64,
     changed: u64,
     changed_dtype: Dtype,

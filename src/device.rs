@@ -32,7 +32,7 @@ pub fn open_device(ordinal: usize) -> Result<Arc<CudaContext>> {
 }
 
 /// Makes sure that a driver library can be opened.
-fn probe_driver() -> Result<()> {
+pub(crate) fn probe_driver() -> Result<()> {
     let mut tried = Vec::new();
     for name in DRIVER_NAMES {
         // SAFETY: opening the CUDA driver runs its initialisers, which have no preconditions.

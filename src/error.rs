@@ -21,6 +21,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 /// | a decomposition along no axis | [`InvalidSpec`](Error::InvalidSpec) |
 /// | optimizer parts that overlap, go backwards or leave their buffer | [`InvalidSpec`](Error::InvalidSpec) |
 /// | an optimizer's constant, rate or norm outside of its range | [`InvalidSpec`](Error::InvalidSpec) |
+/// | a merge over W itself into another dtype, by address | [`InvalidSpec`](Error::InvalidSpec) |
 /// | the optimizer's step 0 | [`InvalidSpec`](Error::InvalidSpec) |
 /// | a tensor of another length than its shape's | [`Shape`](Error::Shape) |
 /// | an adapter's buffer of another length than its layout's | [`Shape`](Error::Shape) |
@@ -31,7 +32,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 /// | DoRA without a magnitude, or without room for its gradient | [`MissingTensor`](Error::MissingTensor) |
 /// | the backward of norm axis output without y | [`MissingTensor`](Error::MissingTensor) |
 /// | PEFT's dropout without z | [`MissingTensor`](Error::MissingTensor) |
-/// | an address of 0 for a tensor that is needed | [`MissingTensor`](Error::MissingTensor) |
+/// | an address of 0 for a tensor or a context that is needed | [`MissingTensor`](Error::MissingTensor) |
 /// | plain LoRA with a magnitude, or room for its gradient | [`UnexpectedTensor`](Error::UnexpectedTensor) |
 /// | z without PEFT's dropout | [`UnexpectedTensor`](Error::UnexpectedTensor) |
 /// | the address of a magnitude, and of room for a fresh one | [`UnexpectedTensor`](Error::UnexpectedTensor) |

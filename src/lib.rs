@@ -92,6 +92,8 @@ mod device;
 mod dropout;
 mod error;
 mod f32_math;
+#[cfg(feature = "ffi")]
+pub mod ffi;
 pub mod forward;
 mod kernels;
 mod linear;

@@ -2,12 +2,15 @@
 
 use std::sync::Arc;
 
-use cudarc::driver::{CudaStream, CudaView, CudaViewMut, DevicePtr, DevicePtrMut, DeviceRepr};
+use cudarc::driver::{
+    CudaStream, CudaView, CudaViewMut, DevicePtr, DevicePtrMut, DeviceRepr, result,
+};
 
 use crate::error::{During, Error, Result};
 use crate::forward::are_aligned;
 use crate::kernels::{Entry, Kernels, THREADS};
 use crate::prepare::{Prepared, optional};
+use crate::raw;
 use crate::spec::{DoraSpec, Dtype, Element, Norm, check_len};
 use crate::workspace::{Needs, Regions, Workspace};
 
@@ -288,37 +291,112 @@ impl Kernels {
         prepared.check_gain(self, spec)?;
         check_factors(self, spec, &conversion.lora_a, &conversion.lora_b)?;
         self.check_buffer(workspace.buffer())?;
-        let Conversion { entry, source, target, merged, .. } = conversion;
-        if entry == Entry::Unmerge {
-            check_gains(stream, spec, prepared)?;
-        }
-        let grid = [ctas(spec, self.sm_count()), 1, 1];
-        self.check_grid(entry, E::DTYPE, grid)?;
-        let needs = needs(spec, self.sm_count());
-        workspace.size().check(needs, 0)?;
+        workspace.size().check(needs(spec, self.sm_count()), 0)?;
         let (scratch, _guard) = workspace.lend(stream);
-        let scratch = scratch.parts(needs, 0)?;
-
+        let (prepared, _guards) = prepared.lend(stream);
         let (lora_a, _guard) = conversion.lora_a.device_ptr(stream);
         let (lora_b, _guard) = conversion.lora_b.device_ptr(stream);
-        let (gain, _guard) = prepared.gain.device_ptr(stream);
         let (report, _report) = match &mut conversion.report {
             Some(report) => optional(report.device_ptr_mut(stream)),
             None => (0, None),
         };
-        let [source_dtype, target_dtype] = match entry {
-            Entry::Unmerge => [merged, E::DTYPE],
-            _ => [E::DTYPE, merged],
+        let Conversion { entry, source, target, merged, .. } = conversion;
+        let addresses = Addresses { entry, source, target, merged, lora_a, lora_b, report };
+        // SAFETY: each buffer was checked against its shape, and its guard, here or in the caller,
+        // orders the launch on the stream.
+        unsafe { self.convert_raw(stream, spec, &prepared, &scratch, &addresses) }
+    }
+
+    /// [`Kernels::merge`] on device addresses, also in place: `weight` and `merged` may be one.
+    ///
+    /// # Safety
+    /// As for [`Kernels::forward_raw`], with what [`raw::Merge`] says; of `prepared`, the gain
+    /// alone is read.
+    ///
+    /// # Errors
+    /// Before anything is launched: [`Error::MissingTensor`], [`Error::Misaligned`],
+    /// [`Error::InvalidSpec`] for another dtype in place, [`Error::WorkspaceTooSmall`],
+    /// [`Error::DeviceLimit`], [`Error::ContextMismatch`]. Afterwards [`Error::Driver`].
+    pub unsafe fn merge_raw(
+        &self,
+        stream: &Arc<CudaStream>,
+        spec: &DoraSpec,
+        prepared: &raw::Prepared,
+        workspace: &raw::Workspace,
+        io: &raw::Merge,
+    ) -> Result<()> {
+        let addresses = Addresses {
+            entry: Entry::Merge,
+            source: io.weight,
+            target: io.merged,
+            merged: io.merged_dtype,
+            lora_a: io.lora_a,
+            lora_b: io.lora_b,
+            report: io.report,
         };
-        let aligned = starts_at_quads(spec.in_features(), source, source_dtype)
-            && starts_at_quads(spec.in_features(), target, target_dtype);
+        // SAFETY: passed on to the caller.
+        unsafe { self.convert_raw(stream, spec, prepared, workspace, &addresses) }
+    }
+
+    /// [`Kernels::unmerge`] on device addresses, also in place: `merged` and `weight` may be one.
+    /// The gains are read back first, which waits for the stream.
+    ///
+    /// # Safety
+    /// As for [`Kernels::merge_raw`], with what [`raw::Unmerge`] says.
+    ///
+    /// # Errors
+    /// [`Error::LostFeature`], and those of [`Kernels::merge_raw`].
+    pub unsafe fn unmerge_raw(
+        &self,
+        stream: &Arc<CudaStream>,
+        spec: &DoraSpec,
+        prepared: &raw::Prepared,
+        workspace: &raw::Workspace,
+        io: &raw::Unmerge,
+    ) -> Result<()> {
+        let addresses = Addresses {
+            entry: Entry::Unmerge,
+            source: io.merged,
+            target: io.weight,
+            merged: io.merged_dtype,
+            lora_a: io.lora_a,
+            lora_b: io.lora_b,
+            report: 0,
+        };
+        // SAFETY: passed on to the caller.
+        unsafe { self.convert_raw(stream, spec, prepared, workspace, &addresses) }
+    }
+
+    /// # Safety
+    /// That of the op.
+    unsafe fn convert_raw(
+        &self,
+        stream: &Arc<CudaStream>,
+        spec: &DoraSpec,
+        prepared: &raw::Prepared,
+        workspace: &raw::Workspace,
+        io: &Addresses,
+    ) -> Result<()> {
+        self.check_stream(stream)?;
+        let [source_dtype, target_dtype] = io.dtypes(spec);
+        io.check(spec)?;
+        let gain = prepared.present_gain(spec)?;
+        let grid = [ctas(spec, self.sm_count()), 1, 1];
+        self.check_grid(io.entry, spec.dtype(), grid)?;
+        let scratch = workspace.parts(needs(spec, self.sm_count()), 0)?;
+        if io.entry == Entry::Unmerge {
+            // SAFETY: passed on to the caller.
+            unsafe { check_gains(stream, spec, gain) }?;
+        }
+        let aligned = starts_at_quads(spec.in_features(), io.source, source_dtype)
+            && starts_at_quads(spec.in_features(), io.target, target_dtype);
         let params = MergeParams {
-            source,
-            target,
-            lora_a,
-            lora_b,
-            gain: if spec.norm() == Norm::None { 0 } else { gain },
-            report,
+            source: io.source,
+            target: io.target,
+            lora_a: io.lora_a,
+            lora_b: io.lora_b,
+            gain,
+            report: io.report,
             partials: scratch.regions,
             counter: scratch.counters,
             scaling: spec.scaling(),
@@ -326,17 +404,15 @@ impl Kernels {
             out_features: spec.out_features() as i32,
             rank: spec.rank() as i32,
             gain_on_input: i32::from(spec.norm() == Norm::Input),
-            merged_dtype: merged as i32,
+            merged_dtype: io.merged as i32,
             aligned: i32::from(aligned),
-            aligned_a: i32::from(are_aligned(Dtype::F32, &[spec.in_features()], &[lora_a])),
-            aligned_b: i32::from(are_aligned(Dtype::F32, &[spec.rank()], &[lora_b])),
+            aligned_a: i32::from(are_aligned(Dtype::F32, &[spec.in_features()], &[io.lora_a])),
+            aligned_b: i32::from(are_aligned(Dtype::F32, &[spec.rank()], &[io.lora_b])),
             _padding: 0,
         };
-        // SAFETY: the struct is the kernel's; each buffer was checked against the shape that it
-        // accesses, and its guard, here or in the caller, orders this launch on the stream. Each
-        // element of source and target is read and then written by one thread, so that they may be
-        // one buffer.
-        unsafe { self.launch(stream, entry, E::DTYPE, grid, &params) }
+        // SAFETY: the struct is the kernel's; the caller vouches for the addresses. Each element of
+        // source and target is read and then written by one thread, so that they may be one buffer.
+        unsafe { self.launch(stream, io.entry, spec.dtype(), grid, &params) }
     }
 }
 
@@ -350,6 +426,51 @@ struct Conversion<'a> {
     lora_a: CudaView<'a, f32>,
     lora_b: CudaView<'a, f32>,
     report: Option<CudaViewMut<'a, f64>>,
+}
+
+/// The same, by address.
+struct Addresses {
+    entry: Entry,
+    source: u64,
+    target: u64,
+    /// The dtype of W'.
+    merged: Dtype,
+    lora_a: u64,
+    lora_b: u64,
+    report: u64,
+}
+
+impl Addresses {
+    /// The dtypes of source and target.
+    fn dtypes(&self, spec: &DoraSpec) -> [Dtype; 2] {
+        match self.entry {
+            Entry::Unmerge => [self.merged, spec.dtype()],
+            _ => [spec.dtype(), self.merged],
+        }
+    }
+
+    /// Checks what can be told from the numbers.
+    fn check(&self, spec: &DoraSpec) -> Result<()> {
+        let names = match self.entry {
+            Entry::Unmerge => ["merged", "weight"],
+            _ => ["weight", "merged"],
+        };
+        let dtypes = self.dtypes(spec);
+        raw::present(names[0], self.source, dtypes[0].bytes())?;
+        raw::present(names[1], self.target, dtypes[1].bytes())?;
+        if self.source == self.target && dtypes[0] != dtypes[1] {
+            return Err(Error::InvalidSpec {
+                parameter: "merged_dtype",
+                value: self.merged.to_string(),
+                requirement: "W's own where W' takes the place of W",
+            });
+        }
+        if spec.rank() > 0 {
+            raw::present("lora_A", self.lora_a, size_of::<f32>())?;
+            raw::present("lora_B", self.lora_b, size_of::<f32>())?;
+        }
+        raw::absent_or("report", self.report, size_of::<f64>())
+    }
 }
 
 /// Whether what a merge writes is of the right shape and in the kernels' context.
@@ -390,17 +511,21 @@ pub(crate) fn check_weight(tensor: &'static str, spec: &DoraSpec, found: usize) 
 }
 
 /// Whether W can be told from W', for all features.
-fn check_gains<E: Element>(
-    stream: &Arc<CudaStream>,
-    spec: &DoraSpec,
-    prepared: &Prepared<E>,
-) -> Result<()> {
+///
+/// # Safety
+/// `gain` is the address of as many gains as the spec has, ordered on the stream.
+unsafe fn check_gains(stream: &CudaStream, spec: &DoraSpec, gain: u64) -> Result<()> {
     let axis = match spec.norm() {
         Norm::None => return Ok(()),
         Norm::Input => "input",
         Norm::Output => "output",
     };
-    let gains = stream.clone_dtoh(&prepared.gain).during("reading the gains")?;
+    let during = "reading the gains";
+    let mut gains = vec![0.0f32; spec.magnitude_len()];
+    stream.context().bind_to_thread().during(during)?;
+    // SAFETY: the caller vouches for the address; the vector lives until the copy is through.
+    unsafe { result::memcpy_dtoh_async(&mut gains, gain, stream.cu_stream()) }.during(during)?;
+    stream.synchronize().during(during)?;
     match gains.iter().position(|gain| *gain == 0.0 || !gain.is_finite()) {
         Some(feature) => Err(Error::LostFeature { axis, feature, gain: gains[feature] }),
         None => Ok(()),

@@ -392,6 +392,15 @@ impl raw::Prepared {
         Ok(())
     }
 
+    /// The address of the gain, which must be there; 0 for plain LoRA.
+    pub(crate) fn present_gain(&self, spec: &DoraSpec) -> Result<u64> {
+        if spec.norm() == Norm::None {
+            return Ok(0);
+        }
+        present("the gain", self.gain, size_of::<f32>())?;
+        Ok(self.gain)
+    }
+
     /// What dY is contracted with for P: g∘(s·B), or s·B where the output has no gain.
     pub(crate) fn contracted(&self, spec: &DoraSpec) -> u64 {
         if spec.norm() == Norm::Output { self.gsb } else { self.sb }

@@ -6,16 +6,22 @@
 //! | [`Kernels::forward_raw`](crate::Kernels::forward_raw) | [`Forward`] | [`crate::Forward`] |
 //! | [`Kernels::backward_raw`](crate::Kernels::backward_raw) | [`Backward`] | [`crate::Backward`] |
 //! | [`Kernels::norm_gradient_raw`](crate::Kernels::norm_gradient_raw) | [`NormGradient`] | [`crate::NormGradient`] |
+//! | [`Kernels::gradient_norm_raw`](crate::Kernels::gradient_norm_raw) | [`GradientNorm`] | [`crate::GradientNorm`] |
+//! | [`Kernels::adamw_raw`](crate::Kernels::adamw_raw) | [`AdamW`] | [`crate::AdamW`] |
+//! | [`Kernels::merge_raw`](crate::Kernels::merge_raw) | [`Merge`] | [`crate::Merge`] |
+//! | [`Kernels::unmerge_raw`](crate::Kernels::unmerge_raw) | [`Unmerge`] | [`crate::Unmerge`] |
+//! | [`Kernels::decompose_raw`](crate::Kernels::decompose_raw) | [`Decompose`] | [`crate::Decompose`] |
+//! | [`Kernels::decompose_adapter_raw`](crate::Kernels::decompose_adapter_raw) | [`DecomposeAdapter`] | [`crate::DecomposeAdapter`] |
 //!
 //! An address of 0 stands for a tensor that is absent. Shapes and dtypes are those of the structs
 //! for cudarc's buffers; matrices are row-major. What can be told from numbers (strides, alignment,
 //! missing tensors, the workspace's size, the device's limits) is checked before anything is
 //! launched; that the addresses hold what they should is the caller's promise.
 //!
-//! A stream of another library becomes one that the ops take with
-//! [`CudaContext::wrap_borrowed_stream`](cudarc::driver::CudaContext::wrap_borrowed_stream), a
-//! context with [`CudaContext::from_raw_context`](cudarc::driver::CudaContext::from_raw_context).
-//! The ops allocate nothing, wait for nothing and read nothing back.
+//! A context of another library becomes one that kernels load into with [`borrow_context`], a
+//! stream one that the ops take with [`CudaContext::wrap_borrowed_stream`]. The ops allocate
+//! nothing, and but for the unmerge wait for nothing and read nothing back. `examples/raw.rs` is a
+//! whole training loop.
 //!
 //! ```
 //! use fused_dora::cudarc::driver::{DevicePtr, DevicePtrMut};
@@ -58,13 +64,22 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+#[cfg(feature = "dlpack")]
+pub mod dlpack;
+
+use std::sync::Arc;
+
+use cudarc::driver::{CudaContext, result, sys};
+
+use crate::adamw::OptimizerPart;
 use crate::backward::Gradients;
+use crate::device::probe_driver;
 use crate::dropout::Dropout;
-use crate::error::{Error, Result};
+use crate::error::{During, Error, Result};
 use crate::kernels::Kernels;
 use crate::rows::check_stride;
-use crate::spec::DoraSpec;
-use crate::workspace::Layout;
+use crate::spec::{DoraSpec, Dtype, Norm};
+use crate::workspace::{Layout, Regions};
 
 /// A row-major matrix.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -91,6 +106,40 @@ pub struct Prepared {
     pub gsb: u64,
     /// The trained bias `[O]`, rounded to the dtype; 0 where there is none.
     pub bias: u64,
+}
+
+impl Prepared {
+    /// Bytes of one block of memory that holds what `spec` needs, and a trained bias if it
+    /// `has_bias`.
+    pub fn bytes(spec: &DoraSpec, has_bias: bool) -> usize {
+        Self::layout(spec, has_bias).0
+    }
+
+    /// The addresses within such a block, which starts at `pointer`, a multiple of 256.
+    pub fn within(pointer: u64, spec: &DoraSpec, has_bias: bool) -> Self {
+        let (_, offsets) = Self::layout(spec, has_bias);
+        let [norm, gain, a, sb, gsb, bias] =
+            offsets.map(|offset| offset.map_or(0, |offset| pointer.saturating_add(offset as u64)));
+        Self { norm, gain, a, sb, gsb, bias }
+    }
+
+    /// The bytes in all, and where in them each tensor starts that the spec has.
+    fn layout(spec: &DoraSpec, has_bias: bool) -> (usize, [Option<usize>; 6]) {
+        let (element, single) = (spec.dtype().bytes(), size_of::<f32>());
+        let (inputs, outputs, rank) = (spec.in_features(), spec.out_features(), spec.padded_rank());
+        let gsb = if spec.norm() == Norm::Output { outputs * rank } else { 0 };
+        let mut regions = Regions::default();
+        let offsets = [
+            (spec.magnitude_len(), single),
+            (spec.magnitude_len(), single),
+            (inputs * rank, element),
+            (outputs * rank, element),
+            (gsb, element),
+            (if has_bias { outputs } else { 0 }, element),
+        ]
+        .map(|(count, size)| (count > 0).then(|| regions.take(count, size)));
+        (regions.bytes(), offsets)
+    }
 }
 
 /// Scratch memory: see [`WorkspaceSize`]. Calls that share one must be ordered.
@@ -215,6 +264,168 @@ pub struct NormGradient {
     pub grad_lora_a: u64,
     /// dB `[O, r]`, f32, read and written.
     pub grad_lora_b: u64,
+}
+
+/// Input and output of [`Kernels::gradient_norm_raw`].
+#[derive(Debug, Clone, Copy)]
+pub struct GradientNorm<'a> {
+    /// The ranges that count, as for [`crate::AdamW::parts`].
+    pub parts: &'a [OptimizerPart],
+    /// Elements of the gradients.
+    pub len: usize,
+    /// The gradients, f32.
+    pub gradients: u64,
+    /// ‖g‖ `[1]`, f32, written.
+    pub norm: u64,
+}
+
+/// The learning rate, and the number of the step, which counts from 1; as [`crate::Schedule`].
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Schedule {
+    /// Numbers of the host.
+    Host {
+        /// η.
+        learning_rate: f64,
+        /// t.
+        step: u64,
+    },
+    /// Where `[η, t]`, f32, lie on the device when the launch runs.
+    Device(u64),
+}
+
+/// The longest gradient, and where its norm is; as [`crate::Clip`].
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Clip {
+    /// The longest gradient that is left as it is.
+    pub max_norm: f64,
+    /// `[1]`, f32, the gradient's norm.
+    pub norm: u64,
+}
+
+/// Inputs and outputs of [`Kernels::adamw_raw`]: four f32 buffers of one length.
+#[derive(Debug, Clone, Copy)]
+pub struct AdamW<'a> {
+    /// The ranges to go through, as for [`crate::AdamW::parts`].
+    pub parts: &'a [OptimizerPart],
+    /// The learning rate and the number of the step.
+    pub schedule: Schedule,
+    /// Whether gradients are clipped.
+    pub clip: Option<Clip>,
+    /// Elements of each buffer.
+    pub len: usize,
+    /// The parameters, updated.
+    pub parameters: u64,
+    /// The gradients.
+    pub gradients: u64,
+    /// The running mean of the gradient, updated; zero before the first step.
+    pub exp_avg: u64,
+    /// The running mean of the gradient's square, updated; zero before the first step.
+    pub exp_avg_sq: u64,
+}
+
+/// Inputs and outputs of [`Kernels::merge_raw`].
+#[derive(Debug, Clone, Copy)]
+pub struct Merge {
+    /// W `[O, I]`.
+    pub weight: u64,
+    /// A `[r, I]`, f32; 0 for rank 0.
+    pub lora_a: u64,
+    /// B `[O, r]`, f32; 0 for rank 0.
+    pub lora_b: u64,
+    /// W' `[O, I]`, written; may be W, if it is of the same dtype.
+    pub merged: u64,
+    /// The dtype of W'.
+    pub merged_dtype: Dtype,
+    /// `[MergeReport::LEN]`, f64, written: see [`crate::MergeReport`]; 0 where it is not wanted.
+    pub report: u64,
+}
+
+/// Inputs and outputs of [`Kernels::unmerge_raw`].
+#[derive(Debug, Clone, Copy)]
+pub struct Unmerge {
+    /// W' `[O, I]`.
+    pub merged: u64,
+    /// The dtype of W'.
+    pub merged_dtype: Dtype,
+    /// A `[r, I]`, f32; 0 for rank 0.
+    pub lora_a: u64,
+    /// B `[O, r]`, f32; 0 for rank 0.
+    pub lora_b: u64,
+    /// W `[O, I]`, written; may be W', if it is of the same dtype.
+    pub weight: u64,
+}
+
+/// Inputs and output of [`Kernels::decompose_raw`].
+#[derive(Debug, Clone, Copy)]
+pub struct Decompose {
+    /// Which vectors are compared: columns ([`Norm::Input`]) or rows ([`Norm::Output`]).
+    pub axis: Norm,
+    /// W `[O, I]`.
+    pub weight: u64,
+    /// W_t `[O, I]`.
+    pub changed: u64,
+    /// The dtype of W_t.
+    pub changed_dtype: Dtype,
+    /// `[Decomposition::LEN]`, f64, written: see [`crate::Decomposition`].
+    pub result: u64,
+}
+
+/// Inputs and output of [`Kernels::decompose_adapter_raw`].
+#[derive(Debug, Clone, Copy)]
+pub struct DecomposeAdapter {
+    /// Which vectors are compared: columns ([`Norm::Input`]) or rows ([`Norm::Output`]).
+    pub axis: Norm,
+    /// W `[O, I]`.
+    pub weight: u64,
+    /// A `[r, I]`, f32; 0 for rank 0.
+    pub lora_a: u64,
+    /// B `[O, r]`, f32; 0 for rank 0.
+    pub lora_b: u64,
+    /// `[Decomposition::LEN]`, f64, written: see [`crate::Decomposition`].
+    pub result: u64,
+}
+
+/// A context of another library, to load kernels into. Its primary context, which the CUDA runtime
+/// and most libraries use, is retained until the last user of the returned one is gone; any other
+/// must outlive them, and is not destroyed. It is the thread's current context afterwards.
+///
+/// # Safety
+/// `context` is a CUDA context that is not destroyed.
+///
+/// # Errors
+/// [`Error::MissingTensor`] if the address is 0, [`Error::DriverMissing`], or the driver's.
+pub unsafe fn borrow_context(context: sys::CUcontext) -> Result<Arc<CudaContext>> {
+    if context.is_null() {
+        let reason = "its address is 0";
+        return Err(Error::MissingTensor { tensor: "the context", reason });
+    }
+    probe_driver()?;
+    let during = "borrowing a context";
+    // SAFETY: the caller vouches for the context.
+    unsafe { result::ctx::set_current(context) }.during(during)?;
+    let mut device = 0;
+    // SAFETY: the place is writable.
+    unsafe { sys::cuCtxGetDevice(&mut device) }.result().during(during)?;
+    let count = result::device::get_count().during(during)?;
+    let named = |ordinal: &i32| result::device::get(*ordinal).is_ok_and(|found| found == device);
+    let ordinal = (0..count).find(named).unwrap_or(device) as usize;
+    let (mut flags, mut is_active) = (0, 0);
+    // SAFETY: the places are writable.
+    unsafe { sys::cuDevicePrimaryCtxGetState(device, &mut flags, &mut is_active) }
+        .result()
+        .during(during)?;
+    if is_active != 0 {
+        let primary = CudaContext::new(ordinal).during(during)?;
+        if primary.cu_ctx() == context {
+            return Ok(primary);
+        }
+    }
+    // SAFETY: the caller vouches for the context, and the device is its own. It would be destroyed
+    // with the last reference, one of which is never dropped.
+    let borrowed = unsafe { CudaContext::from_raw_context(ordinal, device, context) };
+    let borrowed = borrowed.during(during)?;
+    std::mem::forget(borrowed.clone());
+    Ok(borrowed)
 }
 
 /// Checks the address of a tensor that must be there.

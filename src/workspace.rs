@@ -11,7 +11,7 @@ use crate::spec::DoraSpec;
 use crate::{adamw, backward, decompose, forward, merge, norm_gradient, prepare};
 
 /// Regions start at multiples of this many bytes, like allocations.
-const ALIGNMENT: usize = 256;
+pub(crate) const ALIGNMENT: usize = 256;
 
 /// Hands out consecutive aligned regions.
 #[derive(Debug, Clone, Copy, Default)]

@@ -3,12 +3,17 @@
 
 mod common;
 
+use std::path::Path;
+use std::process::Command;
 use std::sync::Arc;
 
 use common::random::{fresh_seed, random_case};
-use fused_dora::cudarc::driver::{CudaSlice, CudaStream, DevicePtr};
+use fused_dora::cudarc::driver::{CudaSlice, CudaStream, DevicePtr, sys};
 use fused_dora::reference::Case;
-use fused_dora::{DoraSpec, Dtype, Error, Gradients, Kernels, Norm, raw};
+use fused_dora::{
+    AdamWConfig, DoraSpec, Dtype, Error, Gradients, Kernels, Norm, OptimizerGroup, OptimizerPart,
+    raw,
+};
 use half::bf16;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
@@ -210,4 +215,192 @@ fn what_the_numbers_give_away() {
     assert!(matches!(odd, Error::Misaligned { alignment: 256, .. }), "{odd:?}");
     let small = error(&|layer| layer.workspace.size.bytes = 512);
     assert!(matches!(small, Error::WorkspaceTooSmall { .. }), "{small:?}");
+}
+
+#[test]
+fn the_optimizer_and_the_merge_give_theirs_away() {
+    let case = case(Norm::Output);
+    let layer = Layer::new(&case);
+    layer.run().expect("the ops");
+    let Layer { memory, kernels, spec, prepared, workspace, prepare, .. } = &layer;
+    let group = OptimizerGroup::default();
+    let parts = [OptimizerPart { range: 0..4, group }];
+    let step = raw::AdamW {
+        parts: &parts,
+        schedule: raw::Schedule::Host { learning_rate: 0.1, step: 1 },
+        clip: None,
+        len: 4,
+        parameters: prepare.lora_a,
+        gradients: layer.backward.grad_lora_a,
+        exp_avg: prepare.lora_b,
+        exp_avg_sq: prepare.magnitude,
+    };
+    let adamw = |io: raw::AdamW<'_>| {
+        // SAFETY: an error is expected before any launch.
+        unsafe { kernels.adamw_raw(&memory.stream, &AdamWConfig::default(), &io) }
+            .expect_err("a mistake")
+    };
+    let long = adamw(raw::AdamW { len: 3, ..step });
+    assert!(matches!(long, Error::InvalidSpec { .. }), "{long:?}");
+    let missing = adamw(raw::AdamW { exp_avg: 0, ..step });
+    assert!(matches!(missing, Error::MissingTensor { tensor: "exp_avg", .. }), "{missing:?}");
+    let zeroth = raw::Schedule::Host { learning_rate: 0.1, step: 0 };
+    let zeroth = adamw(raw::AdamW { schedule: zeroth, ..step });
+    assert!(matches!(zeroth, Error::InvalidSpec { parameter: "step", .. }), "{zeroth:?}");
+    let clip = raw::Clip { max_norm: 1.0, norm: 0 };
+    let missing = adamw(raw::AdamW { clip: Some(clip), ..step });
+    assert!(matches!(missing, Error::MissingTensor { tensor: "norm", .. }), "{missing:?}");
+    let measured = raw::GradientNorm { parts: &parts, len: 4, gradients: step.gradients, norm: 0 };
+    // SAFETY: as above.
+    let missing = unsafe { kernels.gradient_norm_raw(&memory.stream, workspace, &measured) };
+    assert!(matches!(missing, Err(Error::MissingTensor { tensor: "norm", .. })), "{missing:?}");
+
+    let in_place = raw::Merge {
+        weight: prepare.weight,
+        lora_a: prepare.lora_a,
+        lora_b: prepare.lora_b,
+        merged: prepare.weight,
+        merged_dtype: Dtype::F32,
+        report: 0,
+    };
+    let merge = |prepared: &raw::Prepared, io: raw::Merge| {
+        // SAFETY: as above.
+        unsafe { kernels.merge_raw(&memory.stream, spec, prepared, workspace, &io) }
+            .expect_err("a mistake")
+    };
+    let wider = merge(prepared, in_place);
+    assert!(matches!(wider, Error::InvalidSpec { parameter: "merged_dtype", .. }), "{wider:?}");
+    let missing = merge(
+        &raw::Prepared { gain: 0, ..*prepared },
+        raw::Merge { merged_dtype: Dtype::Bf16, ..in_place },
+    );
+    assert!(matches!(missing, Error::MissingTensor { tensor: "the gain", .. }), "{missing:?}");
+    let odd = merge(prepared, raw::Merge { report: 4, merged_dtype: Dtype::Bf16, ..in_place });
+    assert!(matches!(odd, Error::Misaligned { tensor: "report", alignment: 8, .. }), "{odd:?}");
+}
+
+/// Of an adapter by itself, and of W and the W' that it makes.
+#[test]
+fn changes_by_address() {
+    let case = case(Norm::Input);
+    let mut layer = Layer::new(&case);
+    layer.run().expect("the ops");
+    let elements = case.out_features * case.in_features;
+    let [changed, result] = [(elements, 4), (2, 8)].map(|(n, size)| layer.memory.room(n, size));
+    let Layer { memory, kernels, spec, prepared, workspace, prepare, .. } = &layer;
+    let (weight, lora_a, lora_b) = (prepare.weight, prepare.lora_a, prepare.lora_b);
+    let merged_dtype = Dtype::F32;
+    let merge = raw::Merge { weight, lora_a, lora_b, merged: changed, merged_dtype, report: 0 };
+    let axis = Norm::Output;
+    let of_adapter = raw::DecomposeAdapter { axis, weight, lora_a, lora_b, result };
+    let of_weights = raw::Decompose { axis, weight, changed, changed_dtype: Dtype::F32, result };
+    let read = || memory.read(result, 2).into_iter().map(f64::from_le_bytes).collect::<Vec<_>>();
+    let stream = &memory.stream;
+    // SAFETY: the layer's addresses are those of its spec, and there is room for the others.
+    let [of_adapter, of_weights] = unsafe {
+        kernels.merge_raw(stream, spec, prepared, workspace, &merge).expect("W'");
+        kernels
+            .decompose_adapter_raw(stream, spec, prepared, workspace, &of_adapter)
+            .expect("the adapter's");
+        let first = read();
+        kernels.decompose_raw(stream, spec, workspace, &of_weights).expect("the weights'");
+        [first, read()]
+    };
+    for (adapter, weights) in of_adapter.iter().zip(&of_weights) {
+        assert!(*adapter > 0.0 && (adapter / weights - 1.0).abs() < 1e-4, "{adapter} {weights}");
+    }
+    let nowhere = raw::Decompose { axis, weight, changed: 0, changed_dtype: Dtype::F32, result };
+    // SAFETY: an error is expected before any launch.
+    let missing = unsafe { kernels.decompose_raw(stream, spec, workspace, &nowhere) };
+    assert!(matches!(missing, Err(Error::MissingTensor { tensor: "changed", .. })), "{missing:?}");
+}
+
+/// W' = W∘g where B = 0, and back, over W itself.
+#[test]
+fn merged_and_unmerged_in_place() {
+    let mut case = case(Norm::Output);
+    case.lora_b.fill(0.0);
+    let layer = Layer::new(&case);
+    layer.run().expect("the ops");
+    let Layer { memory, kernels, spec, prepared, workspace, prepare, .. } = &layer;
+    let (outputs, inputs) = (case.out_features, case.in_features);
+    let weight = || -> Vec<f32> {
+        let halves = memory.read(prepare.weight, outputs * inputs).into_iter();
+        halves.map(|bytes| bf16::from_le_bytes(bytes).to_f32()).collect()
+    };
+    let (lora_a, lora_b, merged_dtype) = (prepare.lora_a, prepare.lora_b, Dtype::Bf16);
+    let (weight_address, before) = (prepare.weight, weight());
+    let merge = raw::Merge {
+        weight: weight_address,
+        lora_a,
+        lora_b,
+        merged: weight_address,
+        merged_dtype,
+        report: 0,
+    };
+    // SAFETY: the layer's addresses are those of its spec.
+    unsafe { kernels.merge_raw(&memory.stream, spec, prepared, workspace, &merge) }.expect("W'");
+    let gains: Vec<f32> =
+        memory.read(prepared.gain, outputs).into_iter().map(f32::from_le_bytes).collect();
+    for (at, (merged, before)) in weight().iter().zip(&before).enumerate() {
+        let expected = before * gains[at / inputs];
+        assert!((merged - expected).abs() <= expected.abs() / 256.0, "{at}: {merged} {expected}");
+    }
+    let unmerge = raw::Unmerge {
+        merged: weight_address,
+        merged_dtype,
+        lora_a,
+        lora_b,
+        weight: weight_address,
+    };
+    // SAFETY: likewise.
+    unsafe { kernels.unmerge_raw(&memory.stream, spec, prepared, workspace, &unmerge) }.expect("W");
+    for (at, (after, before)) in weight().iter().zip(&before).enumerate() {
+        assert!((after - before).abs() <= before.abs() / 128.0, "{at}: {after} {before}");
+    }
+}
+
+/// A primary context is retained, and another one is left alone.
+#[test]
+fn contexts_of_another_library() {
+    let opened = common::device::open().expect("a device");
+    // SAFETY: the context is open.
+    let borrowed = unsafe { raw::borrow_context(opened.cu_ctx()) }.expect("the primary context");
+    assert!(borrowed.is_primary());
+    drop(opened);
+    Kernels::load(&borrowed).expect("the primary context is still there");
+
+    let mut own = std::ptr::null_mut();
+    // SAFETY: the place is writable, and the device is open.
+    unsafe { sys::cuCtxCreate_v4(&mut own, std::ptr::null_mut(), 0, borrowed.cu_device()) }
+        .result()
+        .expect("another context");
+    // SAFETY: the context was just created.
+    let other = unsafe { raw::borrow_context(own) }.expect("the context");
+    assert!(other.cu_ctx() == own && !other.is_primary());
+    drop(Kernels::load(&other).expect("kernels"));
+    drop(other);
+    // SAFETY: this is its owner.
+    unsafe { sys::cuCtxDestroy_v2(own) }.result().expect("a context that nobody else destroyed");
+
+    // SAFETY: there is none.
+    let none = unsafe { raw::borrow_context(std::ptr::null_mut()) }.expect_err("no context");
+    assert!(matches!(none, Error::MissingTensor { tensor: "the context", .. }), "{none:?}");
+}
+
+/// `examples/raw.rs`, which Cargo built beside this test, lowers its loss.
+#[test]
+fn the_example_learns() {
+    let test = std::env::current_exe().expect("the test's own path");
+    let profile = test.parent().and_then(Path::parent).expect("a profile's folder");
+    let program = profile.join(format!("examples/raw{}", std::env::consts::EXE_SUFFIX));
+    assert!(program.is_file(), "{} is missing: cargo build --examples", program.display());
+    let output = Command::new(program).output().expect("the example");
+    let text =
+        String::from_utf8_lossy(&[&output.stdout[..], &output.stderr[..]].concat()).into_owned();
+    assert!(output.status.success(), "{text}");
+    let loss = |line: &str| line.split_whitespace().nth(1).and_then(|loss| loss.parse().ok());
+    let losses: Vec<f64> = text.lines().filter_map(loss).collect();
+    assert_eq!(losses.len(), 7, "{text}");
+    assert!(losses[6] < losses[0] / 10.0, "{text}");
 }

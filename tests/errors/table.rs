@@ -367,8 +367,10 @@ fn tensors(table: &mut Table) {
         ],
     );
     table.row(
-        "an address of 0 for a tensor that is needed",
+        "an address of 0 for a tensor or a context that is needed",
         [
+            // SAFETY: it is refused.
+            unsafe { raw::borrow_context(std::ptr::null_mut()) }.map(drop),
             raw(|io, _| io.x.pointer = 0),
             raw(|io, _| io.h = 0),
             raw(|_, workspace| workspace.pointer = 0),
@@ -376,6 +378,21 @@ fn tensors(table: &mut Table) {
     );
     let wrong = Prepared::<f32>::new(&layer.stream, &layer.spec);
     table.row("buffers of another dtype than the spec's", [wrong]);
+    let Layer { kernels, stream, spec, .. } = &layer;
+    let prepared = raw::Prepared { norm: 256, gain: 256, a: 256, sb: 256, gsb: 256, bias: 0 };
+    let size = raw::WorkspaceSize { bytes: usize::MAX, counter_bytes: 1 << 20 };
+    let workspace = raw::Workspace { pointer: 256, size };
+    let io = raw::Merge {
+        weight: 256,
+        lora_a: 256,
+        lora_b: 256,
+        merged: 256,
+        merged_dtype: Dtype::F32,
+        report: 0,
+    };
+    // SAFETY: it is refused before anything is launched.
+    let wider = unsafe { kernels.merge_raw(stream, spec, &prepared, &workspace, &io) };
+    table.row("a merge over W itself into another dtype, by address", [wider]);
 }
 
 fn absent_and_superfluous(table: &mut Table) {

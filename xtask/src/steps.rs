@@ -25,9 +25,9 @@ const RANDOM_LAYERS: &str = "PROPTEST_CASES";
 /// for the features that candle asks of what they share; and all of the crate's features that need
 /// nothing installed. Every check is of this one build, but for the lints of the benches against
 /// cuBLASLt: they show that the crate compiles without those features.
-const CHECKED: [&str; 5] = ["--workspace", "--exclude", CANDLE, "--features", "fused-dora/cli"];
+const CHECKED: [&str; 5] = ["--workspace", "--exclude", CANDLE, FEATURES[0], FEATURES[1]];
 
-const FEATURES: [&str; 2] = ["--features", "fused-dora/cli"];
+const FEATURES: [&str; 2] = ["--features", "fused-dora/cli,fused-dora/dlpack,fused-dora/ffi"];
 
 const CANDLE: &str = "fused-dora-candle";
 
