@@ -133,3 +133,18 @@ pub use rows::{MatrixView, MatrixViewMut, Rows};
 pub use spec::{DoraSpec, Dtype, Element, Norm, NormGrad, Scaling};
 pub use tiles::Tiles;
 pub use workspace::Workspace;
+
+/// The guides' examples are tests.
+#[cfg(doctest)]
+mod guides {
+    #[doc = include_str!("../docs/dora-in-five-minutes.md")]
+    struct DoraInFiveMinutes;
+
+    #[cfg(feature = "peft")]
+    #[doc = include_str!("../docs/cudarc.md")]
+    struct Cudarc;
+
+    #[cfg(feature = "dlpack")]
+    #[doc = include_str!("../docs/raw.md")]
+    struct Raw;
+}

@@ -12,3 +12,8 @@ mod tensor;
 pub use fused_dora;
 pub use linear::{DoraConfig, DoraLinear, PreparedLinear};
 pub use runtime::Runtime;
+
+/// The guide's example is a test.
+#[cfg(all(doctest, feature = "peft"))]
+#[doc = include_str!("../../docs/candle.md")]
+mod guide {}
