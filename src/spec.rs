@@ -102,9 +102,10 @@ pub enum Norm {
     /// No norm, g ≡ 1: plain LoRA (arXiv:2106.09685).
     None,
     /// One norm per input feature, c_j = ‖V\[:,j\]‖, m `[I]`: the DoRA paper's ‖·‖_c
-    /// (arXiv:2402.09353); LyCORIS and OneTrainer.
+    /// (arXiv:2402.09353); OneTrainer, and LyCORIS without its `wd_on_output`.
     Input,
-    /// One norm per output feature, c_i = ‖V\[i,:\]‖, m `[O]`: PEFT, torchtune, axolotl, MLX.
+    /// One norm per output feature, c_i = ‖V\[i,:\]‖, m `[O]`: PEFT, torchtune, axolotl, MLX; LyCORIS
+    /// with `wd_on_output`, its default.
     Output,
 }
 
