@@ -295,6 +295,22 @@ fn transposed_weights_merge() {
     assert!(error.contains("a.weight") && error.contains("fan_in_fan_out is true"), "{error}");
 }
 
+/// Each command in the guide, and what it prints.
+#[test]
+fn the_guide_shows_what_inspect_prints() {
+    let guide = include_str!("../docs/norm-axis.md");
+    let blocks = guide.split("```text\n$ fused-dora ").skip(1);
+    let blocks = blocks.map(|block| block.split("```").next().expect("the block"));
+    let mut count = 0;
+    for (command, shown) in blocks.filter_map(|block| block.split_once('\n')) {
+        let mut inspect = program();
+        inspect.current_dir(env!("CARGO_MANIFEST_DIR")).args(command.split(' '));
+        assert_eq!(succeed(&mut inspect), shown);
+        count += 1;
+    }
+    assert_eq!(count, 2);
+}
+
 #[test]
 fn inspect_and_analyze_print_and_draw() {
     let text = succeed(program().args(["inspect", "--adapter"]).arg(sample("dora")));
