@@ -38,7 +38,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 /// | `norm_gradient` of plain LoRA, or of a detached norm | [`NoNormGradient`](Error::NoNormGradient) |
 /// | an op before `prepare` | [`NotPrepared`](Error::NotPrepared) |
 /// | operands that were prepared for another spec | [`NotPrepared`](Error::NotPrepared) |
-/// | an op between `prepare` of a shard and `finish_prepare`; `finish_prepare` alone | [`NotPrepared`](Error::NotPrepared) |
+/// | an op between `prepare` of a shard and `finish_prepare`, or `finish_prepare` by itself | [`NotPrepared`](Error::NotPrepared) |
 /// | operands for an unmerge in an op that takes more | [`NotPrepared`](Error::NotPrepared) |
 /// | a backward or unmerge of [`DoraLinear`](crate::DoraLinear) after a change of the parameters | [`NotPrepared`](Error::NotPrepared) |
 /// | a workspace made for less | [`WorkspaceTooSmall`](Error::WorkspaceTooSmall) |
