@@ -271,10 +271,6 @@ fn report(outcomes: &[Outcome]) -> Result<(), Box<dyn Error>> {
     if let Some(other) = outcomes.iter().position(|outcome| bits(outcome) != expected) {
         return Err(format!("the adapters of rank 0 and rank {other} differ").into());
     }
-    println!(
-        "The {} parameters of all {} rank(s) are the same, bit by bit.",
-        expected.len(),
-        outcomes.len()
-    );
+    println!("All {} rank(s) hold the same adapters, bit by bit.", outcomes.len());
     Ok(())
 }
