@@ -1,9 +1,9 @@
 //! The demonstration's network trained by several devices: each takes its part of every batch, and
 //! their gradients are summed.
 //!
-//! On GPUs the sums go through NCCL where the example is built for it, and otherwise through the host:
-//! `cargo run --release --example data_parallel --features nccl -- --ranks 4`. Without a GPU there are
-//! as many emulated devices as ranks.
+//! On GPUs the sums go through NCCL where the example is built for it, and otherwise through the
+//! host: `cargo run --release --example data_parallel --features nccl -- --ranks 4`. Without a GPU
+//! there are as many emulated devices as ranks.
 
 #[path = "../tests/common/mod.rs"]
 mod common;

@@ -7,8 +7,8 @@
 // Shapes, row-major: W [O,I] of T; A [r,I], B [O,r], m, b [O] f32; c, g f32 [I] (axis input) or [O]
 // (axis output); a [R,I], sb and gsb [O,R] of T. With `magnitude_out` instead of m, m = c is
 // written: a fresh adapter, for which g = 1 exactly. All outputs are written with `=`. Rank 0: V = W.
-// Where W is one of the shards that a norm sums over, a launch per shard stops at its Σ V², in c's
-// place, and another takes them from there, once they are added up over the shards, to g and gsb.
+// Where W is one of the shards that a norm sums over, a launch stops at the shard's Σ V², in c's
+// place; another makes c, g and gsb of it, once it is the sum over the shards.
 // The norm is direct: a tile of B·A in tensor-core accumulators, W added, squared, summed in f32.
 // Tensor cores cut what they add, by about 2⁻²³ of it; a feature of which V leaves little of W, so
 // that the cuts would show, is summed again with B·A in twice the precision of f32.
@@ -20,8 +20,8 @@
 #include "common/pipeline.cuh"
 #include "common/reduce.cuh"
 
-// How far a launch goes: W is the whole of what norms sum over, or a shard of it, before its sums of
-// squares are added to those of the other shards, and after.
+// What a launch does: all of it, or for a shard what comes before its Σ V² is added to those of the
+// other shards, or what comes after.
 enum class Part : int { kWhole, kSquares, kGains };
 
 struct PrepareParams {

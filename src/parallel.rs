@@ -8,41 +8,42 @@
 //!
 //! # Data parallel: every rank has the layer, and a part of the batch
 //!
-//! All gradients are sums over tokens, dm too, and they lie in one buffer: one all-reduce of it. Dividing
-//! the loss by the tokens of all ranks makes the sum the mean's gradient.
+//! All gradients are sums over tokens, dm too, and they lie in one buffer: one all-reduce of it.
+//! Dividing the loss by the tokens of all ranks makes the sum the mean's gradient.
 //!
 //! 1. Each rank: forward and backward of its micro-batches, accumulated.
-//! 2. [`AllReduce::sum_over_ranks`] of [`Adapter::gradients_mut`](crate::Adapter::gradients_mut), or of a
-//!    buffer with the adapters of many layers.
+//! 2. [`AllReduce::sum_over_ranks`] of [`Adapter::gradients_mut`](crate::Adapter::gradients_mut),
+//!    or of a buffer with the adapters of many layers.
 //! 3. Each rank: [`norm_gradient`](crate::Kernels::norm_gradient)
-//!    ([`DoraLinear::finish_gradients`](crate::DoraLinear::finish_gradients)), clipping, the optimizer.
+//!    ([`DoraLinear::finish_gradients`](crate::DoraLinear::finish_gradients)), clipping, the
+//!    optimizer.
 //!
-//! `norm_gradient` is linear in dm, so that it may also come before the sum. After it, it is of bits that
-//! all ranks have alike, rounds once instead of once per rank, and costs the same. With clipping and
-//! optimizer behind the sum, all ranks then have the same parameters, to the bit, on devices of one kind:
-//! no parameters are ever sent. Ranks should draw from different seeds: for dropout, and for the forward's
-//! stochastic rounding.
+//! `norm_gradient` is linear in dm, so that it may also come before the sum. After it, it is of
+//! bits that all ranks have alike, rounds once instead of once per rank, and costs the same. With
+//! clipping and optimizer behind the sum, all ranks then have the same parameters, to the bit, on
+//! devices of one kind: no parameters are ever sent. Ranks should draw from different seeds: for
+//! dropout, and for the forward's stochastic rounding.
 //!
 //! # Tensor parallel: every rank has a shard of W
 //!
-//! A rank's spec is that of its shard, with the whole layer's rank and [`Scaling`](crate::Scaling). Split
-//! along O (column parallel), a rank has its rows of W, B and b; x and A are everybody's, and each
-//! makes its columns of y. Split along I (row parallel), a rank has its columns of x, W and A; B is
-//! everybody's, and what each makes of y is to be summed. The axis that a norm sums over is whole on a
-//! rank, or it is not:
+//! A rank's spec is that of its shard, with the whole layer's r and [`Scaling`](crate::Scaling).
+//! Split along O (column parallel), a rank has its rows of W, B and b; x and A are everybody's, and
+//! each makes its columns of y. Split along I (row parallel), a rank has its columns of x, W and A;
+//! B is everybody's, and what each makes of y is to be summed. The axis that a norm sums over is
+//! whole on a rank, or it is not:
 //!
 //! | | norm axis output | norm axis input |
 //! |---|---|---|
 //! | split along O | whole: as a layer by itself | **sums over shards** |
 //! | split along I | **sums over shards** | whole: as a layer by itself |
 //!
-//! Where it sums over shards, m and dm are everybody's, and c² = Σ V² is completed by an all-reduce of
-//! `[I]` or `[O]` numbers between two launches, of which the second does not read W:
+//! Where it sums over shards, m and dm are everybody's, and c² = Σ V² is completed by an all-reduce
+//! of `[I]` or `[O]` numbers between two launches, of which the second does not read W:
 //!
 //! ```
 //! use fused_dora::{
-//!     AllReduce, DoraSpec, Dtype, HostRank, Kernels, Magnitude, Norm, NormGrad, Prepare, Prepared, Scaling,
-//!     Workspace, open_device,
+//!     AllReduce, DoraSpec, Dtype, HostRank, Kernels, Magnitude, Norm, NormGrad, Prepare, Prepared,
+//!     Scaling, Workspace, open_device,
 //! };
 //!
 //! # cuda_emulator::client::select(cuda_emulator::client::Choice::from_env()?)?;
@@ -50,7 +51,8 @@
 //! let stream = kernels.context().default_stream();
 //! // One of the shards of a W [O, 2·64] that is split along I.
 //! let (inputs, outputs, scaling) = (64, 32, Scaling::Standard { alpha: 8.0 });
-//! let spec = DoraSpec::new(inputs, outputs, 4, scaling, Norm::Output, NormGrad::Exact, Dtype::F32)?;
+//! let (norm, norm_grad) = (Norm::Output, NormGrad::Exact);
+//! let spec = DoraSpec::new(inputs, outputs, 4, scaling, norm, norm_grad, Dtype::F32)?;
 //! let mut workspace = Workspace::new(&kernels, &stream, &[spec], 0)?;
 //! let mut prepared = Prepared::<f32>::new(&stream, &spec)?;
 //! let weight = stream.clone_htod(&vec![0.5f32; outputs * inputs])?;
@@ -74,31 +76,33 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! What is a partial sum on each rank, and what is complete, with V = W + s·B·A, k = dm·m/c² and the rest
-//! as in [`Kernels::backward`](crate::Kernels::backward):
+//! What is a partial sum on each rank, and what is complete, with V = W + s·B·A, k = dm·m/c² and
+//! the rest as in [`Kernels::backward`](crate::Kernels::backward):
 //!
 //! | | split along O | split along I |
 //! |---|---|---|
-//! | y | complete: its columns | partial, (x∘g)·Vᵀ or g∘(x·Vᵀ) of its columns; b is one rank's alone |
+//! | y | complete: its columns | partial: of its columns of x; b is one rank's alone |
 //! | H = xs·Aᵀ | complete | partial, and stays so: y is linear in it |
 //! | P = G·(sB) | partial, and stays so | complete |
 //! | dX | partial | complete: its columns |
 //! | dA | **partial**: of its rows of V | complete: its columns |
 //! | dB | complete: its rows | **partial**: of its H |
-//! | dm, db | complete, or **partial** where a norm sums over shards | likewise; db complete |
+//! | dm | complete, or **partial** where a norm sums over shards | likewise |
+//! | db | complete: its rows | complete, on every rank |
 //!
-//! So two sums at most are needed per optimizer step, in this order, since the correction of dA and dB
-//! takes the whole of dm, and adds to the partial gradient what is partial, too (s·Bᵀ(V∘k) sums over the
-//! rows of V, s·(V∘k)Aᵀ over its columns):
+//! So two sums at most are needed per optimizer step, in this order, since the correction of dA and
+//! dB takes the whole of dm, and adds to the partial gradient what is partial, too (s·Bᵀ(V∘k) sums
+//! over the rows of V, s·(V∘k)Aᵀ over its columns):
 //!
 //! 1. dm over the ranks, where a norm sums over shards;
 //! 2. [`norm_gradient`](crate::Kernels::norm_gradient) on each rank;
 //! 3. dA over the ranks where W is split along O, dB where it is split along I.
 //!
-//! The backward of norm axis output takes z from y, so that it must be given the y, and the b or none,
-//! of the rank's own forward, before it is summed. Dropout and stochastic rounding draw by row and column
-//! of x: ranks with the same x (split along O) must share a seed, ranks with different columns should not.
-//! The norm of all gradients, for clipping, counts what is everybody's once.
+//! The backward of norm axis output takes z from y, so that it must be given the y, and the b or
+//! none, of the rank's own forward, before it is summed. Dropout and stochastic rounding draw by
+//! row and column of x: ranks with the same x (split along O) must share a seed, ranks with
+//! different columns should not. The norm of all gradients, for clipping, counts what is
+//! everybody's once.
 
 use std::fmt;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -119,15 +123,16 @@ pub trait AllReduce {
     /// every rank, with buffers of one length; all get the same bits.
     ///
     /// # Errors
-    /// [`Error::ContextMismatch`] for a buffer of another device, [`Error::Ranks`] for what goes wrong
-    /// between the ranks, or the driver's.
+    /// [`Error::ContextMismatch`] for a buffer of another device, [`Error::Ranks`] for what goes
+    /// wrong between the ranks, or the driver's.
     fn sum_over_ranks(&self, buffer: CudaViewMut<'_, f32>) -> Result<()>;
 }
 
-/// A rank whose sums go through the host: every rank copies its buffer there and waits for the others.
+/// A rank whose sums go through the host: every rank copies its buffer there and waits for the
+/// others.
 ///
-/// Elements are added in f64, in the order of the ranks, and rounded once. For devices of one process,
-/// each driven by its thread; of use where there is no NCCL, and to check what there is.
+/// Elements are added in f64, in the order of the ranks, and rounded once. For devices of one
+/// process, each driven by its thread; of use where there is no NCCL, and to check what there is.
 ///
 /// ```
 /// use fused_dora::{AllReduce, HostRank, open_device};
@@ -286,8 +291,9 @@ fn check_context(stream: &CudaStream, buffer: &CudaViewMut<'_, f32>) -> Result<(
 
 /// Ranks that exchange through NVIDIA's library, over NVLink, PCIe or a network.
 ///
-/// Its communicator, [`cudarc::nccl::Comm`], is an [`AllReduce`]; its sums run on its stream, and the host
-/// does not wait for them. All ranks of a sum must have buffers of one length: NCCL does not check it.
+/// Its communicator, [`cudarc::nccl::Comm`], is an [`AllReduce`]; its sums run on its stream, and
+/// the host does not wait for them. All ranks of a sum must have buffers of one length: NCCL does
+/// not check it.
 #[cfg(feature = "nccl")]
 pub mod nccl {
     use std::error::Error as _;
@@ -314,8 +320,8 @@ pub mod nccl {
         Id::new().map_err(|error| failed(0, 0, error))
     }
 
-    /// The communicator of one rank of `ranks`, on the rank's stream; waits until all have joined. It
-    /// stays with its thread.
+    /// The communicator of one rank of `ranks`, on the rank's stream; waits until all have joined.
+    /// It stays with its thread.
     ///
     /// # Errors
     /// [`Error::Ranks`] where NCCL is not installed, fails, or `rank` is not below `ranks`.

@@ -58,7 +58,7 @@ unsafe impl DeviceRepr for PrepareParams {}
 #[doc(hidden)]
 pub const GEOMETRY: [usize; 3] = [STRIP, THREADS as usize, size_of::<PrepareParams>()];
 
-/// How far the preparation went: the kernel's Part.
+/// What a launch does: the kernel's Part.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Part {
     Whole,
@@ -155,14 +155,14 @@ impl<E: Element> Prepared<E> {
         self.gain.as_view()
     }
 
-    /// The trained bias `[O]`, rounded to `E`: what the forward and the backward take as their bias.
-    /// `None` unless the last [`Kernels::prepare`] was given one.
+    /// The trained bias `[O]`, rounded to `E`: what the forward and the backward take as their
+    /// bias. `None` unless the last [`Kernels::prepare`] was given one.
     pub fn bias(&self) -> Option<CudaView<'_, E>> {
         (self.state == State::Ready && self.has_bias).then(|| self.bias.as_view())
     }
 
-    /// Σ V² of a shard, `[I]` or `[O]`, after a [`Kernels::prepare`] with [`Magnitude::Sharded`]: to
-    /// be replaced by its sum over the shards ([`AllReduce`](crate::AllReduce)) before
+    /// Σ V² of a shard, `[I]` or `[O]`, after a [`Kernels::prepare`] with [`Magnitude::Sharded`]:
+    /// to be replaced by its sum over the shards ([`AllReduce`](crate::AllReduce)) before
     /// [`Kernels::finish_prepare`]. `None` at any other time.
     pub fn squared_norms_mut(&mut self) -> Option<CudaViewMut<'_, f32>> {
         (self.state == State::Squares).then(|| self.norm.as_view_mut())
@@ -319,13 +319,13 @@ impl Kernels {
         Ok(())
     }
 
-    /// Completes what [`Kernels::prepare`] began with [`Magnitude::Sharded`]: c and g from Σ V² over
-    /// all shards, which is where [`Prepared::squared_norms_mut`] points by now, and g∘s·B. One small
-    /// launch, which does not read W. c is as exact as that of a whole weight: squares are positive,
-    /// so that nothing cancels when they are added up.
+    /// Completes what [`Kernels::prepare`] began with [`Magnitude::Sharded`]: c and g from Σ V²
+    /// over all shards, which is where [`Prepared::squared_norms_mut`] points by now, and g∘s·B.
+    /// One small launch, which does not read W. c is as exact as that of a whole weight: squares
+    /// are positive, so that nothing cancels when they are added up.
     ///
-    /// `lora_b` is B `[O, r]` as `prepare` got it; the magnitude `[I]` or `[O]` is that of the shard's
-    /// spec. Which gradients are partial then: [`parallel`](crate::parallel).
+    /// `lora_b` is B `[O, r]` as `prepare` got it; the magnitude `[I]` or `[O]` is that of the
+    /// shard's spec. Which gradients are partial then: [`parallel`](crate::parallel).
     ///
     /// # Errors
     /// Before anything is launched: [`Error::NotPrepared`] unless `prepare` came before,
@@ -411,8 +411,8 @@ impl Kernels {
         unsafe { self.prepare_part(stream, spec, workspace, prepared, inputs, Part::Whole) }
     }
 
-    /// [`Kernels::prepare`] with [`Magnitude::Sharded`] on device addresses: writes the shard's Σ V²
-    /// to `prepared.norm`, and no gains. The magnitude's addresses are not used.
+    /// [`Kernels::prepare`] with [`Magnitude::Sharded`] on device addresses: writes Σ V² of
+    /// the shard to `prepared.norm`, and no gains. The magnitude's addresses are not used.
     ///
     /// # Safety
     /// As for [`Kernels::prepare_raw`].
@@ -459,8 +459,9 @@ impl Kernels {
         unsafe { self.launch(stream, Entry::Prepare, spec.dtype(), plan.grid(), &params) }
     }
 
-    /// [`Kernels::finish_prepare`] on device addresses: Σ V² over all shards is where `prepared.norm`
-    /// points, which becomes c. Of `inputs`, B and the magnitude's addresses are used.
+    /// [`Kernels::finish_prepare`] on device addresses: Σ V² over all shards is where
+    /// `prepared.norm` points, which becomes c. Of `inputs`, B and the magnitude's addresses are
+    /// used.
     ///
     /// # Safety
     /// As for [`Kernels::prepare_raw`].

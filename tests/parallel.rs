@@ -1,5 +1,5 @@
-//! Layers over two ranks: a batch in two parts, or a weight in two shards, against the whole layer in
-//! float64. Each rank is a thread with a device of its own, where there are two.
+//! Layers over two ranks: a batch in two parts, or a weight in two shards, against the whole layer
+//! in float64. Each rank is a thread with a device of its own, where there are two.
 
 mod common;
 
@@ -321,7 +321,8 @@ fn by_itself(part: &Case, whole: &Case) -> (Case, Vec<f64>) {
 
 /// What all ranks should have together, and how far they may be from it.
 ///
-/// A rank errs like a layer by itself does, but for c, which is the whole layer's: both are allowed.
+/// A rank errs like a layer by itself does, but for c, which is the whole layer's: both are
+/// allowed.
 fn expected(case: &Case, split: Split, dtype: Dtype) -> [(Vec<f64>, Vec<f64>); 6] {
     let detached = Case { norm_grad: NormGrad::Detached, ..case.clone() };
     let (exact, whole) = (evaluate(case).unwrap(), evaluate(&detached).unwrap());
@@ -574,4 +575,19 @@ fn a_buffer_of_another_device_is_refused() {
     let mut buffer = second.context().default_stream().alloc_zeros::<f32>(4).expect("memory");
     let refused = rank.sum_over_ranks(buffer.as_view_mut());
     assert!(matches!(refused, Err(Error::ContextMismatch)), "{refused:?}");
+}
+
+#[cfg(feature = "nccl")]
+#[test]
+fn without_nccl_there_is_an_error() {
+    use fused_dora::parallel::nccl;
+
+    match nccl::id() {
+        // It is installed here.
+        Ok(_) => {}
+        Err(error @ Error::Ranks { .. }) => {
+            assert!(error.to_string().contains("libnccl"), "{error}");
+        }
+        Err(error) => panic!("{error}"),
+    }
 }

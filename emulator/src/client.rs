@@ -323,8 +323,8 @@ impl Emulator {
         }
     }
 
-    /// Lets there be `count` devices, 1 to 8, all alike: each with memory and contexts of its own. A
-    /// process starts with as many as `CUDA_EMULATOR_DEVICE_COUNT` says, or one.
+    /// Lets there be `count` devices, 1 to 8, all alike: each with memory and contexts of its own.
+    /// A process starts with as many as `CUDA_EMULATOR_DEVICE_COUNT` says, or one.
     ///
     /// # Errors
     /// `CUDA_ERROR_ILLEGAL_STATE` where there is a context already, unless there are as many;
