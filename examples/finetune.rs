@@ -13,6 +13,7 @@ mod digits;
 #[path = "finetune/layer.rs"]
 mod layer;
 #[path = "finetune/network.rs"]
+#[allow(dead_code, reason = "data_parallel.rs compares the parameters of ranks")]
 mod network;
 #[path = "finetune/optimizer.rs"]
 mod optimizer;
@@ -170,7 +171,7 @@ fn run_method<E: Element>(
         "{prefix:<12} {wide_bar} {pos:>4}/{len} loss {msg} {elapsed}",
     )?);
     let (start, launches) = (Instant::now(), device.launches());
-    let trained = train::train(&mut network, &data.train, schedule, |loss| {
+    let trained = train::train(&mut network, &data.train, schedule, None, |loss| {
         bar.set_message(format!("{loss:.3}"));
         bar.inc(1);
     })?;

@@ -7,6 +7,8 @@
 // Shapes, row-major: W [O,I] of T; A [r,I], B [O,r], m, b [O] f32; c, g f32 [I] (axis input) or [O]
 // (axis output); a [R,I], sb and gsb [O,R] of T. With `magnitude_out` instead of m, m = c is
 // written: a fresh adapter, for which g = 1 exactly. All outputs are written with `=`. Rank 0: V = W.
+// Where W is one of the shards that a norm sums over, a launch stops at the shard's Σ V², in c's
+// place; another makes c, g and gsb of it, once it is the sum over the shards.
 // The norm is direct: a tile of B·A in tensor-core accumulators, W added, squared, summed in f32.
 // Tensor cores cut what they add, by about 2⁻²³ of it; a feature of which V leaves little of W, so
 // that the cuts would show, is summed again with B·A in twice the precision of f32.
@@ -18,6 +20,10 @@
 #include "common/pipeline.cuh"
 #include "common/reduce.cuh"
 
+// What a launch does: all of it, or for a shard what comes before its Σ V² is added to those of the
+// other shards, or what comes after.
+enum class Part : int { kWhole, kSquares, kGains };
+
 struct PrepareParams {
     const void* weight;
     const float* lora_a;
@@ -25,7 +31,7 @@ struct PrepareParams {
     const float* magnitude;  // m, or null where magnitude_out is given
     float* magnitude_out;
     const float* bias;       // null: the bias is frozen, or there is none
-    float* norm;             // c
+    float* norm;             // c; for a shard Σ V², written, and then that of all shards, read
     float* gain;             // g
     void* a;
     void* sb;
@@ -41,6 +47,7 @@ struct PrepareParams {
     int aligned;             // every row of W starts at a 16-byte boundary
     int aligned_a;           // likewise of A
     int aligned_b;           // likewise of B
+    Part part;
 };
 
 constexpr int kStrip = kTile;  // features whose norm one CTA computes; also a tile's depth
@@ -203,20 +210,13 @@ __device__ __forceinline__ void strip_partials(const PrepareParams& p, const Sha
     if (half == 0 && feature < features) partial[feature] = sums.v[0][f] + sums.v[1][f];
 }
 
+// c and g of the strip's features from Σ V², which are in c's place, and gsb.
 template <typename T>
-__device__ __forceinline__ void prepare(const PrepareParams& p, const Shared<T>& shared) {
-    pack<T>(p);
-    if (!p.has_norm) return;
-    const int features = p.norm_on_input ? p.in_features : p.out_features;
-    const int feature = blockIdx.x * kStrip + threadIdx.x;
-    const bool owns = threadIdx.x < kStrip && feature < features;
-    strip_partials(p, shared, p.partials + i64(blockIdx.y) * features);
-    u32* flag = reinterpret_cast<u32*>(shared.memory);
-    if (!arrive_last(p.counters + blockIdx.x, gridDim.y, flag)) return;
-
+__device__ __forceinline__ void finish(const PrepareParams& p, const Shared<T>& shared, int feature,
+                                       bool owns) {
     float* strip = reinterpret_cast<float*>(shared.memory);
     if (owns) {
-        const float c = sqrtf(ordered_sum(p.partials + feature, gridDim.y, features));
+        const float c = sqrtf(p.norm[feature]);
         const float m = p.magnitude ? p.magnitude[feature] : c;
         const float g = c > 0.0f ? m / c : 0.0f;
         p.norm[feature] = c;
@@ -234,6 +234,21 @@ __device__ __forceinline__ void prepare(const PrepareParams& p, const Shared<T>&
         const float b = k < p.rank ? p.scaling * p.lora_b[row * p.rank + k] : 0.0f;
         gsb[row * p.padded_rank + k] = from_float<T>(strip[r] * b);
     }
+}
+
+template <typename T>
+__device__ __forceinline__ void prepare(const PrepareParams& p, const Shared<T>& shared) {
+    const int features = p.norm_on_input ? p.in_features : p.out_features;
+    const int feature = blockIdx.x * kStrip + threadIdx.x;
+    const bool owns = threadIdx.x < kStrip && feature < features;
+    if (p.part == Part::kGains) return finish(p, shared, feature, owns);
+    pack<T>(p);
+    if (!p.has_norm) return;
+    strip_partials(p, shared, p.partials + i64(blockIdx.y) * features);
+    u32* flag = reinterpret_cast<u32*>(shared.memory);
+    if (!arrive_last(p.counters + blockIdx.x, gridDim.y, flag)) return;
+    if (owns) p.norm[feature] = ordered_sum(p.partials + feature, gridDim.y, features);
+    if (p.part == Part::kWhole) finish(p, shared, feature, owns);
 }
 
 // Mirrored in src/prepare.rs; a test compares them.

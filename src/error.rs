@@ -39,6 +39,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 /// | `norm_gradient` of plain LoRA, or of a detached norm | [`NoNormGradient`](Error::NoNormGradient) |
 /// | an op before `prepare` | [`NotPrepared`](Error::NotPrepared) |
 /// | operands that were prepared for another spec | [`NotPrepared`](Error::NotPrepared) |
+/// | an op between `prepare` of a shard and `finish_prepare`, or `finish_prepare` by itself | [`NotPrepared`](Error::NotPrepared) |
 /// | operands for an unmerge in an op that takes more | [`NotPrepared`](Error::NotPrepared) |
 /// | a backward or unmerge of [`DoraLinear`](crate::DoraLinear) after a change of the parameters | [`NotPrepared`](Error::NotPrepared) |
 /// | a workspace made for less | [`WorkspaceTooSmall`](Error::WorkspaceTooSmall) |
@@ -48,6 +49,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 /// | a step, merge or unmerge of [`DoraLinear`](crate::DoraLinear) while no adapter is active | [`Adapter`](Error::Adapter) |
 /// | a rank that takes a larger grid than the device has | [`DeviceLimit`](Error::DeviceLimit) |
 /// | a stream, a buffer or an adapter of another CUDA context | [`ContextMismatch`](Error::ContextMismatch) |
+/// | buffers of different lengths, or a rank that has left, in a sum over ranks | [`Ranks`](Error::Ranks) |
 /// | a device that is not there | [`NoDevice`](Error::NoDevice) |
 /// | no CUDA driver | [`DriverMissing`](Error::DriverMissing) |
 /// | a driver older than the NVRTC that compiled the kernels | [`PtxTooNew`](Error::PtxTooNew) |
@@ -251,6 +253,16 @@ pub enum Error {
         "the stream and the kernels belong to different CUDA contexts: load kernels per context"
     )]
     ContextMismatch,
+    /// Something went wrong between ranks.
+    #[error("rank {rank} of {ranks}: {problem}")]
+    Ranks {
+        /// The rank that reports it.
+        rank: usize,
+        /// How many there are.
+        ranks: usize,
+        /// What is wrong, and what to do.
+        problem: String,
+    },
     /// The driver reported an error.
     #[error("{during}: CUDA driver error: {source}")]
     Driver {

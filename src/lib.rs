@@ -13,6 +13,8 @@
 //! 4. [`Kernels::norm_gradient`], before the optimizer, where the gradients of A and B are to flow
 //!    through the norm ([`NormGrad::Exact`]).
 //!
+//! Over several devices, gradients are summed between 3 and 4, and layers may be sharded: [`parallel`].
+//!
 //! [`DoraLinear`] does all of that for a layer that owns its adapters, [`Kernels`] shows the ops by
 //! themselves, and [`raw`] takes tensors by their addresses.
 //!
@@ -99,6 +101,7 @@ mod kernels;
 mod linear;
 pub mod merge;
 pub mod norm_gradient;
+pub mod parallel;
 #[cfg(feature = "peft")]
 pub mod peft;
 pub mod prepare;
@@ -128,6 +131,7 @@ pub use kernels::load_image;
 pub use linear::{DoraLinear, LinearBackward, LinearForward, Moments, Saved, SharedWorkspace};
 pub use merge::{InPlace, Merge, MergeReport, Unmerge};
 pub use norm_gradient::NormGradient;
+pub use parallel::{AllReduce, HostRank};
 pub use prepare::{Magnitude, Prepare, Prepared};
 pub use rows::{MatrixView, MatrixViewMut, Rows};
 pub use spec::{DoraSpec, Dtype, Element, Norm, NormGrad, Scaling};

@@ -48,7 +48,7 @@ struct PrepareParams {
     aligned: i32,
     aligned_a: i32,
     aligned_b: i32,
-    _padding: i32,
+    part: i32,
 }
 
 // SAFETY: a C struct of plain values, laid out as the kernel declares it.
@@ -58,14 +58,34 @@ unsafe impl DeviceRepr for PrepareParams {}
 #[doc(hidden)]
 pub const GEOMETRY: [usize; 3] = [STRIP, THREADS as usize, size_of::<PrepareParams>()];
 
+/// What a launch does: the kernel's Part.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Part {
+    Whole,
+    Squares,
+    Gains,
+}
+
+/// What prepared operands hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    /// Nothing yet.
+    Empty,
+    /// The gains alone, for an unmerge.
+    Gains,
+    /// Packed operands, and squared norms where norms and gains will be.
+    Squares,
+    /// All of it.
+    Ready,
+}
+
 /// What the other ops need of an adapter: c, g and the packed operands, on the device.
 ///
 /// Valid until A, B or m change; then call [`Kernels::prepare`] again.
 #[derive(Debug)]
 pub struct Prepared<E> {
     spec: DoraSpec,
-    ready: bool,
-    has_gain: bool,
+    state: State,
     pub(crate) norm: CudaSlice<f32>,
     pub(crate) gain: CudaSlice<f32>,
     pub(crate) a: CudaSlice<E>,
@@ -87,7 +107,7 @@ impl<E: Element> Prepared<E> {
         // Plain LoRA has no norm, rank 0 nothing packed; an allocation still needs a byte.
         let features = spec.magnitude_len().max(1);
         let rank = spec.padded_rank();
-        // SAFETY: every buffer is written by prepare before any op reads it (see `ready`).
+        // SAFETY: every buffer is written by prepare before any op reads it (see `state`).
         let packed = |rows: usize| unsafe { stream.alloc::<E>(rows.saturating_mul(rank).max(1)) };
         let gsb = match spec.norm() {
             Norm::Output => Some(packed(spec.out_features()).during(during)?),
@@ -95,8 +115,7 @@ impl<E: Element> Prepared<E> {
         };
         Ok(Self {
             spec: *spec,
-            ready: false,
-            has_gain: false,
+            state: State::Empty,
             // SAFETY: as above.
             norm: unsafe { stream.alloc(features) }.during(during)?,
             // SAFETY: as above.
@@ -122,7 +141,7 @@ impl<E: Element> Prepared<E> {
         if features > 0 {
             stream.memcpy_htod(gain, &mut prepared.gain).during("uploading gains")?;
         }
-        prepared.has_gain = true;
+        prepared.state = State::Gains;
         Ok(prepared)
     }
 
@@ -136,10 +155,17 @@ impl<E: Element> Prepared<E> {
         self.gain.as_view()
     }
 
-    /// The trained bias `[O]`, rounded to `E`: what the forward and the backward take as their bias.
-    /// `None` unless the last [`Kernels::prepare`] was given one.
+    /// The trained bias `[O]`, rounded to `E`: what the forward and the backward take as their
+    /// bias. `None` unless the last [`Kernels::prepare`] was given one.
     pub fn bias(&self) -> Option<CudaView<'_, E>> {
-        (self.ready && self.has_bias).then(|| self.bias.as_view())
+        (self.state == State::Ready && self.has_bias).then(|| self.bias.as_view())
+    }
+
+    /// Σ V² of a shard, `[I]` or `[O]`, after a [`Kernels::prepare`] with [`Magnitude::Sharded`]:
+    /// to be replaced by its sum over the shards ([`AllReduce`](crate::AllReduce)) before
+    /// [`Kernels::finish_prepare`]. `None` at any other time.
+    pub fn squared_norms_mut(&mut self) -> Option<CudaViewMut<'_, f32>> {
+        (self.state == State::Squares).then(|| self.norm.as_view_mut())
     }
 
     /// The addresses, to be read, and the guards that order their use on the stream.
@@ -168,9 +194,9 @@ impl<E: Element> Prepared<E> {
     /// Whether all operands are there.
     pub(crate) fn check(&self, kernels: &Kernels, spec: &DoraSpec) -> Result<()> {
         self.check_gain(kernels, spec)?;
-        match self.ready {
-            true => Ok(()),
-            false => Err(Error::NotPrepared { problem: "have nothing but their gains" }),
+        match self.state {
+            State::Gains => Err(Error::NotPrepared { problem: "have nothing but their gains" }),
+            _ => Ok(()),
         }
     }
 
@@ -181,10 +207,14 @@ impl<E: Element> Prepared<E> {
         if self.spec != *spec {
             return Err(Error::NotPrepared { problem: "were made for another spec" });
         }
-        if !self.has_gain {
-            return Err(Error::NotPrepared { problem: "have not been computed yet" });
+        match self.state {
+            State::Gains | State::Ready => Ok(()),
+            State::Empty => Err(Error::NotPrepared { problem: "have not been computed yet" }),
+            State::Squares => {
+                let problem = "are those of a shard that finish_prepare has not completed";
+                Err(Error::NotPrepared { problem })
+            }
         }
-        Ok(())
     }
 }
 
@@ -197,6 +227,9 @@ pub enum Magnitude<'a> {
     Given(CudaView<'a, f32>),
     /// A fresh adapter: m = c is written here, and g is exactly 1.
     Init(CudaViewMut<'a, f32>),
+    /// W is one of the shards that each norm sums over: `prepare` goes as far as the shard's Σ V²
+    /// ([`Prepared::squared_norms_mut`]), and [`Kernels::finish_prepare`] takes the magnitude.
+    Sharded,
 }
 
 /// Inputs of [`Kernels::prepare`], row-major and contiguous.
@@ -245,11 +278,7 @@ impl Kernels {
         self.check_buffer(&inputs.weight)?;
         self.check_buffer(&inputs.lora_a)?;
         self.check_buffer(&inputs.lora_b)?;
-        match &inputs.magnitude {
-            Magnitude::None => {}
-            Magnitude::Given(m) => self.check_buffer(m)?,
-            Magnitude::Init(m) => self.check_buffer(m)?,
-        }
+        self.check_magnitude(&inputs.magnitude)?;
         inputs.bias.as_ref().map_or(Ok(()), |bias| self.check_buffer(bias))?;
         self.check_buffer(&prepared.a)?;
         self.check_buffer(workspace.buffer())?;
@@ -261,11 +290,8 @@ impl Kernels {
         let (weight, _guard) = inputs.weight.device_ptr(stream);
         let (lora_a, _guard) = inputs.lora_a.device_ptr(stream);
         let (lora_b, _guard) = inputs.lora_b.device_ptr(stream);
-        let ((magnitude, _given), (magnitude_out, _init)) = match &mut inputs.magnitude {
-            Magnitude::None => ((0, None), (0, None)),
-            Magnitude::Given(m) => (optional(m.device_ptr(stream)), (0, None)),
-            Magnitude::Init(m) => ((0, None), optional(m.device_ptr_mut(stream))),
-        };
+        let sharded = matches!(inputs.magnitude, Magnitude::Sharded);
+        let ([magnitude, magnitude_out], _guard) = inputs.magnitude.lend(stream);
         let (bias, _bias) =
             inputs.bias.as_ref().map_or((0, None), |bias| optional(bias.device_ptr(stream)));
         let (norm, _guard) = prepared.norm.device_ptr_mut(stream);
@@ -279,13 +305,85 @@ impl Kernels {
         let (packed_bias, _guard) = prepared.bias.device_ptr_mut(stream);
         let raw = raw::Prepare { weight, lora_a, lora_b, magnitude, magnitude_out, bias };
         let targets = raw::Prepared { norm, gain, a, sb, gsb, bias: packed_bias };
-        (prepared.ready, prepared.has_gain) = (false, false);
+        prepared.state = State::Empty;
         // SAFETY: each buffer was checked against its shape, and its guard orders the launch on the
         // stream.
-        unsafe { self.prepare_raw(stream, spec, &scratch, &targets, &raw) }?;
-        (prepared.ready, prepared.has_gain) = (true, true);
+        unsafe {
+            match sharded {
+                false => self.prepare_raw(stream, spec, &scratch, &targets, &raw),
+                true => self.prepare_shard_raw(stream, spec, &scratch, &targets, &raw),
+            }
+        }?;
+        prepared.state = if sharded { State::Squares } else { State::Ready };
         prepared.has_bias = bias != 0;
         Ok(())
+    }
+
+    /// Completes what [`Kernels::prepare`] began with [`Magnitude::Sharded`]: c and g from Σ V²
+    /// over all shards, which is where [`Prepared::squared_norms_mut`] points by now, and g∘s·B.
+    /// One small launch, which does not read W. c is as exact as that of a whole weight: squares
+    /// are positive, so that nothing cancels when they are added up.
+    ///
+    /// `lora_b` is B `[O, r]` as `prepare` got it; the magnitude `[I]` or `[O]` is that of the
+    /// shard's spec. Which gradients are partial then: [`parallel`](crate::parallel).
+    ///
+    /// # Errors
+    /// Before anything is launched: [`Error::NotPrepared`] unless `prepare` came before,
+    /// [`Error::Dtype`], [`Error::Shape`], [`Error::MissingTensor`] for the magnitude,
+    /// [`Error::DeviceLimit`], [`Error::ContextMismatch`]. Afterwards [`Error::Driver`].
+    pub fn finish_prepare<E: Element>(
+        &self,
+        stream: &Arc<CudaStream>,
+        spec: &DoraSpec,
+        prepared: &mut Prepared<E>,
+        lora_b: CudaView<'_, f32>,
+        mut magnitude: Magnitude<'_>,
+    ) -> Result<()> {
+        self.check_stream(stream)?;
+        spec.check_dtype::<E>()?;
+        if prepared.spec != *spec {
+            return Err(Error::NotPrepared { problem: "were made for another spec" });
+        }
+        if prepared.state != State::Squares {
+            return Err(Error::NotPrepared { problem: "hold no squared norms of a shard" });
+        }
+        check_len("lora_B", lora_b.len(), ("O", spec.out_features()), ("r", spec.rank()))?;
+        check_magnitude(spec, &magnitude)?;
+        if matches!(magnitude, Magnitude::Sharded) {
+            let reason = "the norms are complete now, and the gains are m/c";
+            return Err(Error::MissingTensor { tensor: "magnitude", reason });
+        }
+        self.check_buffer(&lora_b)?;
+        self.check_magnitude(&magnitude)?;
+        self.check_buffer(&prepared.a)?;
+
+        let (lora_b, _guard) = lora_b.device_ptr(stream);
+        let ([magnitude, magnitude_out], _guard) = magnitude.lend(stream);
+        let (norm, _guard) = prepared.norm.device_ptr_mut(stream);
+        let (gain, _guard) = prepared.gain.device_ptr_mut(stream);
+        let (gsb, _gsb) = match &mut prepared.gsb {
+            Some(gsb) => optional(gsb.device_ptr_mut(stream)),
+            None => (0, None),
+        };
+        let (a, _guard) = prepared.a.device_ptr(stream);
+        let (sb, _guard) = prepared.sb.device_ptr(stream);
+        let targets = raw::Prepared { norm, gain, a, sb, gsb, bias: 0 };
+        let raw = raw::Prepare { weight: 0, lora_a: 0, lora_b, magnitude, magnitude_out, bias: 0 };
+        prepared.state = State::Empty;
+        // SAFETY: each buffer was checked against its shape, and its guard orders the launch on the
+        // stream.
+        unsafe { self.finish_prepare_raw(stream, spec, &targets, &raw) }?;
+        prepared.state = State::Ready;
+        Ok(())
+    }
+
+    /// Whether the magnitude lives in the kernels' context.
+    fn check_magnitude(&self, magnitude: &Magnitude<'_>) -> Result<()> {
+        match magnitude {
+            Magnitude::None | Magnitude::Sharded => Ok(()),
+            Magnitude::Given(m) => self.check_buffer(m),
+            Magnitude::Init(m) => self.check_buffer(m),
+        }
     }
 
     /// [`Kernels::prepare`] on device addresses: writes what `prepared` names.
@@ -308,12 +406,100 @@ impl Kernels {
         prepared: &raw::Prepared,
         inputs: &raw::Prepare,
     ) -> Result<()> {
+        check_magnitude_raw(spec, inputs)?;
+        // SAFETY: the caller's promise.
+        unsafe { self.prepare_part(stream, spec, workspace, prepared, inputs, Part::Whole) }
+    }
+
+    /// [`Kernels::prepare`] with [`Magnitude::Sharded`] on device addresses: writes Σ V² of
+    /// the shard to `prepared.norm`, and no gains. The magnitude's addresses are not used.
+    ///
+    /// # Safety
+    /// As for [`Kernels::prepare_raw`].
+    ///
+    /// # Errors
+    /// As [`Kernels::prepare_raw`]; [`Error::UnexpectedTensor`] for plain LoRA.
+    pub unsafe fn prepare_shard_raw(
+        &self,
+        stream: &Arc<CudaStream>,
+        spec: &DoraSpec,
+        workspace: &raw::Workspace,
+        prepared: &raw::Prepared,
+        inputs: &raw::Prepare,
+    ) -> Result<()> {
+        check_has_magnitude(spec)?;
+        // SAFETY: the caller's promise.
+        unsafe { self.prepare_part(stream, spec, workspace, prepared, inputs, Part::Squares) }
+    }
+
+    /// One launch that reads W.
+    ///
+    /// # Safety
+    /// As for [`Kernels::prepare_raw`].
+    unsafe fn prepare_part(
+        &self,
+        stream: &Arc<CudaStream>,
+        spec: &DoraSpec,
+        workspace: &raw::Workspace,
+        prepared: &raw::Prepared,
+        inputs: &raw::Prepare,
+        part: Part,
+    ) -> Result<()> {
         self.check_stream(stream)?;
         let plan = Plan::new(spec, self.sm_count());
         self.check_grid(Entry::Prepare, spec.dtype(), plan.grid())?;
         let scratch = workspace.parts(plan.needs(), 0)?;
         check_raw(spec, prepared, inputs)?;
         let params = PrepareParams {
+            partials: scratch.regions,
+            counters: scratch.counters,
+            ..PrepareParams::new(spec, &plan, prepared, inputs, part)
+        };
+        // SAFETY: the struct is the kernel's; the caller vouches for the addresses.
+        unsafe { self.launch(stream, Entry::Prepare, spec.dtype(), plan.grid(), &params) }
+    }
+
+    /// [`Kernels::finish_prepare`] on device addresses: Σ V² over all shards is where
+    /// `prepared.norm` points, which becomes c. Of `inputs`, B and the magnitude's addresses are
+    /// used.
+    ///
+    /// # Safety
+    /// As for [`Kernels::prepare_raw`].
+    ///
+    /// # Errors
+    /// As [`Kernels::prepare_raw`]; [`Error::UnexpectedTensor`] for plain LoRA.
+    pub unsafe fn finish_prepare_raw(
+        &self,
+        stream: &Arc<CudaStream>,
+        spec: &DoraSpec,
+        prepared: &raw::Prepared,
+        inputs: &raw::Prepare,
+    ) -> Result<()> {
+        self.check_stream(stream)?;
+        check_has_magnitude(spec)?;
+        check_magnitude_raw(spec, inputs)?;
+        prepared.check(spec)?;
+        if spec.rank() > 0 {
+            present("lora_B", inputs.lora_b, size_of::<f32>())?;
+        }
+        let plan = Plan::new(spec, self.sm_count());
+        let grid = [plan.strips, 1, 1];
+        let params = PrepareParams::new(spec, &plan, prepared, inputs, Part::Gains);
+        // SAFETY: the struct is the kernel's; the caller vouches for the addresses.
+        unsafe { self.launch(stream, Entry::Prepare, spec.dtype(), grid, &params) }
+    }
+}
+
+impl PrepareParams {
+    /// All but where the scratch memory is.
+    fn new(
+        spec: &DoraSpec,
+        plan: &Plan,
+        prepared: &raw::Prepared,
+        inputs: &raw::Prepare,
+        part: Part,
+    ) -> Self {
+        Self {
             weight: inputs.weight,
             lora_a: inputs.lora_a,
             lora_b: inputs.lora_b,
@@ -326,8 +512,8 @@ impl Kernels {
             sb: prepared.sb,
             gsb: prepared.gsb,
             packed_bias: prepared.bias,
-            partials: scratch.regions,
-            counters: scratch.counters,
+            partials: 0,
+            counters: 0,
             scaling: spec.scaling(),
             in_features: spec.in_features() as i32,
             out_features: spec.out_features() as i32,
@@ -339,10 +525,25 @@ impl Kernels {
             aligned: i32::from(are_aligned(spec.dtype(), &[spec.in_features()], &[inputs.weight])),
             aligned_a: i32::from(are_aligned(Dtype::F32, &[spec.in_features()], &[inputs.lora_a])),
             aligned_b: i32::from(are_aligned(Dtype::F32, &[spec.rank()], &[inputs.lora_b])),
-            _padding: 0,
-        };
-        // SAFETY: the struct is the kernel's; the caller vouches for the addresses.
-        unsafe { self.launch(stream, Entry::Prepare, spec.dtype(), plan.grid(), &params) }
+            part: part as i32,
+        }
+    }
+}
+
+impl Magnitude<'_> {
+    /// The addresses of m and of room for a fresh one, of which one is 0, and the guards.
+    fn lend<'a>(&'a mut self, stream: &'a CudaStream) -> ([u64; 2], Option<SyncOnDrop<'a>>) {
+        match self {
+            Self::None | Self::Sharded => ([0, 0], None),
+            Self::Given(m) => {
+                let (m, guard) = m.device_ptr(stream);
+                ([m, 0], Some(guard))
+            }
+            Self::Init(m) => {
+                let (m, guard) = m.device_ptr_mut(stream);
+                ([0, m], Some(guard))
+            }
+        }
     }
 }
 
@@ -353,24 +554,36 @@ fn check_raw(spec: &DoraSpec, prepared: &raw::Prepared, inputs: &raw::Prepare) -
         present("lora_A", inputs.lora_a, single)?;
         present("lora_B", inputs.lora_b, single)?;
     }
-    match (spec.norm(), inputs.magnitude, inputs.magnitude_out) {
-        (Norm::None, 0, 0) => {}
-        (Norm::None, ..) => {
-            let reason = "plain LoRA has no magnitude";
-            return Err(Error::UnexpectedTensor { tensor: "magnitude", reason });
-        }
-        (_, m, 0) => present("magnitude", m, single)?,
-        (_, 0, m) => present("magnitude_out", m, single)?,
-        _ => {
-            let reason = "a fresh magnitude is asked for as well";
-            return Err(Error::UnexpectedTensor { tensor: "magnitude", reason });
-        }
-    }
     absent_or("bias", inputs.bias, single)?;
     if inputs.bias != 0 {
         present("the packed bias", prepared.bias, bytes)?;
     }
     prepared.check(spec)
+}
+
+/// Plain LoRA has no magnitude; else one of the two is given.
+fn check_magnitude_raw(spec: &DoraSpec, inputs: &raw::Prepare) -> Result<()> {
+    let single = size_of::<f32>();
+    match (spec.norm(), inputs.magnitude, inputs.magnitude_out) {
+        (Norm::None, 0, 0) => Ok(()),
+        (Norm::None, ..) => check_has_magnitude(spec),
+        (_, m, 0) => present("magnitude", m, single),
+        (_, 0, m) => present("magnitude_out", m, single),
+        _ => {
+            let reason = "a fresh magnitude is asked for as well";
+            Err(Error::UnexpectedTensor { tensor: "magnitude", reason })
+        }
+    }
+}
+
+fn check_has_magnitude(spec: &DoraSpec) -> Result<()> {
+    match spec.norm() {
+        Norm::Input | Norm::Output => Ok(()),
+        Norm::None => {
+            let reason = "plain LoRA has no magnitude";
+            Err(Error::UnexpectedTensor { tensor: "magnitude", reason })
+        }
+    }
 }
 
 impl raw::Prepared {
@@ -421,16 +634,18 @@ fn check<E>(spec: &DoraSpec, inputs: &Prepare<'_, E>) -> Result<()> {
     if let Some(bias) = &inputs.bias {
         check_len("bias", bias.len(), ("1", 1), rows)?;
     }
-    let found = match (&inputs.magnitude, spec.norm()) {
+    check_magnitude(spec, &inputs.magnitude)
+}
+
+fn check_magnitude(spec: &DoraSpec, magnitude: &Magnitude<'_>) -> Result<()> {
+    let found = match (magnitude, spec.norm()) {
         (Magnitude::None, Norm::None) => return Ok(()),
         (Magnitude::None, _) => {
             let reason = "DoRA scales each feature by m/c; use Magnitude::Init for a new adapter";
             return Err(Error::MissingTensor { tensor: "magnitude", reason });
         }
-        (_, Norm::None) => {
-            let reason = "plain LoRA has no magnitude";
-            return Err(Error::UnexpectedTensor { tensor: "magnitude", reason });
-        }
+        (_, Norm::None) => return check_has_magnitude(spec),
+        (Magnitude::Sharded, _) => return Ok(()),
         (Magnitude::Given(m), _) => m.len(),
         (Magnitude::Init(m), _) => m.len(),
     };

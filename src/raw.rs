@@ -13,6 +13,10 @@
 //! | [`Kernels::decompose_raw`](crate::Kernels::decompose_raw) | [`Decompose`] | [`crate::Decompose`] |
 //! | [`Kernels::decompose_adapter_raw`](crate::Kernels::decompose_adapter_raw) | [`DecomposeAdapter`] | [`crate::DecomposeAdapter`] |
 //!
+//! Of a shard, [`prepare_shard_raw`](crate::Kernels::prepare_shard_raw) and
+//! [`finish_prepare_raw`](crate::Kernels::finish_prepare_raw) do what `prepare_raw` does of a whole
+//! weight.
+//!
 //! An address of 0 stands for a tensor that is absent. Shapes and dtypes are those of the structs
 //! for cudarc's buffers; matrices are row-major. What can be told from numbers (strides, alignment,
 //! missing tensors, the workspace's size, the device's limits) is checked before anything is

@@ -76,6 +76,24 @@ fn few_launches_and_nothing_else() {
                 .prepare(&stream, &spec, &mut workspace, &mut prepared, inputs)
                 .expect("prepare");
         });
+        if has_norm {
+            counted("prepare of a shard", 1, &mut || {
+                let inputs = Prepare {
+                    weight: weight.as_view(),
+                    lora_a: lora_a.slice(..len_a),
+                    lora_b: lora_b.slice(..len_b),
+                    magnitude: Magnitude::Sharded,
+                    bias: Some(bias.as_view()),
+                };
+                kernels
+                    .prepare(&stream, &spec, &mut workspace, &mut prepared, inputs)
+                    .expect("prepare");
+            });
+            counted("finish_prepare", 1, &mut || {
+                let (lora_b, m) = (lora_b.slice(..len_b), Magnitude::Given(m.as_view()));
+                kernels.finish_prepare(&stream, &spec, &mut prepared, lora_b, m).expect("gains");
+            });
+        }
         counted("forward", 1, &mut || {
             let io = Forward {
                 tokens: TOKENS,

@@ -146,7 +146,8 @@ impl<E: Element> Caller<E> {
         self.call("prepare", |own| {
             let Self { dice, kernels, stream, pools, .. } = own;
             let [a, b, m, bias, _] = &pools.read_f32;
-            let kind = dice.of(usize::from(spec.norm() != Norm::None), &[0, 1, 2]);
+            let right = if dice.one_in(3) { 3 } else { 1 };
+            let kind = dice.of(if spec.norm() == Norm::None { 0 } else { right }, &[0, 1, 2, 3]);
             let io = Prepare {
                 weight: dice.view(&pools.read[0], spec.out_features(), spec.in_features()),
                 lora_a: dice.view(a, spec.rank(), spec.in_features()),
@@ -154,6 +155,7 @@ impl<E: Element> Caller<E> {
                 magnitude: match kind {
                     0 => Magnitude::None,
                     1 => Magnitude::Given(dice.view(m, 1, spec.magnitude_len())),
+                    3 => Magnitude::Sharded,
                     _ => {
                         let m = &mut pools.write_f32[0];
                         Magnitude::Init(dice.view_mut(m, 1, spec.magnitude_len()))
@@ -162,6 +164,20 @@ impl<E: Element> Caller<E> {
                 bias: dice.one_in(2).then(|| dice.view(bias, 1, spec.out_features())),
             };
             kernels.prepare(stream, spec, workspace, prepared, io)
+        });
+        if prepared.squared_norms_mut().is_none() && !self.dice.one_in(8) {
+            return;
+        }
+        self.call("finish_prepare", |own| {
+            let Self { dice, kernels, stream, pools, .. } = own;
+            let [_, b, m, ..] = &pools.read_f32;
+            let magnitude = match dice.of(0, &[1, 2]) {
+                0 => Magnitude::Given(dice.view(m, 1, spec.magnitude_len())),
+                1 => Magnitude::Sharded,
+                _ => Magnitude::None,
+            };
+            let lora_b = dice.view(b, spec.out_features(), spec.rank());
+            kernels.finish_prepare(stream, spec, prepared, lora_b, magnitude)
         });
     }
 

@@ -323,6 +323,20 @@ impl Emulator {
         }
     }
 
+    /// Lets there be `count` devices, 1 to 8, all alike: each with memory and contexts of its own.
+    /// A process starts with as many as `CUDA_EMULATOR_DEVICE_COUNT` says, or one.
+    ///
+    /// # Errors
+    /// `CUDA_ERROR_ILLEGAL_STATE` where there is a context already, unless there are as many;
+    /// `CUDA_ERROR_INVALID_VALUE` for another number.
+    pub fn set_devices(&self, count: usize) -> Result<(), Status> {
+        // SAFETY: the function takes any number.
+        match unsafe { (self.functions.set_devices)(count) } {
+            Status::SUCCESS => Ok(()),
+            status => Err(status),
+        }
+    }
+
     /// The text that a function of the library writes into a buffer of the size it is told, and
     /// whose length it returns.
     fn text(&self, mut write: impl FnMut(*mut c_char, usize) -> usize) -> Option<String> {

@@ -217,10 +217,15 @@ impl Device {
 
     /// A device of that profile.
     pub fn with_config(profile: Profile, config: Config) -> Device {
+        Self::numbered(profile, config, 0)
+    }
+
+    /// One of several devices, each with addresses of its own.
+    pub(crate) fn numbered(profile: Profile, config: Config, ordinal: u32) -> Device {
         Device {
             profile,
             config,
-            memory: Memory::new(profile.total_memory, config.sanitizer),
+            memory: Memory::new(profile.total_memory, config.sanitizer, ordinal),
             counters: Mutex::default(),
             launches: Mutex::default(),
             stack_limit: AtomicU32::new(STACK_LIMIT),

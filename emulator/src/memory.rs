@@ -19,6 +19,9 @@ pub const POISON: u8 = 0xff;
 pub(crate) const WRITTEN: u8 = 1;
 /// Where the addresses of global memory start.
 const FIRST_ADDRESS: u64 = 0x0200_0000_0000;
+/// How far behind those of one device the addresses of the next start: an address of another device
+/// hits nothing.
+const DEVICE_SPAN: u64 = 0x0800_0000_0000;
 /// Where the addresses of global memory end.
 pub(crate) const GLOBAL_END: u64 = 0x7d00_0000_0000;
 /// The least distance between two allocations.
@@ -145,10 +148,11 @@ pub(crate) struct Memory {
 }
 
 impl Memory {
-    /// Memory of that many bytes; `shadowed` notes what was written to.
-    pub(crate) fn new(total: u64, shadowed: bool) -> Self {
-        let state =
-            State { live: Table::default(), freed: Vec::new(), next: FIRST_ADDRESS, in_use: 0 };
+    /// Memory of that many bytes of the device with this ordinal; `shadowed` notes what was written
+    /// to.
+    pub(crate) fn new(total: u64, shadowed: bool, ordinal: u32) -> Self {
+        let next = FIRST_ADDRESS + u64::from(ordinal) * DEVICE_SPAN;
+        let state = State { live: Table::default(), freed: Vec::new(), next, in_use: 0 };
         Self { total, shadowed, state: Mutex::new(state) }
     }
 

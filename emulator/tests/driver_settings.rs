@@ -6,7 +6,7 @@ mod driver_support;
 use std::process::{Command, Output};
 
 use cudarc::driver::sys::{self, CUdevice_attribute as Attribute, CUresult};
-use cudarc::driver::{DriverError, LaunchConfig, PushKernelArg};
+use cudarc::driver::{CudaContext, DriverError, LaunchConfig, PushKernelArg};
 
 use cuda_emulator::client::{Choice, SelectError, select};
 use driver_support::{SPECIAL, code, context, emulator, kernel};
@@ -72,6 +72,24 @@ fn another_profile() {
         let attribute = Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT;
         assert_eq!(context.attribute(attribute).unwrap(), 132);
         assert_eq!(emulator().device_name(), "Emulated H100");
+    });
+}
+
+#[test]
+fn several_devices() {
+    with("several_devices", &[("CUDA_EMULATOR_DEVICE_COUNT", "3")], || {
+        emulator();
+        assert_eq!(CudaContext::device_count(), Ok(3));
+        assert_eq!(CudaContext::new(2).map(|context| context.ordinal()), Ok(2));
+    });
+}
+
+#[test]
+fn more_devices_than_there_can_be() {
+    let variables = [("CUDA_EMULATOR_DEVICE_COUNT", "9")];
+    with("more_devices_than_there_can_be", &variables, || {
+        let error = select(Choice::Emulated).unwrap_err().to_string();
+        assert!(error.contains("9 devices"), "{error}");
     });
 }
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use fused_dora::cudarc::driver::{CudaContext, CudaSlice, CudaStream};
-use fused_dora::{Decomposition, Element, Kernels, Norm, Result, Workspace};
+use fused_dora::{AllReduce, Decomposition, Element, Kernels, Norm, Result, Workspace};
 use rand::Rng;
 
 use crate::common::run::driver;
@@ -134,6 +134,16 @@ impl<'a, E: Element> Network<'a, E> {
             }
         }
         Ok(())
+    }
+
+    /// Adds up the gradients of all ranks: one sum, of the one buffer in which they lie.
+    pub fn sum_over_ranks(&mut self, rank: &dyn AllReduce) -> Result<()> {
+        self.optimizer.sum_over_ranks(rank)
+    }
+
+    /// The parameters, and padding.
+    pub fn parameters(&self) -> Result<Vec<f32>> {
+        self.optimizer.download(self.engine)
     }
 
     /// A step of the optimizer, after which the layers are made ready again.

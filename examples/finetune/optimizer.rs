@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use fused_dora::cudarc::driver::{CudaSlice, CudaView, CudaViewMut};
-use fused_dora::{AdamW, AdamWConfig, OptimizerPart, Result, Schedule};
+use fused_dora::{AdamW, AdamWConfig, AllReduce, OptimizerPart, Result, Schedule};
 
 use crate::common::run::driver;
 use crate::network::Engine;
@@ -55,6 +55,17 @@ impl Optimizer {
     /// The gradients of one layer, to be written.
     pub fn gradients_mut(&mut self, layer: &Range<usize>) -> CudaViewMut<'_, f32> {
         self.gradients.slice_mut(layer.clone())
+    }
+
+    /// All parameters, on the host.
+    pub fn download(&self, engine: &Engine) -> Result<Vec<f32>> {
+        let during = "copying parameters from the device";
+        engine.stream.clone_dtoh(&self.parameters).map_err(driver(during))
+    }
+
+    /// Adds up the gradients of all ranks.
+    pub fn sum_over_ranks(&mut self, rank: &dyn AllReduce) -> Result<()> {
+        rank.sum_over_ranks(self.gradients.as_view_mut())
     }
 
     /// One step, by the gradients that are there: one launch.

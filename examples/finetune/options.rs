@@ -1,15 +1,13 @@
 //! The demonstration's command line.
 
-use std::fmt::Display;
 use std::path::PathBuf;
-use std::str::FromStr;
 
 use fused_dora::Dtype;
 use lexopt::prelude::*;
 
 use crate::common;
 use crate::common::device::Choice;
-use crate::common::options::{dtype, text};
+use crate::common::options::{dtype, parsed, positive, text};
 use crate::train::Schedule;
 
 pub const USAGE: &str = "\
@@ -79,21 +77,5 @@ impl Options {
         }
         options.device = common::options::device(device)?;
         Ok(Some(options))
-    }
-}
-
-fn parsed<T>(name: &str, parser: &mut lexopt::Parser) -> Result<T, lexopt::Error>
-where
-    T: FromStr,
-    T::Err: Display,
-{
-    let text = text(parser)?;
-    text.parse().map_err(|error| format!("{name} {text}: {error}").into())
-}
-
-fn positive(name: &str, parser: &mut lexopt::Parser) -> Result<usize, lexopt::Error> {
-    match parsed(name, parser)? {
-        0 => Err(format!("{name} 0: it must be at least 1").into()),
-        number => Ok(number),
     }
 }

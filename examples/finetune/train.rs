@@ -1,6 +1,6 @@
 //! The training loop: batches and softmax cross-entropy, on the host in f32.
 
-use fused_dora::{Decomposition, Element, Result};
+use fused_dora::{AllReduce, Decomposition, Element, Result};
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
@@ -42,24 +42,33 @@ pub struct Trained {
     pub checkpoints: Vec<Vec<Decomposition>>,
 }
 
-/// Trains a network; `on_step` is told each step's loss.
+/// Trains a network; `on_step` is told each step's loss. Where it is one of several ranks, it takes
+/// its part of each batch, its losses are parts of the batches', and gradients are summed.
 pub fn train<E: Element>(
     network: &mut Network<'_, E>,
     digits: &Digits,
     schedule: Schedule,
+    rank: Option<&dyn AllReduce>,
     mut on_step: impl FnMut(f32),
 ) -> Result<Trained> {
     let mut rng = StdRng::seed_from_u64(schedule.seed);
     let mut order = Order::new(digits.len());
     let mut trained = Trained { losses: Vec::new(), checkpoints: Vec::new() };
     let interval = schedule.steps.div_ceil(CHECKPOINTS);
+    let (own, ranks) = rank.map_or((0, 1), |rank| (rank.rank(), rank.ranks()));
+    let [start, end] = [own, own + 1].map(|rank| rank * schedule.batch / ranks);
     for step in 1..=schedule.steps {
-        let rows = order.next(schedule.batch, &mut rng);
+        // Every rank draws the same batch.
+        let rows = &order.next(schedule.batch, &mut rng)[start..end];
         let images: Vec<f32> = rows.iter().flat_map(|&row| image(digits, row)).copied().collect();
         let labels: Vec<u8> = rows.iter().map(|&row| digits.labels[row]).collect();
-        let mut logits = network.forward(schedule.batch, &images, rng.random())?;
-        let loss = cross_entropy(&mut logits, &labels);
-        network.backward(schedule.batch, &logits)?;
+        let seed = rng.random::<u64>() ^ own as u64;
+        let mut logits = network.forward(rows.len(), &images, seed)?;
+        let loss = cross_entropy(&mut logits, &labels, schedule.batch);
+        network.backward(rows.len(), &logits)?;
+        if let Some(rank) = rank {
+            network.sum_over_ranks(rank)?;
+        }
         network.update(schedule.learning_rate)?;
         on_step(loss);
         trained.losses.push(loss);
@@ -111,9 +120,10 @@ impl Order {
     }
 }
 
-/// The batch's mean loss; the logits become its gradient, (softmax − one-hot)/batch.
-fn cross_entropy(logits: &mut [f32], labels: &[u8]) -> f32 {
-    let scale = 1.0 / labels.len() as f32;
+/// What these images add to the mean loss of their batch; the logits become its gradient,
+/// (softmax − one-hot)/batch.
+fn cross_entropy(logits: &mut [f32], labels: &[u8], batch: usize) -> f32 {
+    let scale = 1.0 / batch as f32;
     let mut loss = 0.0;
     for (logits, &label) in logits.chunks_exact_mut(CLASSES).zip(labels) {
         let label = usize::from(label);

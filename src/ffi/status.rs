@@ -62,6 +62,8 @@ pub enum Status {
     ContextMismatch,
     /// The CUDA driver reported an error, perhaps of an earlier launch.
     Driver,
+    /// Ranks that disagree in a sum over them. No function of this interface makes one yet.
+    Ranks,
 }
 
 impl Status {
@@ -87,6 +89,7 @@ impl Status {
             Error::PtxTooNew { .. } => Self::PtxTooNew,
             Error::ContextMismatch => Self::ContextMismatch,
             Error::Driver { .. } => Self::Driver,
+            Error::Ranks { .. } => Self::Ranks,
         }
     }
 }

@@ -34,6 +34,21 @@ pub fn open_choice(choice: Option<Choice>) -> Result<Device, Box<dyn Error>> {
     Ok(Device { context, name, selected })
 }
 
+/// Opens `count` devices of the kind asked for: as many of the emulated one as that, or GPUs.
+pub fn open_several(choice: Choice, count: usize) -> Result<Vec<Device>, Box<dyn Error>> {
+    let selected = client::select(choice)?;
+    if let Selected::Emulated(emulator) = &selected {
+        let failed = || emulator.last_error().unwrap_or_default();
+        emulator.set_devices(count).map_err(|_| failed())?;
+    }
+    let open = |ordinal| {
+        let context = open_device(ordinal)?;
+        let name = context.name()?;
+        Ok(Device { context, name, selected: selected.clone() })
+    };
+    (0..count).map(open).collect()
+}
+
 /// The emulated device with settings of its own; no context may be open.
 pub fn open_emulated(config: &Config) -> Result<Device, Box<dyn Error>> {
     if let Selected::Emulated(emulator) = client::select(Choice::Emulated)? {

@@ -1,5 +1,8 @@
 //! Command-line values that the examples share.
 
+use std::fmt::Display;
+use std::str::FromStr;
+
 use fused_dora::Dtype;
 
 use super::device::Choice;
@@ -10,6 +13,24 @@ pub fn text(parser: &mut lexopt::Parser) -> Result<String, lexopt::Error> {
         .value()?
         .into_string()
         .map_err(|raw| format!("{}: not valid UTF-8", raw.display()).into())
+}
+
+/// The value of the option just read.
+pub fn parsed<T>(name: &str, parser: &mut lexopt::Parser) -> Result<T, lexopt::Error>
+where
+    T: FromStr,
+    T::Err: Display,
+{
+    let text = text(parser)?;
+    text.parse().map_err(|error| format!("{name} {text}: {error}").into())
+}
+
+/// The value of the option just read, a number that is not 0.
+pub fn positive(name: &str, parser: &mut lexopt::Parser) -> Result<usize, lexopt::Error> {
+    match parsed(name, parser)? {
+        0 => Err(format!("{name} 0: it must be at least 1").into()),
+        number => Ok(number),
+    }
 }
 
 /// A compute type by its name.

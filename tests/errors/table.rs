@@ -2,13 +2,15 @@
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
+use std::thread;
 
 use fused_dora::cudarc::driver::CudaSlice;
 use fused_dora::{
-    AdamW, AdamWConfig, Adapter, AdapterGroups, AdapterLayout, Clip, Decompose, DoraLinear,
-    DoraSpec, Dropout, DropoutForm, Dtype, Error, Forward, Gradients, InPlace, Kernels,
-    LinearBackward, LinearForward, Moments, Norm, NormGrad, OptimizerGroup, OptimizerPart,
-    Prepared, Result, Rows, Saved, Scaling, Schedule, Workspace, load_image, open_device, raw,
+    AdamW, AdamWConfig, Adapter, AdapterGroups, AdapterLayout, AllReduce, Clip, Decompose,
+    DoraLinear, DoraSpec, Dropout, DropoutForm, Dtype, Error, Forward, Gradients, HostRank,
+    InPlace, Kernels, LinearBackward, LinearForward, Magnitude, Moments, Norm, NormGrad,
+    OptimizerGroup, OptimizerPart, Prepare, Prepared, Result, Rows, Saved, Scaling, Schedule,
+    Workspace, load_image, open_device, raw,
 };
 use half::bf16;
 
@@ -71,6 +73,7 @@ fn variant(error: &Error) -> &'static str {
         Error::Adapter { .. } => "Adapter",
         Error::DeviceLimit { .. } => "DeviceLimit",
         Error::ContextMismatch => "ContextMismatch",
+        Error::Ranks { .. } => "Ranks",
         Error::NoDevice { .. } => "NoDevice",
         Error::DriverMissing { .. } => "DriverMissing",
         Error::PtxTooNew { .. } => "PtxTooNew",
@@ -194,6 +197,24 @@ fn adamw(
 }
 
 impl Layer {
+    fn prepare_shard(&mut self) -> Result<()> {
+        let inputs = Prepare {
+            weight: self.weight.as_view(),
+            lora_a: self.lora_a.as_view(),
+            lora_b: self.lora_b.as_view(),
+            magnitude: Magnitude::Sharded,
+            bias: None,
+        };
+        let Self { kernels, stream, spec, workspace, prepared, .. } = self;
+        kernels.prepare(stream, spec, workspace, prepared, inputs)
+    }
+
+    fn finish_prepare(&mut self) -> Result<()> {
+        let magnitude = Magnitude::Given(self.magnitude.as_view());
+        let Self { kernels, stream, spec, prepared, lora_b, .. } = self;
+        kernels.finish_prepare(stream, spec, prepared, lora_b.as_view(), magnitude)
+    }
+
     /// A forward whose tensors `change` may replace.
     fn forward_with<'a>(&'a mut self, change: impl FnOnce(&mut Forward<'a, bf16>)) -> Result<()> {
         let mut io = Forward {
@@ -460,6 +481,16 @@ fn order(table: &mut Table) {
     exact.prepare().expect("all shapes right");
     exact.spec = spec(Norm::Output);
     table.row("operands that were prepared for another spec", [exact.forward(TOKENS)]);
+    let mut shard = table.layer(Norm::Input);
+    shard.prepare_shard().expect("all shapes right");
+    table.row(
+        "an op between `prepare` of a shard and `finish_prepare`, or `finish_prepare` by itself",
+        [
+            shard.forward(TOKENS),
+            table.prepared(Norm::Input).finish_prepare(),
+            table.layer(Norm::Input).finish_prepare(),
+        ],
+    );
     let mut layer = table.layer(Norm::Input);
     let gain = [1.0; INPUTS];
     layer.prepared = Prepared::for_unmerge(&layer.stream, &layer.spec, &gain).expect("memory");
@@ -543,6 +574,23 @@ fn device(table: &mut Table) {
         [buffer, stream, linear.layer.attach("two", adapter)],
     );
     table.kernels.context().bind_to_thread().expect("the first context");
+    let stream = table.kernels.context().default_stream();
+    let [first, second]: [HostRank; 2] =
+        HostRank::group(&[stream.clone(), stream.clone()]).try_into().expect("two ranks");
+    let sum = |rank: &HostRank, len: usize| {
+        let mut buffer = rank.stream().alloc_zeros::<f32>(len).expect("memory");
+        rank.sum_over_ranks(buffer.as_view_mut())
+    };
+    let lengths = thread::scope(|scope| {
+        let other = scope.spawn(|| sum(&second, 4));
+        [sum(&first, 3), other.join().expect("no panic")]
+    });
+    drop(second);
+    let [one, other] = lengths;
+    table.row(
+        "buffers of different lengths, or a rank that has left, in a sum over ranks",
+        [one, other, sum(&first, 3)],
+    );
     table.row("a device that is not there", [open_device(99)]);
     let image = ".version 99.0\n.target sm_80\n.address_size 64\n";
     table.row(

@@ -23,8 +23,8 @@ const RANDOM_LAYERS: &str = "PROPTEST_CASES";
 
 /// What is checked: all members but that for candle, with which the others would be built once more,
 /// for the features that candle asks of what they share; and all of the crate's features that need
-/// nothing installed. Every check is of this one build, but for the lints of the benches against
-/// cuBLASLt: they show that the crate compiles without those features.
+/// nothing installed. Every check is of this one build, but for the lints of what takes cuBLASLt and
+/// NCCL: they show that the crate compiles without those features.
 const CHECKED: [&str; 5] = ["--workspace", "--exclude", CANDLE, FEATURES[0], FEATURES[1]];
 
 const FEATURES: [&str; 2] = ["--features", "fused-dora/cli,fused-dora/dlpack,fused-dora/ffi"];
@@ -110,9 +110,10 @@ pub(crate) fn test(matrix: bool) -> Result<(), Failure> {
         let mut lints = cargo(&["clippy", "--all-targets"]);
         run("cargo clippy", lints.args(CHECKED).args(["--", "--deny", "warnings"]))
     })?;
-    step("lints of the benches against cuBLASLt", || {
-        let lints = ["clippy", "--package", "fused-dora", "--benches", "--features", "cublaslt"];
-        run("cargo clippy", cargo(&lints).args(["--", "--deny", "warnings"]))
+    step("lints of what takes cuBLASLt and NCCL", || {
+        let mut lints = cargo(&["clippy", "--package", "fused-dora", "--benches"]);
+        lints.args(["--example", "data_parallel", "--features", "cublaslt,nccl"]);
+        run("cargo clippy", lints.args(["--", "--deny", "warnings"]))
     })?;
     step("documentation", || {
         let mut doc = cargo(&["doc", "--no-deps"]);

@@ -38,6 +38,7 @@ pub(super) struct Functions {
     pub(super) device_name: unsafe extern "C" fn(*mut c_char, usize) -> usize,
     pub(super) reset: unsafe extern "C" fn() -> Status,
     pub(super) set_config: unsafe extern "C" fn(*const Settings) -> Status,
+    pub(super) set_devices: unsafe extern "C" fn(usize) -> Status,
 }
 
 /// The dynamic loader's own words, which the error's message leaves to its source.
@@ -179,6 +180,7 @@ fn adopt(library: Library, path: &Path) -> Result<Functions, SelectError> {
             device_name: function(&library, "cudaEmulatorDeviceName").map_err(unusable)?,
             reset: function(&library, "cudaEmulatorReset").map_err(unusable)?,
             set_config: function(&library, "cudaEmulatorSetConfig").map_err(unusable)?,
+            set_devices: function(&library, "cudaEmulatorSetDevices").map_err(unusable)?,
         }
     };
     std::mem::forget(library);

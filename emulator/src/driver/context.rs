@@ -1,4 +1,4 @@
-//! Contexts: the primary one and those that programs create, and which one is current.
+//! Contexts: the primary ones and those that programs create, and which one is current.
 
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::c_int;
@@ -6,7 +6,6 @@ use std::sync::Arc;
 
 use crate::Device;
 
-use super::device::check_device;
 use super::entry::{Out, in_context, initialised, read};
 use super::pool::Pool;
 use super::queue::{Ordering, Stream};
@@ -38,14 +37,12 @@ const LIMITS: &[(u32, usize)] = &[
 ];
 
 impl Driver {
-    fn new_context(&mut self, flags: u32) -> Result<Context> {
+    fn new_context(&mut self, flags: u32, ordinal: usize) -> Result<Context> {
         let profile = self.platform()?.profile;
-        let device = match &self.config {
-            Some(config) => Device::with_config(profile, *config),
-            None => Device::new(profile),
-        };
+        let config = self.config.unwrap_or_default();
         Ok(Context {
-            device: Arc::new(device),
+            device: Arc::new(Device::numbered(profile, config, ordinal as u32)),
+            ordinal,
             flags,
             cache_config: 0,
             limits: LIMITS.iter().copied().collect(),
@@ -67,38 +64,40 @@ impl Driver {
         Ok(())
     }
 
-    fn create_context(&mut self, flags: u32) -> Result<u64> {
+    fn create_context(&mut self, flags: u32, device: c_int) -> Result<u64> {
+        let ordinal = self.device(device)?;
         check_flags(flags)?;
-        let context = self.new_context(flags)?;
+        let context = self.new_context(flags, ordinal)?;
         let handle = self.contexts.insert(context);
         self.furnish(handle)?;
         state::push_current(handle);
         Ok(handle)
     }
 
-    fn retain_primary(&mut self) -> Result<u64> {
-        let handle = match self.primary.handle {
+    fn retain_primary(&mut self, ordinal: usize) -> Result<u64> {
+        let handle = match self.primaries[ordinal].handle {
             Some(handle) => handle,
             None => self.contexts.reserve(),
         };
-        self.primary.handle = Some(handle);
+        self.primaries[ordinal].handle = Some(handle);
         if self.contexts.get(handle).is_none() {
-            let context = self.new_context(self.primary.flags)?;
+            let context = self.new_context(self.primaries[ordinal].flags, ordinal)?;
             self.contexts.revive(handle, context);
             self.furnish(handle)?;
         }
-        self.primary.users += 1;
+        self.primaries[ordinal].users += 1;
         Ok(handle)
     }
 
-    fn release_primary(&mut self) -> Result {
-        if self.primary.users == 0 {
+    fn release_primary(&mut self, ordinal: usize) -> Result {
+        let primary = &mut self.primaries[ordinal];
+        if primary.users == 0 {
             let reason = "the primary context was not retained";
             return Err(Status::INVALID_CONTEXT.because(reason));
         }
-        self.primary.users -= 1;
-        if self.primary.users == 0
-            && let Some(handle) = self.primary.handle
+        primary.users -= 1;
+        if primary.users == 0
+            && let Some(handle) = primary.handle
         {
             self.destroy_context(handle);
         }
@@ -165,8 +164,8 @@ pub unsafe extern "C" fn cuDevicePrimaryCtxRetain(context: *mut u64, device: c_i
     initialised("cuDevicePrimaryCtxRetain", |driver| {
         // SAFETY: `context` is null or writable, by the convention of the driver API.
         let context = unsafe { Out::new(context) }?;
-        check_device(device)?;
-        context.set(driver.retain_primary()?);
+        let ordinal = driver.device(device)?;
+        context.set(driver.retain_primary(ordinal)?);
         Ok(())
     })
 }
@@ -174,8 +173,8 @@ pub unsafe extern "C" fn cuDevicePrimaryCtxRetain(context: *mut u64, device: c_i
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuDevicePrimaryCtxRelease_v2(device: c_int) -> Status {
     initialised("cuDevicePrimaryCtxRelease_v2", |driver| {
-        check_device(device)?;
-        driver.release_primary()
+        let ordinal = driver.device(device)?;
+        driver.release_primary(ordinal)
     })
 }
 
@@ -183,13 +182,13 @@ pub unsafe extern "C" fn cuDevicePrimaryCtxRelease_v2(device: c_int) -> Status {
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuDevicePrimaryCtxReset_v2(device: c_int) -> Status {
     initialised("cuDevicePrimaryCtxReset_v2", |driver| {
-        check_device(device)?;
-        if let Some(handle) = driver.primary.handle {
+        let ordinal = driver.device(device)?;
+        if let Some(handle) = driver.primaries[ordinal].handle {
             driver.destroy_context(handle);
         }
-        if driver.primary.users > 0 {
-            driver.primary.users -= 1;
-            driver.retain_primary()?;
+        if driver.primaries[ordinal].users > 0 {
+            driver.primaries[ordinal].users -= 1;
+            driver.retain_primary(ordinal)?;
         }
         Ok(())
     })
@@ -198,10 +197,11 @@ pub unsafe extern "C" fn cuDevicePrimaryCtxReset_v2(device: c_int) -> Status {
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuDevicePrimaryCtxSetFlags_v2(device: c_int, flags: u32) -> Status {
     initialised("cuDevicePrimaryCtxSetFlags_v2", |driver| {
-        check_device(device)?;
+        let ordinal = driver.device(device)?;
         check_flags(flags)?;
-        driver.primary.flags = flags;
-        if let Some(context) = driver.primary.handle.and_then(|it| driver.contexts.get_mut(it)) {
+        let primary = &mut driver.primaries[ordinal];
+        primary.flags = flags;
+        if let Some(context) = primary.handle.and_then(|it| driver.contexts.get_mut(it)) {
             context.flags = flags;
         }
         Ok(())
@@ -217,9 +217,9 @@ pub unsafe extern "C" fn cuDevicePrimaryCtxGetState(
     initialised("cuDevicePrimaryCtxGetState", |driver| {
         // SAFETY: both are null or writable, by the convention of the driver API.
         let (flags, active) = unsafe { (Out::new(flags)?, Out::new(active)?) };
-        check_device(device)?;
-        flags.set(driver.primary.flags);
-        active.set(c_int::from(driver.primary.users > 0));
+        let primary = &driver.primaries[driver.device(device)?];
+        flags.set(primary.flags);
+        active.set(c_int::from(primary.users > 0));
         Ok(())
     })
 }
@@ -229,8 +229,7 @@ pub unsafe extern "C" fn cuCtxCreate_v2(context: *mut u64, flags: u32, device: c
     initialised("cuCtxCreate_v2", |driver| {
         // SAFETY: `context` is null or writable, by the convention of the driver API.
         let context = unsafe { Out::new(context) }?;
-        check_device(device)?;
-        context.set(driver.create_context(flags)?);
+        context.set(driver.create_context(flags, device)?);
         Ok(())
     })
 }
@@ -247,11 +246,11 @@ pub unsafe extern "C" fn cuCtxCreate_v3(
     initialised("cuCtxCreate_v3", |driver| {
         // SAFETY: `context` is null or writable, by the convention of the driver API.
         let context = unsafe { Out::new(context) }?;
-        check_device(device)?;
+        driver.device(device)?;
         if affinity_count != 0 || !affinities.is_null() {
             return Err(Status::UNSUPPORTED_EXEC_AFFINITY.into());
         }
-        context.set(driver.create_context(flags)?);
+        context.set(driver.create_context(flags, device)?);
         Ok(())
     })
 }
@@ -276,7 +275,7 @@ pub unsafe extern "C" fn cuCtxCreate_v4(
     initialised("cuCtxCreate_v4", |driver| {
         // SAFETY: `context` is null or writable, by the convention of the driver API.
         let context = unsafe { Out::new(context) }?;
-        check_device(device)?;
+        driver.device(device)?;
         if !parameters.is_null() {
             // SAFETY: a readable structure, by the convention of the driver API.
             let parameters = unsafe { read(parameters) }?;
@@ -288,7 +287,7 @@ pub unsafe extern "C" fn cuCtxCreate_v4(
                 return Err(Status::NOT_SUPPORTED.because(reason));
             }
         }
-        context.set(driver.create_context(flags)?);
+        context.set(driver.create_context(flags, device)?);
         Ok(())
     })
 }
@@ -297,7 +296,7 @@ pub unsafe extern "C" fn cuCtxCreate_v4(
 pub unsafe extern "C" fn cuCtxDestroy_v2(context: u64) -> Status {
     initialised("cuCtxDestroy_v2", |driver| {
         driver.context(context)?;
-        if driver.primary.handle == Some(context) {
+        if driver.primaries.iter().any(|primary| primary.handle == Some(context)) {
             let reason = "the primary context is released, not destroyed";
             return Err(Status::INVALID_CONTEXT.because(reason));
         }
@@ -369,10 +368,10 @@ pub unsafe extern "C" fn cuCtxSynchronize() -> Status {
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuCtxGetDevice(device: *mut c_int) -> Status {
-    in_context("cuCtxGetDevice", |_, _| {
+    in_context("cuCtxGetDevice", |driver, context| {
         // SAFETY: `device` is null or writable, by the convention of the driver API.
         let device = unsafe { Out::new(device) }?;
-        device.set(super::device::ORDINAL);
+        device.set(driver.context(context)?.ordinal as c_int);
         Ok(())
     })
 }

@@ -1,4 +1,4 @@
-//! The one device: its name, memory and attributes.
+//! The devices, which are all alike: their names, memory and attributes.
 
 use std::ffi::{c_char, c_int};
 
@@ -6,19 +6,18 @@ use crate::Profile;
 
 use super::copy_2d::MAX_PITCH;
 use super::entry::{Out, initialised, write_text};
-use super::state::Platform;
+use super::state::{Driver, Platform};
 use super::status::{Result, Status};
 
-/// The only ordinal.
-pub(super) const ORDINAL: c_int = 0;
-
-/// Fails for a device that does not exist.
-pub(super) fn check_device(device: c_int) -> Result {
-    if device != ORDINAL {
-        let reason = format!("there is one device, number 0, and not number {device}");
-        return Err(Status::INVALID_DEVICE.because(reason));
+impl Driver {
+    /// The ordinal of a device that exists.
+    pub(super) fn device(&self, device: c_int) -> Result<usize> {
+        let count = self.primaries.len();
+        usize::try_from(device).ok().filter(|&ordinal| ordinal < count).ok_or_else(|| {
+            let reason = format!("there are {count} device(s), from 0, and not number {device}");
+            Status::INVALID_DEVICE.because(reason)
+        })
     }
-    Ok(())
 }
 
 /// The value of a `CU_DEVICE_ATTRIBUTE_*`, for all that a profile can answer. What the emulated
@@ -72,10 +71,10 @@ fn attribute(platform: &Platform, attribute: c_int) -> Option<i64> {
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuDeviceGet(device: *mut c_int, ordinal: c_int) -> Status {
-    initialised("cuDeviceGet", |_| {
+    initialised("cuDeviceGet", |driver| {
         // SAFETY: `device` is null or writable, by the convention of the driver API.
         let device = unsafe { Out::new(device) }?;
-        check_device(ordinal)?;
+        driver.device(ordinal)?;
         device.set(ordinal);
         Ok(())
     })
@@ -83,10 +82,10 @@ pub unsafe extern "C" fn cuDeviceGet(device: *mut c_int, ordinal: c_int) -> Stat
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuDeviceGetCount(count: *mut c_int) -> Status {
-    initialised("cuDeviceGetCount", |_| {
+    initialised("cuDeviceGetCount", |driver| {
         // SAFETY: `count` is null or writable, by the convention of the driver API.
         let count = unsafe { Out::new(count) }?;
-        count.set(1);
+        count.set(driver.primaries.len() as c_int);
         Ok(())
     })
 }
@@ -94,7 +93,7 @@ pub unsafe extern "C" fn cuDeviceGetCount(count: *mut c_int) -> Status {
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuDeviceGetName(name: *mut c_char, size: c_int, device: c_int) -> Status {
     initialised("cuDeviceGetName", |driver| {
-        check_device(device)?;
+        driver.device(device)?;
         if name.is_null() || size <= 0 {
             return Err(Status::INVALID_VALUE.because("the name needs a buffer"));
         }
@@ -110,7 +109,7 @@ pub unsafe extern "C" fn cuDeviceTotalMem_v2(bytes: *mut usize, device: c_int) -
     initialised("cuDeviceTotalMem_v2", |driver| {
         // SAFETY: `bytes` is null or writable, by the convention of the driver API.
         let bytes = unsafe { Out::new(bytes) }?;
-        check_device(device)?;
+        driver.device(device)?;
         bytes.set(driver.platform()?.profile.total_memory as usize);
         Ok(())
     })
@@ -125,7 +124,7 @@ pub unsafe extern "C" fn cuDeviceGetAttribute(
     initialised("cuDeviceGetAttribute", |driver| {
         // SAFETY: `value` is null or writable, by the convention of the driver API.
         let value = unsafe { Out::new(value) }?;
-        check_device(device)?;
+        driver.device(device)?;
         let known = attribute(driver.platform()?, which).ok_or_else(|| {
             Status::INVALID_VALUE.because(format!("{which} is not a device attribute"))
         })?;
@@ -134,13 +133,14 @@ pub unsafe extern "C" fn cuDeviceGetAttribute(
     })
 }
 
-/// An identifier made of the profile's name: the same in every process.
-fn uuid(profile: &Profile) -> [u8; 16] {
+/// An identifier made of the profile's name and the ordinal: the same in every process.
+fn uuid(profile: &Profile, ordinal: usize) -> [u8; 16] {
     let mut bytes = *b"cuda-emulator---";
     let name = profile.name.as_bytes();
     for (index, byte) in bytes.iter_mut().enumerate() {
         *byte ^= name[index % name.len()];
     }
+    bytes[15] ^= ordinal as u8;
     bytes
 }
 
@@ -149,8 +149,8 @@ pub unsafe extern "C" fn cuDeviceGetUuid(identifier: *mut [u8; 16], device: c_in
     initialised("cuDeviceGetUuid", |driver| {
         // SAFETY: `identifier` is null or writable, by the convention of the driver API.
         let identifier = unsafe { Out::new(identifier) }?;
-        check_device(device)?;
-        identifier.set(uuid(&driver.platform()?.profile));
+        let ordinal = driver.device(device)?;
+        identifier.set(uuid(&driver.platform()?.profile, ordinal));
         Ok(())
     })
 }
@@ -161,20 +161,20 @@ pub unsafe extern "C" fn cuDeviceGetUuid_v2(identifier: *mut [u8; 16], device: c
     unsafe { cuDeviceGetUuid(identifier, device) }
 }
 
-/// The emulated device sits on no bus: an address that no real device has.
+/// The emulated devices sit on no bus: addresses like that of a host bridge.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuDeviceGetPCIBusId(
     name: *mut c_char,
     size: c_int,
     device: c_int,
 ) -> Status {
-    initialised("cuDeviceGetPCIBusId", |_| {
-        check_device(device)?;
+    initialised("cuDeviceGetPCIBusId", |driver| {
+        let ordinal = driver.device(device)?;
         if name.is_null() || size <= 0 {
             return Err(Status::INVALID_VALUE.because("the address needs a buffer"));
         }
         // SAFETY: the buffer has `size` bytes, by the convention of the driver API.
-        unsafe { write_text("0000:00:00.0", name, size as usize) };
+        unsafe { write_text(&format!("0000:00:{ordinal:02x}.0"), name, size as usize) };
         Ok(())
     })
 }
@@ -188,7 +188,7 @@ pub unsafe extern "C" fn cuDeviceComputeCapability(
     initialised("cuDeviceComputeCapability", |driver| {
         // SAFETY: both are null or writable, by the convention of the driver API.
         let (major, minor) = unsafe { (Out::new(major)?, Out::new(minor)?) };
-        check_device(device)?;
+        driver.device(device)?;
         let capability = driver.platform()?.profile.compute_capability;
         major.set(capability.0 as c_int);
         minor.set(capability.1 as c_int);
@@ -196,18 +196,18 @@ pub unsafe extern "C" fn cuDeviceComputeCapability(
     })
 }
 
-/// There is one device, which needs no access to a peer.
+/// No device reaches into another's memory; `cuMemcpyPeer` copies between them.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuDeviceCanAccessPeer(
     can: *mut c_int,
     device: c_int,
     peer: c_int,
 ) -> Status {
-    initialised("cuDeviceCanAccessPeer", |_| {
+    initialised("cuDeviceCanAccessPeer", |driver| {
         // SAFETY: `can` is null or writable, by the convention of the driver API.
         let can = unsafe { Out::new(can) }?;
-        check_device(device)?;
-        check_device(peer)?;
+        driver.device(device)?;
+        driver.device(peer)?;
         can.set(0);
         Ok(())
     })

@@ -9,7 +9,7 @@ use crate::{Accumulator, Config, Counters, MeasuredLaunch};
 
 use super::entry::{Out, entry, last_failure, peek, read, write_text};
 use super::init::config_from_environment;
-use super::state::{Context, Driver};
+use super::state::{Context, Driver, Primary};
 use super::status::{Result, Status};
 
 /// What a program and the library must agree on before they exchange structures: the version of
@@ -56,6 +56,9 @@ pub(crate) struct LaunchFacts {
     pub(crate) dynamic_shared: u32,
     pub(crate) counters: Counters,
 }
+
+/// So many devices have addresses of their own.
+pub(super) const MOST_DEVICES: usize = 8;
 
 /// The numbers of the accumulators in [`Settings`].
 pub(crate) const ACCUMULATORS: [(u32, Accumulator); 3] =
@@ -129,13 +132,30 @@ impl Driver {
         Ok(())
     }
 
+    /// Lets there be as many devices, all of one profile.
+    pub(super) fn provide_devices(&mut self, count: usize) -> Result {
+        if count == self.primaries.len() {
+            return Ok(());
+        }
+        if self.contexts.iter().next().is_some() {
+            let reason = "devices come and go before there is a context, and there is one already";
+            return Err(Status::ILLEGAL_STATE.because(reason));
+        }
+        if !(1..=MOST_DEVICES).contains(&count) {
+            let reason = format!("{count} devices: there can be 1 to {MOST_DEVICES}");
+            return Err(Status::INVALID_VALUE.because(reason));
+        }
+        self.primaries.resize(count, Primary::default());
+        Ok(())
+    }
+
     /// Ends every context and frees all memory.
     fn reset(&mut self) {
         let contexts: Vec<u64> = self.contexts.iter().map(|(&handle, _)| handle).collect();
         for context in contexts {
             self.destroy_context(context);
         }
-        self.primary.users = 0;
+        self.primaries.iter_mut().for_each(|primary| primary.users = 0);
         self.last_fault.clear();
     }
 }
@@ -238,5 +258,14 @@ pub(crate) unsafe extern "C" fn cudaEmulatorSetConfig(settings: *const Settings)
     entry("cudaEmulatorSetConfig", |driver| {
         // SAFETY: `settings` is null or readable, by the convention of the driver API.
         driver.configure(unsafe { read(settings) }?)
+    })
+}
+
+/// Sets how many devices there are. Fails where there is a context already.
+#[unsafe(no_mangle)]
+pub extern "C" fn cudaEmulatorSetDevices(count: usize) -> Status {
+    entry("cudaEmulatorSetDevices", |driver| {
+        driver.platform()?;
+        driver.provide_devices(count)
     })
 }

@@ -10,6 +10,8 @@ use super::status::{Result, Status};
 
 /// The device to emulate: `a100` (where unset), `h100`, `rtx4090` or `t4`.
 const PROFILE: &str = "CUDA_EMULATOR_PROFILE";
+/// How many devices there are: a number from 1 (where unset) to 8.
+const DEVICE_COUNT: &str = "CUDA_EMULATOR_DEVICE_COUNT";
 /// Whether the device offers memory pools: `1` (where unset) or `0`.
 const MEMORY_POOLS: &str = "CUDA_EMULATOR_MEMORY_POOLS";
 /// When the work of streams runs: `lazy` (where unset) or `eager`.
@@ -56,14 +58,20 @@ pub(super) fn config_from_environment() -> Result<Config> {
     let jitter = choose(JITTER, &[("0", false), ("1", true)])?;
     let measure = choose(MEASURE, &[("0", false), ("1", true)])?;
     let mut config = Config { accumulator, sanitizer, jitter, measure, ..Config::default() };
-    if let Ok(text) = std::env::var(SEED) {
-        config.seed = text.trim().parse().map_err(|_| {
-            let reason = format!("{SEED}={text} is not a number");
-            eprintln!("cuda-emulator: {reason}");
-            Status::INVALID_VALUE.because(reason)
-        })?;
+    if let Some(seed) = number(SEED)? {
+        config.seed = seed;
     }
     Ok(config)
+}
+
+/// Reads one of the variables that hold a number.
+fn number(variable: &str) -> Result<Option<u64>> {
+    let Ok(text) = std::env::var(variable) else { return Ok(None) };
+    text.trim().parse().map(Some).map_err(|_| {
+        let reason = format!("{variable}={text} is not a number");
+        eprintln!("cuda-emulator: {reason}");
+        Status::INVALID_VALUE.because(reason)
+    })
 }
 
 impl Driver {
@@ -81,6 +89,7 @@ impl Driver {
         if self.config.is_none() {
             self.config = Some(config_from_environment()?);
         }
+        self.provide_devices(number(DEVICE_COUNT)?.unwrap_or(1) as usize)?;
         self.platform = Some(platform);
         Ok(())
     }

@@ -97,7 +97,7 @@ impl Driver {
             }
             BUFFER_ID | RANGE_START => wide(known.start),
             RANGE_SIZE => wide(known.bytes),
-            DEVICE_ORDINAL => int(super::device::ORDINAL as u32),
+            DEVICE_ORDINAL => int(self.context(known.context)?.ordinal as u32),
             MAPPED => int(u32::from(known.memory == MEMORY_DEVICE)),
             SYNC_MEMOPS | IS_MANAGED | IS_IPC_CAPABLE | IS_RDMA_CAPABLE => flag(false),
             ALLOWED_HANDLE_TYPES => wide(0),

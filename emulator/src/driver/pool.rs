@@ -6,7 +6,6 @@
 
 use std::ffi::{c_int, c_void};
 
-use super::device::check_device;
 use super::entry::{Out, in_context, initialised, read};
 use super::state::{self, Driver, Origin};
 use super::status::{Result, Status};
@@ -82,14 +81,21 @@ impl Driver {
         Ok(address)
     }
 
-    /// The default pool of the current context, or of the primary context where none is current.
-    fn device_pool(&self) -> Result<u64> {
+    /// The default pool of the current context where that is of the device, and of the device's
+    /// primary context elsewhere.
+    fn device_pool(&self, device: c_int) -> Result<u64> {
+        let ordinal = self.device(device)?;
         self.require_pools()?;
-        let context = match self.current_context() {
-            Ok(context) => context,
-            Err(error) => self.primary.handle.ok_or(error)?,
-        };
-        Ok(self.context(context)?.default_pool)
+        let current = self.current_context().and_then(|context| self.context(context));
+        if let Ok(context) = current
+            && context.ordinal == ordinal
+        {
+            return Ok(context.default_pool);
+        }
+        let handle = self.primaries[ordinal].handle.ok_or_else(|| {
+            Status::INVALID_CONTEXT.because(format!("device {device} has no context"))
+        })?;
+        Ok(self.context(handle)?.default_pool)
     }
 }
 
@@ -124,7 +130,9 @@ pub unsafe extern "C" fn cuMemPoolCreate(
         {
             return Err(Status::INVALID_VALUE.because("a pool holds pinned memory of a device"));
         }
-        check_device(properties.location)?;
+        if driver.device(properties.location)? != driver.context(context)?.ordinal {
+            return Err(Status::NOT_SUPPORTED.because("a pool is of the current context's device"));
+        }
         pool.set(driver.pools.insert(Pool::new(context)));
         Ok(())
     })
@@ -234,8 +242,7 @@ pub unsafe extern "C" fn cuDeviceGetDefaultMemPool(pool: *mut u64, device: c_int
     initialised("cuDeviceGetDefaultMemPool", |driver| {
         // SAFETY: `pool` is null or writable, by the convention of the driver API.
         let pool = unsafe { Out::new(pool) }?;
-        check_device(device)?;
-        pool.set(driver.device_pool()?);
+        pool.set(driver.device_pool(device)?);
         Ok(())
     })
 }
@@ -246,8 +253,7 @@ pub unsafe extern "C" fn cuDeviceGetMemPool(pool: *mut u64, device: c_int) -> St
     initialised("cuDeviceGetMemPool", |driver| {
         // SAFETY: `pool` is null or writable, by the convention of the driver API.
         let pool = unsafe { Out::new(pool) }?;
-        check_device(device)?;
-        pool.set(driver.device_pool()?);
+        pool.set(driver.device_pool(device)?);
         Ok(())
     })
 }

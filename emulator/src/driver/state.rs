@@ -36,7 +36,8 @@ pub(super) struct Driver {
     /// The configuration for the contexts to come, where a client chose one.
     pub(super) config: Option<Config>,
     pub(super) contexts: Table<Context>,
-    pub(super) primary: Primary,
+    /// Of each device.
+    pub(super) primaries: Vec<Primary>,
     pub(super) streams: Table<Stream>,
     pub(super) events: Table<Event>,
     pub(super) modules: Table<LoadedModule>,
@@ -70,8 +71,8 @@ pub(super) struct Platform {
     pub(super) launch_blocking: bool,
 }
 
-/// The primary context of the device.
-#[derive(Default)]
+/// The primary context of a device.
+#[derive(Clone, Default)]
 pub(super) struct Primary {
     /// Its handle, which stays the same when it is released and retained again.
     pub(super) handle: Option<u64>,
@@ -82,6 +83,8 @@ pub(super) struct Primary {
 /// One context: an address space with its streams and its sticky error.
 pub(super) struct Context {
     pub(super) device: Arc<Device>,
+    /// The number of the device that it is of.
+    pub(super) ordinal: usize,
     pub(super) flags: u32,
     pub(super) cache_config: u32,
     pub(super) limits: BTreeMap<u32, usize>,
@@ -129,7 +132,7 @@ impl Driver {
             platform: None,
             config: None,
             contexts: Table::new(Kind::Context),
-            primary: Primary::default(),
+            primaries: Vec::new(),
             streams: Table::new(Kind::Stream),
             events: Table::new(Kind::Event),
             modules: Table::new(Kind::Module),
