@@ -78,6 +78,8 @@ typedef enum fused_dora_status {
     FUSED_DORA_STATUS_CONTEXT_MISMATCH,
     // The CUDA driver reported an error, perhaps of an earlier launch.
     FUSED_DORA_STATUS_DRIVER,
+    // Ranks that disagree in a sum over them. No function of this interface makes one yet.
+    FUSED_DORA_STATUS_RANKS,
 } fused_dora_status;
 
 // What x, W, the bias, y and their gradients are stored in. Adapters and their gradients are f32.
