@@ -65,7 +65,8 @@ pub fn folder(
     thread::scope(|scope| (0..threads).for_each(|_| drop(scope.spawn(work))));
     let results = results.into_inner().unwrap_or_else(|poison| poison.into_inner());
     let mut compiled = results.into_iter().collect::<Result<Vec<_>, String>>()?;
-    compiled.sort_by(|a, b| (&a.file, a.dtype).cmp(&(&b.file, b.dtype)));
+    let place = |name: &str| architectures.iter().position(|known| *known == name);
+    compiled.sort_by_cached_key(|c| (c.file.clone(), c.dtype, place(c.architecture)));
     Ok(compiled)
 }
 
