@@ -129,6 +129,25 @@ fn what_a_launch_wrote_itself_is_not_read_from_device_memory() {
     assert_eq!([counters.dram_bytes_read, counters.dram_sectors_read], [16, 1]);
 }
 
+#[test]
+fn what_a_launch_discards_is_not_written_to_device_memory() {
+    let write = "mad.wide.u32 %at, %lane, 4, %out; st.global.b32 [%at], %lane;
+                 st.global.b32 [%at+128], %lane;";
+    let discard = "bar.warp.sync -1; @first discard.global.L2 [%out+128], 128;";
+    let count = |code: &str| {
+        let counters = measure(&format!(
+            ".reg .b64 %at; .reg .pred first; setp.eq.u32 first, %lane, 0; {code}"
+        ));
+        [counters.sectors_written, counters.dram_sectors_written, counters.dram_bytes_written]
+    };
+    assert_eq!(count(write), [8, 8, 256]);
+    assert_eq!(count(&format!("{write} {discard}")), [8, 4, 128]);
+    // What is written afterwards counts again; what was never written does not become less.
+    let again = "@first st.global.b32 [%out+132], %lane;";
+    assert_eq!(count(&format!("{write} {discard} {again}")), [9, 5, 132]);
+    assert_eq!(count(discard), [0, 0, 0]);
+}
+
 /// Wavefronts, and the least, of one load of `ty` from shared memory at `stride * lane`.
 fn load_wavefronts(ty: &str, registers: &str, stride: u32) -> [u64; 2] {
     let counters = measure(&format!(

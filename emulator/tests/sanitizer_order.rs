@@ -381,3 +381,30 @@ extern "C" __global__ void k(int* next, int* order) {
         assert_eq!(sorted, numbers);
     }
 }
+
+#[test]
+fn a_discard_is_a_write() {
+    let text = r#"
+extern "C" __global__ void k(int* line, int* out) {
+    int i = threadIdx.x;
+    if (i < 32) line[i] = 1;
+    $0
+    out[i] = line[(i + 1) % 32]; // read
+    $1
+    if (i == 32) {
+        asm volatile("discard.global.L2 [%0], 128;" ::"l"(__cvta_generic_to_global(line)) : "memory"); // discard
+    }
+    $2
+}"#;
+    let sync = "__syncthreads();";
+    let result = |parts: [&str; 3]| {
+        let bench = program(text, &parts);
+        let args = [Arg::U64(bench.room::<i32>(32)), Arg::U64(bench.room::<i32>(64))];
+        run(&bench, 1, 64, &args)
+    };
+    assert_eq!(result([sync, sync, ""]), Ok(()));
+    let fault = result([sync, "", ""]).expect_err("a report");
+    assert_eq!(fault.kind, FaultKind::Race, "{fault}");
+    let read = "__syncthreads(); out[i] = line[i % 32]; // gone";
+    demand(result([sync, sync, read]), FaultKind::UninitializedRead, text, "$2");
+}

@@ -21,9 +21,6 @@ pub const NORMS: [Norm; 2] = [Norm::Output, Norm::Input];
 const MOST_CONFLICTS: f64 = 0.02;
 const MOST_DRAM: f64 = 1.02;
 const MOST_L2: f64 = 1.05;
-/// The same for few tokens: the partial sums of the parts of tiles, which 64 tokens have most of, are
-/// read back while they are in L2, but count.
-const MOST_DRAM_FEW: f64 = 1.10;
 
 /// Layers of few tokens, counted as they are: T, and I and O.
 const FEW: [usize; 2] = [1, 64];
@@ -142,7 +139,7 @@ pub fn few_tokens(device: &Device, norm: Norm) -> Result<Vec<Line>, Box<dyn Erro
             let dram = 32 * (c.dram_sectors_read + c.dram_sectors_written);
             let what = format!("{about}: DRAM bytes over inputs and outputs once{named}");
             let over = dram as f64 / must as f64;
-            lines.push(Line::new(group, what, over, Limit::AtMost(MOST_DRAM_FEW)));
+            lines.push(Line::new(group, what, over, Limit::AtMost(MOST_DRAM)));
         }
     }
     Ok(lines)

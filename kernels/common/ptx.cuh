@@ -52,6 +52,12 @@ __device__ __forceinline__ u32 ld_acquire(const u32* from) {
     return value;
 }
 
+// The 128 bytes at `from`, a multiple of 128, have no value afterwards, and the L2 cache need not
+// write them to device memory.
+__device__ __forceinline__ void discard_l2(const void* from) {
+    asm volatile("discard.global.L2 [%0], 128;" ::"l"(__cvta_generic_to_global(from)) : "memory");
+}
+
 __device__ __forceinline__ void nanosleep(u32 nanoseconds) {
     asm volatile("nanosleep.u32 %0;" ::"r"(nanoseconds));
 }

@@ -49,6 +49,7 @@ pub(super) fn class(op: &Op) -> Class {
         | Op::Builtin(..)
         | Op::Exit
         | Op::Trap
+        | Op::Discard(_)
         | Op::Nothing
         | Op::Sleep => Class::Control,
     }

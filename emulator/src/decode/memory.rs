@@ -52,6 +52,7 @@ impl Decoder<'_> {
                 self.address(&instruction.operands[0], space.unwrap_or(Space::Global))?;
                 self.emit(Op::Nothing);
             }
+            "discard" => self.discard(instruction, modifiers)?,
             "createpolicy" => self.create_policy(instruction, modifiers)?,
             _ => return Ok(false),
         }
@@ -187,6 +188,19 @@ impl Decoder<'_> {
             let policy = self.constant64(0);
             self.emit(Op::Copy64(d, policy));
         }
+        Ok(())
+    }
+
+    fn discard(&mut self, instruction: &Instruction, modifiers: &mut Modifiers) -> Result<()> {
+        self.count(instruction, &[2])?;
+        let space = modifiers.pick(&SPACES).flatten().unwrap_or(Space::Generic);
+        modifiers.drop_all(|level| level == "L2");
+        let [address, size] = [&instruction.operands[0], &instruction.operands[1]];
+        if *size != Operand::Integer(DISCARDED.into()) {
+            return self.fail(format!("the only size that can be discarded is {DISCARDED}"));
+        }
+        let address = self.address(address, space)?;
+        self.emit(Op::Discard(address));
         Ok(())
     }
 

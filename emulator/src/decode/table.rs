@@ -179,6 +179,7 @@ pub(super) const FORMS: &[&str] = &[
     "prefetch global|local? L1|L2",
     "prefetch global L2::evict_last|L2::evict_normal; 80 7.4",
     "prefetchu L1",
+    "discard global? L2; 80 7.4",
     "createpolicy fractional POLICY L2::evict_first|L2::evict_unchanged? b64; 80 7.4",
     "createpolicy range global? POLICY L2::evict_first|L2::evict_unchanged? b64; 80 7.4",
     "createpolicy cvt L2 b64; 80 7.4",

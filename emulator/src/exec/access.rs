@@ -7,14 +7,18 @@ use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering, fen
 
 use super::context::*;
 use super::lanes::{self, LANES, Region};
-use super::op::{Access, Address, Order, Source, Space, Target};
+use super::op::{Access, Address, DISCARDED, Order, Source, Space, Target};
+use super::sanitize::{Deed, Deeds};
 use super::scalar::signed;
 use super::warp::Warp;
 use crate::fault::FaultKind;
-use crate::memory::{GLOBAL_END, find};
+use crate::memory::{GLOBAL_END, POISON, find};
 
 /// Host addresses, one per lane; those of lanes outside of the mask are dangling.
 pub(crate) type Pointers = [*mut u8; LANES];
+
+/// What a word holds that was discarded.
+const NOTHING: u64 = u64::from_ne_bytes([POISON; 8]);
 
 /// What an instruction does at an address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -337,6 +341,33 @@ impl Warp {
                 2 => self.scatter::<u16>(access, mask),
                 4 => self.scatter::<u32>(access, mask),
                 _ => self.scatter::<u64>(access, mask),
+            }
+        }
+        Ok(())
+    }
+
+    /// Executes a discard: a weak write of no value in particular, which device memory is spared.
+    pub(crate) fn discard(
+        &mut self,
+        machine: &mut Machine,
+        address: &Address,
+        mask: u32,
+    ) -> Result<(), Box<Stop>> {
+        self.translate(machine, address, DISCARDED, Intent::Write, mask)?;
+        let at = |&lane: &usize| self.address(address, lane);
+        if let Some(lane) = lanes(mask).find(|lane| at(lane) >= PARAM_WINDOW) {
+            let detail = "only global memory can be discarded";
+            return Err(Stop::at(FaultKind::IllegalAccess, lane, at(&lane), detail));
+        }
+        self.measure_discard(machine, address, mask);
+        if machine.context.config.sanitizer {
+            let (bytes, order) = (DISCARDED as usize, Order::Weak);
+            self.look(machine, Deeds { deed: Deed::Discard, address, bytes, mask, order })?;
+        }
+        for lane in lanes(mask) {
+            for at in (0..DISCARDED as usize).step_by(size_of::<u64>()) {
+                // SAFETY: `translate` found these bytes, at a multiple of how many they are.
+                unsafe { u64::store(self.pointers[lane].wrapping_add(at), NOTHING) };
             }
         }
         Ok(())

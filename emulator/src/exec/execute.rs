@@ -179,6 +179,10 @@ impl Warp {
                 machine.pc = pc;
                 self.atomic(machine, atomic, mask)?;
             }
+            Op::Discard(address) if mask != 0 => {
+                machine.pc = pc;
+                self.discard(machine, address, mask)?;
+            }
             Op::Fence => {
                 std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
                 if let Some(shadow) = machine.shared.shadow().filter(|_| mask != 0) {

@@ -11,10 +11,12 @@ use self::banks::Banks;
 use super::access::Intent;
 use super::context::*;
 use super::lanes::LANES;
-use super::op::{Address, AtomicOp, CopyOp, Space};
+use super::op::{Address, AtomicOp, CopyOp, DISCARDED, Space};
 use super::warp::Warp;
 use crate::counters::{ByClass, Counters};
 use crate::decode::Kernel;
+
+use traffic::SECTOR_BYTES;
 
 pub(crate) use traffic::Traffic;
 
@@ -121,6 +123,19 @@ impl Warp {
                 Intent::ReadConstant => return,
             };
             self.measure_access(machine, address, mask, kind, |_| bytes);
+        }
+    }
+
+    /// Notes what device memory is spared by a discard.
+    #[inline(always)]
+    pub(crate) fn measure_discard(&self, machine: &Machine, address: &Address, mask: u32) {
+        let Some(traffic) = &machine.context.traffic else { return };
+        for lane in lanes(mask) {
+            let start = self.address(address, lane);
+            let sectors = (start..start + u64::from(DISCARDED)).step_by(SECTOR_BYTES as usize);
+            let request =
+                traffic::Request::new(sectors.map(|sector| (sector, SECTOR_BYTES as u32)));
+            traffic.discard(&machine.context.table, &request);
         }
     }
 

@@ -206,6 +206,9 @@ pub(crate) struct Address {
     pub(crate) offset: i64,
 }
 
+/// Bytes that a discard takes.
+pub(crate) const DISCARDED: u32 = 128;
+
 /// Memory ordering of an access.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Order {
@@ -565,6 +568,8 @@ pub(crate) enum Op {
     Clock(Clock, Target),
     Load(Box<Access>),
     Store(Box<Access>),
+    /// Leaves [`DISCARDED`] bytes without a value.
+    Discard(Address),
     Atomic(Box<AtomicOp>),
     Fence,
     Copy(Box<CopyOp>),

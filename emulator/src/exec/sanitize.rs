@@ -25,6 +25,8 @@ pub(crate) enum Deed {
     Update,
     /// Starts an asynchronous write.
     Issue,
+    /// Writes no value in particular.
+    Discard,
 }
 
 /// An access of some lanes.
@@ -146,7 +148,7 @@ impl Warp {
             let Some(shadow) = allocation.shadow() else { continue };
             let offset = pointer.addr() - allocation.host().addr();
             let shadow = shadow.wrapping_add(offset);
-            if deed != Deed::Write {
+            if !matches!(deed, Deed::Write | Deed::Discard) {
                 // SAFETY: the access lies within the allocation, and so does its shadow's.
                 let missing = unsafe { unwritten(shadow, bytes) };
                 if missing > 0 {
@@ -161,7 +163,7 @@ impl Warp {
             }
             if deed != Deed::Read {
                 // SAFETY: as above.
-                unsafe { mark_written(shadow, bytes) };
+                unsafe { mark(shadow, bytes, if deed == Deed::Discard { 0 } else { WRITTEN }) };
             }
             if !allocation.constant {
                 let address = allocation.base + offset as u64;
@@ -325,7 +327,7 @@ impl Warp {
             let index = offset / GRANULE + granule;
             let result = match deeds.deed {
                 Deed::Read => shadow.read(index, bytes, by),
-                Deed::Write => shadow.write(index, bytes, by),
+                Deed::Write | Deed::Discard => shadow.write(index, bytes, by),
                 Deed::Issue => shadow.issue(index, bytes, by),
                 Deed::Update => shadow.update(index, bytes, by),
             };
@@ -481,24 +483,23 @@ unsafe fn unwritten(shadow: *mut u8, bytes: usize) -> usize {
     (0..bytes).filter(|&at| byte(at) != WRITTEN).count()
 }
 
-/// Notes that bytes were written to.
+/// Notes that bytes were written to, or that they have no value.
 ///
 /// # Safety
 /// The shadow is valid for writes of that many bytes.
 #[inline(always)]
-unsafe fn mark_written(shadow: *mut u8, bytes: usize) {
+unsafe fn mark(shadow: *mut u8, bytes: usize, value: u8) {
     use std::sync::atomic::{AtomicU8, AtomicU32, Ordering::Relaxed};
-    const ALL: u32 = u32::from_ne_bytes([WRITTEN; 4]);
     if bytes.is_multiple_of(4) && shadow.addr().is_multiple_of(4) {
         for at in 0..bytes / 4 {
             // SAFETY: passed on to the caller; blocks may read meanwhile, so it is atomic.
             let word = unsafe { AtomicU32::from_ptr(shadow.cast::<u32>().wrapping_add(at)) };
-            word.store(ALL, Relaxed);
+            word.store(u32::from_ne_bytes([value; 4]), Relaxed);
         }
         return;
     }
     for at in 0..bytes {
         // SAFETY: as above.
-        unsafe { AtomicU8::from_ptr(shadow.wrapping_add(at)) }.store(WRITTEN, Relaxed);
+        unsafe { AtomicU8::from_ptr(shadow.wrapping_add(at)) }.store(value, Relaxed);
     }
 }

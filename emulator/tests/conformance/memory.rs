@@ -31,6 +31,7 @@ pub fn families() -> Vec<Family> {
             "prefetchu",
             vec![exact("prefetchu.L1 [wm]; mov.u32 r0, 1;", &[(&[], 1)])],
         ),
+        family("9.7.9.17 discard", "discard", discards()),
         family("9.7.9.18 createpolicy", "createpolicy", policies()),
         family("9.7.9.19 isspacep", "isspacep", spaces()),
         family("9.7.9.20 cvta", "cvta", conversions()),
@@ -54,6 +55,47 @@ fn fence_levels() -> Vec<String> {
         }
     }
     levels
+}
+
+/// Two lanes have 128 bytes.
+fn discards() -> Vec<Case> {
+    let line = "and.b64 w1, wm, -128;";
+    vec![
+        exact(
+            format!(
+                "{line} discard.global.L2 [w1], 128; bar.warp.sync -1; \
+                 st.u32 [wm], 7; ld.u32 r0, [wm];"
+            ),
+            &[(&[], 7)],
+        ),
+        exact(
+            format!(
+                "{line} discard.L2 [w1], 0x80; bar.warp.sync -1; \
+                 st.u32 [wm+60], 7; ld.u32 r0, [wm+60];"
+            ),
+            &[(&[], 7)],
+        ),
+        // Only the first lines: what lies beside them stays.
+        exact(
+            "mov.u32 r1, %laneid; setp.eq.u32 p1, r1, 0; @p1 discard.global.L2 [wm], 128; \
+             setp.ge.u32 p1, r1, 2; mov.u32 r0, 0x03020100; @p1 ld.u32 r0, [wm];",
+            &[(&[], 0x0302_0100)],
+        ),
+        fault(
+            &format!("{line} discard.global.L2 [w1], 128; ld.u32 r0, [wm];"),
+            FaultKind::UninitializedRead,
+        ),
+        fault("discard.global.L2 [wm+64], 128;", FaultKind::Misaligned),
+        fault("mov.b64 w1, 0; discard.global.L2 [w1], 128;", FaultKind::OutOfBounds),
+        fault(
+            "add.u64 w1, ws, 127; and.b64 w1, w1, -128; cvta.shared.u64 w1, w1; \
+             mov.u32 r1, %laneid; setp.eq.u32 p1, r1, 0; @p1 discard.L2 [w1], 128;",
+            FaultKind::IllegalAccess,
+        ),
+        refused("discard.global.L2 [wm], 64;", "128"),
+        refused("discard.global.L2 [wm];", "operands"),
+        refused("discard.global [wm], 128;", "does not exist"),
+    ]
 }
 
 fn policies() -> Vec<Case> {

@@ -2,7 +2,8 @@
 //!
 //! A request moves whole sectors between a multiprocessor and the L2 cache (CUDA C++ Programming
 //! Guide, "Device Memory Accesses": transactions of 32 bytes). Over a launch every byte is counted
-//! once: with an L2 cache that holds all that a launch touches, that is what device memory moves.
+//! once: with an L2 cache that holds all that a launch touches, that is what device memory moves. What a
+//! launch discards from L2 before it ends is not written.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -11,7 +12,7 @@ use super::super::lanes::LANES;
 use crate::counters::Counters;
 use crate::memory::{Table, find};
 
-const SECTOR_BYTES: u64 = 32;
+pub(super) const SECTOR_BYTES: u64 = 32;
 /// Sectors that a request may touch: an aligned access of a lane lies in one, or in one and the
 /// next where it is as long as a sector.
 const MOST_SECTORS: usize = 2 * LANES;
@@ -96,6 +97,13 @@ impl Traffic {
             if bits & !touched.written.load(Ordering::Relaxed) != 0 {
                 touched.written.fetch_or(bits, Ordering::Relaxed);
             }
+        });
+    }
+
+    /// What it takes back, device memory is not written.
+    pub(super) fn discard(&self, table: &Table, request: &Request) {
+        self.visit(table, request, |touched, bits| {
+            touched.written.fetch_and(!bits, Ordering::Relaxed);
         });
     }
 
