@@ -3,7 +3,7 @@
 //! `kernels/`. The emulated device must report each mutant, or a result must be wrong; the kernels
 //! as they stand must do neither.
 //!
-//! Each run takes a sample, another one every time; `cargo xtask mutate` runs all mutants and shows
+//! Each run takes a sample; `cargo xtask mutate` runs all mutants, or those of some files, and shows
 //! the table.
 
 mod common;
@@ -35,34 +35,45 @@ use table::{Mutant, Verdict, judge};
 /// Every how many-th mutant runs where not all do, such that the test takes two or three minutes.
 const STRIDE: usize = 32;
 
-/// The environment variable that asks for all mutants.
-const ALL: &str = "FUSED_DORA_ALL_MUTANTS";
+/// The environment variable that asks for all mutants of files in `kernels/`, separated by commas, or
+/// for [`ALL`].
+const FILES: &str = "FUSED_DORA_MUTANTS";
+const ALL: &str = "all";
 
-/// Which mutants run: all, or the first of every few neighbours in each file, so that what a run
-/// finds, it finds again.
+/// Which mutants run: all of some files, or of each file the first of every few neighbours, so that
+/// what a run finds, it finds again.
 struct Sample {
-    stride: usize,
+    files: Option<Vec<String>>,
 }
 
 impl Sample {
     fn from_env() -> Self {
-        let all = std::env::var_os(ALL).is_some_and(|value| value == "1");
-        Self { stride: if all { 1 } else { STRIDE } }
+        let files = std::env::var(FILES).ok();
+        Self { files: files.map(|files| files.split(',').map(str::to_owned).collect()) }
     }
 
-    /// Whether a file's mutant runs; some of each file do.
-    fn has(&self, at: usize, of_file: usize) -> bool {
-        at.is_multiple_of(self.stride.min(of_file).max(1))
+    /// Whether one of a file's mutants runs.
+    fn has(&self, file: &str, at: usize, of_file: usize) -> bool {
+        match &self.files {
+            Some(files) => files.iter().any(|wanted| wanted == file || wanted == ALL),
+            None => at.is_multiple_of(STRIDE.min(of_file).max(1)),
+        }
+    }
+
+    /// A file that was asked for and is none.
+    fn unknown<'a>(&'a self, known: &[&str]) -> Option<&'a str> {
+        let files = self.files.iter().flatten().map(String::as_str);
+        files.filter(|file| *file != ALL).find(|file| !known.contains(file))
     }
 }
 
 impl std::fmt::Display for Sample {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self.stride {
-            1 => write!(formatter, "all mutants run"),
-            stride => write!(
+        match &self.files {
+            Some(files) => write!(formatter, "all mutants of {} run", files.join(", ")),
+            None => write!(
                 formatter,
-                "every {stride}th mutant of a file runs; all of them do with {ALL}=1, as by \
+                "every {STRIDE}th mutant of a file runs; all of them do with {FILES}={ALL}, as by \
                  `cargo xtask mutate`"
             ),
         }
@@ -75,19 +86,20 @@ fn every_mutant_is_noticed() {
         println!("mutants have schedules of their own: CUDA_EMULATOR_SEED must be unset");
         return;
     }
-    let start = Instant::now();
+    let (start, sample) = (Instant::now(), Sample::from_env());
     let selected = select(Choice::Emulated).expect("the emulated device");
     let emulator = *selected.emulator().expect("the emulated device");
     let seed = common::random::fresh_seed();
     let laboratory = Laboratory::new(emulator, Sources::read(), seed);
+    let known: Vec<&str> = laboratory.sources().files().map(|(file, _)| file).collect();
+    assert_eq!(sample.unknown(&known), None, "{FILES}: the files of kernels are {known:?}");
     assert_eq!(laboratory.originals(), Verdict::Survived, "the kernels as they stand");
     println!("the kernels as they stand, after {:.1} s", start.elapsed().as_secs_f64());
-    let sample = Sample::from_env();
     println!("{sample}");
     let (mut mutants, mut runs) = (Vec::new(), Vec::new());
     for (file, text) in laboratory.sources().files() {
         let of_file = rules::mutants(file, text);
-        runs.extend((0..of_file.len()).map(|at| sample.has(at, of_file.len())));
+        runs.extend((0..of_file.len()).map(|at| sample.has(file, at, of_file.len())));
         mutants.extend(of_file);
     }
 

@@ -47,6 +47,7 @@ struct SplitSum {
         }
         __syncwarp();  // all lanes have read
         constexpr int kLines = kFragments * 4;  // of 128 bytes, four of them a fragment of all lanes
+#pragma unroll 1
         for (int s = 0; s < splits; ++s) {
 #pragma unroll
             for (int line = lane; line < kLines; line += 32) {

@@ -35,9 +35,10 @@ The project's commands:
   cargo xtask gpu-report
       For a machine with a GPU: the tests on it, under compute-sanitizer too where it is installed,
       then the benches, against cuBLASLt, and a folder of results in benches/results.
-  cargo xtask mutate
+  cargo xtask mutate [FILE…]
       All mutants of the kernels, of which the tests take a sample: every barrier, predicate and
-      initialisation is dropped in turn, and someone must notice.
+      initialisation is dropped in turn, and someone must notice. With names of files in kernels/,
+      such as common/parts.cuh, theirs alone.
 
 Environment: FUSED_DORA_NVRTC names an NVRTC library, or its folder, to be used instead, and
 FUSED_DORA_NVDISASM an nvdisasm. FUSED_DORA_PYTHON names a Python that has peft.
@@ -77,7 +78,7 @@ fn main() -> ExitCode {
         ["test", "--nvrtc-matrix"] => steps::test(true),
         ["candle"] => steps::candle(),
         ["gpu-report"] => gpu_report::gpu_report(),
-        ["mutate"] => steps::mutate(),
+        ["mutate", files @ ..] => steps::mutate(files),
         ["help" | "--help" | "-h"] => {
             print!("{USAGE}");
             Ok(())

@@ -91,12 +91,13 @@ pub(crate) fn evidence(arguments: &[&str]) -> Result<(), Failure> {
     run("the evidence", &mut evidence)
 }
 
-/// Fetches what is missing and runs every mutant of the kernels.
-pub(crate) fn mutate() -> Result<(), Failure> {
+/// Fetches what is missing and runs every mutant of the kernels, or of some of their files.
+pub(crate) fn mutate(files: &[&str]) -> Result<(), Failure> {
     nvrtc::provide(None)?;
     let test = ["test", "--release", "--package", "fused-dora", "--test", "mutation"];
+    let files = if files.is_empty() { "all".to_owned() } else { files.join(",") };
     let mut mutants = cargo(&test);
-    mutants.args(["--", "--nocapture"]).env("FUSED_DORA_ALL_MUTANTS", "1");
+    mutants.args(["--", "--nocapture"]).env("FUSED_DORA_MUTANTS", files);
     run("the mutants", &mut mutants)
 }
 
