@@ -135,13 +135,8 @@ impl Nvrtc {
         self.compile_to(source, options, [PTX]).map(|[ptx]| without_nul(&ptx))
     }
 
-    /// Compiles `source` and returns what the compiler says, which with
-    /// `--gpu-architecture=sm_80` and `--ptxas-options=-v` is what each kernel takes of the device.
-    pub fn compile_log(&self, source: &Source<'_>, options: &[&str]) -> Result<String, NvrtcError> {
-        self.compile_to(source, options, [LOG]).map(|[log]| without_nul(&log))
-    }
-
-    /// The same, and the device's own code, for an `--gpu-architecture=sm_80` or another real one.
+    /// Compiles `source` for an `--gpu-architecture=sm_80` or another real one: what the compiler says,
+    /// which with `--ptxas-options=-v` is what each kernel takes of the device, and its own code.
     pub fn compile_device(
         &self,
         source: &Source<'_>,

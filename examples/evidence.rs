@@ -7,7 +7,7 @@
 mod bounds;
 #[path = "evidence/code.rs"]
 mod code;
-#[path = "evidence/compile.rs"]
+#[path = "profile/compile.rs"]
 mod compile;
 #[path = "evidence/counters.rs"]
 mod counters;
@@ -71,6 +71,10 @@ use options::Options;
 use report::{Evidence, NOTE};
 use scale::Law;
 
+/// A dtype whose code is another one's but for the kind of its instructions: one architecture does.
+const TWIN: &str = "f16";
+const TWIN_ON: &str = "sm_80";
+
 /// The largest error of a scaled count.
 const MOST_ERROR: f64 = 0.001;
 
@@ -101,7 +105,7 @@ fn collect(options: &Options) -> Result<Evidence, Box<dyn Error>> {
     let program = std::env::current_exe()?;
     let nvrtc = Nvrtc::find(nvrtc::fetched_folder(&program).as_deref())?;
     let nvdisasm = Nvdisasm::find(nvdisasm::fetched_folder(&program).as_deref())?;
-    let compiled = compile(&nvrtc, options)?;
+    let compiled = compile(&nvrtc, &program)?;
 
     let bar = bar("disassembling", compiled.len())?;
     let codes = code::disassemble(&nvdisasm, &compiled, || bar.inc(1))?;
@@ -141,12 +145,12 @@ fn collect(options: &Options) -> Result<Evidence, Box<dyn Error>> {
 }
 
 /// All kernels for all architectures.
-fn compile(nvrtc: &Nvrtc, options: &Options) -> Result<Vec<Compiled>, Box<dyn Error>> {
+fn compile(nvrtc: &Nvrtc, program: &Path) -> Result<Vec<Compiled>, Box<dyn Error>> {
     let bar = bar("compiling", 1)?;
     let kernels = Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels");
     let architectures = ptxas::ARCHITECTURES.map(|(name, _)| name);
-    let out = options.out.join("code");
-    let compiled = compile::folder(nvrtc, &kernels, &architectures, &out, |count| {
+    let wanted = |dtype: &str, architecture: &str| dtype != TWIN || architecture == TWIN_ON;
+    let compiled = compile::folder(nvrtc, &kernels, &architectures, wanted, program, |count| {
         bar.set_length(count as u64);
         bar.inc(1);
     })?;

@@ -6,6 +6,9 @@
 mod bench;
 #[path = "profile/chart.rs"]
 mod chart;
+#[allow(dead_code, reason = "the evidence uses the rest")]
+#[path = "profile/compile.rs"]
+mod compile;
 #[path = "profile/gpu.rs"]
 mod gpu;
 #[path = "profile/model.rs"]
@@ -107,11 +110,15 @@ fn compile(gpus: &[&Gpu]) -> Result<(String, Vec<Resources>), Box<dyn Error>> {
     architectures.sort_by_key(|name| (name.len(), name.to_owned()));
     let kernels = Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels");
     let bar = bar("compiling")?;
-    let resources = resources::of_folder(&nvrtc, &kernels, &architectures, |count| {
+    let all = |_: &str, _: &str| true;
+    let compiled = compile::folder(&nvrtc, &kernels, &architectures, all, &program, |count| {
         bar.set_length(count as u64);
         bar.inc(1);
     })?;
     bar.finish_and_clear();
+    let mut resources: Vec<_> = compiled.into_iter().flat_map(|file| file.resources).collect();
+    let place = |name: &str| architectures.iter().position(|known| *known == name);
+    resources.sort_by_cached_key(|r| (r.kernel.clone(), place(&r.architecture)));
     Ok((format!("{major}.{minor}"), resources))
 }
 

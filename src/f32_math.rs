@@ -30,7 +30,8 @@ impl F32Math {
     /// | 12.0 | RTX 5090 | 104.8 | 104.8 | 1 |
     ///
     /// `mma.sync` reaches 62.9 % of the tensor peak on H100 (Luo et al., arXiv:2402.13499): 4.6
-    /// times the FMAs. On B200, 22 % would be enough (it is not published what it reaches there). Others are taken to have FMA units only.
+    /// times the FMAs. On B200, 22 % would be enough (it is not published what it reaches there).
+    /// Others are taken to have FMA units only.
     pub(crate) const fn of(capability: (i32, i32)) -> Self {
         match capability {
             (8, 0) | (9, 0) | (10, _) => Self::Tf32x3,

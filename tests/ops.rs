@@ -255,6 +255,9 @@ fn same_inputs_give_the_same_bits() {
 /// it should: with W the identity, y is x∘g as rounded.
 #[test]
 fn small_gains_are_right_on_average() {
+    if common::device::is_repeated("statistics of one schedule are enough") {
+        return;
+    }
     let runner = runner();
     let (tokens, features) = (4096, 8);
     let mut case = Case {

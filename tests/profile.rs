@@ -201,7 +201,10 @@ fn spills_are_read_from_the_log() {
     let source = Source { name: "spill.cu", text: &text, headers: &[] };
     let nvrtc = nvrtc();
     for architecture in ["sm_80", "sm_90"] {
-        let found = resources::of_source(&nvrtc, &source, architecture).expect("valid CUDA");
+        let options = resources::options(architecture);
+        let options = options.each_ref().map(String::as_str);
+        let (log, _) = nvrtc.compile_device(&source, &options).expect("valid CUDA");
+        let found = resources::read_log(&log, architecture);
         let named = |name: &str| {
             let found = found.iter().find(|resources| resources.kernel == name);
             found.unwrap_or_else(|| panic!("{name} is not in the log"))

@@ -12,7 +12,7 @@ number, its limit, and whether it holds.
 
 Usage: evidence [OPTIONS]
 
-  --out DIR     folder for evidence.json, evidence.md and device code (target/evidence)
+  --out DIR     folder for evidence.json and evidence.md (target/evidence)
   --rank R      ranks whose bounds are modelled beside 16, of which lines are; can be given several
                 times (64 and 256)
   --write FILE  put the tables into a document, between its lines

@@ -1,16 +1,6 @@
 //! What a compiled kernel takes of a multiprocessor, as ptxas reports it to NVRTC's log.
 
-use std::error::Error;
-use std::fs;
-use std::io;
-use std::path::Path;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::thread;
-
 use serde::{Deserialize, Serialize};
-
-use super::nvrtc::{HEADER_FOLDERS, Nvrtc, NvrtcError, Source};
 
 /// One kernel's resources on one architecture.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,78 +24,6 @@ pub struct Resources {
 pub fn options(architecture: &str) -> [String; 3] {
     let architecture = format!("--gpu-architecture={architecture}");
     [architecture, "--std=c++17".to_owned(), "--ptxas-options=-v".to_owned()]
-}
-
-/// The resources of all kernels of one source.
-pub fn of_source(
-    nvrtc: &Nvrtc,
-    source: &Source<'_>,
-    architecture: &str,
-) -> Result<Vec<Resources>, NvrtcError> {
-    let options = options(architecture);
-    let log = nvrtc.compile_log(source, &options.each_ref().map(String::as_str))?;
-    Ok(read_log(&log, architecture))
-}
-
-/// The resources of all kernels in a folder, on each of the architectures. `done` is told how many
-/// compilations there are, and when one is done.
-pub fn of_folder(
-    nvrtc: &Nvrtc,
-    folder: &Path,
-    architectures: &[&str],
-    done: impl Fn(usize) + Sync,
-) -> Result<Vec<Resources>, Box<dyn Error>> {
-    let sources = read_folder(folder, "cu")?;
-    let headers = read_headers(folder)?;
-    let jobs: Vec<_> = architectures
-        .iter()
-        .flat_map(|architecture| sources.iter().map(move |source| (*architecture, source)))
-        .collect();
-    let (next, results) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
-    let work = || {
-        while let Some((architecture, (name, text))) =
-            jobs.get(next.fetch_add(1, Ordering::Relaxed))
-        {
-            let source = Source { name, text, headers: &headers };
-            let result = of_source(nvrtc, &source, architecture);
-            done(jobs.len());
-            let mut results = results.lock().unwrap_or_else(|poison| poison.into_inner());
-            results.push(result);
-        }
-    };
-    let threads = thread::available_parallelism().map_or(1, usize::from);
-    thread::scope(|scope| (0..threads).for_each(|_| drop(scope.spawn(work))));
-    let results = results.into_inner().unwrap_or_else(|poison| poison.into_inner());
-    let mut resources: Vec<_> =
-        results.into_iter().collect::<Result<Vec<_>, _>>()?.into_iter().flatten().collect();
-    let place = |name: &str| architectures.iter().position(|known| *known == name);
-    resources.sort_by_cached_key(|r| (r.kernel.clone(), place(&r.architecture)));
-    Ok(resources)
-}
-
-/// The headers below the kernels' folder, by their names as `#include` has them.
-pub fn read_headers(kernels: &Path) -> io::Result<Vec<(String, String)>> {
-    let mut headers = Vec::new();
-    for below in HEADER_FOLDERS {
-        let found = read_folder(&kernels.join(below), "cuh")?.into_iter();
-        headers.extend(found.map(|(name, text)| (format!("{below}/{name}"), text)));
-    }
-    Ok(headers)
-}
-
-/// The files of one extension as `(name, text)`, in name order.
-pub fn read_folder(folder: &Path, extension: &str) -> io::Result<Vec<(String, String)>> {
-    let mut files = Vec::new();
-    for entry in fs::read_dir(folder)? {
-        let path = entry?.path();
-        if path.extension().is_some_and(|known| known == extension)
-            && let Some(name) = path.file_name().and_then(|name| name.to_str())
-        {
-            files.push((name.to_owned(), fs::read_to_string(&path)?));
-        }
-    }
-    files.sort();
-    Ok(files)
 }
 
 /// Reads ptxas's words: for each kernel a line with its name, one with stack and spills, and one

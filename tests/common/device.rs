@@ -49,6 +49,16 @@ pub fn open_several(choice: Choice, count: usize) -> Result<Vec<Device>, Box<dyn
     (0..count).map(open).collect()
 }
 
+/// Whether this run repeats the tests under another schedule than the usual one, as
+/// `CUDA_EMULATOR_SEED` asks for; then it says why a test is not among them.
+pub fn is_repeated(why: &str) -> bool {
+    let repeated = std::env::var_os("CUDA_EMULATOR_SEED").is_some();
+    if repeated {
+        println!("{why}: CUDA_EMULATOR_SEED must be unset");
+    }
+    repeated
+}
+
 /// The emulated device with settings of its own; no context may be open.
 pub fn open_emulated(config: &Config) -> Result<Device, Box<dyn Error>> {
     if let Selected::Emulated(emulator) = client::select(Choice::Emulated)? {

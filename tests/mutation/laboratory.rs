@@ -105,11 +105,14 @@ impl Laboratory {
         first_noticed(self.typed.iter().map(whole))
     }
 
-    /// What becomes of a mutant: each kernel file that has the changed line is changed in turn.
+    /// What becomes of a mutant: each kernel file that has the changed line is changed in turn, the
+    /// shortest first, which take the least time.
     pub fn verdict(&self, mutant: &Mutant) -> Verdict {
         let files = self.sources.kernels().filter(|file| self.sources.includes(file, &mutant.file));
         let ways = files.flat_map(|file| self.typed.iter().map(move |typed| (file, typed)));
-        first_noticed(ways.map(|(file, typed)| {
+        let mut ways: Vec<_> = ways.collect();
+        ways.sort_by_key(|(file, typed)| typed.whole[*file].len());
+        first_noticed(ways.into_iter().map(|(file, typed)| {
             let change = Some((mutant.file.as_str(), mutant.text.as_str()));
             match self.sources.compile(file, typed.dtype, change) {
                 Ok(ptx) if ptx == typed.whole[file] => Verdict::Survived,

@@ -1,8 +1,9 @@
 //! Finding and opening the libraries: the CUDA driver's and the emulator's.
 
+use std::cmp::Reverse;
 use std::env;
 use std::error::Error as _;
-use std::ffi::{OsStr, c_char, c_int};
+use std::ffi::{c_char, c_int};
 use std::path::{Path, PathBuf};
 
 use libloading::Library;
@@ -188,7 +189,7 @@ fn adopt(library: Library, path: &Path) -> Result<Functions, SelectError> {
 }
 
 /// The places where the emulator's library may be: where the variable says, else around the running
-/// program, where cargo puts it, else where this crate was built.
+/// program, where cargo puts it and may have left an older one, else where this crate was built.
 fn candidates() -> Vec<PathBuf> {
     if let Some(path) = env::var_os(VARIABLE).filter(|path| !path.is_empty()) {
         return vec![PathBuf::from(path)];
@@ -203,18 +204,23 @@ fn candidates() -> Vec<PathBuf> {
             folders.push(above.to_owned());
         }
     }
+    let mut around: Vec<PathBuf> = folders.iter().map(|folder| folder.join(FILE_NAME)).collect();
+    newest_first(&mut around);
     // Cargo's folder for build scripts lies three levels below that of the profile.
-    if let Some(profile) = Path::new(env!("OUT_DIR")).ancestors().nth(3) {
-        folders.push(profile.join("deps"));
-    }
+    let built = Path::new(env!("OUT_DIR")).ancestors().nth(3);
     let mut paths: Vec<PathBuf> = Vec::new();
-    for folder in folders {
-        let path = folder.join(OsStr::new(FILE_NAME));
+    for path in around.into_iter().chain(built.map(|folder| folder.join("deps").join(FILE_NAME))) {
         if !paths.contains(&path) {
             paths.push(path);
         }
     }
     paths
+}
+
+/// Sorts files by their age, those that there are not to the end.
+fn newest_first(paths: &mut [PathBuf]) {
+    let written = |path: &PathBuf| path.metadata().and_then(|found| found.modified()).ok();
+    paths.sort_by_cached_key(|path| Reverse(written(path)));
 }
 
 /// Opens the emulator's library for all later users of its soname.
@@ -245,4 +251,28 @@ fn open(path: &Path) -> Result<Library, libloading::Error> {
 #[cfg(not(unix))]
 fn loaded(_name: &str) -> Option<Library> {
     None
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::time::{Duration, SystemTime};
+
+    use super::*;
+
+    #[test]
+    fn the_newest_library_comes_first() {
+        let folder = env::temp_dir().join(format!("cuda-emulator-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).expect("a folder");
+        let [missing, older, newer] = ["missing", "older", "newer"].map(|name| folder.join(name));
+        for (path, age) in [(&older, 60), (&newer, 0)] {
+            let file = File::create(path).expect("a file");
+            let time = SystemTime::now() - Duration::from_secs(age);
+            file.set_modified(time).expect("a time");
+        }
+        let mut paths = [missing.clone(), older.clone(), newer.clone()];
+        newest_first(&mut paths);
+        assert_eq!(paths, [newer, older, missing]);
+        std::fs::remove_dir_all(folder).expect("the folder is removed");
+    }
 }

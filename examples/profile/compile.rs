@@ -1,23 +1,26 @@
-//! The kernels as device code, kept in a folder so that unchanged ones are not compiled again.
+//! The kernels as device code, kept in Cargo's target folder so that unchanged ones are not compiled
+//! again.
 
 use std::error::Error;
 use std::fs;
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
-use super::nvrtc::{Nvrtc, Source};
-use super::resources::{self, Resources, read_folder, read_headers, read_log};
+use tempfile::NamedTempFile;
+
+use super::nvrtc::{HEADER_FOLDERS, Nvrtc, Source};
+use super::resources::{Resources, options, read_log};
 
 /// What a kernel file that has entry points per dtype makes them with.
 const ENTRIES: &str = "FUSED_DORA_ENTRIES(";
 const DTYPES: [&str; 3] = ["bf16", "f16", "f32"];
 
-/// A dtype whose code is another one's but for the kind of its instructions: one architecture does.
-const TWIN: &str = "f16";
-const TWIN_ON: &str = "sm_80";
+/// The folder of Cargo's target folder where device code is kept.
+const FOLDER: &str = "device-code";
 
 /// The device code of one kernel file, for one dtype where it has entry points per dtype.
 pub struct Compiled {
@@ -28,14 +31,20 @@ pub struct Compiled {
     pub cubin: PathBuf,
 }
 
-/// Compiles all kernels of a folder for each of the architectures, into another folder.
+/// Compiles all kernels of a folder for each of the architectures, where a dtype is wanted for it, for
+/// the program at a path. `done` is told how many compilations there are, and when one is done.
 pub fn folder(
     nvrtc: &Nvrtc,
     kernels: &Path,
     architectures: &[&'static str],
-    out: &Path,
+    wanted: impl Fn(&str, &str) -> bool,
+    program: &Path,
     done: impl Fn(usize) + Sync,
 ) -> Result<Vec<Compiled>, Box<dyn Error>> {
+    let target = program.ancestors().find(|folder| folder.join("CACHEDIR.TAG").is_file());
+    let target =
+        target.ok_or("the program does not lie in Cargo's target folder: run it by Cargo")?;
+    let out = &target.join(FOLDER);
     fs::create_dir_all(out)?;
     let headers = read_headers(kernels)?;
     let sources = read_folder(kernels, "cu")?;
@@ -45,7 +54,8 @@ pub fn folder(
         let per_dtype = text.contains(ENTRIES);
         let dtypes = if per_dtype { DTYPES.map(Some).to_vec() } else { vec![None] };
         for dtype in dtypes {
-            let kept = architectures.iter().filter(|&&a| dtype != Some(TWIN) || a == TWIN_ON);
+            let kept =
+                architectures.iter().filter(|&&a| dtype.is_none_or(|dtype| wanted(dtype, a)));
             jobs.extend(kept.map(|&a| (source, dtype, a)));
         }
     }
@@ -77,7 +87,7 @@ fn one(
     architecture: &'static str,
     out: &Path,
 ) -> Result<Compiled, String> {
-    let mut options = resources::options(architecture).to_vec();
+    let mut options = options(architecture).to_vec();
     options.extend(dtype.map(|dtype| format!("--define-macro=FUSED_DORA_DTYPE={dtype}")));
     let version = nvrtc.version().map_err(|error| error.to_string())?;
     let mut hasher = DefaultHasher::new();
@@ -97,11 +107,44 @@ fn one(
                 .compile_device(source, &options)
                 .map_err(|error| format!("{file} for {architecture}: {error}"))?;
             let cannot = |error| format!("{name} cannot be kept in {}: {error}", out.display());
-            fs::write(&cubin, code).map_err(cannot)?;
-            fs::write(&log_path, format!("{key}\n{log}")).map_err(cannot)?;
+            write(out, &cubin, &code).map_err(cannot)?;
+            write(out, &log_path, format!("{key}\n{log}").as_bytes()).map_err(cannot)?;
             log
         }
     };
     let resources = read_log(&log, architecture);
     Ok(Compiled { file, dtype, architecture, resources, cubin })
+}
+
+/// The headers below the kernels' folder, by their names as `#include` has them.
+fn read_headers(kernels: &Path) -> io::Result<Vec<(String, String)>> {
+    let mut headers = Vec::new();
+    for below in HEADER_FOLDERS {
+        let found = read_folder(&kernels.join(below), "cuh")?.into_iter();
+        headers.extend(found.map(|(name, text)| (format!("{below}/{name}"), text)));
+    }
+    Ok(headers)
+}
+
+/// The files of one extension as `(name, text)`, in name order.
+fn read_folder(folder: &Path, extension: &str) -> io::Result<Vec<(String, String)>> {
+    let mut files = Vec::new();
+    for entry in fs::read_dir(folder)? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|known| known == extension)
+            && let Some(name) = path.file_name().and_then(|name| name.to_str())
+        {
+            files.push((name.to_owned(), fs::read_to_string(&path)?));
+        }
+    }
+    files.sort();
+    Ok(files)
+}
+
+/// Writes a file at once: other programs may do and read the same.
+fn write(folder: &Path, path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut file = NamedTempFile::new_in(folder)?;
+    file.write_all(bytes)?;
+    file.persist(path)?;
+    Ok(())
 }
