@@ -3,8 +3,8 @@
 //! `kernels/`. The emulated device must report each mutant, or a result must be wrong; the kernels
 //! as they stand must do neither.
 //!
-//! Each run takes a sample; `cargo xtask mutate` runs all mutants, or those of some files, and shows
-//! the table.
+//! Each run takes a sample; `cargo xtask mutate` runs all mutants, or those of some files, and
+//! shows the table.
 
 mod common;
 #[path = "mutation/laboratory.rs"]
@@ -35,8 +35,8 @@ use table::{Mutant, Verdict, judge};
 /// Every how many-th mutant runs where not all do, such that the test takes two or three minutes.
 const STRIDE: usize = 32;
 
-/// The environment variable that asks for all mutants of files in `kernels/`, separated by commas, or
-/// for [`ALL`].
+/// The environment variable that asks for all mutants of files in `kernels/`, separated by commas,
+/// or for [`ALL`].
 const FILES: &str = "FUSED_DORA_MUTANTS";
 const ALL: &str = "all";
 

@@ -392,7 +392,8 @@ extern "C" __global__ void k(int* line, int* out) {
     out[i] = line[(i + 1) % 32]; // read
     $1
     if (i == 32) {
-        asm volatile("discard.global.L2 [%0], 128;" ::"l"(__cvta_generic_to_global(line)) : "memory"); // discard
+        size_t at = __cvta_generic_to_global(line);
+        asm volatile("discard.global.L2 [%0], 128;" ::"l"(at) : "memory");
     }
     $2
 }"#;

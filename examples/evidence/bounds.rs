@@ -169,7 +169,8 @@ fn dram_bytes(
         }
         other => return Err(format!("{other}: not of forward or backward")),
     };
-    // Partial sums that are not discarded, and what a launch hands on to itself: written beyond the outputs.
+    // Partial sums that are not discarded, and what a launch hands on to itself: written beyond the
+    // outputs.
     let tensors = compulsory(kernel, &spec, tokens);
     let outputs = tensors.iter().filter(|tensor| tensor.written).map(|tensor| tensor.bytes);
     let written = outputs.sum::<u64>();

@@ -70,9 +70,9 @@ impl Group {
                 "Counted: what the emulated device executed of the kernels' PTX. DRAM bytes are \
                  sectors that a launch touched, once per launch, so a tensor that two launches of \
                  an op touch counts twice; but not partial sums that it discards from the L2 cache \
-                 once they are added up (`discard.global.L2`): where that were not heeded, lines of \
-                 64 tokens would be 0.06 larger, and none of the others more than 0.01. L2 and DRAM \
-                 bytes of 8192 tokens are scaled counts (below)."
+                 once they are added up (`discard.global.L2`): where that were not heeded, lines \
+                 of 64 tokens would be 0.06 larger, and none of the others more than 0.01. L2 and \
+                 DRAM bytes of 8192 tokens are scaled counts (below)."
             }
             Self::Scaling => {
                 "Counted on small layers, fitted as products of the numbers of tiles along T, O \

@@ -1,5 +1,5 @@
-//! The kernels as device code, kept in Cargo's target folder so that unchanged ones are not compiled
-//! again.
+//! The kernels as device code, kept in Cargo's target folder so that unchanged ones are not
+//! compiled again.
 
 use std::error::Error;
 use std::fs;
@@ -31,8 +31,9 @@ pub struct Compiled {
     pub cubin: PathBuf,
 }
 
-/// Compiles all kernels of a folder for each of the architectures, where a dtype is wanted for it, for
-/// the program at a path. `done` is told how many compilations there are, and when one is done.
+/// Compiles all kernels of a folder for each of the architectures that a dtype is wanted for, into
+/// the target folder that the program lies in. `done` is told how many compilations there are, and
+/// when one is done.
 pub fn folder(
     nvrtc: &Nvrtc,
     kernels: &Path,

@@ -19,7 +19,8 @@ struct SplitSum {
         if (splits == 1) return true;
         const int n0 = MMA::warp_n() * MMA::kWarpN, lane = threadIdx.x % 32;
         const auto inside = [&](int f) { return n0 + f % MMA::kFragmentsN * 8 < cols; };
-        float4* const warp = reinterpret_cast<float4*>(partials) + threadIdx.x / 32 * kFragments * 32;
+        const int warp_start = threadIdx.x / 32 * kFragments * 32;
+        float4* const warp = reinterpret_cast<float4*>(partials) + warp_start;
         float4* const mine = warp + split * (kFloats / 4) + lane;
 #pragma unroll
         for (int f = 0; f < kFragments; ++f) {
@@ -46,7 +47,7 @@ struct SplitSum {
             }
         }
         __syncwarp();  // all lanes have read
-        constexpr int kLines = kFragments * 4;  // of 128 bytes, four of them a fragment of all lanes
+        constexpr int kLines = kFragments * 4;  // of 128 bytes, four for a fragment of all lanes
 #pragma unroll 1
         for (int s = 0; s < splits; ++s) {
 #pragma unroll

@@ -8,6 +8,7 @@ mod banks;
 mod traffic;
 
 use self::banks::Banks;
+use self::traffic::SECTOR_BYTES;
 use super::access::Intent;
 use super::context::*;
 use super::lanes::LANES;
@@ -15,8 +16,6 @@ use super::op::{Address, AtomicOp, CopyOp, DISCARDED, Space};
 use super::warp::Warp;
 use crate::counters::{ByClass, Counters};
 use crate::decode::Kernel;
-
-use traffic::SECTOR_BYTES;
 
 pub(crate) use traffic::Traffic;
 

@@ -2,8 +2,8 @@
 //!
 //! A request moves whole sectors between a multiprocessor and the L2 cache (CUDA C++ Programming
 //! Guide, "Device Memory Accesses": transactions of 32 bytes). Over a launch every byte is counted
-//! once: with an L2 cache that holds all that a launch touches, that is what device memory moves. What a
-//! launch discards from L2 before it ends is not written.
+//! once: with an L2 cache that holds all that a launch touches, that is what device memory moves.
+//! What a launch discards from L2 before it ends is not written.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
