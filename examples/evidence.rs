@@ -102,6 +102,8 @@ fn main() -> ExitCode {
 
 /// All of the evidence.
 fn collect(options: &Options) -> Result<Evidence, Box<dyn Error>> {
+    fs::create_dir_all(&options.out)
+        .map_err(|error| format!("--out {}: cannot be created: {error}", options.out.display()))?;
     let program = std::env::current_exe()?;
     let nvrtc = Nvrtc::find(nvrtc::fetched_folder(&program).as_deref())?;
     let nvdisasm = Nvdisasm::find(nvdisasm::fetched_folder(&program).as_deref())?;

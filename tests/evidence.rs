@@ -88,9 +88,8 @@ fn all_lines_hold() {
         return;
     }
     assert!(Kernels::are_built(), "run `cargo xtask nvrtc`, then build again");
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("evidence");
-    std::fs::create_dir_all(&folder).unwrap();
-    let document = folder.join("document.md");
+    let fresh = tempfile::tempdir().unwrap();
+    let [folder, document] = ["evidence", "document.md"].map(|name| fresh.path().join(name));
     std::fs::write(&document, "before\n<!-- evidence -->\nold\n<!-- /evidence -->\nafter\n")
         .unwrap();
     let [out, path] = [&folder, &document].map(|path| path.to_str().unwrap());
@@ -110,6 +109,14 @@ fn all_lines_hold() {
     let failing: Vec<_> = text.lines().filter(|line| line.ends_with("FAILS")).collect();
     assert_eq!(lines.iter().filter(|line| !line.holds).count(), failing.len());
     assert!(failing.is_empty() && output.status.success(), "{}\n{errors}", failing.join("\n"));
+}
+
+#[test]
+fn a_folder_that_cannot_be_is_refused_at_once() {
+    let output = run(&["--out", concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml/below")]);
+    assert_eq!(output.status.code(), Some(1));
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(text.contains("cannot be created"), "{text}");
 }
 
 #[test]
