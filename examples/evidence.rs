@@ -107,7 +107,7 @@ fn collect(options: &Options) -> Result<Evidence, Box<dyn Error>> {
     let program = std::env::current_exe()?;
     let nvrtc = Nvrtc::find(nvrtc::fetched_folder(&program).as_deref())?;
     let nvdisasm = Nvdisasm::find(nvdisasm::fetched_folder(&program).as_deref())?;
-    let compiled = compile(&nvrtc, &program)?;
+    let compiled = compile(&nvrtc)?;
 
     let bar = bar("disassembling", compiled.len())?;
     let codes = code::disassemble(&nvdisasm, &compiled, || bar.inc(1))?;
@@ -147,12 +147,12 @@ fn collect(options: &Options) -> Result<Evidence, Box<dyn Error>> {
 }
 
 /// All kernels for all architectures.
-fn compile(nvrtc: &Nvrtc, program: &Path) -> Result<Vec<Compiled>, Box<dyn Error>> {
+fn compile(nvrtc: &Nvrtc) -> Result<Vec<Compiled>, Box<dyn Error>> {
     let bar = bar("compiling", 1)?;
     let kernels = Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels");
     let architectures = ptxas::ARCHITECTURES.map(|(name, _)| name);
     let wanted = |dtype: &str, architecture: &str| dtype != TWIN || architecture == TWIN_ON;
-    let compiled = compile::folder(nvrtc, &kernels, &architectures, wanted, program, |count| {
+    let compiled = compile::folder(nvrtc, &kernels, &architectures, wanted, |count| {
         bar.set_length(count as u64);
         bar.inc(1);
     })?;

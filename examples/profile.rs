@@ -111,7 +111,7 @@ fn compile(gpus: &[&Gpu]) -> Result<(String, Vec<Resources>), Box<dyn Error>> {
     let kernels = Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels");
     let bar = bar("compiling")?;
     let all = |_: &str, _: &str| true;
-    let compiled = compile::folder(&nvrtc, &kernels, &architectures, all, &program, |count| {
+    let compiled = compile::folder(&nvrtc, &kernels, &architectures, all, |count| {
         bar.set_length(count as u64);
         bar.inc(1);
     })?;

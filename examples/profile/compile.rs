@@ -1,5 +1,5 @@
-//! The kernels as device code, kept in Cargo's target folder so that unchanged ones are not
-//! compiled again.
+//! The kernels as device code, kept beside what the build script made of them, so that unchanged
+//! ones are not compiled again.
 
 use std::error::Error;
 use std::fs;
@@ -19,8 +19,8 @@ use super::resources::{Resources, options, read_log};
 const ENTRIES: &str = "FUSED_DORA_ENTRIES(";
 const DTYPES: [&str; 3] = ["bf16", "f16", "f32"];
 
-/// The folder of Cargo's target folder where device code is kept.
-const FOLDER: &str = "device-code";
+/// Where device code is kept.
+const FOLDER: &str = concat!(env!("OUT_DIR"), "/device-code");
 
 /// The device code of one kernel file, for one dtype where it has entry points per dtype.
 pub struct Compiled {
@@ -31,22 +31,17 @@ pub struct Compiled {
     pub cubin: PathBuf,
 }
 
-/// Compiles all kernels of a folder for each of the architectures that a dtype is wanted for, into
-/// the target folder that the program lies in. `done` is told how many compilations there are, and
-/// when one is done.
+/// Compiles all kernels of a folder for each of the architectures that a dtype is wanted for. `done`
+/// is told how many compilations there are, and when one is done.
 pub fn folder(
     nvrtc: &Nvrtc,
     kernels: &Path,
     architectures: &[&'static str],
     wanted: impl Fn(&str, &str) -> bool,
-    program: &Path,
     done: impl Fn(usize) + Sync,
 ) -> Result<Vec<Compiled>, Box<dyn Error>> {
-    let target = program.ancestors().find(|folder| folder.join("CACHEDIR.TAG").is_file());
-    let target =
-        target.ok_or("the program does not lie in Cargo's target folder: run it by Cargo")?;
-    let out = &target.join(FOLDER);
-    fs::create_dir_all(out)?;
+    let out = Path::new(FOLDER);
+    fs::create_dir_all(out).map_err(|error| format!("{FOLDER} cannot be created: {error}"))?;
     let headers = read_headers(kernels)?;
     let sources = read_folder(kernels, "cu")?;
     let mut jobs = Vec::new();
