@@ -142,6 +142,13 @@ pub const SURVIVORS: &[Survivor] = &[
         Why::Equivalent("A stage beyond the last step gets zeros, which no step reads."),
     ),
     survivor(
+        "backward/input_small.cuh",
+        "run",
+        ["min(p.out_features, begin + p.d_chunk)", "(begin + p.d_chunk)"],
+        0,
+        Why::Equivalent("Beyond the last feature tiles hold zeros: the last part adds nothing."),
+    ),
+    survivor(
         "common/small.cuh",
         "accumulate",
         ["s < steps", "true"],
