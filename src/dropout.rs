@@ -1,6 +1,7 @@
 //! Dropout on the adapter's input, from a counter: nothing of it is ever stored.
 
 use crate::error::{Error, Result};
+use crate::params::dropout::Dropout as KernelDropout;
 use crate::spec::{DoraSpec, Norm};
 
 /// Probabilities are multiples of 1/2¹⁶.
@@ -46,15 +47,6 @@ pub struct Dropout {
     probability: f32,
     form: DropoutForm,
     seed: u64,
-}
-
-/// The kernels' Dropout.
-#[repr(C)]
-#[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct KernelDropout {
-    seed: u64,
-    threshold: u32,
-    scale: f32,
 }
 
 impl Dropout {
@@ -105,18 +97,30 @@ impl Dropout {
         KernelDropout { seed: self.seed, threshold, scale: (1.0 / kept) as f32 }
     }
 
-    /// Checks that the form fits the norm axis, and tells whether it is PEFT's.
-    pub(crate) fn check(dropout: Option<&Self>, spec: &DoraSpec) -> Result<bool> {
+    /// What the kernels do for this dropout, if its form fits the norm axis.
+    pub(crate) fn mode(dropout: Option<&Self>, spec: &DoraSpec) -> Result<DropoutMode> {
         match (dropout.map(|dropout| dropout.form), spec.norm()) {
-            (Some(DropoutForm::Peft), Norm::Output) => Ok(true),
+            (None, _) => Ok(DropoutMode::None),
+            (Some(DropoutForm::Peft), Norm::Output) => Ok(DropoutMode::Peft),
             (Some(DropoutForm::Peft), Norm::Input) => Err(Error::InvalidSpec {
                 parameter: "the dropout form",
                 value: "Peft with norm axis input".to_owned(),
                 requirement: "Adapter there: PEFT has norm axis output only",
             }),
-            _ => Ok(false),
+            (Some(_), _) => Ok(DropoutMode::Adapter),
         }
     }
+}
+
+/// Which kernels a call's dropout takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum DropoutMode {
+    /// Those without.
+    None,
+    /// Those that drop the adapter's input.
+    Adapter,
+    /// Those of PEFT's form with norm axis output, which keep z.
+    Peft,
 }
 
 /// The `index`th number of a seed, uniform in [0, 1), a multiple of 2⁻²⁴.

@@ -1,8 +1,8 @@
-//! Everything that can go wrong, with the numbers and the cure.
+//! Everything that can go wrong, with the numbers and what to do about it.
 
 use cudarc::driver::DriverError;
 
-use crate::spec::Dtype;
+use crate::dtype::ElementType;
 
 /// The crate's result type.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -43,10 +43,11 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 /// | operands for an unmerge in an op that takes more | [`NotPrepared`](Error::NotPrepared) |
 /// | a backward or unmerge of [`DoraLinear`](crate::DoraLinear) after a change of the parameters | [`NotPrepared`](Error::NotPrepared) |
 /// | a workspace made for less | [`WorkspaceTooSmall`](Error::WorkspaceTooSmall) |
+/// | memory of the caller with too few bytes | [`MemoryTooSmall`](Error::MemoryTooSmall) |
 /// | `unmerge` where a gain is 0 | [`LostFeature`](Error::LostFeature) |
 /// | an adapter's name that is not attached, or is already | [`Adapter`](Error::Adapter) |
-/// | an adapter for other features than its layer's | [`Adapter`](Error::Adapter) |
-/// | a step, merge or unmerge of [`DoraLinear`](crate::DoraLinear) while no adapter is active | [`Adapter`](Error::Adapter) |
+/// | an adapter for other features, or another dtype, than its layer's | [`Adapter`](Error::Adapter) |
+/// | a step, merge or unmerge of [`DoraLinear`](crate::DoraLinear) while no adapter is active | [`NoActiveAdapter`](Error::NoActiveAdapter) |
 /// | a rank that takes a larger grid than the device has | [`DeviceLimit`](Error::DeviceLimit) |
 /// | a stream, a buffer or an adapter of another CUDA context | [`ContextMismatch`](Error::ContextMismatch) |
 /// | buffers of different lengths, or a rank that has left, in a sum over ranks | [`Ranks`](Error::Ranks) |
@@ -113,13 +114,15 @@ pub enum Error {
         /// What it must be a multiple of.
         alignment: usize,
     },
-    /// Buffers of one type for a spec of another.
-    #[error("the spec computes in {spec}, but the buffers hold {buffers}: make a spec per dtype")]
+    /// A tensor of another type than the op takes.
+    #[error("{tensor} holds {found}, but {needed} is needed: convert it, or make a spec per dtype")]
     Dtype {
-        /// The spec's compute type.
-        spec: Dtype,
-        /// The buffers' element type.
-        buffers: Dtype,
+        /// The tensor's name.
+        tensor: &'static str,
+        /// The type of its elements.
+        found: ElementType,
+        /// The type that they must have.
+        needed: ElementType,
     },
     /// A tensor that this kind of layer needs was not given.
     #[error("{tensor} is missing: {reason}")]
@@ -164,10 +167,22 @@ pub enum Error {
         /// Bytes there.
         available: usize,
     },
-    /// A merged weight that no longer holds what the weight was.
+    /// Memory of the caller that is too small for its purpose.
+    #[error("{memory} has {available} bytes but needs {needed}: ask {size_from} for the size")]
+    MemoryTooSmall {
+        /// What the memory is for.
+        memory: &'static str,
+        /// Bytes given.
+        available: usize,
+        /// Bytes needed.
+        needed: usize,
+        /// The function that returns that number.
+        size_from: &'static str,
+    },
+    /// A merged weight that no longer determines what the weight was.
     #[error(
-        "{axis} feature {feature} has a gain of {gain}, with which W' holds nothing of what W was \
-         there: W has to come from its file"
+        "cannot unmerge: the gain of {axis} feature {feature} is {gain}, and W' no longer determines \
+         W there: load the base weight from its file"
     )]
     LostFeature {
         /// The norm axis.
@@ -180,13 +195,19 @@ pub enum Error {
     /// An adapter that is not there, or does not fit its layer.
     #[error("the adapter `{name}` {problem}")]
     Adapter {
-        /// The adapter's name; empty where none is active.
+        /// The adapter's name.
         name: String,
         /// What is wrong, and what to do.
         problem: String,
     },
+    /// A call that needs an active adapter.
+    #[error("no adapter is active: call `activate` before `{call}`")]
+    NoActiveAdapter {
+        /// The call.
+        call: &'static str,
+    },
     /// A launch that the device cannot do.
-    #[error("{kernel} needs {what} of {needed}, but the device allows {limit}: {cure}")]
+    #[error("{kernel} needs {what} of {needed}, but the device allows {limit}: {remedy}")]
     DeviceLimit {
         /// The kernel.
         kernel: &'static str,
@@ -197,7 +218,7 @@ pub enum Error {
         /// How much the device has.
         limit: u64,
         /// What to do.
-        cure: &'static str,
+        remedy: &'static str,
     },
     /// The GPU predates the instructions that the kernels use.
     #[error(

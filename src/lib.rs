@@ -15,8 +15,9 @@
 //!
 //! Over several devices, gradients are summed between 3 and 4, and layers may be sharded: [`parallel`].
 //!
-//! [`DoraLinear`] does all of that for a layer that owns its adapters, [`Kernels`] shows the ops by
-//! themselves, and [`raw`] takes tensors by their addresses.
+//! [`DoraLinear`] does all of that for a layer that owns its adapters, [`Layer`] for a layer whose
+//! caller owns them, and [`Kernels`] shows the ops by themselves. Tensors are cudarc slices and views,
+//! DLPack tensors, or addresses: [`Read`] and [`Write`].
 //!
 //! ```
 //! use std::sync::{Arc, Mutex};
@@ -31,7 +32,7 @@
 //! let kernels = Arc::new(Kernels::load(&open_device(0)?)?);
 //! let stream = kernels.context().default_stream();
 //! let (tokens, inputs, outputs, scaling) = (32, 64, 48, Scaling::Standard { alpha: 16.0 });
-//! let base = DoraLinear::<bf16>::base_spec(inputs, outputs)?;
+//! let base = DoraLinear::base_spec(inputs, outputs, Dtype::Bf16)?;
 //! let spec = DoraSpec::new(inputs, outputs, 8, scaling, Norm::Output, NormGrad::Exact, Dtype::Bf16)?;
 //! // Shared by all layers of a stream.
 //! let workspace = Workspace::new(&kernels, &stream, &[base, spec], tokens)?;
@@ -55,8 +56,8 @@
 //! for step in 1..=4 {
 //!     let io = LinearForward {
 //!         tokens,
-//!         x: x.as_view().into(),
-//!         y: y.as_view_mut().into(),
+//!         x: (&x).into(),
+//!         y: (&mut y).into(),
 //!         seed: step,
 //!         dropout: None,
 //!     };
@@ -66,10 +67,10 @@
 //!     let io = LinearBackward {
 //!         tokens,
 //!         gradients: Gradients::Overwrite,
-//!         x: x.as_view().into(),
-//!         y: y.as_view().into(),
+//!         x: (&x).into(),
+//!         y: (&y).into(),
 //!         dropout: None,
-//!         grad_output: y.as_view().into(),
+//!         grad_output: (&y).into(),
 //!         grad_input: None,
 //!     };
 //!     layer.backward(&saved, io)?;
@@ -82,61 +83,51 @@
 //! ```
 //!
 //! Shapes, throughout: x `[T, I]` tokens × input features, W `[O, I]`, A `[r, I]`, B `[O, r]`, all
-//! row-major; x, y and their gradients may have row strides ([`Rows`]), all others are contiguous. R
+//! row-major; x, y and their gradients may have row strides, all others are contiguous. R
 //! is r rounded up to a multiple of 16. x, W, b, y and their gradients are of one [`Dtype`]; adapter
 //! parameters and their gradients are f32.
 
-pub mod adamw;
-mod adapter;
-pub mod backward;
-pub mod decompose;
 mod device;
 mod dropout;
+mod dtype;
 mod error;
-mod f32_math;
-#[cfg(feature = "ffi")]
-pub mod ffi;
-pub mod forward;
-mod kernels;
-mod linear;
-pub mod merge;
-pub mod norm_gradient;
-pub mod parallel;
+mod layer;
+mod layout;
+pub mod ops;
+mod params;
 #[cfg(feature = "peft")]
 pub mod peft;
-pub mod prepare;
-pub mod raw;
 pub mod reference;
-mod rows;
 mod spec;
-mod tiles;
-mod workspace;
+mod tensor;
 
-pub use adamw::{
-    AdamW, AdamWConfig, AdapterGroups, Clip, GradientNorm, OptimizerGroup, OptimizerPart, Schedule,
-};
-pub use adapter::{Adapter, AdapterLayout, AdapterView, AdapterViewMut, Part};
-pub use backward::{Backward, Gradients};
 pub use cudarc;
-pub use decompose::{Decompose, DecomposeAdapter, Decomposition};
-pub use device::open_device;
+pub use device::{Kernels, Tiles, Workspace, borrow_context, open_device};
+#[doc(hidden)]
+pub use device::{F32Math, load_image};
 pub use dropout::{Dropout, DropoutForm};
+pub use dtype::{Dtype, Element, ElementType};
 pub use error::{Error, Result};
-#[doc(hidden)]
-pub use f32_math::F32Math;
-pub use forward::Forward;
-pub use kernels::Kernels;
-#[doc(hidden)]
-pub use kernels::load_image;
-pub use linear::{DoraLinear, LinearBackward, LinearForward, Moments, Saved, SharedWorkspace};
-pub use merge::{InPlace, Merge, MergeReport, Unmerge};
-pub use norm_gradient::NormGradient;
-pub use parallel::{AllReduce, HostRank};
-pub use prepare::{Magnitude, Prepare, Prepared};
-pub use rows::{MatrixView, MatrixViewMut, Rows};
-pub use spec::{DoraSpec, Dtype, Element, Norm, NormGrad, Scaling};
-pub use tiles::Tiles;
-pub use workspace::Workspace;
+pub use layer::parallel::{self, AllReduce, HostRank};
+pub use layer::{
+    Adapter, DoraLinear, Layer, LinearBackward, LinearForward, Moments, Saved, SharedWorkspace,
+};
+pub use layout::{AdapterLayout, AdapterView, AdapterViewMut, Part};
+pub use ops::adamw::{
+    AdamW, AdamWConfig, AdapterGroups, Clip, OptimizerGroup, OptimizerPart, Schedule,
+};
+pub use ops::backward::{Backward, Gradients};
+pub use ops::decompose::{Decompose, DecomposeAdapter, Decomposition};
+pub use ops::forward::Forward;
+pub use ops::gradient_norm::GradientNorm;
+pub use ops::merge::{InPlace, Merge, MergeReport, Unmerge};
+pub use ops::norm_gradient::NormGradient;
+pub use ops::prepare::{Magnitude, Prepare};
+pub use ops::prepared::Prepared;
+pub use spec::{DoraSpec, Norm, NormGrad, Scaling};
+#[cfg(feature = "dlpack")]
+pub use tensor::dlpack;
+pub use tensor::{Base, Read, SharedTensor, SharedWeight, TensorElement, Weight, Write};
 
 /// The guides' examples are tests.
 #[cfg(doctest)]

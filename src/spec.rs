@@ -1,98 +1,7 @@
 //! What one adapted layer is: its features, rank, scaling, norm axis and compute type.
 
-use std::fmt;
-
-use cudarc::driver::{DeviceRepr, ValidAsZeroBits};
-use half::{bf16, f16};
-
+use crate::dtype::Dtype;
 use crate::error::{Error, Result};
-
-/// The type that x, W, b, y and their gradients are stored in, and that products are computed in
-/// (always accumulated in f32).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Dtype {
-    /// bfloat16, on tensor cores.
-    Bf16,
-    /// IEEE half precision, on tensor cores.
-    F16,
-    /// True single precision, on the FMA units.
-    F32,
-}
-
-impl Dtype {
-    /// All types, in the order of the kernels' entry points.
-    pub const ALL: [Self; 3] = [Self::Bf16, Self::F16, Self::F32];
-
-    /// The suffix of the kernels' entry points, and the name used in messages.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Bf16 => "bf16",
-            Self::F16 => "f16",
-            Self::F32 => "f32",
-        }
-    }
-
-    /// Bytes per element.
-    pub const fn bytes(self) -> usize {
-        match self {
-            Self::Bf16 | Self::F16 => 2,
-            Self::F32 => 4,
-        }
-    }
-}
-
-impl fmt::Display for Dtype {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
-    }
-}
-
-mod sealed {
-    pub trait Sealed {}
-    impl Sealed for half::bf16 {}
-    impl Sealed for half::f16 {}
-    impl Sealed for f32 {}
-}
-
-/// A Rust type that a [`Dtype`] stands for.
-pub trait Element: DeviceRepr + ValidAsZeroBits + Copy + sealed::Sealed + 'static {
-    /// The matching compute type.
-    const DTYPE: Dtype;
-    /// Rounds to nearest.
-    fn from_f32(value: f32) -> Self;
-    /// Widens exactly.
-    fn to_f32(self) -> f32;
-}
-
-impl Element for bf16 {
-    const DTYPE: Dtype = Dtype::Bf16;
-    fn from_f32(value: f32) -> Self {
-        Self::from_f32(value)
-    }
-    fn to_f32(self) -> f32 {
-        Self::to_f32(self)
-    }
-}
-
-impl Element for f16 {
-    const DTYPE: Dtype = Dtype::F16;
-    fn from_f32(value: f32) -> Self {
-        Self::from_f32(value)
-    }
-    fn to_f32(self) -> f32 {
-        Self::to_f32(self)
-    }
-}
-
-impl Element for f32 {
-    const DTYPE: Dtype = Dtype::F32;
-    fn from_f32(value: f32) -> Self {
-        value
-    }
-    fn to_f32(self) -> f32 {
-        self
-    }
-}
 
 /// Along which axis of V = W + s·B·A the norm c is taken, and so what the magnitude m scales.
 ///
@@ -265,11 +174,25 @@ impl DoraSpec {
         }
     }
 
-    pub(crate) fn check_dtype<E: Element>(&self) -> Result<()> {
-        if self.dtype == E::DTYPE {
-            return Ok(());
-        }
-        Err(Error::Dtype { spec: self.dtype, buffers: E::DTYPE })
+    /// Dimensions of tensors, with their names in messages.
+    pub(crate) const fn inputs(&self) -> (&'static str, usize) {
+        ("I", self.in_features)
+    }
+
+    pub(crate) const fn outputs(&self) -> (&'static str, usize) {
+        ("O", self.out_features)
+    }
+
+    pub(crate) const fn ranks(&self) -> (&'static str, usize) {
+        ("r", self.rank)
+    }
+
+    pub(crate) const fn padded_ranks(&self) -> (&'static str, usize) {
+        ("R", self.padded_rank())
+    }
+
+    pub(crate) const fn magnitudes(&self) -> (&'static str, usize) {
+        (if matches!(self.norm, Norm::Input) { "I" } else { "O" }, self.magnitude_len())
     }
 
     pub(crate) fn check_tokens(&self, tokens: usize) -> Result<()> {
@@ -283,19 +206,4 @@ fn check_dimension(parameter: &'static str, value: usize, least: usize) -> Resul
     }
     let requirement = if least == 0 { "at most 2^30" } else { "at least 1 and at most 2^30" };
     Err(Error::InvalidSpec { parameter, value: value.to_string(), requirement })
-}
-
-/// Checks that a buffer holds exactly `rows`·`cols` elements.
-pub(crate) fn check_len(
-    tensor: &'static str,
-    found: usize,
-    rows: (&str, usize),
-    cols: (&str, usize),
-) -> Result<()> {
-    let expected = rows.1.saturating_mul(cols.1);
-    if found == expected {
-        return Ok(());
-    }
-    let shape = format!("[{}={}, {}={}]", rows.0, rows.1, cols.0, cols.1);
-    Err(Error::Shape { tensor, shape, expected, found })
 }

@@ -11,7 +11,8 @@ use serde_json::Map;
 
 use super::config::number;
 use super::{CheckpointError, LayerAdapter, PeftConfig, TensorFile, files};
-use crate::spec::{Dtype, Norm};
+use crate::dtype::Dtype;
+use crate::spec::Norm;
 
 /// What PEFT puts before a module's name.
 const PREFIX: &str = "base_model.model.";

@@ -4,9 +4,12 @@ use std::sync::Arc;
 
 use cudarc::driver::CudaStream;
 
-use crate::adapter::{Adapter, AdapterLayout, Part};
+use crate::layer::Adapter;
+use crate::layout::{AdapterLayout, Part};
 use crate::error::{During, Error, Result};
-use crate::spec::{DoraSpec, Dtype, Element, Norm, NormGrad, Scaling, check_len};
+use crate::dtype::Dtype;
+use crate::spec::{DoraSpec, Norm, NormGrad, Scaling};
+use crate::tensor::{check_len, matrix, vector};
 
 /// The adapter of one linear layer, as a file holds it: checked when it is made.
 #[derive(Debug, Clone, PartialEq)]
@@ -39,10 +42,10 @@ impl LayerAdapter {
         let layer =
             Self { out_features, in_features, rank, scaling, norm, lora_a, lora_b, magnitude };
         let spec = layer.spec(NormGrad::Detached, Dtype::F32)?;
-        check_len("lora_A", layer.lora_a.len(), ("r", rank), ("I", in_features))?;
-        check_len("lora_B", layer.lora_b.len(), ("O", out_features), ("r", rank))?;
+        check_len("lora_A", layer.lora_a.len(), matrix(spec.ranks(), spec.inputs()))?;
+        check_len("lora_B", layer.lora_b.len(), matrix(spec.outputs(), spec.ranks()))?;
         let features = ("features", spec.magnitude_len());
-        check_len("magnitude", layer.magnitude.len(), ("1", 1), features)?;
+        check_len("magnitude", layer.magnitude.len(), vector(features))?;
         Ok(layer)
     }
 
@@ -115,16 +118,18 @@ impl LayerAdapter {
         }
     }
 
-    /// The adapter on a device, for [`DoraLinear::attach`](crate::DoraLinear::attach).
+    /// The adapter on a device, for a layer that computes in `dtype`:
+    /// [`DoraLinear::attach`](crate::DoraLinear::attach).
     ///
     /// # Errors
     /// [`Error::InvalidSpec`], or the driver's.
-    pub fn upload<E: Element>(
+    pub fn upload(
         &self,
         stream: &Arc<CudaStream>,
         norm_grad: NormGrad,
-    ) -> Result<Adapter<E>> {
-        let mut adapter = Adapter::new(stream, &self.spec(norm_grad, E::DTYPE)?, false)?;
+        dtype: Dtype,
+    ) -> Result<Adapter> {
+        let mut adapter = Adapter::new(stream, &self.spec(norm_grad, dtype)?, false)?;
         let layout = *adapter.layout();
         if layout.is_empty() {
             return Ok(adapter);
@@ -146,13 +151,13 @@ impl LayerAdapter {
     /// The parameters of an adapter on a device.
     ///
     /// # Errors
-    /// [`Error::Adapter`] if it trains a bias, which files of adapters do not hold, or the
+    /// [`Error::UnexpectedTensor`] if it trains a bias, which files of adapters do not hold, or the
     /// driver's.
-    pub fn download<E: Element>(stream: &Arc<CudaStream>, adapter: &Adapter<E>) -> Result<Self> {
+    pub fn download(stream: &Arc<CudaStream>, adapter: &Adapter) -> Result<Self> {
         let (spec, layout): (&DoraSpec, &AdapterLayout) = (adapter.spec(), adapter.layout());
         if !layout.range(Part::Bias).is_empty() {
-            let problem = "trains a bias, which an adapter's file does not hold: save it apart";
-            return Err(Error::Adapter { name: String::new(), problem: problem.to_owned() });
+            let reason = "an adapter's file does not hold it, so save it in another file";
+            return Err(Error::UnexpectedTensor { tensor: "the trained bias", reason });
         }
         let during = "downloading an adapter";
         let mut values = vec![0.0; layout.len()];

@@ -54,7 +54,7 @@
 //! let (norm, norm_grad) = (Norm::Output, NormGrad::Exact);
 //! let spec = DoraSpec::new(inputs, outputs, 4, scaling, norm, norm_grad, Dtype::F32)?;
 //! let mut workspace = Workspace::new(&kernels, &stream, &[spec], 0)?;
-//! let mut prepared = Prepared::<f32>::new(&stream, &spec)?;
+//! let mut prepared = Prepared::new(&stream, &spec)?;
 //! let weight = stream.clone_htod(&vec![0.5f32; outputs * inputs])?;
 //! let lora_a = stream.alloc_zeros::<f32>(4 * inputs)?;
 //! let lora_b = stream.alloc_zeros::<f32>(outputs * 4)?;
@@ -62,16 +62,16 @@
 //! let rank = HostRank::group(&[stream.clone()]).pop().expect("here, a group of one");
 //!
 //! let shard = Prepare {
-//!     weight: weight.as_view(),
-//!     lora_a: lora_a.as_view(),
-//!     lora_b: lora_b.as_view(),
+//!     weight: (&weight).into(),
+//!     lora_a: (&lora_a).into(),
+//!     lora_b: (&lora_b).into(),
 //!     magnitude: Magnitude::Sharded,
 //!     bias: None,
 //! };
 //! kernels.prepare(&stream, &spec, &mut workspace, &mut prepared, shard)?;
 //! rank.sum_over_ranks(prepared.squared_norms_mut().expect("those of the shard"))?;
-//! let fresh = Magnitude::Init(magnitude.as_view_mut());
-//! kernels.finish_prepare(&stream, &spec, &mut prepared, lora_b.as_view(), fresh)?;
+//! let fresh = Magnitude::Init((&mut magnitude).into());
+//! kernels.finish_prepare(&stream, &spec, &mut prepared, &lora_b, fresh)?;
 //! assert_eq!(stream.clone_dtoh(&magnitude)?, [4.0; 32]);
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```

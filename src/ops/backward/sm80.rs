@@ -1,16 +1,15 @@
-//! How the backward of one layer is cut into tiles, what it keeps in the workspace, and the
-//! kernel's parameters.
+//! How the backward of one layer is cut into tiles on compute capability 8.0 and later, and what it
+//! keeps in the workspace.
 
-use cudarc::driver::DeviceRepr;
-
-use crate::dropout::KernelDropout;
-use crate::f32_math::F32Math;
-use crate::forward::are_aligned;
-use crate::kernels::{Entry, THREADS};
-use crate::raw;
-use crate::spec::{DoraSpec, Dtype, Norm};
-use crate::tiles::{GROUP, LARGE, PARTIAL, SMALL, Tiles, Tiling, partial_floats};
-use crate::workspace::{Needs, Parts, Regions, Split, board_counters};
+use super::Wanted;
+use crate::device::{
+    F32Math, Kernel, Launch, Needs, Regions, Scratch, Split, THREADS, Tiles, Tiling, queue_counters,
+};
+use crate::dropout::DropoutMode;
+use crate::ops::tiles::{GROUP, LARGE, PARTIAL, SMALL, partial_floats};
+use crate::params::backward::BackwardParams;
+use crate::dtype::Dtype;
+use crate::spec::{DoraSpec, Norm};
 
 /// Output features of a strip of dY, in 16 bit and in f32 (Adapter in the kernel).
 const STRIP_16_BIT: usize = 128;
@@ -36,65 +35,22 @@ const LORA_A_TILE: [usize; 2] = [64, 64];
 /// A tile of dA takes at least this many tokens (a multiple of the kernel's k-steps).
 const LORA_A_CHUNK: usize = 128;
 
-/// The kernel's BackwardParams.
-#[repr(C)]
-#[derive(Debug, Clone, Copy)]
-pub(super) struct BackwardParams {
-    grad_output: u64,
-    output: u64,
-    x: u64,
-    weight: u64,
-    bias: u64,
-    h: u64,
-    a: u64,
-    sb: u64,
-    gsb: u64,
-    input_gain: u64,
-    output_gain: u64,
-    norm: u64,
-    scaled_grad: u64,
-    p: u64,
-    grad_input: u64,
-    grad_lora_a: u64,
-    grad_lora_b: u64,
-    grad_magnitude: u64,
-    grad_bias: u64,
-    partial_p: u64,
-    sum_b: u64,
-    sum_bias: u64,
-    sum_m: u64,
-    sum_a: u64,
-    partial_d: u64,
-    board: u64,
-    chunk_counters: u64,
-    strip_turns: u64,
-    column_counters: u64,
-    lora_a_turns: u64,
-    dropout: KernelDropout,
-    scaling: f32,
-    tokens: i32,
-    in_features: i32,
-    out_features: i32,
-    rank: i32,
-    padded_rank: i32,
-    grad_stride: i32,
-    output_stride: i32,
-    x_stride: i32,
-    grad_input_stride: i32,
-    adapter_tiles: i32,
-    input_tiles: i32,
-    d_splits: i32,
-    d_chunk: i32,
-    chunk: i32,
-    lora_a_chunk: i32,
-    peft_dropout: i32,
-    aligned: i32,
-    accumulate: i32,
-    _padding: i32,
-}
+const LARGE_TILES: Kernel = Kernel::new("backward", "backward");
+const MEDIUM_TILES: Kernel = Kernel::new("backward", "backward_medium");
+const LARGE_TF32X3: Kernel = Kernel::new("backward", "backward_tf32x3");
+const MEDIUM_TF32X3: Kernel = Kernel::new("backward", "backward_medium_tf32x3");
+const FEW_TOKENS: Kernel = Kernel::new("backward", "backward_small");
+const DROPOUT: Kernel = Kernel::new("backward", "backward_dropout");
 
-// SAFETY: a C struct of plain values, laid out as the kernel declares it.
-unsafe impl DeviceRepr for BackwardParams {}
+/// The kernels for layers of a dtype.
+pub(super) const fn kernels(dtype: Dtype) -> &'static [Kernel] {
+    const ALL: [Kernel; 6] =
+        [LARGE_TILES, MEDIUM_TILES, FEW_TOKENS, DROPOUT, LARGE_TF32X3, MEDIUM_TF32X3];
+    match dtype {
+        Dtype::F32 => &ALL,
+        Dtype::Bf16 | Dtype::F16 => ALL.split_at(4).0,
+    }
+}
 
 /// `backward_geometry` of the kernel file.
 #[doc(hidden)]
@@ -116,19 +72,10 @@ pub const GEOMETRY: [usize; 15] = [
     size_of::<BackwardParams>(),
 ];
 
-/// What a call asks for besides the shapes: the tiles that there are.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Wanted {
-    /// dX.
-    pub(crate) grad_input: bool,
-    /// db.
-    pub(crate) grad_bias: bool,
-}
-
 /// The tiles for one spec and number of tokens, and the regions of the workspace, as offsets.
 pub(super) struct Plan {
     tiles: Tiles,
-    dropout: bool,
+    dropout: DropoutMode,
     /// Products are three tf32 ones.
     splits: bool,
     /// Tokens of a chunk of dY.
@@ -153,9 +100,14 @@ pub(super) struct Plan {
 }
 
 impl Plan {
-    pub(super) fn new(spec: &DoraSpec, tokens: usize, tiling: Tiling, dropout: bool) -> Self {
+    pub(super) fn new(
+        spec: &DoraSpec,
+        tokens: usize,
+        tiling: Tiling,
+        dropout: DropoutMode,
+    ) -> Self {
         let (inputs, outputs) = (spec.in_features(), spec.out_features());
-        let tiles = tiling.choose(tokens, inputs, dropout);
+        let tiles = tiling.choose(tokens, inputs, dropout != DropoutMode::None);
         let (rank, bytes) = (spec.padded_rank(), spec.dtype().bytes());
         let strip = if spec.dtype() == Dtype::F32 { STRIP_F32 } else { STRIP_16_BIT };
         let strips = outputs.div_ceil(strip);
@@ -208,7 +160,7 @@ impl Plan {
             partial_d,
             bytes: regions.bytes(),
             counters: [
-                board_counters(chunks),
+                queue_counters(chunks),
                 rank_tiles * chunks,
                 rank_tiles * strips,
                 inputs.div_ceil(SMALL[1]),
@@ -234,137 +186,68 @@ impl Plan {
         if needed { spec.in_features().div_ceil(self.tiles.extent()[1]) * parts } else { 0 }
     }
 
-    pub(super) fn entry(&self) -> Entry {
+    fn kernel(&self) -> Kernel {
         match (self.dropout, self.tiles, self.splits) {
-            (true, ..) => Entry::BackwardDropout,
-            (_, Tiles::Large, false) => Entry::Backward,
-            (_, Tiles::Large, true) => Entry::BackwardTf32x3,
-            (_, Tiles::Medium, false) => Entry::BackwardMedium,
-            (_, Tiles::Medium, true) => Entry::BackwardMediumTf32x3,
-            (_, Tiles::Small, _) => Entry::BackwardSmall,
+            (DropoutMode::Adapter | DropoutMode::Peft, ..) => DROPOUT,
+            (_, Tiles::Large, false) => LARGE_TILES,
+            (_, Tiles::Large, true) => LARGE_TF32X3,
+            (_, Tiles::Medium, false) => MEDIUM_TILES,
+            (_, Tiles::Medium, true) => MEDIUM_TF32X3,
+            (_, Tiles::Small, _) => FEW_TOKENS,
         }
     }
 
     /// A CTA for each tile; none where there is nothing to compute.
-    pub(super) fn grid(&self, spec: &DoraSpec, tokens: usize, wanted: Wanted) -> [usize; 3] {
+    pub(super) fn launch(&self, spec: &DoraSpec, tokens: usize, wanted: Wanted) -> Launch {
         let adapter = self.chunks.saturating_mul(self.adapter_tiles(spec, wanted));
         let rows = tokens.div_ceil(self.tiles.extent()[0]);
         let input = rows.saturating_mul(self.input_tiles(spec, wanted));
         let [ranks, columns] = self.lora_a_tiles;
         let lora_a = ranks.saturating_mul(columns).saturating_mul(self.lora_a_split.count);
-        [adapter.saturating_add(input).saturating_add(lora_a), 1, 1]
+        let ctas = adapter.saturating_add(input).saturating_add(lora_a);
+        Launch::new(self.kernel(), spec.dtype(), [ctas, 1, 1])
     }
 
+    /// What follows from the plan, of the kernel's parameters.
     pub(super) fn params(
         &self,
         spec: &DoraSpec,
-        prepared: &raw::Prepared,
-        scratch: &Parts,
-        io: &raw::Backward,
-        peft: bool,
+        wanted: Wanted,
+        mut scratch: Scratch,
     ) -> BackwardParams {
-        let wanted = io.wanted();
-        let only = |norm, pointer| if spec.norm() == norm { pointer } else { 0 };
-        let region = |offset: usize| scratch.regions + offset as u64;
-        let mut next = scratch.counters;
+        let on_output = spec.norm() == Norm::Output;
         let [board, chunk_counters, strip_turns, column_counters, lora_a_turns] =
-            self.counters.map(|count| {
-                let first = next;
-                next += (count * size_of::<u32>()) as u64;
-                first
-            });
-        let (inputs, outputs) = (spec.in_features(), spec.out_features());
-        let output = match (spec.norm(), peft) {
-            (Norm::Output, true) => raw::Matrix::dense(io.z, outputs),
-            (Norm::Output, false) => io.output,
-            _ => raw::Matrix::dense(0, outputs),
-        };
-        let gsb = prepared.contracted(spec);
-        let row_lengths = [
-            inputs,
-            outputs,
-            spec.padded_rank(),
-            io.grad_output.stride,
-            output.stride,
-            io.x.stride,
-            io.grad_input.stride,
-        ];
-        let pointers = [
-            io.grad_output.pointer,
-            output.pointer,
-            io.x.pointer,
-            io.weight,
-            io.h,
-            prepared.a,
-            gsb,
-            io.grad_input.pointer,
-        ];
+            self.counters.map(|count| scratch.counters(count));
         BackwardParams {
-            grad_output: io.grad_output.pointer,
-            output: output.pointer,
-            x: io.x.pointer,
-            weight: io.weight,
-            bias: io.bias,
-            h: io.h,
-            a: prepared.a,
-            sb: prepared.sb,
-            gsb,
-            input_gain: only(Norm::Input, prepared.gain),
-            output_gain: only(Norm::Output, prepared.gain),
-            norm: prepared.norm,
-            scaled_grad: only(Norm::Output, region(self.scaled_grad)),
-            p: region(self.p),
-            grad_input: io.grad_input.pointer,
-            grad_lora_a: io.grad_lora_a,
-            grad_lora_b: io.grad_lora_b,
-            grad_magnitude: io.grad_magnitude,
-            grad_bias: io.grad_bias,
-            partial_p: region(self.partial_p),
-            sum_b: region(self.sum_b),
-            sum_bias: region(self.sum_bias),
-            sum_m: region(self.sum_m),
-            sum_a: region(self.sum_a),
-            partial_d: region(self.partial_d),
+            scaled_grad: if on_output { scratch.region(self.scaled_grad) } else { 0 },
+            p: scratch.region(self.p),
+            partial_p: scratch.region(self.partial_p),
+            sum_b: scratch.region(self.sum_b),
+            sum_bias: scratch.region(self.sum_bias),
+            sum_m: scratch.region(self.sum_m),
+            sum_a: scratch.region(self.sum_a),
+            partial_d: scratch.region(self.partial_d),
             board,
             chunk_counters,
             strip_turns,
             column_counters,
             lora_a_turns,
-            dropout: io.dropout.map_or(KernelDropout::default(), |dropout| dropout.kernel()),
-            scaling: spec.scaling(),
-            tokens: io.tokens as i32,
-            in_features: inputs as i32,
-            out_features: outputs as i32,
-            rank: spec.rank() as i32,
-            padded_rank: spec.padded_rank() as i32,
-            grad_stride: io.grad_output.stride as i32,
-            output_stride: output.stride as i32,
-            x_stride: io.x.stride as i32,
-            grad_input_stride: io.grad_input.stride as i32,
             adapter_tiles: self.adapter_tiles(spec, wanted) as i32,
             input_tiles: self.input_tiles(spec, wanted) as i32,
             d_splits: self.d_parts.count as i32,
             d_chunk: self.d_parts.len as i32,
             chunk: self.chunk as i32,
             lora_a_chunk: self.lora_a_split.len as i32,
-            peft_dropout: i32::from(peft),
-            aligned: i32::from(are_aligned(spec.dtype(), &row_lengths, &pointers)),
-            accumulate: io.gradients.accumulate(),
-            _padding: 0,
+            ..BackwardParams::default()
         }
     }
 }
 
 /// Into how many chunks of tokens dY and the sums of dA are cut, which decides how often they are
-/// summed up: for counts that are told for other shapes.
+/// summed up. Exposed so that measured counts can be scaled to other shapes.
 #[doc(hidden)]
 pub fn chunks(spec: &DoraSpec, tokens: usize, sm_count: usize) -> [usize; 2] {
     let tiling = Tiling { sm_count, forced: None, f32_math: F32Math::Fma };
-    let plan = Plan::new(spec, tokens, tiling, false);
+    let plan = Plan::new(spec, tokens, tiling, DropoutMode::None);
     [plan.chunks, plan.lora_a_split.count]
-}
-
-/// For any call of up to so many tokens, with dropout or without.
-pub(crate) fn needs(spec: &DoraSpec, tokens: usize, tiling: Tiling) -> Needs {
-    Plan::new(spec, tokens, tiling, false).needs()
 }

@@ -3,41 +3,38 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use cudarc::driver::{CudaSlice, CudaStream, CudaView, CudaViewMut};
+use cudarc::driver::{CudaSlice, CudaStream};
 
-use crate::adamw::{AdamW, AdamWConfig, AdapterGroups, Clip, OptimizerPart, Schedule};
-use crate::adapter::{Adapter, AdapterLayout};
-use crate::backward::{Backward, Gradients};
+use super::{Adapter, Layer, Saved};
+use crate::device::{Kernels, Workspace};
 use crate::dropout::{Dropout, DropoutForm, uniform};
 use crate::error::{During, Error, Result};
-use crate::forward::Forward;
-use crate::kernels::Kernels;
-use crate::merge::{Merge, Unmerge, check_outputs};
-use crate::norm_gradient::NormGradient;
-use crate::prepare::{Magnitude, Prepare, Prepared};
-use crate::rows::{MatrixView, MatrixViewMut};
-use crate::spec::{DoraSpec, Element, Norm, NormGrad, Scaling, check_len};
-use crate::workspace::Workspace;
+use crate::layout::AdapterLayout;
+use crate::ops::adamw::{AdamW, AdamWConfig, AdapterGroups, Clip, OptimizerPart, Schedule};
+use crate::ops::backward::{Backward, Gradients};
+use crate::ops::forward::Forward;
+use crate::ops::merge::{Merge, Unmerge};
+use crate::ops::norm_gradient::NormGradient;
+use crate::ops::prepare::{Magnitude, Prepare};
+use crate::dtype::Dtype;
+use crate::spec::{DoraSpec, Norm, NormGrad, Scaling};
+use crate::tensor::{
+    Base, Read, SharedTensor, SharedWeight, Tensors, Write, check_context, check_len, matrix,
+    vector,
+};
 
 /// A workspace that the layers of one stream share.
 pub type SharedWorkspace = Arc<Mutex<Workspace>>;
 
-/// What a forward keeps for its backward: one for each micro-batch that is under way.
-#[derive(Debug)]
-pub struct Saved<E> {
-    h: CudaSlice<E>,
-    z: Option<CudaSlice<E>>,
-}
-
 /// Inputs and outputs of [`DoraLinear::forward`], row-major.
 #[derive(Debug)]
-pub struct LinearForward<'a, E> {
+pub struct LinearForward<'a> {
     /// T; may be 0.
     pub tokens: usize,
     /// x `[T, I]`.
-    pub x: MatrixView<'a, E>,
+    pub x: Read<'a>,
     /// y `[T, O]`, written.
-    pub y: MatrixViewMut<'a, E>,
+    pub y: Write<'a>,
     /// Seed of the stochastic rounding, see [`Forward::seed`].
     pub seed: u64,
     /// Dropout of the adapter's input, in training; without an adapter it drops nothing.
@@ -46,21 +43,21 @@ pub struct LinearForward<'a, E> {
 
 /// Inputs and outputs of [`DoraLinear::backward`], row-major.
 #[derive(Debug)]
-pub struct LinearBackward<'a, E> {
+pub struct LinearBackward<'a> {
     /// T, as in the forward.
     pub tokens: usize,
     /// Whether the adapter's gradients are replaced or added to.
     pub gradients: Gradients,
     /// x `[T, I]`, as given to the forward.
-    pub x: MatrixView<'a, E>,
+    pub x: Read<'a>,
     /// y `[T, O]`, as the forward wrote it.
-    pub y: MatrixView<'a, E>,
+    pub y: Read<'a>,
     /// The forward's dropout.
     pub dropout: Option<Dropout>,
     /// dY `[T, O]`.
-    pub grad_output: MatrixView<'a, E>,
+    pub grad_output: Read<'a>,
     /// dX `[T, I]`, written; `None` where it is not wanted.
-    pub grad_input: Option<MatrixViewMut<'a, E>>,
+    pub grad_input: Option<Write<'a>>,
 }
 
 /// The optimizer's running means for one adapter, of its layout: see [`AdamW`].
@@ -111,7 +108,7 @@ impl Moments {
 /// # cuda_emulator::client::select(cuda_emulator::client::Choice::from_env()?)?;
 /// let kernels = Arc::new(Kernels::load(&open_device(0)?)?);
 /// let stream = kernels.context().default_stream();
-/// let base = DoraLinear::<bf16>::base_spec(24, 16)?;
+/// let base = DoraLinear::base_spec(24, 16, Dtype::Bf16)?;
 /// let lora = |rank, scaling| {
 ///     DoraSpec::new(24, 16, rank, scaling, Norm::None, NormGrad::Detached, Dtype::Bf16)
 /// };
@@ -134,24 +131,24 @@ impl Moments {
 /// let mut report = stream.alloc_zeros::<f64>(MergeReport::LEN)?;
 /// let mut merged = stream.alloc_zeros::<f32>(16 * 24)?;
 /// layer.activate(Some("shifted"))?;
-/// layer.merge(merged.as_view_mut(), Some(report.as_view_mut()))?;
+/// layer.merge(&mut merged, Some((&mut report).into()))?;
 /// assert_eq!(stream.clone_dtoh(&merged)?[0], 1.0 + 2.0 / 256.0);
 /// assert_eq!(MergeReport::read(&stream, &report.as_view())?.kept(), 1.0);
 /// layer.activate(Some("unchanged"))?;
-/// layer.merge(merged.as_view_mut(), None)?;
+/// layer.merge(&mut merged, None)?;
 /// assert_eq!(stream.clone_dtoh(&merged)?[0], 1.0);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Debug)]
-pub struct DoraLinear<E> {
+pub struct DoraLinear {
     kernels: Arc<Kernels>,
     stream: Arc<CudaStream>,
     workspace: SharedWorkspace,
-    weight: Arc<CudaSlice<E>>,
-    bias: Option<Arc<CudaSlice<E>>>,
+    weight: SharedWeight,
+    bias: Option<SharedTensor>,
     /// The layer without an adapter.
-    base: Adapter<E>,
-    adapters: BTreeMap<String, Adapter<E>>,
+    base: Adapter,
+    adapters: BTreeMap<String, Adapter>,
     active: Option<String>,
 }
 
@@ -159,36 +156,38 @@ fn lock(workspace: &SharedWorkspace) -> MutexGuard<'_, Workspace> {
     workspace.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl<E: Element> DoraLinear<E> {
+impl DoraLinear {
     /// The spec of the layer without an adapter: the workspace must be made with it, and with the
     /// specs of the adapters to come.
     ///
     /// # Errors
     /// [`Error::InvalidSpec`] if a number of features is 0 or beyond 2³⁰.
-    pub fn base_spec(in_features: usize, out_features: usize) -> Result<DoraSpec> {
+    pub fn base_spec(in_features: usize, out_features: usize, dtype: Dtype) -> Result<DoraSpec> {
         let (scaling, norm) = (Scaling::Value(1.0), Norm::None);
-        DoraSpec::new(in_features, out_features, 0, scaling, norm, NormGrad::Detached, E::DTYPE)
+        DoraSpec::new(in_features, out_features, 0, scaling, norm, NormGrad::Detached, dtype)
     }
 
-    /// A layer with W `[O, I]` and perhaps b `[O]`, both frozen, on `stream`.
+    /// A layer with W `[O, I]` and perhaps b `[O]`, both frozen, on `stream`. W's dtype is the
+    /// layer's.
     ///
     /// # Errors
-    /// [`Error::Shape`], [`Error::InvalidSpec`], [`Error::ContextMismatch`], or the driver's.
+    /// [`Error::Shape`], [`Error::Dtype`], [`Error::InvalidSpec`], [`Error::ContextMismatch`], or the
+    /// driver's.
     pub fn new(
         kernels: &Arc<Kernels>,
         stream: &Arc<CudaStream>,
         workspace: &SharedWorkspace,
         [out_features, in_features]: [usize; 2],
-        weight: Arc<CudaSlice<E>>,
-        bias: Option<Arc<CudaSlice<E>>>,
+        weight: impl Into<SharedWeight>,
+        bias: Option<SharedTensor>,
     ) -> Result<Self> {
-        kernels.check_stream(stream)?;
-        let spec = Self::base_spec(in_features, out_features)?;
-        check_len("weight", weight.len(), ("O", out_features), ("I", in_features))?;
-        kernels.check_buffer(&*weight)?;
-        if let Some(bias) = &bias {
-            check_len("bias", bias.len(), ("1", 1), ("O", out_features))?;
-            kernels.check_buffer(&**bias)?;
+        let weight = weight.into();
+        let spec = Self::base_spec(in_features, out_features, weight.dtype())?;
+        {
+            let (weight, bias) = (weight.read(), bias.as_ref().map(SharedTensor::read));
+            let mut tensors = Tensors::new(kernels.context(), stream, spec.dtype())?;
+            tensors.weight("weight", &weight, matrix(spec.outputs(), spec.inputs()))?;
+            tensors.read_vector_if_given("bias", &bias, spec.outputs())?;
         }
         Ok(Self {
             kernels: kernels.clone(),
@@ -205,12 +204,17 @@ impl<E: Element> DoraLinear<E> {
     /// Attaches an adapter under a name; it is not active yet.
     ///
     /// # Errors
-    /// [`Error::Adapter`] if the name is taken or the adapter is for other features, with the
-    /// adapter's own numbers. The adapter is then dropped.
-    pub fn attach(&mut self, name: impl Into<String>, adapter: Adapter<E>) -> Result<()> {
+    /// [`Error::Adapter`] if the name is taken or the adapter is for other features or another dtype,
+    /// with the adapter's own numbers. The adapter is then dropped.
+    pub fn attach(&mut self, name: impl Into<String>, adapter: Adapter) -> Result<()> {
         let name = name.into();
         let features = |spec: &DoraSpec| [spec.out_features(), spec.in_features()];
-        let (own, base) = (features(&adapter.spec), features(&self.base.spec));
+        let (own, base) = (features(adapter.spec()), features(self.base.spec()));
+        let (dtype, needed) = (adapter.spec().dtype(), self.base.spec().dtype());
+        if dtype != needed {
+            let problem = format!("computes in {dtype}, and the layer's weight is {needed}");
+            return Err(Error::Adapter { name, problem });
+        }
         if own != base {
             let problem = format!("is for a weight {own:?}, and the layer's is {base:?}");
             return Err(Error::Adapter { name, problem });
@@ -219,7 +223,7 @@ impl<E: Element> DoraLinear<E> {
             let problem = "is attached already: detach it first".to_owned();
             return Err(Error::Adapter { name, problem });
         }
-        self.kernels.check_buffer(&adapter.parameters)?;
+        check_context(self.kernels.context(), adapter.parameters.stream())?;
         self.adapters.insert(name, adapter);
         Ok(())
     }
@@ -228,7 +232,7 @@ impl<E: Element> DoraLinear<E> {
     ///
     /// # Errors
     /// [`Error::Adapter`] if there is none of that name.
-    pub fn detach(&mut self, name: &str) -> Result<Adapter<E>> {
+    pub fn detach(&mut self, name: &str) -> Result<Adapter> {
         let adapter = self.adapters.remove(name).ok_or_else(|| unknown(name))?;
         self.active.take_if(|active| active == name);
         Ok(adapter)
@@ -252,7 +256,7 @@ impl<E: Element> DoraLinear<E> {
     }
 
     /// The adapters by name.
-    pub fn adapters(&self) -> impl Iterator<Item = (&str, &Adapter<E>)> {
+    pub fn adapters(&self) -> impl Iterator<Item = (&str, &Adapter)> {
         self.adapters.iter().map(|(name, adapter)| (name.as_str(), adapter))
     }
 
@@ -260,7 +264,7 @@ impl<E: Element> DoraLinear<E> {
     ///
     /// # Errors
     /// [`Error::Adapter`] if there is none of that name.
-    pub fn adapter(&self, name: &str) -> Result<&Adapter<E>> {
+    pub fn adapter(&self, name: &str) -> Result<&Adapter> {
         self.adapters.get(name).ok_or_else(|| unknown(name))
     }
 
@@ -268,7 +272,7 @@ impl<E: Element> DoraLinear<E> {
     ///
     /// # Errors
     /// [`Error::Adapter`] if there is none of that name.
-    pub fn adapter_mut(&mut self, name: &str) -> Result<&mut Adapter<E>> {
+    pub fn adapter_mut(&mut self, name: &str) -> Result<&mut Adapter> {
         self.adapters.get_mut(name).ok_or_else(|| unknown(name))
     }
 
@@ -282,7 +286,7 @@ impl<E: Element> DoraLinear<E> {
         let during = "initialising an adapter";
         let Self { kernels, stream, workspace, weight, bias, adapters, .. } = self;
         let adapter = adapters.get_mut(name).ok_or_else(|| unknown(name))?;
-        let spec = adapter.spec;
+        let spec = *adapter.spec();
         let bound = 1.0 / (spec.in_features() as f32).sqrt();
         let lora_a: Vec<f32> = (0..(spec.rank() * spec.in_features()) as u64)
             .map(|index| bound * (2.0 * uniform(seed, index) - 1.0))
@@ -296,8 +300,7 @@ impl<E: Element> DoraLinear<E> {
             stream.memcpy_htod(&lora_a, &mut target).during(during)?;
         }
         if let (Some(mut target), Some(bias)) = (parts.bias, bias) {
-            let bias = stream.clone_dtoh(&**bias).during(during)?;
-            let bias: Vec<f32> = bias.into_iter().map(Element::to_f32).collect();
+            let bias = bias.to_f32(stream).during(during)?;
             stream.memcpy_htod(&bias, &mut target).during(during)?;
         }
         let Some(magnitude) = parts.magnitude else { return Ok(()) };
@@ -306,14 +309,13 @@ impl<E: Element> DoraLinear<E> {
         let values = stream.clone_htod(&if lora_a.is_empty() { vec![0.0] } else { lora_a });
         let values = values.during(during)?;
         let inputs = Prepare {
-            weight: weight.as_view(),
-            lora_a: values.slice(..spec.rank() * spec.in_features()),
-            lora_b: zeros.slice(..spec.rank() * spec.out_features()),
-            magnitude: Magnitude::Init(magnitude),
+            weight: weight.read(),
+            lora_a: values.slice(..spec.rank() * spec.in_features()).into(),
+            lora_b: zeros.slice(..spec.rank() * spec.out_features()).into(),
+            magnitude: Magnitude::Init(magnitude.into()),
             bias: None,
         };
-        let mut prepared = Prepared::new(stream, &spec)?;
-        kernels.prepare(stream, &spec, &mut lock(workspace), &mut prepared, inputs)
+        Layer::new(stream, &spec)?.prepare(kernels, stream, &mut lock(workspace), inputs)
     }
 
     /// Room for what forwards of up to `max_tokens` tokens keep, for any of the attached adapters;
@@ -321,19 +323,10 @@ impl<E: Element> DoraLinear<E> {
     ///
     /// # Errors
     /// [`Error::InvalidSpec`] if `max_tokens` is beyond 2³⁰, or the driver's, e.g. out of memory.
-    pub fn saved(&self, max_tokens: usize, form: Option<DropoutForm>) -> Result<Saved<E>> {
-        self.base.spec.check_tokens(max_tokens)?;
-        let ranks = self.adapters.values().map(|adapter| adapter.spec.padded_rank());
-        let on_output = self.adapters.values().any(|a| a.spec.norm() == Norm::Output);
-        let zeros = |cols: usize| {
-            let elements = max_tokens.saturating_mul(cols).max(1);
-            self.stream.alloc_zeros::<E>(elements).during("allocating what a forward keeps")
-        };
-        let keeps_z = on_output && form == Some(DropoutForm::Peft);
-        Ok(Saved {
-            h: zeros(ranks.max().unwrap_or(0))?,
-            z: keeps_z.then(|| zeros(self.base.spec.out_features())).transpose()?,
-        })
+    pub fn saved(&self, max_tokens: usize, form: Option<DropoutForm>) -> Result<Saved> {
+        let adapters = self.adapters.values().map(|adapter| *adapter.spec());
+        let specs: Vec<_> = adapters.chain([*self.base.spec()]).collect();
+        Saved::new(&self.stream, &specs, max_tokens, form)
     }
 
     /// y of the base layer with the active adapter: one launch, and one more where the adapter's
@@ -342,29 +335,26 @@ impl<E: Element> DoraLinear<E> {
     /// # Errors
     /// Those of [`Kernels::prepare`] and [`Kernels::forward`]; [`Error::Shape`] if `saved` is for
     /// fewer tokens or a smaller rank.
-    pub fn forward(&mut self, saved: &mut Saved<E>, io: LinearForward<'_, E>) -> Result<()> {
+    pub fn forward(&mut self, saved: &mut Saved, io: LinearForward<'_>) -> Result<()> {
         let Self { kernels, stream, workspace, weight, bias, base, adapters, active } = self;
         let adapter = active.as_ref().and_then(|name| adapters.get_mut(name));
         let has_adapter = adapter.is_some();
         let adapter = adapter.unwrap_or(base);
         let workspace = &mut lock(workspace);
         let dropout = io.dropout.filter(|_| has_adapter);
-        let peft = Dropout::check(dropout.as_ref(), &adapter.spec)?;
-        let (h_len, z_len) = saved_lens(saved, &adapter.spec, io.tokens, peft)?;
-        adapter.prepare(kernels, stream, workspace, weight)?;
-        let frozen = bias.as_ref().map(|bias| bias.as_view());
+        let (h, z) = saved.write(&adapter.layer, io.tokens, dropout.as_ref())?;
+        adapter.prepare(kernels, stream, workspace, weight.read())?;
         let io = Forward {
             tokens: io.tokens,
+            base: Base::new(weight.read()).with_bias(bias.as_ref().map(SharedTensor::read)),
             x: io.x,
-            weight: weight.as_view(),
-            bias: adapter.prepared.bias().or(frozen),
-            seed: io.seed,
-            dropout,
-            z: saved.z.as_mut().filter(|_| peft).map(|z| z.slice_mut(..z_len)),
             y: io.y,
-            h: saved.h.slice_mut(..h_len),
+            h,
+            z,
+            dropout,
+            seed: io.seed,
         };
-        kernels.forward(stream, &adapter.spec, &adapter.prepared, workspace, io)
+        adapter.layer.forward(kernels, stream, workspace, io)
     }
 
     /// The gradients of x and of the active adapter, into the adapter's buffer: one launch.
@@ -374,37 +364,33 @@ impl<E: Element> DoraLinear<E> {
     /// # Errors
     /// Those of [`Kernels::backward`]; [`Error::NotPrepared`] if the adapter was changed since its
     /// forward.
-    pub fn backward(&mut self, saved: &Saved<E>, io: LinearBackward<'_, E>) -> Result<()> {
+    pub fn backward(&mut self, saved: &Saved, io: LinearBackward<'_>) -> Result<()> {
         let Self { kernels, stream, workspace, weight, bias, base, adapters, active } = self;
         let adapter = active.as_ref().and_then(|name| adapters.get_mut(name));
         let has_adapter = adapter.is_some();
         let adapter = adapter.unwrap_or(base);
         adapter.check_prepared("are of parameters that changed since the forward")?;
-        let spec = &adapter.spec;
         let dropout = io.dropout.filter(|_| has_adapter);
-        let peft = Dropout::check(dropout.as_ref(), spec)?;
-        let (h_len, z_len) = saved_lens(saved, spec, io.tokens, peft)?;
-        let frozen = bias.as_ref().map(|bias| bias.as_view());
+        let (h, z) = saved.read(&adapter.layer, io.tokens, dropout.as_ref())?;
         let len = adapter.layout.len();
         let gradients = adapter.layout.view_mut(adapter.gradients.slice_mut(..len))?;
-        let mut io = Backward {
+        let io = Backward {
             tokens: io.tokens,
             gradients: io.gradients,
+            base: Base::new(weight.read()).with_bias(bias.as_ref().map(SharedTensor::read)),
             x: io.x,
-            weight: weight.as_view(),
-            bias: adapter.prepared.bias().or(frozen),
-            output: (spec.norm() == Norm::Output && !peft).then_some(io.y),
-            z: saved.z.as_ref().filter(|_| peft).map(|z| z.slice(..z_len)),
+            output: Some(io.y),
+            z,
             dropout,
             grad_output: io.grad_output,
-            h: saved.h.slice(..h_len),
+            h,
             grad_input: io.grad_input,
-            grad_lora_a: gradients.lora_a,
-            grad_lora_b: gradients.lora_b,
-            grad_magnitude: gradients.magnitude,
-            grad_bias: gradients.bias,
+            grad_lora_a: gradients.lora_a.into(),
+            grad_lora_b: gradients.lora_b.into(),
+            grad_magnitude: gradients.magnitude.map(Into::into),
+            grad_bias: gradients.bias.map(Into::into),
         };
-        kernels.backward(stream, spec, &adapter.prepared, &mut lock(workspace), &mut io)
+        adapter.layer.backward(kernels, stream, &mut lock(workspace), io)
     }
 
     /// Completes the gradients of the active adapter where they flow through the norm: once per
@@ -417,30 +403,27 @@ impl<E: Element> DoraLinear<E> {
         let Some(adapter) = active.as_ref().and_then(|name| adapters.get_mut(name)) else {
             return Ok(());
         };
-        if adapter.spec.norm_grad() == NormGrad::Detached {
-            return Ok(());
-        }
         let len = adapter.layout.len();
         let parameters = adapter.layout.view(adapter.parameters.slice(..len))?;
         let gradients = adapter.layout.view_mut(adapter.gradients.slice_mut(..len))?;
+        // Plain LoRA has no magnitude, and nothing to complete.
         let Some(grad_magnitude) = &gradients.magnitude else { return Ok(()) };
         let io = NormGradient {
-            weight: weight.as_view(),
-            lora_a: parameters.lora_a,
-            lora_b: parameters.lora_b,
-            grad_magnitude: grad_magnitude.as_view(),
-            grad_lora_a: gradients.lora_a,
-            grad_lora_b: gradients.lora_b,
+            weight: weight.read(),
+            lora_a: parameters.lora_a.into(),
+            lora_b: parameters.lora_b.into(),
+            grad_magnitude: grad_magnitude.as_view().into(),
+            grad_lora_a: gradients.lora_a.into(),
+            grad_lora_b: gradients.lora_b.into(),
         };
-        let workspace = &mut lock(workspace);
-        kernels.norm_gradient(stream, &adapter.spec, &adapter.prepared, workspace, io)
+        adapter.layer.finish(kernels, stream, &mut lock(workspace), io)
     }
 
     /// One step of AdamW on the active adapter: one launch. To step all layers in one launch, lay
     /// their adapters into one buffer and call [`Kernels::adamw`] on it.
     ///
     /// # Errors
-    /// Those of [`Kernels::adamw`]; [`Error::Adapter`] if none is active.
+    /// Those of [`Kernels::adamw`]; [`Error::NoActiveAdapter`] if none is active.
     pub fn adamw(
         &mut self,
         config: &AdamWConfig,
@@ -449,17 +432,18 @@ impl<E: Element> DoraLinear<E> {
         moments: &mut Moments,
     ) -> Result<()> {
         let Self { kernels, stream, adapters, active, .. } = self;
-        let adapter = active_of(adapters, active, "its optimizer step")?;
+        let adapter = active_of(adapters, active, "adamw")?;
         let len = adapter.layout.len();
-        check_len("moments", moments.exp_avg.len(), ("1", 1), ("elements", len.max(1)))?;
+        check_len("moments", moments.exp_avg.len(), vector(("elements", len.max(1))))?;
         let io = AdamW {
+            len,
             parts: &moments.parts,
             schedule,
             clip,
-            parameters: adapter.parameters.slice_mut(..len),
-            gradients: adapter.gradients.slice(..len),
-            exp_avg: moments.exp_avg.slice_mut(..len),
-            exp_avg_sq: moments.exp_avg_sq.slice_mut(..len),
+            parameters: adapter.parameters.slice_mut(..len).into(),
+            gradients: adapter.gradients.slice(..len).into(),
+            exp_avg: moments.exp_avg.slice_mut(..len).into(),
+            exp_avg_sq: moments.exp_avg_sq.slice_mut(..len).into(),
         };
         kernels.adamw(stream, config, io)?;
         adapter.generation += 1;
@@ -474,21 +458,25 @@ impl<E: Element> DoraLinear<E> {
     /// Rounding and formula: [`Kernels::merge`].
     ///
     /// # Errors
-    /// Those of [`Kernels::prepare`] and [`Kernels::merge`]; [`Error::Adapter`] if none is active.
-    pub fn merge<F: Element>(
+    /// Those of [`Kernels::prepare`] and [`Kernels::merge`]; [`Error::NoActiveAdapter`] if none is active.
+    pub fn merge<'a>(
         &mut self,
-        merged: CudaViewMut<'_, F>,
-        report: Option<CudaViewMut<'_, f64>>,
+        merged: impl Into<Write<'a>>,
+        report: Option<Write<'a>>,
     ) -> Result<()> {
         let Self { kernels, stream, workspace, weight, adapters, active, .. } = self;
-        let adapter = active_of(adapters, active, "it is merged")?;
+        let adapter = active_of(adapters, active, "merge")?;
         let workspace = &mut lock(workspace);
-        check_outputs(kernels, &adapter.spec, ("merged", &merged), report.as_ref())?;
-        adapter.prepare(kernels, stream, workspace, weight)?;
+        adapter.prepare(kernels, stream, workspace, weight.read())?;
         let parameters = adapter.layout.view(adapter.parameters())?;
-        let (lora_a, lora_b) = (parameters.lora_a, parameters.lora_b);
-        let io = Merge { weight: weight.as_view(), lora_a, lora_b, merged, report };
-        kernels.merge(stream, &adapter.spec, &adapter.prepared, workspace, io)
+        let io = Merge {
+            weight: weight.read(),
+            lora_a: parameters.lora_a.into(),
+            lora_b: parameters.lora_b.into(),
+            merged: merged.into(),
+            report,
+        };
+        kernels.merge(stream, adapter.spec(), adapter.prepared(), workspace, io)
     }
 
     /// W `[O, I]`, into `weight`, from the W' that [`DoraLinear::merge`] made of it with the active
@@ -496,58 +484,39 @@ impl<E: Element> DoraLinear<E> {
     /// read back. How near it comes: [`Kernels::unmerge`].
     ///
     /// # Errors
-    /// Those of [`Kernels::unmerge`]; [`Error::Adapter`] if none is active, [`Error::NotPrepared`]
+    /// Those of [`Kernels::unmerge`]; [`Error::NoActiveAdapter`] if none is active, [`Error::NotPrepared`]
     /// if its parameters changed since the merge.
-    pub fn unmerge<F: Element>(
+    pub fn unmerge<'a>(
         &mut self,
-        merged: CudaView<'_, F>,
-        weight: CudaViewMut<'_, E>,
+        merged: impl Into<Read<'a>>,
+        weight: impl Into<Write<'a>>,
     ) -> Result<()> {
         let Self { kernels, stream, workspace, adapters, active, .. } = self;
-        let adapter = active_of(adapters, active, "its weight is unmerged")?;
+        let adapter = active_of(adapters, active, "unmerge")?;
         adapter.check_prepared("are of parameters that changed since the merge")?;
         let parameters = adapter.layout.view(adapter.parameters())?;
-        let (lora_a, lora_b) = (parameters.lora_a, parameters.lora_b);
-        let io = Unmerge { merged, lora_a, lora_b, weight };
-        kernels.unmerge(stream, &adapter.spec, &adapter.prepared, &mut lock(workspace), io)
+        let io = Unmerge {
+            merged: merged.into(),
+            lora_a: parameters.lora_a.into(),
+            lora_b: parameters.lora_b.into(),
+            weight: weight.into(),
+        };
+        let workspace = &mut lock(workspace);
+        kernels.unmerge(stream, adapter.spec(), adapter.prepared(), workspace, io)
     }
 }
 
-/// The active adapter, which is needed for this.
-fn active_of<'a, E>(
-    adapters: &'a mut BTreeMap<String, Adapter<E>>,
+/// The active adapter, which `call` needs.
+fn active_of<'a>(
+    adapters: &'a mut BTreeMap<String, Adapter>,
     active: &Option<String>,
-    before: &str,
-) -> Result<&'a mut Adapter<E>> {
-    active.as_ref().and_then(|name| adapters.get_mut(name)).ok_or_else(|| {
-        let problem = format!("is none: activate one before {before}");
-        Error::Adapter { name: String::new(), problem }
-    })
+    call: &'static str,
+) -> Result<&'a mut Adapter> {
+    let adapter = active.as_ref().and_then(|name| adapters.get_mut(name));
+    adapter.ok_or(Error::NoActiveAdapter { call })
 }
 
 fn unknown(name: &str) -> Error {
     let problem = "is not attached: attach it first".to_owned();
     Error::Adapter { name: name.to_owned(), problem }
-}
-
-/// The elements of H and z of a call, if `saved` has room for them.
-fn saved_lens<E>(
-    saved: &Saved<E>,
-    spec: &DoraSpec,
-    tokens: usize,
-    peft: bool,
-) -> Result<(usize, usize)> {
-    let h = tokens.saturating_mul(spec.padded_rank());
-    let z = if peft { tokens.saturating_mul(spec.out_features()) } else { 0 };
-    let z_room = saved.z.as_ref().map_or(0, CudaSlice::len);
-    for (tensor, needed, found, cols) in [
-        ("the saved H", h, saved.h.len(), spec.padded_rank()),
-        ("the saved z", z, z_room, spec.out_features()),
-    ] {
-        if needed > found {
-            let shape = format!("[T={tokens}, {cols}]");
-            return Err(Error::Shape { tensor, shape, expected: needed, found });
-        }
-    }
-    Ok((h, z))
 }

@@ -1,4 +1,4 @@
-//! An adapter in one buffer: where its parameters lie, views of them, and what is prepared of them.
+//! An adapter in one buffer: where its parameters lie, and views of them.
 //!
 //! The parameters of an adapter, and likewise its gradients and its optimizer's moments, each fill
 //! one contiguous f32 buffer of one [`AdapterLayout`]: one all-reduce, one optimizer launch, one
@@ -6,15 +6,11 @@
 
 use std::mem::transmute;
 use std::ops::Range;
-use std::sync::Arc;
 
-use cudarc::driver::{CudaSlice, CudaStream, CudaView, CudaViewMut};
+use cudarc::driver::{CudaView, CudaViewMut};
 
-use crate::error::{During, Error, Result};
-use crate::kernels::Kernels;
-use crate::prepare::{Magnitude, Prepare, Prepared};
-use crate::spec::{DoraSpec, Element};
-use crate::workspace::Workspace;
+use crate::error::{Error, Result};
+use crate::spec::DoraSpec;
 
 /// Parts start at multiples of this many elements: 16 bytes, one access of a kernel.
 const ALIGNMENT: usize = 4;
@@ -203,114 +199,4 @@ pub struct AdapterViewMut<'a> {
     pub magnitude: Option<CudaViewMut<'a, f32>>,
     /// b or db `[O]`; `None` unless the bias is trained.
     pub bias: Option<CudaViewMut<'a, f32>>,
-}
-
-/// An adapter: its parameters and gradients, one contiguous f32 buffer each, and what the ops
-/// prepare of it.
-#[derive(Debug)]
-pub struct Adapter<E> {
-    pub(crate) spec: DoraSpec,
-    pub(crate) layout: AdapterLayout,
-    pub(crate) parameters: CudaSlice<f32>,
-    pub(crate) gradients: CudaSlice<f32>,
-    pub(crate) prepared: Prepared<E>,
-    pub(crate) generation: u64,
-    prepared_generation: Option<u64>,
-}
-
-impl<E: Element> Adapter<E> {
-    /// An adapter of zeros, gradients included; with a trained bias where `has_bias`. Load its
-    /// parameters, or make them with [`DoraLinear::initialise`](crate::DoraLinear::initialise).
-    ///
-    /// # Errors
-    /// [`Error::Dtype`], or the driver's, e.g. out of memory.
-    pub fn new(stream: &Arc<CudaStream>, spec: &DoraSpec, has_bias: bool) -> Result<Self> {
-        let layout = match has_bias {
-            true => AdapterLayout::with_bias(spec),
-            false => AdapterLayout::new(spec),
-        };
-        let zeros = || stream.alloc_zeros(layout.len().max(1)).during("allocating an adapter");
-        Ok(Self {
-            spec: *spec,
-            layout,
-            parameters: zeros()?,
-            gradients: zeros()?,
-            prepared: Prepared::new(stream, spec)?,
-            generation: 0,
-            prepared_generation: None,
-        })
-    }
-
-    /// Its spec.
-    pub const fn spec(&self) -> &DoraSpec {
-        &self.spec
-    }
-
-    /// Where A, B, m and the bias lie in its buffers.
-    pub const fn layout(&self) -> &AdapterLayout {
-        &self.layout
-    }
-
-    /// The parameters.
-    pub fn parameters(&self) -> CudaView<'_, f32> {
-        self.parameters.slice(..self.layout.len())
-    }
-
-    /// The parameters, to be changed: the layer prepares them anew at its next forward.
-    pub fn parameters_mut(&mut self) -> CudaViewMut<'_, f32> {
-        self.generation += 1;
-        self.parameters.slice_mut(..self.layout.len())
-    }
-
-    /// The gradients.
-    pub fn gradients(&self) -> CudaView<'_, f32> {
-        self.gradients.slice(..self.layout.len())
-    }
-
-    /// The gradients, to be changed, as by an all-reduce.
-    pub fn gradients_mut(&mut self) -> CudaViewMut<'_, f32> {
-        self.gradients.slice_mut(..self.layout.len())
-    }
-
-    /// How often the parameters were lent to be changed.
-    pub const fn generation(&self) -> u64 {
-        self.generation
-    }
-
-    /// c and g, as of the last forward.
-    pub const fn prepared(&self) -> &Prepared<E> {
-        &self.prepared
-    }
-
-    /// Prepares the parameters, unless that was done since they changed.
-    pub(crate) fn prepare(
-        &mut self,
-        kernels: &Kernels,
-        stream: &Arc<CudaStream>,
-        workspace: &mut Workspace,
-        weight: &CudaSlice<E>,
-    ) -> Result<()> {
-        if self.prepared_generation == Some(self.generation) {
-            return Ok(());
-        }
-        let parts = self.layout.view(self.parameters.slice(..self.layout.len()))?;
-        let inputs = Prepare {
-            weight: weight.as_view(),
-            lora_a: parts.lora_a,
-            lora_b: parts.lora_b,
-            magnitude: parts.magnitude.map_or(Magnitude::None, Magnitude::Given),
-            bias: parts.bias,
-        };
-        kernels.prepare(stream, &self.spec, workspace, &mut self.prepared, inputs)?;
-        self.prepared_generation = Some(self.generation);
-        Ok(())
-    }
-
-    /// Whether the prepared operands are those of the parameters as they are.
-    pub(crate) fn check_prepared(&self, problem: &'static str) -> Result<()> {
-        match self.prepared_generation == Some(self.generation) {
-            true => Ok(()),
-            false => Err(Error::NotPrepared { problem }),
-        }
-    }
 }

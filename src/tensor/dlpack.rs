@@ -1,21 +1,19 @@
-//! Addresses of DLPack tensors: what Python's frameworks, and others that speak
+//! DLPack tensors: what Python's frameworks, and others that speak
 //! [DLPack](https://dmlc.github.io/dlpack/latest/), hand out without a copy.
 //!
-//! [`dlpark`] owns an imported tensor, calls its deleter, and checks what its descriptor says of
-//! itself (`validate`, or `validate_mut` of a tensor that is to be written); [`matrix`] and
-//! [`dense`] check that it is what an op takes. A tensor has to be kept until the stream has run
-//! the ops that use its address, and, as DLPack asks, whoever made it has to have been told of that
-//! stream.
+//! [`dlpark`] owns an imported tensor, calls its deleter, and checks its descriptor (`validate`, or
+//! `validate_mut` of a tensor that an op writes). [`matrix`] and [`dense`] check that the tensor is
+//! what an op takes; [`Checked::read`] and [`Checked::write`] then make an argument of it.
 
 pub use dlpark;
 use dlpark::TensorRef;
 use dlpark::ffi::{DLDataType, DLDataTypeCode, DLDevice, DLDeviceType};
 
-use super::Matrix;
+use super::check::check_stride;
+use super::{Read, Write};
+use crate::device::Kernels;
+use crate::dtype::{Dtype, ElementType};
 use crate::error::Error;
-use crate::kernels::Kernels;
-use crate::rows::check_stride;
-use crate::spec::Dtype;
 
 /// Why a DLPack tensor is not what an op takes.
 #[non_exhaustive]
@@ -90,6 +88,43 @@ pub enum DlpackError {
     Tensor(#[from] Error),
 }
 
+/// A DLPack tensor that an op may take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Checked {
+    address: u64,
+    stride: Option<usize>,
+    element: ElementType,
+}
+
+impl Checked {
+    /// The tensor, for an op that reads it.
+    ///
+    /// # Safety
+    /// As for [`Read::from_address`]: the tensor is kept until the stream has run the op, and, as
+    /// DLPack asks, its producer knows of that stream.
+    pub const unsafe fn read(self) -> Read<'static> {
+        // SAFETY: passed on to the caller.
+        let read = unsafe { Read::from_address(self.address, self.element) };
+        match self.stride {
+            Some(stride) => read.with_row_stride(stride),
+            None => read,
+        }
+    }
+
+    /// The tensor, for an op that writes it.
+    ///
+    /// # Safety
+    /// As for [`Write::from_address`], and for [`Checked::read`].
+    pub const unsafe fn write(self) -> Write<'static> {
+        // SAFETY: passed on to the caller.
+        let write = unsafe { Write::from_address(self.address, self.element) };
+        match self.stride {
+            Some(stride) => write.with_row_stride(stride),
+            None => write,
+        }
+    }
+}
+
 /// The matrix `[rows, cols]` of `dtype` that a tensor is, for the kernels' device. Rows may have a
 /// stride; of a tensor of more dimensions, all but the last together are the rows, as of
 /// `[batch, sequence, features]`.
@@ -102,7 +137,7 @@ pub fn matrix(
     kernels: &Kernels,
     dtype: Dtype,
     [rows, cols]: [usize; 2],
-) -> Result<Matrix, DlpackError> {
+) -> Result<Checked, DlpackError> {
     check(name, tensor, kernels, dtype)?;
     let shape = tensor.shape();
     let wrong_shape =
@@ -116,9 +151,10 @@ pub fn matrix(
         let (shape, strides) = (shape.to_vec(), strides.to_vec());
         DlpackError::Layout { tensor: name, shape, strides, requirement }
     };
-    let pointer = address(name, tensor, dtype)?;
+    let address = address(name, tensor, dtype)?;
+    let element = dtype.into();
     if tensor.num_elements() == 0 {
-        return Ok(Matrix::dense(pointer, cols));
+        return Ok(Checked { address, stride: None, element });
     }
     if cols > 1 && strides.last() != Some(&1) {
         return Err(wrong_layout("the elements of a row must be adjacent"));
@@ -136,10 +172,10 @@ pub fn matrix(
         return Err(wrong_layout("no row may lie before the one ahead of it"));
     };
     check_stride(name, stride, cols)?;
-    Ok(Matrix { pointer, stride })
+    Ok(Checked { address, stride: Some(stride), element })
 }
 
-/// The address of a tensor of `dtype` and `shape` without gaps, for the kernels' device.
+/// The tensor of `dtype` and `shape` without gaps that a tensor is, for the kernels' device.
 ///
 /// # Errors
 /// [`DlpackError`] unless it is that, in the memory of that device.
@@ -149,7 +185,7 @@ pub fn dense(
     kernels: &Kernels,
     dtype: Dtype,
     shape: &[usize],
-) -> Result<u64, DlpackError> {
+) -> Result<Checked, DlpackError> {
     check(name, tensor, kernels, dtype)?;
     let found = tensor.shape();
     if !found.iter().copied().eq(shape.iter().map(|&len| len as i64)) {
@@ -164,7 +200,7 @@ pub fn dense(
             requirement: "it must be row-major without gaps",
         });
     }
-    address(name, tensor, dtype)
+    Ok(Checked { address: address(name, tensor, dtype)?, stride: None, element: dtype.into() })
 }
 
 /// Checks the device and the elements.
@@ -206,8 +242,13 @@ fn address(name: &'static str, tensor: &TensorRef<'_>, dtype: Dtype) -> Result<u
     if tensor.num_elements() == 0 {
         return Ok(pointer);
     }
-    super::present(name, data, 1)?;
-    super::present(name, pointer, dtype.bytes())?;
+    if data == 0 || pointer == 0 {
+        return Err(Error::MissingTensor { tensor: name, reason: "its address is 0" }.into());
+    }
+    let alignment = dtype.bytes();
+    if !pointer.is_multiple_of(alignment as u64) {
+        return Err(Error::Misaligned { tensor: name, address: pointer, alignment }.into());
+    }
     Ok(pointer)
 }
 

@@ -1,31 +1,7 @@
 //! How the products with W, y of the forward and dX of the backward, are cut into tiles.
 
-use crate::f32_math::F32Math;
-use crate::spec::Dtype;
-use crate::workspace::Split;
-
-/// The tiles that the products with W are cut into.
-///
-/// | tiles | of y or dX | k-step | shared memory | where |
-/// |---|---|---|---|---|
-/// | `Large` | 128 tokens × 128 features | 32 | 48 KiB | many tokens, and dropout |
-/// | `Medium` | 64 tokens × 128 features | 32 | 36 or 40 KiB | where they leave fewer multiprocessors idle |
-/// | `Small` | up to 64 tokens × 64 features, in parts along the sum | 64 | 48 KiB | up to 64 tokens |
-///
-/// In f32 the k-steps are half as deep, and the bytes are the same. All have three stages: two
-/// k-steps, 32 KiB, are on their way while tensor cores work on a third, and two CTAs on a
-/// multiprocessor keep 64 KiB on their way, several times what DRAM delivers within its latency. Two
-/// fit into the 100 KiB of compute capability 8.6, 8.9 and 12.0, and into the 164 KiB and more of 8.0
-/// and 9.0, whose further memory would hold a stage that nothing waits for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Tiles {
-    /// 128 tokens × 128 features.
-    Large,
-    /// 64 tokens × 128 features.
-    Medium,
-    /// Up to 64 tokens × 64 features, in parts along the sum.
-    Small,
-}
+use crate::device::{F32Math, Split, Tiles, Tiling};
+use crate::dtype::Dtype;
 
 /// Tokens and features of each kind's tile (MainGemm and SmallGemm in the kernels).
 pub(crate) const LARGE: [usize; 2] = [128, 128];
@@ -73,16 +49,6 @@ impl Tiles {
             Self::Small => 0,
         }
     }
-}
-
-/// What the choice of tiles depends on besides the problem.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Tiling {
-    pub(crate) sm_count: usize,
-    /// Taken wherever they can be.
-    pub(crate) forced: Option<Tiles>,
-    /// What multiplies in large and medium tiles of f32.
-    pub(crate) f32_math: F32Math,
 }
 
 impl Tiling {

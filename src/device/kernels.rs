@@ -1,0 +1,398 @@
+//! The compiled kernels, loaded into a context, and the checks around every launch.
+
+use std::borrow::Cow;
+use std::collections::HashMap;
+use std::sync::{Arc, PoisonError, RwLock};
+
+use cudarc::driver::sys::CUdevice_attribute_enum as Attribute;
+use cudarc::driver::{
+    CudaContext, CudaFunction, CudaModule, CudaStream, DeviceRepr, DriverError, LaunchConfig,
+    PushKernelArg, sys,
+};
+use cudarc::nvrtc::Ptx;
+
+use super::launch::{Kernel, Launch};
+use super::arch::Arch;
+use super::tiling::{F32Math, Tiles, Tiling};
+use crate::error::{During, Error, Result};
+use crate::dtype::Dtype;
+use crate::tensor::check_context;
+
+mod embedded {
+    include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
+}
+
+/// The op whose image is the smallest.
+const SMALLEST_OP: &str = "adamw";
+
+/// The images of an op, one per dtype or one for all.
+#[derive(Debug)]
+struct Images {
+    op: &'static str,
+    images: Vec<Cow<'static, str>>,
+}
+
+/// A kernel and what the device must give a block of it.
+#[derive(Debug, Clone)]
+struct Function {
+    function: CudaFunction,
+    shared_bytes: u64,
+    max_threads: u64,
+}
+
+/// What a launch may ask of the device.
+#[derive(Debug, Clone, Copy)]
+struct Limits {
+    grid: [u64; 3],
+    threads: u64,
+    shared_bytes: u64,
+}
+
+/// What was loaded, by name and dtype.
+type Loaded<T> = RwLock<HashMap<(&'static str, Dtype), T>>;
+
+/// All kernels, loaded into one context. Load once and share; launching needs only `&self`.
+///
+/// ```
+/// use fused_dora::{
+///     AdapterLayout, Backward, Base, DoraSpec, Dtype, Forward, Gradients, Kernels, Magnitude, Norm, NormGrad,
+///     NormGradient, Part, Prepare, Prepared, Scaling, Workspace, open_device,
+/// };
+///
+/// # cuda_emulator::client::select(cuda_emulator::client::Choice::from_env()?)?;
+/// let kernels = Kernels::load(&open_device(0)?)?;
+/// let stream = kernels.context().default_stream();
+/// let (tokens, inputs, outputs, scaling) = (5, 12, 7, Scaling::RankStabilized { alpha: 8.0 });
+/// let spec = DoraSpec::new(inputs, outputs, 4, scaling, Norm::Input, NormGrad::Exact, Dtype::F32)?;
+/// let mut workspace = Workspace::new(&kernels, &stream, &[spec], tokens)?;
+/// let mut prepared = Prepared::new(&stream, &spec)?;
+///
+/// let waves = |len: usize| (0..len).map(|i| (i as f32).sin()).collect::<Vec<_>>();
+/// let weight = stream.clone_htod(&waves(outputs * inputs))?;
+/// let x = stream.clone_htod(&waves(tokens * inputs))?;
+/// // A, B and m, and their gradients: a buffer each.
+/// let layout = AdapterLayout::new(&spec);
+/// let mut parameters = waves(layout.len());
+/// parameters[layout.range(Part::LoraB)].fill(0.0);
+/// let mut parameters = stream.clone_htod(&parameters)?;
+/// let mut gradients = stream.alloc_zeros::<f32>(layout.len())?;
+///
+/// // A fresh adapter: m becomes the norm of W's columns.
+/// let adapter = layout.view_mut(parameters.as_view_mut())?;
+/// let inputs_of_prepare = Prepare {
+///     weight: (&weight).into(),
+///     lora_a: adapter.lora_a.as_view().into(),
+///     lora_b: adapter.lora_b.as_view().into(),
+///     magnitude: Magnitude::Init(adapter.magnitude.expect("DoRA has a magnitude").into()),
+///     bias: None,
+/// };
+/// kernels.prepare(&stream, &spec, &mut workspace, &mut prepared, inputs_of_prepare)?;
+///
+/// let mut y = stream.alloc_zeros::<f32>(tokens * outputs)?;
+/// let mut h = stream.alloc_zeros::<f32>(tokens * spec.padded_rank())?;
+/// let forward = Forward {
+///     tokens,
+///     base: Base::new(&weight),
+///     x: (&x).into(),
+///     y: (&mut y).into(),
+///     h: (&mut h).into(),
+///     z: None,
+///     dropout: None,
+///     seed: 0,
+/// };
+/// kernels.forward(&stream, &spec, &prepared, &mut workspace, forward)?;
+///
+/// // With dY = y, the loss is ‖y‖²/2.
+/// let grads = layout.view_mut(gradients.as_view_mut())?;
+/// let backward = Backward {
+///     tokens,
+///     gradients: Gradients::Overwrite,
+///     base: Base::new(&weight),
+///     x: (&x).into(),
+///     output: None,
+///     z: None,
+///     dropout: None,
+///     grad_output: (&y).into(),
+///     h: (&h).into(),
+///     grad_input: None,
+///     grad_lora_a: grads.lora_a.into(),
+///     grad_lora_b: grads.lora_b.into(),
+///     grad_magnitude: grads.magnitude.map(Into::into),
+///     grad_bias: None,
+/// };
+/// kernels.backward(&stream, &spec, &prepared, &mut workspace, backward)?;
+///
+/// // Before the optimizer step: what A and B do to the norm.
+/// let adapter = layout.view(parameters.as_view())?;
+/// let grads = layout.view_mut(gradients.as_view_mut())?;
+/// let through_the_norm = NormGradient {
+///     weight: (&weight).into(),
+///     lora_a: adapter.lora_a.into(),
+///     lora_b: adapter.lora_b.into(),
+///     grad_magnitude: grads.magnitude.as_ref().expect("DoRA has a magnitude").as_view().into(),
+///     grad_lora_a: grads.lora_a.into(),
+///     grad_lora_b: grads.lora_b.into(),
+/// };
+/// kernels.norm_gradient(&stream, &spec, &prepared, &mut workspace, through_the_norm)?;
+///
+/// // m scales all of y: Σ dm·m = Σ dY·y = ‖y‖².
+/// let (parameters, gradients) = (stream.clone_dtoh(&parameters)?, stream.clone_dtoh(&gradients)?);
+/// let along_m: f32 = layout.range(Part::Magnitude).map(|i| parameters[i] * gradients[i]).sum();
+/// let squared: f32 = stream.clone_dtoh(&y)?.iter().map(|y| y * y).sum();
+/// assert!((along_m / squared - 1.0).abs() < 1e-5, "{along_m} {squared}");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug)]
+pub struct Kernels {
+    context: Arc<CudaContext>,
+    images: Vec<Images>,
+    modules: Loaded<Arc<CudaModule>>,
+    functions: Loaded<Function>,
+    limits: Limits,
+    arch: Arch,
+    tiling: Tiling,
+}
+
+impl Kernels {
+    /// Whether the kernels were compiled into this build.
+    pub fn are_built() -> bool {
+        embedded::FILES.iter().flat_map(|(_, images)| *images).all(Option::is_some)
+    }
+
+    /// The kernels, for `context`.
+    ///
+    /// The driver translates an op's PTX for the GPU, and keeps the result, when one of the op's
+    /// kernels is needed: for training, when a workspace is made for specs of a dtype; for merging
+    /// and analysis, at the first launch.
+    ///
+    /// # Errors
+    /// [`Error::KernelsNotBuilt`] if the crate was compiled without NVRTC,
+    /// [`Error::UnsupportedArchitecture`] before Ampere, [`Error::PtxTooNew`] if the driver is
+    /// older than the NVRTC that compiled the kernels, or the driver's error.
+    pub fn load(context: &Arc<CudaContext>) -> Result<Self> {
+        Self::load_with(context, &[])
+    }
+
+    /// The kernels with other PTX, or none, for the ops that `replaced` names; for the tests of what
+    /// depends on it.
+    ///
+    /// # Errors
+    /// As [`Kernels::load`].
+    #[doc(hidden)]
+    pub fn load_with(
+        context: &Arc<CudaContext>,
+        replaced: &[(&str, Option<&str>)],
+    ) -> Result<Self> {
+        let of_op = |&(file, embedded): &(&'static str, &[Option<&'static str>])| {
+            let op = file.strip_suffix(".cu").unwrap_or(file);
+            let images: Option<_> = match replaced.iter().find(|(replaced, _)| *replaced == op) {
+                Some((_, ptx)) => ptx.map(|ptx| vec![Cow::Owned(ptx.to_owned())]),
+                None => embedded.iter().map(|ptx| ptx.map(Cow::Borrowed)).collect(),
+            };
+            Ok(Images { op, images: images.ok_or(Error::KernelsNotBuilt)? })
+        };
+        let images = embedded::FILES.iter().map(of_op).collect::<Result<Vec<_>>>()?;
+        let found = context.compute_capability().during("reading the compute capability")?;
+        let arch = Arch::of(found)?;
+        let attribute = |which| {
+            let value = context.attribute(which).during("reading the device's limits")?;
+            Ok::<_, Error>(u64::try_from(value).unwrap_or(0))
+        };
+        let limits = Limits {
+            grid: [
+                attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_GRID_DIM_X)?,
+                attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_GRID_DIM_Y)?,
+                attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_GRID_DIM_Z)?,
+            ],
+            threads: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_THREADS_PER_BLOCK)?,
+            shared_bytes: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK)?,
+        };
+        let sm_count = attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)? as usize;
+        let tiling = Tiling { sm_count, forced: None, f32_math: F32Math::of(found) };
+        let (modules, functions) = Default::default();
+        let kernels =
+            Self { context: context.clone(), images, modules, functions, limits, arch, tiling };
+        // Any module shows whether the driver takes the PTX; this one is the smallest.
+        kernels.module(SMALLEST_OP, Dtype::F32)?;
+        Ok(kernels)
+    }
+
+    /// The same with f32 products of this kind, whatever the device.
+    #[doc(hidden)]
+    pub fn with_f32_math(mut self, f32_math: F32Math) -> Self {
+        self.tiling.f32_math = f32_math;
+        self
+    }
+
+    /// Takes `tiles` for the products with W wherever they can be, instead of the size that the
+    /// heuristic would choose: to measure and to test them. Workspaces made before may be too small
+    /// then.
+    pub fn with_tiles(mut self, tiles: Option<Tiles>) -> Self {
+        self.tiling.forced = tiles;
+        self
+    }
+
+    /// The context that the kernels were loaded into.
+    pub fn context(&self) -> &Arc<CudaContext> {
+        &self.context
+    }
+
+    /// Multiprocessors of the device, which the splits of small problems aim to fill.
+    pub(crate) const fn sm_count(&self) -> usize {
+        self.tiling.sm_count
+    }
+
+    /// The architecture that kernels are chosen for.
+    pub(crate) const fn arch(&self) -> Arch {
+        self.arch
+    }
+
+    pub(crate) const fn tiling(&self) -> Tiling {
+        self.tiling
+    }
+
+    /// Whether a stream is of the kernels' context.
+    pub(crate) fn check_stream(&self, stream: &CudaStream) -> Result<()> {
+        check_context(&self.context, stream)
+    }
+
+    /// The `OP_geometry` constants of an op, for the test that compares them.
+    #[doc(hidden)]
+    pub fn geometry(&self, stream: &Arc<CudaStream>, op: &'static str) -> Result<Vec<i32>> {
+        let module = self.module(op, Dtype::F32)?;
+        let during = "reading a kernel constant";
+        let view = module.get_global(&format!("{op}_geometry"), stream).during(during)?;
+        // SAFETY: the symbol is an array of 32-bit integers, valid for any bit pattern.
+        let ints = unsafe { view.transmute::<i32>(view.len() / size_of::<i32>()) };
+        match ints {
+            Some(ints) => stream.clone_dtoh(&ints).during(during),
+            None => Ok(Vec::new()),
+        }
+    }
+
+    /// Queues a launch with one parameter struct, after checking it against the device's limits.
+    ///
+    /// # Safety
+    /// `params` must be the struct that the kernel declares, and every pointer in it valid on
+    /// `stream` for what the kernel does with it.
+    pub(crate) unsafe fn launch<P: DeviceRepr>(
+        &self,
+        stream: &CudaStream,
+        launch: &Launch,
+        params: &P,
+    ) -> Result<()> {
+        let function = self.checked(launch)?;
+        let [width, height, depth] = launch.grid.map(|blocks| blocks as u32);
+        let config = LaunchConfig {
+            grid_dim: (width, height, depth),
+            block_dim: (launch.block, 1, 1),
+            shared_mem_bytes: launch.shared_bytes,
+        };
+        // SAFETY: the caller vouches for the parameters; the configuration was checked.
+        unsafe { stream.launch_builder(&function.function).arg(params).launch(config) }
+            .during(launch.kernel.name)?;
+        Ok(())
+    }
+
+    /// Checks a launch against the device's limits: an op of several launches checks all of them
+    /// before the first.
+    pub(crate) fn check_launch(&self, launch: &Launch) -> Result<()> {
+        self.checked(launch).map(drop)
+    }
+
+    /// The function of a launch that the device can do.
+    fn checked(&self, launch: &Launch) -> Result<Function> {
+        let function = self.function(launch.kernel, launch.dtype)?;
+        let fewer = "use fewer tokens or a smaller rank per call";
+        let none = "this GPU cannot run this kernel";
+        let threads = self.limits.threads.min(function.max_threads);
+        let shared_bytes = function.shared_bytes + u64::from(launch.shared_bytes);
+        let [width, height, depth] = launch.grid.map(|blocks| blocks as u64);
+        let checks = [
+            ("a grid width", width, self.limits.grid[0], fewer),
+            ("a grid height", height, self.limits.grid[1], fewer),
+            ("a grid depth", depth, self.limits.grid[2], fewer),
+            ("a block", launch.block.into(), threads, none),
+            ("shared memory per block", shared_bytes, self.limits.shared_bytes, none),
+        ];
+        for (what, needed, limit, remedy) in checks {
+            if needed > limit {
+                let kernel = launch.kernel.name;
+                return Err(Error::DeviceLimit { kernel, what, needed, limit, remedy });
+            }
+        }
+        Ok(function)
+    }
+
+    /// Loads a kernel, where that is not done.
+    pub(crate) fn load_kernel(&self, kernel: Kernel, dtype: Dtype) -> Result<()> {
+        self.function(kernel, dtype).map(drop)
+    }
+
+    /// A kernel, loaded if it is not yet.
+    fn function(&self, kernel: Kernel, dtype: Dtype) -> Result<Function> {
+        let dtype = kernel.suffix(dtype);
+        loaded(&self.functions, (kernel.name, dtype), || {
+            let module = self.module(kernel.op, dtype)?;
+            Function::load(&module, &format!("{}_{dtype}", kernel.name))
+        })
+    }
+
+    /// The module that has an op's kernels of a dtype, loaded if it is not yet.
+    fn module(&self, op: &'static str, dtype: Dtype) -> Result<Arc<CudaModule>> {
+        loaded(&self.modules, (op, dtype), || {
+            let of_op = self.images.iter().find(|images| images.op == op);
+            let images = &of_op.ok_or(Error::KernelsNotBuilt)?.images;
+            load_image(&self.context, op, images.get(dtype as usize).unwrap_or(&images[0]))
+        })
+    }
+}
+
+/// What is under `key`, loaded if it is not yet.
+fn loaded<T: Clone>(
+    all: &Loaded<T>,
+    key: (&'static str, Dtype),
+    load: impl FnOnce() -> Result<T>,
+) -> Result<T> {
+    if let Some(found) = all.read().unwrap_or_else(PoisonError::into_inner).get(&key) {
+        return Ok(found.clone());
+    }
+    let new = load()?;
+    Ok(all.write().unwrap_or_else(PoisonError::into_inner).entry(key).or_insert(new).clone())
+}
+
+impl Function {
+    fn load(module: &Arc<CudaModule>, name: &str) -> Result<Self> {
+        let during = "finding a kernel";
+        let function = module.load_function(name).during(during)?;
+        let shared_bytes = function.shared_size_bytes().during(during)?.max(0) as u64;
+        let max_threads = function.max_threads_per_block().during(during)?.max(0) as u64;
+        Ok(Self { function, shared_bytes, max_threads })
+    }
+}
+
+/// Loads one PTX image; for the test of an image newer than the driver.
+#[doc(hidden)]
+pub fn load_image(
+    context: &Arc<CudaContext>,
+    kernel: &'static str,
+    ptx: &str,
+) -> Result<Arc<CudaModule>> {
+    match context.load_module(Ptx::from_src(ptx)) {
+        Ok(module) => Ok(module),
+        Err(DriverError(sys::CUresult::CUDA_ERROR_UNSUPPORTED_PTX_VERSION)) => {
+            let ptx = ptx
+                .lines()
+                .find_map(|line| line.trim().strip_prefix(".version"))
+                .map_or_else(|| "of unknown version".to_owned(), |v| v.trim().to_owned());
+            Err(Error::PtxTooNew { kernel, ptx, driver: driver_version() })
+        }
+        Err(source) => Err(Error::Driver { during: "loading kernels", source }),
+    }
+}
+
+fn driver_version() -> i32 {
+    let mut version = 0;
+    // SAFETY: the pointer is valid for the call; on failure the version stays 0.
+    unsafe { sys::cuDriverGetVersion(&mut version) }.result().map_or(0, |()| version)
+}

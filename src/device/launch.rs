@@ -1,0 +1,53 @@
+//! A kernel by name, and one launch of it.
+
+use crate::dtype::Dtype;
+
+/// Threads of a block unless a launch says otherwise (kThreads in the kernels).
+pub(crate) const THREADS: u32 = 128;
+
+/// One kernel, whatever its dtype: a constant next to the plan that launches it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct Kernel {
+    /// The folder below `kernels/` that has it.
+    pub(crate) op: &'static str,
+    /// The entry point's name up to the dtype.
+    pub(crate) name: &'static str,
+    /// It exists in f32 alone, whatever the layer's dtype.
+    is_f32_only: bool,
+}
+
+impl Kernel {
+    /// The entry points `name_bf16`, `name_f16` and `name_f32` of an op.
+    pub(crate) const fn new(op: &'static str, name: &'static str) -> Self {
+        Self { op, name, is_f32_only: false }
+    }
+
+    /// The entry point `name_f32` of an op on adapters, which are f32.
+    pub(crate) const fn f32_only(op: &'static str, name: &'static str) -> Self {
+        Self { op, name, is_f32_only: true }
+    }
+
+    /// The dtype in the name of the entry point for layers of `dtype`.
+    pub(crate) const fn suffix(self, dtype: Dtype) -> Dtype {
+        if self.is_f32_only { Dtype::F32 } else { dtype }
+    }
+}
+
+/// One launch: which kernel, and what it asks of the device.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Launch {
+    pub(crate) kernel: Kernel,
+    pub(crate) dtype: Dtype,
+    pub(crate) grid: [usize; 3],
+    /// Threads of a block.
+    pub(crate) block: u32,
+    /// Dynamic shared memory of a block, in bytes.
+    pub(crate) shared_bytes: u32,
+}
+
+impl Launch {
+    /// Blocks of [`THREADS`] threads without dynamic shared memory.
+    pub(crate) const fn new(kernel: Kernel, dtype: Dtype, grid: [usize; 3]) -> Self {
+        Self { kernel, dtype, grid, block: THREADS, shared_bytes: 0 }
+    }
+}
