@@ -1,16 +1,14 @@
 //! The optimizer's step and the gradient's norm against float64, over tens of steps.
 
-mod common;
-
 use std::ops::Range;
 
-use common::optimizer::{CONFIG, Clipping, Device, From, Problem, adapters, layout};
-use common::random::fresh_seed;
 use fused_dora::cudarc::driver::{CudaSlice, sys};
 use fused_dora::{
     AdamW, AdapterGroups, Clip, Error, GradientNorm, Kernels, Norm, OptimizerGroup, OptimizerPart,
     Schedule, Workspace,
 };
+use fused_dora_testkit::optimizer::{CONFIG, Clipping, Device, From, Problem, adapters, layout};
+use fused_dora_testkit::random::fresh_seed;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
@@ -112,7 +110,7 @@ fn a_norm_that_is_nan_shows() {
 /// A captured step, replayed with new numbers each time, is the step launched each time.
 #[test]
 fn a_captured_step() {
-    let context = common::device::open().expect("a device");
+    let context = fused_dora_testkit::device::open().expect("a device");
     // SAFETY: everything runs in one stream.
     unsafe { context.disable_event_tracking() };
     let stream = context.new_stream().expect("a stream");

@@ -1,18 +1,16 @@
 //! An adapter in one buffer: its layout and views, and a step of a layer whose parameters and
 //! gradients lie in such buffers.
 
-mod common;
-
 use std::sync::Arc;
 
-use common::compare::{self, Comparison};
-use common::random::{fresh_seed, random_case};
 use fused_dora::cudarc::driver::{CudaContext, CudaStream};
 use fused_dora::reference::{Case, Results, evaluate};
 use fused_dora::{
     AdapterLayout, Backward, DoraSpec, Dtype, Element, Error, Forward, Gradients, Kernels,
     Magnitude, Norm, NormGrad, Part, Prepare, Prepared, Scaling, Workspace,
 };
+use fused_dora_testkit::compare::{self, Comparison};
+use fused_dora_testkit::random::{fresh_seed, random_case};
 use half::{bf16, f16};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
@@ -20,7 +18,7 @@ use rand::rngs::StdRng;
 const POISON: f32 = f32::from_bits(u32::MAX);
 
 fn context() -> Arc<CudaContext> {
-    common::device::open().expect("a device")
+    fused_dora_testkit::device::open().expect("a device")
 }
 
 fn spec(norm: Norm, rank: usize) -> DoraSpec {
@@ -125,7 +123,7 @@ impl Buffers {
 fn step<E: Element>(kernels: &Kernels, buffers: &Buffers, case: &Case) -> [Vec<f32>; 6] {
     let Buffers { layout, stream } = buffers;
     let (inputs, outputs, tokens) = (case.in_features, case.out_features, case.tokens);
-    let spec = common::run::spec(case, E::DTYPE).expect("a layer");
+    let spec = fused_dora_testkit::run::spec(case, E::DTYPE).expect("a layer");
     let upload = |values: &[f64]| {
         let values: Vec<E> = values.iter().map(|&value| E::from_f32(value as f32)).collect();
         stream.clone_htod(&values).expect("memory")
@@ -203,7 +201,7 @@ fn trained_biases<E: Element>() {
             // The bias is an f32 master, which the op rounds.
             let bias = layer.rounded(Dtype::F32).bias;
             let case = Case { bias, ..layer.rounded(E::DTYPE) };
-            let spec = common::run::spec(&case, E::DTYPE).expect("a layer");
+            let spec = fused_dora_testkit::run::spec(&case, E::DTYPE).expect("a layer");
             let layout = AdapterLayout::with_bias(&spec);
             let buffers = Buffers { layout, stream: stream.clone() };
             let found = step::<E>(&kernels, &buffers, &case);

@@ -1,14 +1,12 @@
 //! Case files and their comparison: what is refused, and with which words.
 
-mod common;
-
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-use common::case::{CaseFile, write_results};
-use common::compare::{self, Comparison};
 use fused_dora::Dtype;
 use fused_dora::reference::{self, Results};
+use fused_dora_testkit::case::{CaseFile, write_results};
+use fused_dora_testkit::compare::{self, Comparison};
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype as Stored, SafeTensors};
 
@@ -150,8 +148,11 @@ fn written_results_can_be_read_back() {
     {
         let view = written.tensor(name).unwrap();
         assert_eq!((view.dtype(), view.shape()), (Stored::F32, &shape[..]), "{name}");
-        let values: Vec<f32> =
-            common::case::decode(&view).unwrap().into_iter().map(|v| v as f32).collect();
+        let values: Vec<f32> = fused_dora_testkit::case::decode(&view)
+            .unwrap()
+            .into_iter()
+            .map(|v| v as f32)
+            .collect();
         assert_eq!(values, tensor, "{name}");
     }
 }

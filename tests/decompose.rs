@@ -1,11 +1,9 @@
 //! The change of magnitudes and directions against float64, down to changes of a millionth.
 
-mod common;
-
-use common::layer::{Device, Layer};
-use common::random::{fresh_seed, random_case};
 use fused_dora::reference::{self, Case, rounded};
 use fused_dora::{Decomposition, Dtype, Element, Error, Norm, Prepared};
+use fused_dora_testkit::layer::{Device, Layer};
+use fused_dora_testkit::random::{fresh_seed, random_case};
 use half::{bf16, f16};
 use rand::SeedableRng;
 use rand::rngs::StdRng;

@@ -1,11 +1,9 @@
 //! A fault on the device comes back as an error that names the op. Alone in its process, since it
 //! leaves the context unusable.
 
-mod common;
-
-use common::device::{Choice, open_choice};
 use fused_dora::cudarc::driver::{DriverError, sys};
 use fused_dora::{DoraSpec, Dtype, Error, Kernels, Norm, NormGrad, Result, Scaling, raw};
+use fused_dora_testkit::device::{Choice, open_choice};
 
 /// Prepares a layer whose W is not there.
 fn prepare(kernels: &Kernels) -> Result<()> {

@@ -1,7 +1,5 @@
 //! DLPack tensors by their addresses: what the descriptor may say, and what is refused.
 
-mod common;
-
 use std::ffi::c_void;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -79,7 +77,7 @@ impl<'a> Tensor<'a> {
 }
 
 fn kernels() -> Kernels {
-    Kernels::load(&common::device::open().expect("a device")).expect("kernels")
+    Kernels::load(&fused_dora_testkit::device::open().expect("a device")).expect("kernels")
 }
 
 fn upload(kernels: &Kernels, values: &[f32]) -> (CudaSlice<f32>, u64) {

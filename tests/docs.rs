@@ -1,15 +1,13 @@
 //! What the guides say of the crate is so: errors, links and bytes.
 
-mod common;
-
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use common::device::{Choice, open_choice};
 use fused_dora::{
     AdapterLayout, DoraSpec, Dtype, Kernels, Norm, NormGrad, Scaling, Workspace, raw,
 };
+use fused_dora_testkit::device::{Choice, open_choice};
 use regex::Regex;
 
 fn root() -> &'static Path {

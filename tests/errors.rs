@@ -1,6 +1,5 @@
 //! Bad input gets a typed error that names the numbers, before anything is launched.
 
-mod common;
 #[path = "errors/table.rs"]
 mod table;
 
@@ -62,7 +61,7 @@ fn scalings() {
 }
 
 fn kernels() -> Arc<Kernels> {
-    let context = common::device::open().expect("a device");
+    let context = fused_dora_testkit::device::open().expect("a device");
     Arc::new(Kernels::load(&context).expect("kernels"))
 }
 
@@ -279,7 +278,7 @@ fn small_workspace() {
 
 #[test]
 fn absent_device() {
-    common::device::open().expect("a device");
+    fused_dora_testkit::device::open().expect("a device");
     match open_device(99) {
         Err(Error::NoDevice { ordinal: 99, count }) => assert!((1..=99).contains(&count)),
         other => panic!("NoDevice, not {other:?}"),
@@ -288,7 +287,7 @@ fn absent_device() {
 
 #[test]
 fn image_newer_than_driver() {
-    let context = common::device::open().expect("a device");
+    let context = fused_dora_testkit::device::open().expect("a device");
     let image = ".version 99.0\n.target sm_80\n.address_size 64\n";
     match fused_dora::load_image(&context, "future.cu", image) {
         Err(error @ Error::PtxTooNew { .. }) => {

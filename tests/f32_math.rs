@@ -3,16 +3,14 @@
 //!
 //! tests/ops.rs runs both through everything else.
 
-mod common;
-
 use std::sync::Arc;
 
-use common::device::open_emulated;
-use common::random::{fresh_seed, normal, random_case};
-use common::run::{Layer, Runner};
 use cuda_emulator::{Accumulator, Config};
 use fused_dora::reference::{self, Case};
 use fused_dora::{Dtype, F32Math, Gradients, Kernels, Norm, Tiles};
+use fused_dora_testkit::device::open_emulated;
+use fused_dora_testkit::random::{fresh_seed, normal, random_case};
+use fused_dora_testkit::run::{Layer, Runner};
 use half::bf16;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};

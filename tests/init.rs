@@ -1,7 +1,5 @@
 //! A fresh adapter (B = 0, m = c) leaves the layer as it was, to the bit.
 
-mod common;
-
 use fused_dora::cudarc::driver::CudaStream;
 use fused_dora::{
     DoraSpec, Element, Forward, Kernels, Magnitude, Norm, NormGrad, Prepare, Prepared, Scaling,
@@ -83,7 +81,7 @@ fn fresh<E: Element>(
 }
 
 fn leaves_the_layer_as_it_was<E: Element>() {
-    let context = common::device::open().expect("a device");
+    let context = fused_dora_testkit::device::open().expect("a device");
     let kernels = Kernels::load(&context).expect("kernels");
     let stream = context.default_stream();
     for shape in [[64, 128, 128, 8], [33, 51, 77, 8], [33, 51, 77, 0], [1, 257, 5, 8]] {

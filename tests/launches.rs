@@ -1,16 +1,14 @@
 //! What a step asks of the driver: few launches, and nothing else. Counted by the emulated device;
 //! alone in its process, because the counters are the process's.
 
-mod common;
-
 use std::sync::{Mutex, PoisonError};
 
-use common::device::{Choice, open_choice};
 use fused_dora::{
     AdamW, AdamWConfig, AdapterGroups, AdapterLayout, Backward, Clip, Decompose, DecomposeAdapter,
     Decomposition, DoraSpec, Dtype, Forward, GradientNorm, Gradients, Kernels, Magnitude, Merge,
     MergeReport, Norm, NormGrad, NormGradient, Prepare, Prepared, Scaling, Schedule, Workspace,
 };
+use fused_dora_testkit::device::{Choice, open_choice};
 use half::bf16;
 
 /// The counters are the process's: one test at a time.

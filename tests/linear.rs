@@ -1,12 +1,7 @@
 //! `DoraLinear`: adapters attached, switched and trained on one frozen weight.
 
-mod common;
-
 use std::sync::{Arc, Mutex, PoisonError};
 
-use common::device::{Choice, Device, open_choice};
-use common::random::{fresh_seed, random_case};
-use common::run::Runner;
 use fused_dora::cudarc::driver::{CudaSlice, CudaStream, sys};
 use fused_dora::reference::{self, Case};
 use fused_dora::{
@@ -14,6 +9,9 @@ use fused_dora::{
     Gradients, Kernels, LinearBackward, LinearForward, MergeReport, Moments, Norm, NormGrad, Part,
     Result, Saved, Scaling, Schedule, SharedWorkspace, Workspace,
 };
+use fused_dora_testkit::device::{Choice, Device, open_choice};
+use fused_dora_testkit::random::{fresh_seed, random_case};
+use fused_dora_testkit::run::Runner;
 use half::bf16;
 use rand::SeedableRng;
 use rand::rngs::StdRng;

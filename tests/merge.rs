@@ -1,11 +1,9 @@
 //! The merged weight and the way back from it, in every pair of dtypes, against float64.
 
-mod common;
-
-use common::layer::{Device, Layer};
-use common::random::{fresh_seed, random_case};
 use fused_dora::reference::{self, Case};
 use fused_dora::{Dtype, Element, Error, Merge, MergeReport, Norm, Prepared};
+use fused_dora_testkit::layer::{Device, Layer};
+use fused_dora_testkit::random::{fresh_seed, random_case};
 use half::{bf16, f16};
 use rand::SeedableRng;
 use rand::rngs::StdRng;

@@ -1,7 +1,6 @@
 //! No panic can be reached from safe code: random specs, lengths, strides, options and orders of
 //! calls come back as results or as errors.
 
-mod common;
 #[path = "misuse/dice.rs"]
 mod dice;
 
@@ -9,7 +8,6 @@ use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex};
 
-use common::random::fresh_seed;
 use dice::{Dice, EXTREMES};
 use fused_dora::cudarc::driver::{CudaSlice, CudaStream, CudaView, CudaViewMut};
 use fused_dora::raw::WorkspaceSize;
@@ -20,6 +18,7 @@ use fused_dora::{
     MergeReport, Moments, Norm, NormGradient, Prepare, Prepared, Result, Rows, Schedule, Unmerge,
     Workspace,
 };
+use fused_dora_testkit::random::fresh_seed;
 use half::{bf16, f16};
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
@@ -520,7 +519,7 @@ fn calls<E: Element>(kernels: &Arc<Kernels>, seed: u64) {
 
 #[test]
 fn random_calls_do_not_panic() {
-    let context = common::device::open().expect("a device");
+    let context = fused_dora_testkit::device::open().expect("a device");
     let kernels = Arc::new(Kernels::load(&context).expect("kernels"));
     let seed = fresh_seed();
     calls::<bf16>(&kernels, seed);

@@ -1,20 +1,18 @@
 //! `norm_gradient` alone, against the float64 reference: what it takes from dA and dB for a given
 //! dm; and gradients that accumulate over micro-batches, with one such op for all of them.
 
-mod common;
-
-use common::compare;
-use common::norm_gradient::{U, assert_close, check, exact_case, normals};
-use common::random::{NORMS, fresh_seed, random_case};
-use common::run::{Layer, Runner};
 use fused_dora::reference::{self, Case, Results};
 use fused_dora::{Dtype, Element, Gradients, Norm, NormGrad};
+use fused_dora_testkit::compare;
+use fused_dora_testkit::norm_gradient::{U, assert_close, check, exact_case, normals};
+use fused_dora_testkit::random::{NORMS, fresh_seed, random_case};
+use fused_dora_testkit::run::{Layer, Runner};
 use half::{bf16, f16};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
 fn runner() -> Runner {
-    let context = common::device::open().expect("a device");
+    let context = fused_dora_testkit::device::open().expect("a device");
     Runner::new(&context).expect("kernels")
 }
 

@@ -4,18 +4,16 @@
 //! Promises that depend on how the device adds and schedules are in tests/schedules.rs, and that a
 //! fresh adapter changes nothing is in tests/init.rs.
 
-mod common;
-
-use common::random::{fresh_seed, normal, random_case};
-use common::run::{Layer, Runner};
 use fused_dora::reference::{self, Case};
 use fused_dora::{Element, Norm, NormGrad};
+use fused_dora_testkit::random::{fresh_seed, normal, random_case};
+use fused_dora_testkit::run::{Layer, Runner};
 use half::{bf16, f16};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
 fn runner() -> Runner {
-    let context = common::device::open().expect("a device");
+    let context = fused_dora_testkit::device::open().expect("a device");
     Runner::new(&context).expect("kernels")
 }
 
@@ -127,7 +125,7 @@ fn base_layer(random: &mut StdRng, [tokens, inputs, outputs]: [usize; 3], norm: 
 /// 5.8/√N = 0.0020 for N = 2²³. f16's ulps are an eighth: 0.0015 for N = 2²¹. Rounding A (I = 64
 /// elements a row, the same in every output) adds about 2⁻⁹/√64 = 2.4e-4.
 fn adapter_slope<E: Element>(tokens: usize) {
-    if common::device::is_repeated("statistics of one schedule are enough") {
+    if fused_dora_testkit::device::is_repeated("statistics of one schedule are enough") {
         return;
     }
     let runner = runner();

@@ -1,10 +1,8 @@
 //! A GPU that is too old is refused by its numbers. Alone in its process, whose emulated device it
 //! chooses.
 
-mod common;
-
-use common::device::{Choice, open_choice};
 use fused_dora::{Error, Kernels};
+use fused_dora_testkit::device::{Choice, open_choice};
 
 #[test]
 fn a_gpu_before_ampere_is_refused() {

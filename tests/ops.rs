@@ -1,27 +1,27 @@
 //! Every op, in every dtype, against the float64 reference: golden cases, ragged random shapes,
 //! and the edge values.
 
-mod common;
-
 use std::path::PathBuf;
 
-use common::case::CaseFile;
-use common::compare;
-use common::random::{NORMS, each_dtype_and_norm, fresh_seed, random_case, with_dropout};
-use common::run::Runner;
 use fused_dora::reference::{Case, Results};
 use fused_dora::{Dropout, DropoutForm, Dtype, F32Math, Norm, NormGrad};
+use fused_dora_testkit::case::CaseFile;
+use fused_dora_testkit::compare;
+use fused_dora_testkit::random::{
+    NORMS, each_dtype_and_norm, fresh_seed, random_case, with_dropout,
+};
+use fused_dora_testkit::run::Runner;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
 fn runner() -> Runner {
-    let context = common::device::open().expect("a device");
+    let context = fused_dora_testkit::device::open().expect("a device");
     Runner::new(&context).expect("kernels")
 }
 
 /// One for each way of multiplying f32 matrices.
 fn f32_runners() -> [Runner; 2] {
-    let context = common::device::open().expect("a device");
+    let context = fused_dora_testkit::device::open().expect("a device");
     [F32Math::Fma, F32Math::Tf32x3].map(|math| Runner::by_math(&context, math).expect("kernels"))
 }
 
@@ -255,7 +255,7 @@ fn same_inputs_give_the_same_bits() {
 /// it should: with W the identity, y is x∘g as rounded.
 #[test]
 fn small_gains_are_right_on_average() {
-    if common::device::is_repeated("statistics of one schedule are enough") {
+    if fused_dora_testkit::device::is_repeated("statistics of one schedule are enough") {
         return;
     }
     let runner = runner();

@@ -1,16 +1,10 @@
 //! Layers over two ranks: a batch in two parts, or a weight in two shards, against the whole layer
 //! in float64. Each rank is a thread with a device of its own, where there are two.
 
-mod common;
-
 use std::array;
 use std::sync::{Arc, Mutex};
 use std::thread;
 
-use common::compare::{self, Comparison};
-use common::device::{self, Choice};
-use common::random::{cancelling_case, fresh_seed, random_case};
-use common::run::{driver, spec};
 use fused_dora::cudarc::driver::{CudaSlice, CudaStream};
 use fused_dora::reference::{Case, Results, evaluate, norm_gradient_bounds};
 use fused_dora::{
@@ -19,6 +13,10 @@ use fused_dora::{
     Magnitude, Moments, Norm, NormGrad, NormGradient, Part, Prepare, Prepared, Result, Schedule,
     Workspace, open_device,
 };
+use fused_dora_testkit::compare::{self, Comparison};
+use fused_dora_testkit::device::{self, Choice};
+use fused_dora_testkit::random::{cancelling_case, fresh_seed, random_case};
+use fused_dora_testkit::run::{driver, spec};
 use half::bf16;
 use rand::SeedableRng;
 use rand::rngs::StdRng;

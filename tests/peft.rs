@@ -1,14 +1,11 @@
 //! Adapters in files: PEFT's own, those written for it, LyCORIS's, and broken ones.
 
-mod common;
-
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, Mutex};
 
-use common::tensors::{self, Tensors, floats};
 use fused_dora::cudarc::driver::CudaStream;
 use fused_dora::peft::{
     CheckpointError, LayerAdapter, PeftCheckpoint, PeftConfig, TensorFile, read_lycoris,
@@ -17,6 +14,7 @@ use fused_dora::reference::Case;
 use fused_dora::{
     DoraLinear, Dtype, Kernels, LinearForward, Norm, NormGrad, SharedWorkspace, Workspace,
 };
+use fused_dora_testkit::tensors::{self, Tensors, floats};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use safetensors::Dtype as Stored;
@@ -49,7 +47,7 @@ struct Network {
 
 impl Network {
     fn new(checkpoint: &PeftCheckpoint) -> Self {
-        let context = common::device::open().expect("a device");
+        let context = fused_dora_testkit::device::open().expect("a device");
         let kernels = Arc::new(Kernels::load(&context).expect("kernels"));
         let stream = kernels.context().default_stream();
         let mut specs = Vec::new();
@@ -654,9 +652,9 @@ fn lycoris_sample_gives_its_own_merged_weights() {
     let layers = read_lycoris(&adapter, modules).expect("the sample");
     let norms: Vec<_> = layers.values().map(LayerAdapter::norm).collect();
     assert_eq!(norms, [Norm::Output, Norm::Input, Norm::Input, Norm::Output, Norm::None]);
-    let context = common::device::open().expect("a device");
+    let context = fused_dora_testkit::device::open().expect("a device");
     let kernels = Kernels::load(&context).expect("kernels");
-    let device = common::layer::Device::with_kernels(&Arc::new(kernels), 0);
+    let device = fused_dora_testkit::layer::Device::with_kernels(&Arc::new(kernels), 0);
     for (module, layer) in &layers {
         let tensor = format!("{module}.weight");
         let wide = |values: &[f32]| values.iter().map(|&v| f64::from(v)).collect::<Vec<_>>();
@@ -678,7 +676,7 @@ fn lycoris_sample_gives_its_own_merged_weights() {
             grad_output: Vec::new(),
             dropout: None,
         };
-        let mut on_device = common::layer::Layer::<f32>::new(&device, &case);
+        let mut on_device = fused_dora_testkit::layer::Layer::<f32>::new(&device, &case);
         let (merged, _) = on_device.merge::<f32>();
         let weight = expected.floats(&tensor).expect("a tensor");
         assert_near(&tensor, &device.download(&merged), &weight);

@@ -3,14 +3,12 @@
 //! `PROPTEST_CASES` says how many per dtype, `FUSED_DORA_TEST_SEED` repeats a run. What fails is
 //! made smaller until it is the smallest layer that does.
 
-mod common;
-
 use std::sync::Arc;
 
-use common::compare;
-use common::random::{fresh_seed, random_case, with_dropout};
-use common::run::Runner;
 use fused_dora::{Dropout, DropoutForm, Dtype, Kernels, Norm, NormGrad};
+use fused_dora_testkit::compare;
+use fused_dora_testkit::random::{fresh_seed, random_case, with_dropout};
+use fused_dora_testkit::run::Runner;
 use proptest::prelude::*;
 use proptest::test_runner::{RngAlgorithm, TestCaseResult, TestRng, TestRunner};
 use rand::SeedableRng;
@@ -110,7 +108,7 @@ fn check(kernels: &Arc<Kernels>, dtype: Dtype, layer: &Layer) -> TestCaseResult 
 }
 
 fn layers_are_right(dtype: Dtype) {
-    let context = common::device::open().expect("a device");
+    let context = fused_dora_testkit::device::open().expect("a device");
     let kernels = Arc::new(Kernels::load(&context).expect("kernels"));
     let default = ProptestConfig::default();
     let cases = std::env::var_os("PROPTEST_CASES").map_or(CASES, |_| default.cases);

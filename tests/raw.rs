@@ -1,19 +1,17 @@
 //! The ops on device addresses: the same bits as from cudarc's buffers, and errors for what the
 //! numbers give away.
 
-mod common;
-
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 
-use common::random::{fresh_seed, random_case};
 use fused_dora::cudarc::driver::{CudaSlice, CudaStream, DevicePtr, sys};
 use fused_dora::reference::Case;
 use fused_dora::{
     AdamWConfig, DoraSpec, Dtype, Error, Gradients, Kernels, Norm, OptimizerGroup, OptimizerPart,
     raw,
 };
+use fused_dora_testkit::random::{fresh_seed, random_case};
 use half::bf16;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
@@ -68,7 +66,7 @@ struct Layer {
 
 impl Layer {
     fn new(case: &Case) -> Self {
-        let context = common::device::open().expect("a device");
+        let context = fused_dora_testkit::device::open().expect("a device");
         let kernels = Kernels::load(&context).expect("kernels");
         // A stream of somebody else's.
         let owner = context.new_stream().expect("a stream");
@@ -76,7 +74,7 @@ impl Layer {
         let stream = unsafe { context.wrap_borrowed_stream(owner.cu_stream()) };
         std::mem::forget(owner);
         let mut memory = Memory { stream, blocks: Vec::new() };
-        let spec = common::run::spec(case, Dtype::Bf16).expect("a layer");
+        let spec = fused_dora_testkit::run::spec(case, Dtype::Bf16).expect("a layer");
         let (tokens, inputs, outputs) = (case.tokens, case.in_features, case.out_features);
         let (m_len, rank, r) = (spec.magnitude_len(), spec.rank(), spec.padded_rank());
         let on_output = case.norm == Norm::Output;
@@ -143,7 +141,7 @@ impl Layer {
         }
     }
 
-    /// The six results, widened to f32, as [`common::run::Runner`] returns them.
+    /// The six results, widened to f32, as [`fused_dora_testkit::run::Runner`] returns them.
     fn results(&self) -> [Vec<f32>; 6] {
         let Self { memory, spec, forward, backward, .. } = self;
         let (tokens, rank) = (forward.tokens, spec.rank());
@@ -179,7 +177,8 @@ fn addresses_give_the_same_bits_as_buffers() {
         let case = case(norm);
         let layer = Layer::new(&case);
         layer.run().expect("the ops");
-        let runner = common::run::Runner::new(layer.kernels.context()).expect("kernels");
+        let runner =
+            fused_dora_testkit::run::Runner::new(layer.kernels.context()).expect("kernels");
         let bits = |results: [Vec<f32>; 6]| {
             results.map(|tensor| tensor.into_iter().map(f32::to_bits).collect::<Vec<_>>())
         };
@@ -363,7 +362,7 @@ fn merged_and_unmerged_in_place() {
 /// A primary context is retained, and another one is left alone.
 #[test]
 fn contexts_of_another_library() {
-    let opened = common::device::open().expect("a device");
+    let opened = fused_dora_testkit::device::open().expect("a device");
     // SAFETY: the context is open.
     let borrowed = unsafe { raw::borrow_context(opened.cu_ctx()) }.expect("the primary context");
     assert!(borrowed.is_primary());
@@ -386,21 +385,4 @@ fn contexts_of_another_library() {
     // SAFETY: there is none.
     let none = unsafe { raw::borrow_context(std::ptr::null_mut()) }.expect_err("no context");
     assert!(matches!(none, Error::MissingTensor { tensor: "the context", .. }), "{none:?}");
-}
-
-/// `examples/raw.rs`, which Cargo built beside this test, lowers its loss.
-#[test]
-fn the_example_learns() {
-    let test = std::env::current_exe().expect("the test's own path");
-    let profile = test.parent().and_then(Path::parent).expect("a profile's folder");
-    let program = profile.join(format!("examples/raw{}", std::env::consts::EXE_SUFFIX));
-    assert!(program.is_file(), "{} is missing: cargo build --examples", program.display());
-    let output = Command::new(program).output().expect("the example");
-    let text =
-        String::from_utf8_lossy(&[&output.stdout[..], &output.stderr[..]].concat()).into_owned();
-    assert!(output.status.success(), "{text}");
-    let loss = |line: &str| line.split_whitespace().nth(1).and_then(|loss| loss.parse().ok());
-    let losses: Vec<f64> = text.lines().filter_map(loss).collect();
-    assert_eq!(losses.len(), 7, "{text}");
-    assert!(losses[6] < losses[0] / 10.0, "{text}");
 }

@@ -1,13 +1,11 @@
 //! The float64 reference against the golden cases, which independent implementations computed.
 
-mod common;
-
 use std::path::PathBuf;
 
-use common::case::CaseFile;
-use common::compare::Comparison;
 use fused_dora::reference::{self, Results};
 use fused_dora::{Dtype, Norm};
+use fused_dora_testkit::case::CaseFile;
+use fused_dora_testkit::compare::Comparison;
 
 /// The expected values are stored as f32, and their sums were taken in another order.
 const TOLERANCE: f64 = 1e-6;

@@ -3,16 +3,14 @@
 //!
 //! On the emulated device, which is configured anew for each run: one test at a time.
 
-mod common;
-
 use std::sync::{Mutex, PoisonError};
 
-use common::device::{is_repeated, open_emulated};
-use common::random::{NORMS, cancelling_case, fresh_seed, random_case};
-use common::run::{Layer, Runner};
 use cuda_emulator::{Accumulator, Config};
 use fused_dora::reference::Case;
 use fused_dora::{Element, Gradients, Norm, NormGrad};
+use fused_dora_testkit::device::{is_repeated, open_emulated};
+use fused_dora_testkit::random::{NORMS, cancelling_case, fresh_seed, random_case};
+use fused_dora_testkit::run::{Layer, Runner};
 use half::{bf16, f16};
 use rand::SeedableRng;
 use rand::rngs::StdRng;

@@ -1,14 +1,12 @@
 //! Every kind of tiles, forced, on layers of every kind against the float64 reference: sums in one
 //! part and in several, groups of rows of tiles that share scratch memory, ragged edges.
 
-mod common;
-
 use std::sync::Arc;
 
-use common::compare;
-use common::random::{NORMS, fresh_seed, random_case};
-use common::run::Runner;
 use fused_dora::{Dtype, F32Math, Kernels, Norm, Tiles};
+use fused_dora_testkit::compare;
+use fused_dora_testkit::random::{NORMS, fresh_seed, random_case};
+use fused_dora_testkit::run::Runner;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
@@ -17,7 +15,7 @@ const MANY: usize = 256;
 
 /// Runs layers of `[T, I, O, r]` on tiles of one kind, with rows on 16-byte boundaries and off them.
 fn forced(tiles: Tiles, shapes: &[[usize; 4]]) {
-    let context = common::device::open().expect("a device");
+    let context = fused_dora_testkit::device::open().expect("a device");
     let [fma, tf32x3] = [F32Math::Fma, F32Math::Tf32x3].map(|math| {
         let kernels = Kernels::load(&context).expect("kernels");
         Arc::new(kernels.with_tiles(Some(tiles)).with_f32_math(math))

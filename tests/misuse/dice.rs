@@ -10,7 +10,7 @@ use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 
 use super::POOL;
-use super::common::random::NORMS;
+use fused_dora_testkit::random::NORMS;
 
 /// Numbers at which sums, products and conversions go wrong.
 pub const EXTREMES: [usize; 8] =
