@@ -8,9 +8,6 @@ pub mod gpu;
 pub mod limits;
 pub mod model;
 pub mod mutation;
-#[allow(dead_code, reason = "the build script uses the rest")]
-#[path = "../../build/nvrtc.rs"]
-pub mod nvrtc;
 pub mod occupancy;
 pub mod profile;
 pub mod replay;

@@ -8,11 +8,11 @@ use cuda_emulator::{Counters, MeasuredLaunch, profile};
 use fused_dora::{DoraSpec, Dtype, Kernels, Norm, NormGrad, Scaling};
 use fused_dora_lab::gpu::{GPUS, Gpu};
 use fused_dora_lab::model::{Bounds, Demand, Resource};
-use fused_dora_lab::nvrtc::{Nvrtc, Source, fetched_folder};
 use fused_dora_lab::occupancy::Occupancy;
 use fused_dora_lab::profile::report::{GpuFigures, Launch, NOTE, Report};
 use fused_dora_lab::resources::{self, Resources};
 use fused_dora_lab::work::{Kernel, compulsory, compulsory_of_op, least_mma};
+use fused_dora_nvrtc::{Nvrtc, Source};
 
 fn spec(norm: Norm) -> DoraSpec {
     DoraSpec::new(256, 512, 8, Scaling::Value(1.0), norm, NormGrad::Detached, Dtype::Bf16)
@@ -149,7 +149,7 @@ fn products_are_padded_to_whole_ones() {
 
 fn nvrtc() -> Nvrtc {
     let program = std::env::current_exe().expect("the test's own path");
-    Nvrtc::find(fetched_folder(&program).as_deref()).unwrap_or_else(|error| {
+    Nvrtc::find(&program).unwrap_or_else(|error| {
         panic!("this test compiles CUDA: run `cargo xtask nvrtc` first ({error})")
     })
 }

@@ -3,8 +3,8 @@
 use std::error::Error;
 use std::sync::Arc;
 
+use cuda_emulator::Counters;
 use cuda_emulator::client::{self, Selected};
-use cuda_emulator::{Config, Counters};
 use fused_dora::cudarc::driver::CudaContext;
 use fused_dora::open_device;
 
@@ -57,14 +57,6 @@ pub fn is_repeated(why: &str) -> bool {
         println!("{why}: CUDA_EMULATOR_SEED must be unset");
     }
     repeated
-}
-
-/// The emulated device with settings of its own; no context may be open.
-pub fn open_emulated(config: &Config) -> Result<Device, Box<dyn Error>> {
-    if let Selected::Emulated(emulator) = client::select(Choice::Emulated)? {
-        emulator.configure(config).map_err(|status| format!("configuring: {}", status.name()))?;
-    }
-    open_choice(Some(Choice::Emulated))
 }
 
 impl Device {

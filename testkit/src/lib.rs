@@ -15,7 +15,9 @@ pub mod optimizer;
 pub mod options;
 pub mod random;
 pub mod run;
+pub mod settings;
 pub mod tensors;
+pub mod trials;
 
 use std::path::{Path, PathBuf};
 

@@ -8,9 +8,6 @@
 mod cublaslt;
 mod form;
 mod gemm;
-#[allow(dead_code, reason = "the build script uses the rest")]
-#[path = "../../../build/nvrtc.rs"]
-mod nvrtc;
 mod ops;
 mod unfused;
 

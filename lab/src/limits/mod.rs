@@ -24,11 +24,11 @@ use std::process::ExitCode;
 
 use fused_dora::Norm;
 use fused_dora_cuda_tools::nvdisasm::{self, Nvdisasm};
+use fused_dora_nvrtc::Nvrtc;
 use fused_dora_testkit::workspace;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::compile::{self, Compiled};
-use crate::nvrtc::{self, Nvrtc};
 use crate::splice;
 use layer::Device;
 use line::{Group, Limit, Line};
@@ -71,7 +71,7 @@ fn collect(options: &Options) -> Result<Evidence, Box<dyn Error>> {
     fs::create_dir_all(&options.out)
         .map_err(|error| format!("--out {}: cannot be created: {error}", options.out.display()))?;
     let program = std::env::current_exe()?;
-    let nvrtc = Nvrtc::find(nvrtc::fetched_folder(&program).as_deref())?;
+    let nvrtc = Nvrtc::find(&program)?;
     let nvdisasm = Nvdisasm::find(nvdisasm::fetched_folder(&program).as_deref())?;
     let compiled = compile(&nvrtc)?;
 

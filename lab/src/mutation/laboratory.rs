@@ -9,10 +9,10 @@ use std::thread;
 use cuda_emulator::Config;
 use cuda_emulator::client::Emulator;
 use fused_dora::{Dtype, Kernels, open_device};
+use fused_dora_testkit::trials::{Outcome, Trial, trials};
 use half::bf16;
 
 use super::sources::{Sources, emptied};
-use super::trials::{Outcome, Trial, trials};
 use fused_dora_mutants::{Mutant, Verdict};
 
 /// Enough for any of the trials, and little for a kernel that does not end.
@@ -96,7 +96,7 @@ impl Laboratory {
     pub fn originals(&self) -> Verdict {
         for file in self.sources.kernels() {
             let launched = self.typed.iter().any(|typed| typed.trials_of(file).next().is_some());
-            assert!(launched, "no trial runs {file}: add one in tests/mutation/trials.rs");
+            assert!(launched, "no trial runs {file}: add one in testkit/src/trials.rs");
         }
         let whole = |typed: &Typed| {
             let images = typed.whole.iter().map(|(name, ptx)| (name.as_str(), Some(ptx.as_str())));

@@ -10,7 +10,6 @@ mod laboratory;
 mod rules;
 mod sources;
 mod survivors;
-mod trials;
 
 use std::fmt;
 use std::process::ExitCode;

@@ -15,12 +15,13 @@ use std::process::ExitCode;
 use cuda_emulator::client::{Choice, Emulator, select};
 use cuda_emulator::{Config, MeasuredLaunch};
 use fused_dora::Norm;
+use fused_dora_nvrtc::Nvrtc;
 use fused_dora_testkit::{bench, workspace};
 use indicatif::{ProgressBar, ProgressStyle};
 
+use crate::compile;
 use crate::gpu::{GPUS, Gpu};
 use crate::resources::Resources;
-use crate::{compile, nvrtc};
 use options::Options;
 use report::{GpuFigures, Launch, NOTE, Report};
 
@@ -81,7 +82,7 @@ fn profile(options: &Options) -> Result<(), Box<dyn Error>> {
 /// Compiles the kernels for each architecture: NVRTC's version, and the kernels' resources.
 fn compile(gpus: &[&Gpu]) -> Result<(String, Vec<Resources>), Box<dyn Error>> {
     let program = std::env::current_exe()?;
-    let nvrtc = nvrtc::Nvrtc::find(nvrtc::fetched_folder(&program).as_deref())?;
+    let nvrtc = Nvrtc::find(&program)?;
     let (major, minor) = nvrtc.version()?;
     let mut architectures: Vec<&str> = gpus.iter().map(|gpu| gpu.architecture).collect();
     if gpus.len() == GPUS.len() {

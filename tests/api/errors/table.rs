@@ -18,9 +18,9 @@ use super::{INPUTS, Layer, OUTPUTS, RANK, TOKENS, kernels, second_context, spec,
 
 /// Rows whose device or driver takes a process of its own: the file that tests them.
 const ELSEWHERE: [(&str, &str, &str); 3] = [
-    ("no CUDA driver", "DriverMissing", include_str!("../no_driver.rs")),
-    ("a GPU before Ampere", "UnsupportedArchitecture", include_str!("../old_gpu.rs")),
-    ("a fault on the device", "Driver", include_str!("../device_fault.rs")),
+    ("no CUDA driver", "DriverMissing", include_str!("../../process/no_driver.rs")),
+    ("a GPU before Ampere", "UnsupportedArchitecture", include_str!("../../process/old_gpu.rs")),
+    ("a fault on the device", "Driver", include_str!("../../process/device_fault.rs")),
 ];
 
 /// Kernels that all rows share.
@@ -622,7 +622,7 @@ fn device(table: &mut Table) {
 
 /// The rows of the table in the documentation: the misuse, and the error's variant.
 fn documented() -> Vec<(String, String)> {
-    let text = include_str!("../../src/error.rs");
+    let text = include_str!("../../../src/error.rs");
     let rows = text.lines().filter_map(|line| {
         let (misuse, error) =
             line.strip_prefix("/// | ")?.strip_suffix(") |")?.rsplit_once(" | [`")?;

@@ -1,6 +1,6 @@
 //! `DoraLinear`: adapters attached, switched and trained on one frozen weight.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use fused_dora::cudarc::driver::{CudaSlice, CudaStream, sys};
 use fused_dora::reference::{self, Case};
@@ -16,12 +16,11 @@ use half::bf16;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 
+use super::alone;
+
 const TOKENS: usize = 37;
 const INPUTS: usize = 48;
 const OUTPUTS: usize = 56;
-
-/// Counters are the process's: one test at a time.
-static ALONE: Mutex<()> = Mutex::new(());
 
 /// A layer on a stream of its own, and one micro-batch.
 struct Bench {
@@ -152,7 +151,7 @@ fn bits(tensors: &[Vec<f32>]) -> Vec<Vec<u32>> {
 
 #[test]
 fn adapters_are_switched_on_one_weight() {
-    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let _alone = alone();
     let mut random = StdRng::seed_from_u64(fresh_seed());
     let base = case_of(&mut random, None, 0, Norm::None);
     let mut bench = Bench::new(&base);
@@ -193,7 +192,7 @@ fn adapters_are_switched_on_one_weight() {
 
 #[test]
 fn a_fresh_adapter_changes_nothing() {
-    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let _alone = alone();
     let mut random = StdRng::seed_from_u64(fresh_seed());
     let base = case_of(&mut random, None, 0, Norm::None);
     let mut bench = Bench::new(&base);
@@ -230,7 +229,7 @@ fn step(bench: &mut Bench, moments: &mut Moments, step: u64, dropout: Option<Dro
 
 #[test]
 fn steps_launch_kernels_and_nothing_else() {
-    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let _alone = alone();
     let mut random = StdRng::seed_from_u64(fresh_seed());
     let base = case_of(&mut random, None, 0, Norm::None);
     for (norm, form) in [
@@ -269,7 +268,7 @@ fn steps_launch_kernels_and_nothing_else() {
 /// A layer learns what another one computes.
 #[test]
 fn training_lowers_the_loss() {
-    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let _alone = alone();
     let mut random = StdRng::seed_from_u64(fresh_seed());
     let base = case_of(&mut random, None, 0, Norm::None);
     for norm in [Norm::None, Norm::Input, Norm::Output] {
@@ -310,7 +309,7 @@ fn training_lowers_the_loss() {
 /// The active adapter is merged into a weight of its own, and taken out of it again.
 #[test]
 fn an_adapter_is_merged_and_unmerged() {
-    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let _alone = alone();
     let mut random = StdRng::seed_from_u64(fresh_seed());
     let base = case_of(&mut random, None, 0, Norm::None);
     let mut bench = Bench::new(&base);
@@ -363,7 +362,7 @@ fn an_adapter_is_merged_and_unmerged() {
 /// A captured forward and backward do what they did, whenever they are replayed.
 #[test]
 fn a_graph_replays_a_micro_batch() {
-    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let _alone = alone();
     let mut random = StdRng::seed_from_u64(fresh_seed());
     let base = case_of(&mut random, None, 0, Norm::None);
     let device = open_choice(Some(Choice::Emulated)).expect("the emulated device");
@@ -400,7 +399,7 @@ fn a_graph_replays_a_micro_batch() {
 /// Layers on streams of their own do not wait for each other, and do not disturb each other.
 #[test]
 fn two_layers_on_two_streams() {
-    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let _alone = alone();
     let mut random = StdRng::seed_from_u64(fresh_seed());
     let base = case_of(&mut random, None, 0, Norm::None);
     let runner;
@@ -431,7 +430,7 @@ fn two_layers_on_two_streams() {
 
 #[test]
 fn what_does_not_fit_is_refused() {
-    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let _alone = alone();
     let mut random = StdRng::seed_from_u64(fresh_seed());
     let base = case_of(&mut random, None, 0, Norm::None);
     let mut bench = Bench::new(&base);

@@ -1,16 +1,16 @@
-//! f32 products on tensor cores, as sums of two tf32 numbers, beside those on FMA units: as
+//! f32 products on tensor cores, as sums of two tf32 numbers, next to those on FMA units: as
 //! accurate against float64, on tensor cores that cut sums, and right for what is not finite.
 //!
-//! tests/ops.rs runs both through everything else.
+//! tests/kernels/ops.rs runs both through everything else.
 
 use std::sync::Arc;
 
 use cuda_emulator::{Accumulator, Config};
 use fused_dora::reference::{self, Case};
 use fused_dora::{Dtype, F32Math, Gradients, Kernels, Norm, Tiles};
-use fused_dora_testkit::device::open_emulated;
 use fused_dora_testkit::random::{fresh_seed, normal, random_case};
 use fused_dora_testkit::run::{Layer, Runner};
+use fused_dora_testkit::settings::on_device;
 use half::bf16;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -24,13 +24,14 @@ const U: f64 = 1.0 / (1 << 24) as f64;
 fn run(case: &Case, math: F32Math) -> [Vec<f32>; 2] {
     let accumulator = Accumulator::AlignedTruncate;
     let config = Config { accumulator, sanitizer: false, ..Config::default() };
-    let device = open_emulated(&config).expect("the emulated device");
-    let kernels = Kernels::load(&device.context).expect("kernels");
-    // Small tiles, which so few tokens would be given, have FMAs alone.
-    let kernels = kernels.with_tiles(Some(Tiles::Large)).with_f32_math(math);
-    let runner = Runner::with_kernels(&Arc::new(kernels));
-    let mut layer = Layer::<f32>::new(&runner, case).expect("a layer");
-    layer.micro_batch(case, Gradients::Overwrite).expect("a micro-batch")
+    on_device(&config, |device| {
+        let kernels = Kernels::load(&device.context).expect("kernels");
+        // Small tiles, which so few tokens would be given, have FMAs alone.
+        let kernels = kernels.with_tiles(Some(Tiles::Large)).with_f32_math(math);
+        let runner = Runner::with_kernels(&Arc::new(kernels));
+        let mut layer = Layer::<f32>::new(&runner, case).expect("a layer");
+        layer.micro_batch(case, Gradients::Overwrite).expect("a micro-batch")
+    })
 }
 
 /// A plain layer with x and dY from `left`, and W from `right`.
@@ -189,10 +190,11 @@ fn a_nan_of_the_adapter_reaches_the_norm() {
         let mut case = random_case(&mut random, [0, 40, 24, 4], Norm::Input, false);
         case = case.rounded(Dtype::Bf16);
         case.lora_a[11] = f32::from_bits(bits).into();
-        let device = open_emulated(&Config::default()).expect("the emulated device");
-        let runner = Runner::new(&device.context).expect("kernels");
-        let layer = Layer::<bf16>::new(&runner, &case).expect("a layer");
-        let [norms, _] = layer.norm_and_gain().expect("c and g");
+        let [norms, _] = on_device(&Config::default(), |device| {
+            let runner = Runner::new(&device.context).expect("kernels");
+            let layer = Layer::<bf16>::new(&runner, &case).expect("a layer");
+            layer.norm_and_gain().expect("c and g")
+        });
         let nan: Vec<_> = (0..norms.len()).filter(|&column| norms[column].is_nan()).collect();
         assert_eq!(nan, [11], "{bits:#x}");
     }

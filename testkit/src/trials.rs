@@ -1,5 +1,4 @@
-//! Runs of the ops with changed kernels, small, and such that every predicate matters: ragged
-//! shapes with several chunks of tokens, several strips of features and several rank tiles, rows
+//! Runs of every op, small, and such that every predicate of its kernels matters: ragged shapes with several chunks of tokens, several strips of features and several rank tiles, rows
 //! that are aligned and rows that are not, bias and none, gains and norms of zero.
 
 use std::sync::Arc;
@@ -10,14 +9,14 @@ use half::bf16;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 
-use fused_dora_testkit::compare;
-use fused_dora_testkit::layer::{Device, Layer};
-use fused_dora_testkit::norm_gradient;
-use fused_dora_testkit::optimizer::{self, Clipping, Problem};
-use fused_dora_testkit::random::{cancelling_case, random_case, with_dropout};
-use fused_dora_testkit::run::Runner;
+use crate::compare;
+use crate::layer::{Device, Layer};
+use crate::norm_gradient;
+use crate::optimizer::{self, Clipping, Problem};
+use crate::random::{cancelling_case, random_case, with_dropout};
+use crate::run::Runner;
 
-/// What can be wrong: a panic's message tells of everything else.
+/// What is wrong; anything else is a panic.
 pub type Outcome = Result<(), String>;
 
 /// What a trial does with kernels.
@@ -27,6 +26,8 @@ type Run = Box<dyn Fn(&Arc<Kernels>) -> Outcome + Send + Sync>;
 pub struct Trial {
     /// The files whose kernels it launches.
     pub files: &'static [&'static str],
+    /// What it runs, in words.
+    pub name: String,
     /// Runs it, and compares all results with float64.
     pub run: Run,
 }
@@ -34,18 +35,18 @@ pub struct Trial {
 /// All trials in a dtype, in the order in which they are tried.
 pub fn trials<E: Element>(seed: u64) -> Vec<Trial> {
     let mut all = layers::<E>(&mut StdRng::seed_from_u64(seed));
-    let mut add = |files, run: fn(&Arc<Kernels>, &mut StdRng)| {
+    let mut add = |files, name: &str, run: fn(&Arc<Kernels>, &mut StdRng)| {
         let run = move |kernels: &Arc<Kernels>| {
             run(kernels, &mut StdRng::seed_from_u64(seed));
             Ok(())
         };
-        all.push(Trial { files, run: Box::new(run) });
+        all.push(Trial { files, name: name.to_owned(), run: Box::new(run) });
     };
-    add(&["prepare.cu", "norm_gradient.cu"], norm_gradients::<E>);
-    add(&["prepare.cu", "merge.cu"], merges::<E>);
-    add(&["prepare.cu", "decompose.cu"], decompositions::<E>);
+    add(&["prepare.cu", "norm_gradient.cu"], "norm_gradient", norm_gradients::<E>);
+    add(&["prepare.cu", "merge.cu"], "merge and unmerge", merges::<E>);
+    add(&["prepare.cu", "decompose.cu"], "decompose", decompositions::<E>);
     if E::DTYPE == Dtype::F32 {
-        add(&["adamw.cu"], optimizer_steps);
+        add(&["adamw.cu"], "adamw", optimizer_steps);
     }
     all
 }
@@ -57,6 +58,10 @@ fn layers<E: Element>(random: &mut StdRng) -> Vec<Trial> {
     let mut trials = Vec::new();
     let mut add = |case: Case, gap: usize, dropout: Option<Dropout>| {
         let case = case.rounded(E::DTYPE);
+        let &Case { tokens, in_features, out_features, rank, norm, .. } = &case;
+        let shape = [tokens, in_features, out_features, rank];
+        let dropped = dropout.map_or("", |_| ", dropout");
+        let name = format!("layer [T, I, O, r] = {shape:?}, norm {norm:?}, gap {gap}{dropped}");
         let run = move |kernels: &Arc<Kernels>| {
             // What a launch leaves behind must not trouble the next one. Rows that are not aligned
             // are also off the boundaries where they start.
@@ -73,7 +78,7 @@ fn layers<E: Element>(random: &mut StdRng) -> Vec<Trial> {
                 None => Ok(()),
             }
         };
-        trials.push(Trial { files: LAYER, run: Box::new(run) });
+        trials.push(Trial { files: LAYER, name, run: Box::new(run) });
     };
     for (shape, norm, bias, gap) in [
         ([140, 131, 150, 67], Norm::Output, true, 0),

@@ -1,7 +1,6 @@
 //! No panic can be reached from safe code: random specs, lengths, strides, options and orders of
 //! calls come back as results or as errors.
 
-#[path = "misuse/dice.rs"]
 mod dice;
 
 use std::collections::BTreeMap;

@@ -1,7 +1,4 @@
-//! What a step asks of the driver: few launches, and nothing else. Counted by the emulated device;
-//! alone in its process, because the counters are the process's.
-
-use std::sync::{Mutex, PoisonError};
+//! What a step asks of the driver: few launches, and nothing else.
 
 use fused_dora::{
     AdamW, AdamWConfig, AdapterGroups, AdapterLayout, Backward, Clip, Decompose, DecomposeAdapter,
@@ -11,8 +8,7 @@ use fused_dora::{
 use fused_dora_testkit::device::{Choice, open_choice};
 use half::bf16;
 
-/// The counters are the process's: one test at a time.
-static COUNTERS: Mutex<()> = Mutex::new(());
+use super::alone;
 
 const TOKENS: usize = 40;
 const INPUTS: usize = 64;
@@ -21,7 +17,7 @@ const RANK: usize = 8;
 
 #[test]
 fn few_launches_and_nothing_else() {
-    let _alone = COUNTERS.lock().unwrap_or_else(PoisonError::into_inner);
+    let _alone = alone();
     let device = open_choice(Some(Choice::Emulated)).expect("the emulated device");
     let stream = device.context.default_stream();
     let kernels = Kernels::load(&device.context).expect("kernels");
@@ -206,7 +202,7 @@ fn few_launches_and_nothing_else() {
 /// A workspace for one token less: nothing runs, nothing is written.
 #[test]
 fn a_refused_backward_launches_nothing() {
-    let _alone = COUNTERS.lock().unwrap_or_else(PoisonError::into_inner);
+    let _alone = alone();
     let device = open_choice(Some(Choice::Emulated)).expect("the emulated device");
     let stream = device.context.default_stream();
     let kernels = Kernels::load(&device.context).expect("kernels");

@@ -1,7 +1,8 @@
-//! Random layers, of any shape, axis, alignment and option, against the float64 reference.
+//! Random layers, of any shape, axis, alignment and option, against the float64 reference, on a
+//! device of random settings.
 //!
-//! `PROPTEST_CASES` says how many per dtype, `FUSED_DORA_TEST_SEED` repeats a run. What fails is
-//! made smaller until it is the smallest layer that does.
+//! `PROPTEST_CASES` is their number per dtype, and `FUSED_DORA_TEST_SEED` repeats a run, settings
+//! included. A layer that fails is made smaller until it is the smallest one that does.
 
 use std::sync::Arc;
 
@@ -9,13 +10,18 @@ use fused_dora::{Dropout, DropoutForm, Dtype, Kernels, Norm, NormGrad};
 use fused_dora_testkit::compare;
 use fused_dora_testkit::random::{fresh_seed, random_case, with_dropout};
 use fused_dora_testkit::run::Runner;
+use fused_dora_testkit::settings::{Setting, on_device};
 use proptest::prelude::*;
-use proptest::test_runner::{RngAlgorithm, TestCaseResult, TestRng, TestRunner};
+use proptest::test_runner::{RngAlgorithm, TestCaseResult, TestError, TestRng, TestRunner};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 
-/// Layers per dtype, unless `PROPTEST_CASES` says otherwise.
-const CASES: u32 = 170;
+/// Layers per dtype, unless `PROPTEST_CASES` is another number.
+const CASES: u32 = 270;
+
+/// The layers come in batches. The first runs on a device of default settings, and each other one on
+/// a device of its own random settings.
+const BATCHES: u32 = 3;
 
 /// A layer and how its tensors lie in memory; its values come of the seed.
 #[derive(Debug, Clone)]
@@ -108,18 +114,48 @@ fn check(kernels: &Arc<Kernels>, dtype: Dtype, layer: &Layer) -> TestCaseResult 
 }
 
 fn layers_are_right(dtype: Dtype) {
-    let context = fused_dora_testkit::device::open().expect("a device");
-    let kernels = Arc::new(Kernels::load(&context).expect("kernels"));
     let default = ProptestConfig::default();
     let cases = std::env::var_os("PROPTEST_CASES").map_or(CASES, |_| default.cases);
-    let config = ProptestConfig { cases, failure_persistence: None, ..default };
-    let mut seed = [0; 32];
-    seed[..8].copy_from_slice(&fresh_seed().to_le_bytes());
-    seed[8] = dtype as u8;
-    let random = TestRng::from_seed(RngAlgorithm::ChaCha, &seed);
-    let mut runner = TestRunner::new_with_rng(config, random);
-    let result = runner.run(&layers(), |layer| check(&kernels, dtype, &layer));
-    result.unwrap_or_else(|error| panic!("{dtype}: {error}"));
+    let seed = fresh_seed();
+    let mut random = StdRng::seed_from_u64(seed ^ dtype as u64);
+    for batch in 0..BATCHES {
+        let setting = if batch == 0 { Setting::DEFAULT } else { Setting::random(&mut random) };
+        println!("{dtype}: {setting}");
+        let cases = cases / BATCHES + u32::from(batch < cases % BATCHES);
+        let config = ProptestConfig { cases, failure_persistence: None, ..default.clone() };
+        let mut bytes = [0; 32];
+        bytes[..8].copy_from_slice(&seed.to_le_bytes());
+        bytes[8..10].copy_from_slice(&[dtype as u8, batch as u8]);
+        let random = TestRng::from_seed(RngAlgorithm::ChaCha, &bytes);
+        let mut runner = TestRunner::new_with_rng(config, random);
+        let result =
+            on(setting, |kernels| runner.run(&layers(), |layer| check(kernels, dtype, &layer)));
+        if let Err(error) = result {
+            let plainer = simplest(dtype, setting, &error);
+            panic!("{dtype}: {setting} (fails with {plainer}, too): {error}");
+        }
+    }
+}
+
+/// Runs `visit` with kernels on a device of this setting.
+fn on<T>(setting: Setting, visit: impl FnOnce(&Arc<Kernels>) -> T) -> T {
+    on_device(&setting.config(), |device| {
+        visit(&Arc::new(Kernels::load(&device.context).expect("kernels")))
+    })
+}
+
+/// The plainest setting under which the smallest layer that failed fails as well.
+fn simplest(dtype: Dtype, setting: Setting, error: &TestError<Layer>) -> Setting {
+    let TestError::Fail(_, layer) = error else { return setting };
+    let Setting { seed, accumulator, jitter } = setting;
+    let plainer = [
+        Setting::DEFAULT,
+        Setting { accumulator, ..Setting::DEFAULT },
+        Setting { seed, ..Setting::DEFAULT },
+        Setting { jitter, ..Setting::DEFAULT },
+    ];
+    let fails = |setting: &Setting| on(*setting, |kernels| check(kernels, dtype, layer)).is_err();
+    plainer.into_iter().find(fails).unwrap_or(setting)
 }
 
 #[test]

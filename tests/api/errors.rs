@@ -1,6 +1,5 @@
 //! Bad input gets a typed error that names the numbers, before anything is launched.
 
-#[path = "errors/table.rs"]
 mod table;
 
 use std::sync::Arc;

@@ -1,16 +1,13 @@
 //! Promises that hold however a device adds and in whichever order it runs: norms where V nearly
 //! cancels, under every way that tensor cores may add, and the same bits under every schedule.
-//!
-//! On the emulated device, which is configured anew for each run: one test at a time.
-
-use std::sync::{Mutex, PoisonError};
 
 use cuda_emulator::{Accumulator, Config};
 use fused_dora::reference::Case;
 use fused_dora::{Element, Gradients, Norm, NormGrad};
-use fused_dora_testkit::device::{is_repeated, open_emulated};
+use fused_dora_testkit::device::is_repeated;
 use fused_dora_testkit::random::{NORMS, cancelling_case, fresh_seed, random_case};
 use fused_dora_testkit::run::{Layer, Runner};
+use fused_dora_testkit::settings;
 use half::{bf16, f16};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
@@ -18,15 +15,10 @@ use rand::rngs::StdRng;
 /// Why there is nothing to repeat under other settings.
 const OWN: &str = "it has schedules and ways of adding of its own";
 
-/// A process has one emulated device.
-static DEVICE: Mutex<()> = Mutex::new(());
-
-/// Runs `visit` on a device of these settings, without the sanitizer, which other tests have on,
-/// and ends its context.
+/// Runs `visit` on a device of these settings, without the sanitizer, which other tests have on.
 fn on_device<T>(config: Config, visit: impl FnOnce(&Runner) -> T) -> T {
     let config = Config { sanitizer: false, ..config };
-    let device = open_emulated(&config).expect("the emulated device");
-    visit(&Runner::new(&device.context).expect("kernels"))
+    settings::on_device(&config, |device| visit(&Runner::new(&device.context).expect("kernels")))
 }
 
 fn norms_survive_cancellation<E: Element>(runner: &Runner, random: &mut StdRng, smallest: f64) {
@@ -58,7 +50,6 @@ fn norms_survive_cancellation_however_tensor_cores_add() {
     if is_repeated(OWN) {
         return;
     }
-    let _alone = DEVICE.lock().unwrap_or_else(PoisonError::into_inner);
     let mut random = StdRng::seed_from_u64(fresh_seed());
     for accumulator in
         [Accumulator::Sequential, Accumulator::ExactF64, Accumulator::AlignedTruncate]
@@ -93,7 +84,6 @@ fn the_same_bits_under_every_schedule() {
     if is_repeated(OWN) {
         return;
     }
-    let _alone = DEVICE.lock().unwrap_or_else(PoisonError::into_inner);
     let mut random = StdRng::seed_from_u64(fresh_seed());
     let cases: Vec<Case> = NORMS
         .into_iter()
