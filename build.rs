@@ -11,8 +11,11 @@ use std::process::ExitCode;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
+use std::time::Instant;
 
-use fused_dora_nvrtc::{ENV_LIBRARY, Nvrtc, NvrtcError, Source, fetched_folders, sources};
+use fused_dora_nvrtc::{
+    Cache, ENV_CACHE, ENV_LIBRARY, Nvrtc, NvrtcError, Source, fetched_folders, sources,
+};
 
 /// PTX for the oldest GPU with bf16 tensor cores and `cp.async`; drivers translate it for later
 /// ones.
@@ -41,7 +44,8 @@ fn build() -> Result<(), Box<dyn std::error::Error>> {
     for watched in ["build.rs", "kernels"] {
         println!("cargo:rerun-if-changed={watched}");
     }
-    for variable in [ENV_LIBRARY, "CUDA_PATH", "CUDA_HOME", "VIRTUAL_ENV", "CONDA_PREFIX"] {
+    let toolkits = ["CUDA_PATH", "CUDA_HOME", "VIRTUAL_ENV", "CONDA_PREFIX"];
+    for variable in [ENV_LIBRARY, ENV_CACHE].into_iter().chain(toolkits) {
         println!("cargo:rerun-if-env-changed={variable}");
     }
     let kernels = sources(&root.join("kernels"), "cu")?;
@@ -71,14 +75,21 @@ fn build() -> Result<(), Box<dyn std::error::Error>> {
             dtypes.iter().map(move |dtype| (name.as_str(), text.as_str(), *dtype))
         })
         .collect();
+    let cache = Cache::from_env();
+    let (start, compiled_anew) = (Instant::now(), AtomicUsize::new(0));
     let compile = |&(name, text, dtype): &(&str, &str, &str)| {
         let name = format!("kernels/{name}");
         let source = Source { name: &name, text, headers: &headers };
         let dtype = format!("--define-macro=FUSED_DORA_DTYPE={dtype}");
         let options: Vec<&str> = OPTIONS.into_iter().chain([dtype.as_str()]).collect();
-        nvrtc.as_ref().map(|nvrtc| match nvrtc.compile(&source, &options) {
-            Err(NvrtcError::Compile(log)) => Err(format!("{name} does not compile:\n{log}")),
-            compiled => compiled.map_err(|error| error.to_string()),
+        nvrtc.as_ref().map(|nvrtc| {
+            if !cache.has_ptx(nvrtc, &source, &options) {
+                compiled_anew.fetch_add(1, Ordering::Relaxed);
+            }
+            match cache.ptx(nvrtc, &source, &options) {
+                Err(NvrtcError::Compile(log)) => Err(format!("{name} does not compile:\n{log}")),
+                compiled => compiled.map_err(|error| error.to_string()),
+            }
         })
     };
     // NVRTC compiles on as many threads as call it.
@@ -94,6 +105,10 @@ fn build() -> Result<(), Box<dyn std::error::Error>> {
     };
     let threads = thread::available_parallelism().map_or(1, usize::from);
     thread::scope(|scope| (0..threads).for_each(|_| drop(scope.spawn(work))));
+    if let (Some(nvrtc), 1..) = (&nvrtc, compiled_anew.load(Ordering::Relaxed)) {
+        report(nvrtc, compiled_anew.into_inner(), start, &cache);
+        cache.prune();
+    }
 
     let mut table = "pub(crate) const FILES: &[(&str, &[Option<&str>])] = &[\n".to_owned();
     let mut ptx = ptx.into_inner().expect("no panic").into_iter();
@@ -114,6 +129,20 @@ fn build() -> Result<(), Box<dyn std::error::Error>> {
     table += "];\n";
     write_if_changed(&out.join("kernels.rs"), &table)?;
     Ok(())
+}
+
+/// Says why the build took long, and where the images are kept for the next one.
+fn report(nvrtc: &Nvrtc, images: usize, start: Instant, cache: &Cache) {
+    let (major, minor) = nvrtc.version().unwrap_or_default();
+    let seconds = start.elapsed().as_secs();
+    let kept = match cache.folder() {
+        Some(folder) => format!("the next build takes them from {}", folder.display()),
+        None => format!("{ENV_CACHE} keeps none of them"),
+    };
+    println!(
+        "cargo:warning=compiled {images} kernel images with NVRTC {major}.{minor} in {seconds} s; \
+         {kept}"
+    );
 }
 
 /// Leaves an unchanged file alone, so that nothing that includes it is rebuilt.

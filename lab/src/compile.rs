@@ -1,16 +1,14 @@
-//! The kernels as device code, kept in the target folder, so that unchanged ones are not compiled
-//! again.
+//! The kernels as device code.
 
 use std::error::Error;
 use std::fs;
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
-use fused_dora_nvrtc::{Nvrtc, Source, sources};
+use fused_dora_nvrtc::{Cache, Nvrtc, Source, sources};
 use fused_dora_testkit::bench::record::target_folder;
 use tempfile::NamedTempFile;
 
@@ -56,12 +54,13 @@ pub fn folder(
     }
     // Long ones first, so that the last ones are short.
     jobs.sort_by_key(|(source, ..)| std::cmp::Reverse(source.text.len()));
+    let cache = Cache::from_env();
     let (next, results) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
     let work = || {
         while let Some((source, dtype, architecture)) =
             jobs.get(next.fetch_add(1, Ordering::Relaxed))
         {
-            let result = one(nvrtc, source, *dtype, architecture, out);
+            let result = one(nvrtc, &cache, source, *dtype, architecture, out);
             done(jobs.len());
             results.lock().unwrap_or_else(|poison| poison.into_inner()).push(result);
         }
@@ -77,6 +76,7 @@ pub fn folder(
 
 fn one(
     nvrtc: &Nvrtc,
+    cache: &Cache,
     source: &Source<'_>,
     dtype: Option<&'static str>,
     architecture: &'static str,
@@ -84,29 +84,15 @@ fn one(
 ) -> Result<Compiled, String> {
     let mut options = options(architecture).to_vec();
     options.extend(dtype.map(|dtype| format!("--define-macro=FUSED_DORA_DTYPE={dtype}")));
-    let version = nvrtc.version().map_err(|error| error.to_string())?;
-    let mut hasher = DefaultHasher::new();
-    (version, &options, source.text, source.headers).hash(&mut hasher);
-    let key = format!("{:016x}", hasher.finish());
-
+    let options: Vec<&str> = options.iter().map(String::as_str).collect();
     let file = source.name.to_owned();
+    let (log, code) = cache
+        .device_code(nvrtc, source, &options)
+        .map_err(|error| format!("{file} for {architecture}: {error}"))?;
     let name = format!("{}-{}-{architecture}", file.replace('.', "_"), dtype.unwrap_or("all"));
-    let (log_path, cubin) = (out.join(format!("{name}.log")), out.join(format!("{name}.cubin")));
-    let known = fs::read_to_string(&log_path).ok();
-    let known = known.as_deref().and_then(|text| text.strip_prefix(&key)).map(str::to_owned);
-    let log = match known.filter(|_| cubin.is_file()) {
-        Some(log) => log,
-        None => {
-            let options: Vec<&str> = options.iter().map(String::as_str).collect();
-            let (log, code) = nvrtc
-                .compile_device(source, &options)
-                .map_err(|error| format!("{file} for {architecture}: {error}"))?;
-            let cannot = |error| format!("{name} cannot be kept in {}: {error}", out.display());
-            write(out, &cubin, &code).map_err(cannot)?;
-            write(out, &log_path, format!("{key}\n{log}").as_bytes()).map_err(cannot)?;
-            log
-        }
-    };
+    let cubin = out.join(format!("{name}.cubin"));
+    write(out, &cubin, &code)
+        .map_err(|error| format!("{name} cannot be written to {}: {error}", out.display()))?;
     let resources = read_log(&log, architecture);
     Ok(Compiled { file, dtype, architecture, resources, cubin })
 }

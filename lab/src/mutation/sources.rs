@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use fused_dora::Dtype;
-use fused_dora_nvrtc::{Nvrtc, Source, sources};
+use fused_dora_nvrtc::{Cache, Nvrtc, Source, sources};
 use fused_dora_testkit::workspace;
 use regex::Regex;
 
@@ -14,6 +14,7 @@ const OPTIONS: [&str; 3] = ["--gpu-architecture=compute_80", "--std=c++17", "--g
 pub struct Sources {
     files: BTreeMap<String, String>,
     nvrtc: Nvrtc,
+    cache: Cache,
 }
 
 impl Sources {
@@ -26,7 +27,7 @@ impl Sources {
         let nvrtc = Nvrtc::find(&built).unwrap_or_else(|error| {
             panic!("mutants are compiled: run `cargo xtask nvrtc` first ({error})")
         });
-        Self { files, nvrtc }
+        Self { files, nvrtc, cache: Cache::from_env() }
     }
 
     /// Every file's name and text.
@@ -65,10 +66,12 @@ impl Sources {
             .filter(|name| name.ends_with(".cuh"))
             .map(|name| (name.clone(), text(name)))
             .collect();
-        let source = Source { name: kernel, text: &text(kernel), headers: &headers };
+        // As the build script compiles it: the cache has the kernels as they stand.
+        let name = format!("kernels/{kernel}");
+        let source = Source { name: &name, text: &text(kernel), headers: &headers };
         let dtype = format!("--define-macro=FUSED_DORA_DTYPE={dtype}");
         let options: Vec<&str> = OPTIONS.into_iter().chain([dtype.as_str()]).collect();
-        let ptx = self.nvrtc.compile(&source, &options);
+        let ptx = self.cache.ptx(&self.nvrtc, &source, &options);
         ptx.map_err(|error| format!("{kernel}: {error}"))
     }
 }
