@@ -11,12 +11,11 @@ use std::process::ExitCode;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
+use std::time::Instant;
 
-#[allow(dead_code)] // `xtask` and the emulator's tests use the rest
-#[path = "build/nvrtc.rs"]
-mod nvrtc;
-
-use nvrtc::{HEADER_FOLDERS, Nvrtc, NvrtcError, Source};
+use fused_dora_nvrtc::{
+    Cache, ENV_CACHE, ENV_LIBRARY, Nvrtc, NvrtcError, Source, fetched_folders, sources,
+};
 
 /// PTX for the oldest GPU with bf16 tensor cores and `cp.async`; drivers translate it for later
 /// ones.
@@ -42,29 +41,26 @@ fn main() -> ExitCode {
 fn build() -> Result<(), Box<dyn std::error::Error>> {
     let root = PathBuf::from(env::var("CARGO_MANIFEST_DIR")?);
     let out = PathBuf::from(env::var("OUT_DIR")?);
-    for watched in ["build.rs", "build/nvrtc.rs", "kernels"] {
+    for watched in ["build.rs", "kernels"] {
         println!("cargo:rerun-if-changed={watched}");
     }
-    for variable in [nvrtc::ENV_LIBRARY, "CUDA_PATH", "CUDA_HOME", "VIRTUAL_ENV", "CONDA_PREFIX"] {
+    let toolkits = ["CUDA_PATH", "CUDA_HOME", "VIRTUAL_ENV", "CONDA_PREFIX"];
+    for variable in [ENV_LIBRARY, ENV_CACHE].into_iter().chain(toolkits) {
         println!("cargo:rerun-if-env-changed={variable}");
     }
-    let kernels = read_sources(&root.join("kernels"), "cu")?;
-    let mut headers = Vec::new();
-    for folder in HEADER_FOLDERS {
-        let found = read_sources(&root.join("kernels").join(folder), "cuh")?.into_iter();
-        headers.extend(found.map(|(name, text)| (format!("{folder}/{name}.cuh"), text)));
-    }
+    let kernels = sources(&root.join("kernels"), "cu")?;
+    let headers = sources(&root.join("kernels"), "cuh")?;
 
     let nvrtc = if env::var_os("DOCS_RS").is_some() {
         None
     } else {
-        match Nvrtc::find(nvrtc::fetched_folder(&out).as_deref()) {
+        match Nvrtc::find(&out) {
             Ok(nvrtc) => Some(nvrtc),
             Err(error) => {
-                println!("cargo:warning=kernels not built: {error}");
+                println!("cargo:warning=the kernels were not compiled: {error}");
                 // A copy fetched later must be noticed; Cargo reruns for a file that is missing.
-                if let Some(target) = out.ancestors().nth(4) {
-                    println!("cargo:rerun-if-changed={}", target.join("nvrtc").display());
+                for folder in fetched_folders(&out) {
+                    println!("cargo:rerun-if-changed={}", folder.display());
                 }
                 None
             }
@@ -74,19 +70,26 @@ fn build() -> Result<(), Box<dyn std::error::Error>> {
     // An image per dtype, so that programs load only what they use.
     let images: Vec<_> = kernels
         .iter()
-        .flat_map(|(stem, text)| {
+        .flat_map(|(name, text)| {
             let dtypes: &[_] = if text.contains(ENTRIES) { &DTYPES } else { &[ADAPTERS] };
-            dtypes.iter().map(move |dtype| (stem, text, *dtype))
+            dtypes.iter().map(move |dtype| (name.as_str(), text.as_str(), *dtype))
         })
         .collect();
-    let compile = |&(stem, text, dtype): &(&String, &String, &str)| {
-        let name = format!("kernels/{stem}.cu");
+    let cache = Cache::from_env();
+    let (start, compiled_anew) = (Instant::now(), AtomicUsize::new(0));
+    let compile = |&(name, text, dtype): &(&str, &str, &str)| {
+        let name = format!("kernels/{name}");
         let source = Source { name: &name, text, headers: &headers };
         let dtype = format!("--define-macro=FUSED_DORA_DTYPE={dtype}");
         let options: Vec<&str> = OPTIONS.into_iter().chain([dtype.as_str()]).collect();
-        nvrtc.as_ref().map(|nvrtc| match nvrtc.compile(&source, &options) {
-            Err(NvrtcError::Compile(log)) => Err(format!("{name} does not compile:\n{log}")),
-            compiled => compiled.map_err(|error| error.to_string()),
+        nvrtc.as_ref().map(|nvrtc| {
+            if !cache.has_ptx(nvrtc, &source, &options) {
+                compiled_anew.fetch_add(1, Ordering::Relaxed);
+            }
+            match cache.ptx(nvrtc, &source, &options) {
+                Err(NvrtcError::Compile(log)) => Err(format!("{name} does not compile:\n{log}")),
+                compiled => compiled.map_err(|error| error.to_string()),
+            }
         })
     };
     // NVRTC compiles on as many threads as call it.
@@ -102,41 +105,44 @@ fn build() -> Result<(), Box<dyn std::error::Error>> {
     };
     let threads = thread::available_parallelism().map_or(1, usize::from);
     thread::scope(|scope| (0..threads).for_each(|_| drop(scope.spawn(work))));
+    if let (Some(nvrtc), 1..) = (&nvrtc, compiled_anew.load(Ordering::Relaxed)) {
+        report(nvrtc, compiled_anew.into_inner(), start, &cache);
+        cache.prune();
+    }
 
     let mut table = "pub(crate) const FILES: &[(&str, &[Option<&str>])] = &[\n".to_owned();
     let mut ptx = ptx.into_inner().expect("no panic").into_iter();
-    for of_file in images.chunk_by(|(stem, ..), (other, ..)| stem == other) {
+    for of_file in images.chunk_by(|(name, ..), (other, ..)| name == other) {
         let mut row = String::new();
-        for ((stem, _, dtype), ptx) in of_file.iter().zip(&mut ptx) {
+        for ((name, _, dtype), ptx) in of_file.iter().zip(&mut ptx) {
             row += &match ptx.transpose()? {
                 None => "None, ".to_owned(),
                 Some(ptx) => {
-                    let name = format!("{stem}_{dtype}.ptx");
+                    let name = name.replace(".cu", &format!("_{dtype}.ptx"));
                     write_if_changed(&out.join(&name), &ptx)?;
                     format!("Some(include_str!(concat!(env!(\"OUT_DIR\"), \"/{name}\"))), ")
                 }
             };
         }
-        table += &format!("    (\"{}.cu\", &[{row}]),\n", of_file[0].0);
+        table += &format!("    (\"{}\", &[{row}]),\n", of_file[0].0);
     }
     table += "];\n";
     write_if_changed(&out.join("kernels.rs"), &table)?;
     Ok(())
 }
 
-/// The files of one extension in a folder as `(stem, text)`, in name order.
-fn read_sources(folder: &Path, extension: &str) -> io::Result<Vec<(String, String)>> {
-    let mut sources = Vec::new();
-    for entry in fs::read_dir(folder)? {
-        let path = entry?.path();
-        if path.extension().is_some_and(|e| e == extension)
-            && let Some(stem) = path.file_stem().and_then(|stem| stem.to_str())
-        {
-            sources.push((stem.to_owned(), fs::read_to_string(&path)?));
-        }
-    }
-    sources.sort();
-    Ok(sources)
+/// Says why the build took long, and where the images are kept for the next one.
+fn report(nvrtc: &Nvrtc, images: usize, start: Instant, cache: &Cache) {
+    let (major, minor) = nvrtc.version().unwrap_or_default();
+    let seconds = start.elapsed().as_secs();
+    let kept = match cache.folder() {
+        Some(folder) => format!("the next build takes them from {}", folder.display()),
+        None => format!("{ENV_CACHE} keeps none of them"),
+    };
+    println!(
+        "cargo:warning=compiled {images} kernel images with NVRTC {major}.{minor} in {seconds} s; \
+         {kept}"
+    );
 }
 
 /// Leaves an unchanged file alone, so that nothing that includes it is rebuilt.

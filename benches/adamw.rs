@@ -1,7 +1,8 @@
-//! Bench of `adamw`: see `common` for what it measures where.
+//! Bench of `adamw`: see the module `measure` for what it measures where.
 
-mod common;
+use fused_dora_benches::measure;
+use fused_dora_testkit::bench::{Op, Outcome};
 
-fn main() -> common::Outcome {
-    common::run("adamw", common::Op::AdamW)
+fn main() -> Outcome {
+    measure::run("adamw", Op::AdamW)
 }

@@ -1,10 +1,9 @@
-//! Bench of `backward`, also against layers of separate ops: see `common` and `compare` for what it
+//! Bench of `backward`, also against layers of separate ops: see the modules `measure` and `compare` for what it
 //! measures where.
 
-mod baseline;
-mod common;
-mod compare;
+use fused_dora_benches::compare::{self, Phase};
+use fused_dora_testkit::bench::{Op, Outcome};
 
-fn main() -> common::Outcome {
-    compare::run("backward", common::Op::Backward, &[compare::Phase::Backward])
+fn main() -> Outcome {
+    compare::run("backward", Op::Backward, &[Phase::Backward])
 }

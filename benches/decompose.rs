@@ -1,7 +1,8 @@
-//! Bench of `decompose`: see `common` for what it measures where.
+//! Bench of `decompose`: see the module `measure` for what it measures where.
 
-mod common;
+use fused_dora_benches::measure;
+use fused_dora_testkit::bench::{Op, Outcome};
 
-fn main() -> common::Outcome {
-    common::run("decompose", common::Op::Decompose)
+fn main() -> Outcome {
+    measure::run("decompose", Op::Decompose)
 }

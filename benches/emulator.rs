@@ -3,15 +3,13 @@
 //!
 //! `cargo bench --bench emulator`
 
-mod common;
-
 use std::error::Error;
 use std::time::Instant;
 
-use common::Layer;
 use cuda_emulator::Config;
 use cuda_emulator::client::{Choice, Emulator, Selected, select};
 use fused_dora::Norm;
+use fused_dora_testkit::bench::Layer;
 
 /// (T, I, O, r): eight blocks of the main GEMM, so that every thread has work to the end.
 const SHAPE: [usize; 4] = [256, 1024, 512, 16];

@@ -1,10 +1,9 @@
-//! Bench of `forward`, also against layers of separate ops: see `common` and `compare` for what it
+//! Bench of `forward`, also against layers of separate ops: see the modules `measure` and `compare` for what it
 //! measures where.
 
-mod baseline;
-mod common;
-mod compare;
+use fused_dora_benches::compare::{self, Phase};
+use fused_dora_testkit::bench::{Op, Outcome};
 
-fn main() -> common::Outcome {
-    compare::run("forward", common::Op::Forward, &[compare::Phase::Forward])
+fn main() -> Outcome {
+    compare::run("forward", Op::Forward, &[Phase::Forward])
 }

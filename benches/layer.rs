@@ -1,12 +1,9 @@
 //! Bench of a whole layer: forward, backward, the gradient through the norm and AdamW, also against
-//! layers of separate ops; see `common` and `compare` for what it measures where.
+//! layers of separate ops; see the modules `measure` and `compare` for what it measures where.
 
-mod baseline;
-mod common;
-mod compare;
+use fused_dora_benches::compare::{self, Phase};
+use fused_dora_testkit::bench::{Op, Outcome};
 
-use compare::Phase;
-
-fn main() -> common::Outcome {
-    compare::run("layer", common::Op::Step, &[Phase::MicroBatch, Phase::Step])
+fn main() -> Outcome {
+    compare::run("layer", Op::Step, &[Phase::MicroBatch, Phase::Step])
 }

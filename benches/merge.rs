@@ -1,7 +1,8 @@
-//! Bench of `merge`: see `common` for what it measures where.
+//! Bench of `merge`: see the module `measure` for what it measures where.
 
-mod common;
+use fused_dora_benches::measure;
+use fused_dora_testkit::bench::{Op, Outcome};
 
-fn main() -> common::Outcome {
-    common::run("merge", common::Op::Merge)
+fn main() -> Outcome {
+    measure::run("merge", Op::Merge)
 }

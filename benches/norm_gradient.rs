@@ -1,7 +1,8 @@
-//! Bench of `norm_gradient`: see `common` for what it measures where.
+//! Bench of `norm_gradient`: see the module `measure` for what it measures where.
 
-mod common;
+use fused_dora_benches::measure;
+use fused_dora_testkit::bench::{Op, Outcome};
 
-fn main() -> common::Outcome {
-    common::run("norm_gradient", common::Op::NormGradient)
+fn main() -> Outcome {
+    measure::run("norm_gradient", Op::NormGradient)
 }

@@ -1,7 +1,8 @@
-//! Bench of `prepare`: see `common` for what it measures where.
+//! Bench of `prepare`: see the module `measure` for what it measures where.
 
-mod common;
+use fused_dora_benches::measure;
+use fused_dora_testkit::bench::{Op, Outcome};
 
-fn main() -> common::Outcome {
-    common::run("prepare", common::Op::Prepare)
+fn main() -> Outcome {
+    measure::run("prepare", Op::Prepare)
 }

@@ -2,23 +2,8 @@
 //! their gradients are summed.
 //!
 //! On GPUs the sums go through NCCL where the example is built for it, and otherwise through the
-//! host: `cargo run --release --example data_parallel --features nccl -- --ranks 4`. Without a GPU
+//! host: `cargo run --release --bin data_parallel --features nccl -- --ranks 4`. Without a GPU
 //! there are as many emulated devices as ranks.
-
-#[path = "../tests/common/mod.rs"]
-mod common;
-#[path = "finetune/digits.rs"]
-mod digits;
-#[path = "finetune/layer.rs"]
-mod layer;
-#[path = "finetune/network.rs"]
-#[allow(dead_code, reason = "the demonstration trains whole weights, too, and counts launches")]
-mod network;
-#[path = "finetune/optimizer.rs"]
-mod optimizer;
-#[path = "finetune/train.rs"]
-#[allow(dead_code, reason = "the demonstration looks at how far the weights have moved")]
-mod train;
 
 use std::error::Error;
 use std::path::PathBuf;
@@ -26,17 +11,17 @@ use std::process::ExitCode;
 use std::thread;
 
 use fused_dora::{AllReduce, HostRank, Norm};
+use fused_dora_testkit::device::{Choice, Device, open_several};
+use fused_dora_testkit::options::{device, positive, text};
+use fused_dora_testkit::run::driver;
 use half::bf16;
 use lexopt::prelude::*;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 
-use common::device::{Choice, Device, open_several};
-use common::options::{device, positive, text};
-use common::run::driver;
-use digits::{Digits, Linear};
-use network::{Adapter, Engine, Method, Network};
-use train::Schedule;
+use digits::data::{Digits, Linear};
+use digits::network::{Adapter, Engine, Method, Network};
+use digits::train::{self, Schedule};
 
 const USAGE: &str = "\
 Trains DoRA adapters of a digits network on several devices, each with its part of every batch.
@@ -99,9 +84,9 @@ struct Data {
 
 impl Data {
     fn read(batch: usize) -> Result<Self, Box<dyn Error>> {
-        let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("examples/data");
-        let (train, test) = digits::read_digits(&folder.join("digits.csv.gz"))?;
-        let base = digits::read_network(&folder.join("digits-mlp.safetensors"))?;
+        let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("data");
+        let (train, test) = digits::data::read_digits(&folder.join("digits.csv.gz"))?;
+        let base = digits::data::read_network(&folder.join("digits-mlp.safetensors"))?;
         if batch > train.len() {
             let rows = train.len();
             return Err(format!("--batch {batch}: there are {rows} images to train with").into());

@@ -1,8 +1,6 @@
 //! The program `fused-dora` as a user runs it: what it writes, what it refuses, and what is left
 //! when it does not come to its end.
 
-mod common;
-
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,9 +8,9 @@ use std::process::{Child, Command, Output, Stdio};
 use std::thread::sleep;
 use std::time::Duration;
 
-use common::tensors::{self, Tensors, floats, to, values, wave};
 use fused_dora::peft::{LayerAdapter, PeftCheckpoint};
 use fused_dora::{Dtype, Norm, reference};
+use fused_dora_testkit::tensors::{self, Tensors, floats, to, values, wave};
 use safetensors::Dtype as Stored;
 use serde_json::json;
 use tempfile::TempDir;

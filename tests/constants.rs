@@ -1,11 +1,9 @@
 //! The Rust side mirrors each kernel file's tile sizes and parameter struct; here they meet.
 
-mod common;
-
 use fused_dora::{Kernels, adamw, backward, decompose, forward, merge, norm_gradient, prepare};
 
 fn assert_geometry(symbol: &str, mirrored: &[usize]) {
-    let context = common::device::open().expect("a device");
+    let context = fused_dora_testkit::device::open().expect("a device");
     let stream = context.default_stream();
     let kernels = Kernels::load(&context).expect("kernels");
     let geometry = kernels.geometry(&stream, symbol).expect("the constant");

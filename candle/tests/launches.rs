@@ -5,10 +5,10 @@ mod common;
 use candle_core::{DType, Device, Tensor};
 use candle_nn::{Linear, Module, VarBuilder, VarMap};
 use common::Result;
-use common::random::NORMS;
 use cuda_emulator::client::{self, Choice, Selected};
 use fused_dora_candle::fused_dora::{NormGrad, Scaling};
 use fused_dora_candle::{DoraConfig, DoraLinear, Runtime};
+use fused_dora_testkit::random::NORMS;
 
 #[test]
 fn launches_are_those_that_the_readme_names() -> Result<()> {

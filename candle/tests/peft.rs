@@ -6,12 +6,12 @@ use std::collections::BTreeMap;
 
 use candle_core::{DType, Device, Tensor};
 use candle_nn::{Module, VarBuilder, VarMap};
-use common::random::{fresh_seed, random_case};
 use common::{Result, adapted, config, host, linear, runtime, tensor};
 use fused_dora_candle::fused_dora::peft::{LayerAdapter, PeftCheckpoint};
 use fused_dora_candle::fused_dora::reference::Case;
 use fused_dora_candle::fused_dora::{Dtype, Norm, NormGrad, Scaling};
 use fused_dora_candle::{DoraConfig, DoraLinear};
+use fused_dora_testkit::random::{fresh_seed, random_case};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 

@@ -8,11 +8,11 @@ use std::thread;
 
 use candle_core::{DType, Device, Tensor, Var};
 use candle_nn::{AdamW, Linear, Module, Optimizer, ParamsAdamW, VarBuilder, VarMap};
-use common::random::{NORMS, fresh_seed, random_case};
 use common::{Result, adapted, candle_dtype, config, host, linear, norm_grads, runtime, tensor};
 use fused_dora_candle::fused_dora::reference::Case;
 use fused_dora_candle::fused_dora::{Dtype, Norm, NormGrad, Part, Scaling};
 use fused_dora_candle::{DoraConfig, DoraLinear, Runtime};
+use fused_dora_testkit::random::{NORMS, fresh_seed, random_case};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 

@@ -13,18 +13,16 @@ mod programs;
 #[path = "mutation/sites.rs"]
 mod sites;
 mod support;
-#[path = "mutation/table.rs"]
-mod table;
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use cuda_emulator::Config;
+use fused_dora_mutants::{Mutant, Verdict, judge};
 use harness::{Failure, Random};
 use programs::{PROGRAMS, Program};
 use support::Bench;
-use table::{Mutant, Verdict, judge};
 
 /// Orders of warps under which each mutant runs until it is noticed.
 const SEEDS: u64 = 4;

@@ -5,10 +5,9 @@ use std::path::PathBuf;
 use fused_dora::Dtype;
 use lexopt::prelude::*;
 
-use crate::common;
-use crate::common::device::Choice;
-use crate::common::options::{dtype, parsed, positive, text};
-use crate::train::Schedule;
+use digits::train::Schedule;
+use fused_dora_testkit::device::Choice;
+use fused_dora_testkit::options::{self, dtype, parsed, positive, text};
 
 pub const USAGE: &str = "\
 Adapts a digits network to rotated images by full fine-tuning, LoRA and DoRA, and compares them.
@@ -43,14 +42,14 @@ pub struct Options {
 impl Options {
     /// Reads the process's arguments; `None` if help was asked for.
     pub fn from_arguments() -> Result<Option<Self>, lexopt::Error> {
-        let repository = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+        let here = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
         let mut options = Self {
             schedule: Schedule { steps: 300, batch: 64, learning_rate: 2e-3, seed: 0 },
             rank: 8,
             dtype: Dtype::Bf16,
             device: Choice::Auto,
-            data: repository.join("examples/data"),
-            out: repository.join("target/demo"),
+            data: here.join("data"),
+            out: fused_dora_testkit::workspace().join("target/demo"),
         };
         let mut device = None;
         let mut parser = lexopt::Parser::from_env();
@@ -75,7 +74,7 @@ impl Options {
                 other => return Err(other.unexpected()),
             }
         }
-        options.device = common::options::device(device)?;
+        options.device = options::device(device)?;
         Ok(Some(options))
     }
 }

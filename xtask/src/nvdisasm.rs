@@ -3,15 +3,11 @@
 
 use std::path::Path;
 
+use fused_dora_cuda_tools::nvdisasm::{ENV_PROGRAM, NAME, Nvdisasm, WHEEL_FOLDER};
+
 use crate::Failure;
 use crate::steps::target_folder;
 use crate::wheel;
-
-#[path = "../../examples/evidence/nvdisasm.rs"]
-#[allow(dead_code, reason = "the evidence uses the rest")]
-mod program;
-
-use program::{ENV_PROGRAM, Nvdisasm, WHEEL_FOLDER};
 
 const PACKAGE: &str = "nvidia-cuda-nvdisasm>=13,<14";
 
@@ -24,7 +20,7 @@ pub(crate) fn provide() -> Result<(), Failure> {
         println!("no nvdisasm on this machine");
         let otherwise = format!("install the CUDA toolkit or set {ENV_PROGRAM} to nvdisasm");
         wheel::fetch(PACKAGE, &fetched, &otherwise)?;
-        make_executable(&fetched.join(WHEEL_FOLDER).join(program::NAME))?;
+        make_executable(&fetched.join(WHEEL_FOLDER).join(NAME))?;
     }
     let found = Nvdisasm::find(Some(&fetched)).map_err(Failure::new)?;
     println!("nvdisasm {}: {}", found.version, found.path.display());

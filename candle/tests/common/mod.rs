@@ -1,11 +1,6 @@
 //! What the tests share: a device, and layers in candle's tensors.
 #![allow(dead_code, reason = "each of them uses its own part")]
 
-#[path = "../../../tests/common/compare.rs"]
-pub mod compare;
-#[path = "../../../tests/common/random.rs"]
-pub mod random;
-
 use std::sync::OnceLock;
 
 use candle_core::{DType, Device, Tensor, Var};

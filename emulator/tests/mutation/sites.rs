@@ -3,7 +3,7 @@
 //! `code;  //~ category` drops the line, and `code;  //~ category: other code;` replaces it. A line
 //! of markers only is about the next line of code.
 
-use super::table::{Mutant, scope};
+use fused_dora_mutants::{Mutant, scope};
 
 const MARKER: &str = "//~";
 

@@ -1,0 +1,3 @@
+//! NVIDIA's command-line tools: where they are looked for, and how they are run.
+
+pub mod nvdisasm;

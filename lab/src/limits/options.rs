@@ -1,0 +1,58 @@
+//! The evidence's command line.
+
+use std::path::PathBuf;
+
+use fused_dora_testkit::workspace;
+use lexopt::prelude::*;
+
+use super::counters::RANK;
+
+pub const USAGE: &str = "\
+Checks what the kernels are held to without a GPU, and prints a line for each: what is counted, the
+number, its limit, and whether it holds.
+
+Usage: limits [OPTIONS]
+
+  --out DIR     folder for limits.json and limits.md (target/limits)
+  --rank R      ranks whose bounds are modelled beside 16, of which lines are; can be given several
+                times (64 and 256)
+  --write FILE  put the tables into a document, between its lines
+                `<!-- limits -->` and `<!-- /limits -->`
+  --help        print this
+
+CUDA_EMULATOR_PROFILE names the device whose number of multiprocessors launches are planned for
+(a100). Exit codes: 0 all hold, 1 a line fails or the device did, 2 bad arguments.
+";
+
+const OTHER_RANKS: [usize; 2] = [64, 256];
+
+/// What to do.
+pub struct Options {
+    pub out: PathBuf,
+    pub ranks: Vec<usize>,
+    pub write: Option<PathBuf>,
+}
+
+impl Options {
+    /// Reads the process's arguments; `None` if help was asked for.
+    pub fn from_arguments() -> Result<Option<Self>, lexopt::Error> {
+        let out = workspace().join("target/limits");
+        let mut options = Self { out, ranks: Vec::new(), write: None };
+        let mut parser = lexopt::Parser::from_env();
+        while let Some(argument) = parser.next()? {
+            match argument {
+                Long("out") => options.out = parser.value()?.into(),
+                Long("rank") => options.ranks.push(parser.value()?.parse()?),
+                Long("write") => options.write = Some(parser.value()?.into()),
+                Long("help") | Short('h') => return Ok(None),
+                other => return Err(other.unexpected()),
+            }
+        }
+        if options.ranks.is_empty() {
+            options.ranks = OTHER_RANKS.to_vec();
+        }
+        options.ranks.retain(|rank| *rank != RANK);
+        options.ranks.insert(0, RANK);
+        Ok(Some(options))
+    }
+}

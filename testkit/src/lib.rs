@@ -1,0 +1,28 @@
+//! What the tests, the benches and the tools share: devices, random layers, runs of the kernels on
+//! them, and comparisons with the float64 reference.
+
+#![allow(missing_docs, reason = "private to this workspace")]
+
+pub mod bench;
+pub mod case;
+pub mod compare;
+pub mod decompose;
+pub mod device;
+pub mod layer;
+pub mod merge;
+pub mod norm_gradient;
+pub mod optimizer;
+pub mod options;
+pub mod random;
+pub mod run;
+pub mod settings;
+pub mod tensors;
+pub mod trials;
+
+use std::path::{Path, PathBuf};
+
+/// The workspace's folder, which holds the crate `fused-dora`.
+pub fn workspace() -> PathBuf {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    here.parent().unwrap_or(here).to_owned()
+}

@@ -1,0 +1,196 @@
+//! Runs of every op, small, and such that every predicate of its kernels matters: ragged shapes with several chunks of tokens, several strips of features and several rank tiles, rows
+//! that are aligned and rows that are not, bias and none, gains and norms of zero.
+
+use std::sync::Arc;
+
+use fused_dora::reference::Case;
+use fused_dora::{AdapterGroups, Dropout, DropoutForm, Dtype, Element, Kernels, Norm};
+use half::bf16;
+use rand::SeedableRng;
+use rand::rngs::StdRng;
+
+use crate::compare;
+use crate::layer::{Device, Layer};
+use crate::norm_gradient;
+use crate::optimizer::{self, Clipping, Problem};
+use crate::random::{cancelling_case, random_case, with_dropout};
+use crate::run::Runner;
+
+/// What is wrong; anything else is a panic.
+pub type Outcome = Result<(), String>;
+
+/// What a trial does with kernels.
+type Run = Box<dyn Fn(&Arc<Kernels>) -> Outcome + Send + Sync>;
+
+/// A run of some kernel files in one dtype.
+pub struct Trial {
+    /// The files whose kernels it launches.
+    pub files: &'static [&'static str],
+    /// What it runs, in words.
+    pub name: String,
+    /// Runs it, and compares all results with float64.
+    pub run: Run,
+}
+
+/// All trials in a dtype, in the order in which they are tried.
+pub fn trials<E: Element>(seed: u64) -> Vec<Trial> {
+    let mut all = layers::<E>(&mut StdRng::seed_from_u64(seed));
+    let mut add = |files, name: &str, run: fn(&Arc<Kernels>, &mut StdRng)| {
+        let run = move |kernels: &Arc<Kernels>| {
+            run(kernels, &mut StdRng::seed_from_u64(seed));
+            Ok(())
+        };
+        all.push(Trial { files, name: name.to_owned(), run: Box::new(run) });
+    };
+    add(&["prepare.cu", "norm_gradient.cu"], "norm_gradient", norm_gradients::<E>);
+    add(&["prepare.cu", "merge.cu"], "merge and unmerge", merges::<E>);
+    add(&["prepare.cu", "decompose.cu"], "decompose", decompositions::<E>);
+    if E::DTYPE == Dtype::F32 {
+        add(&["adamw.cu"], "adamw", optimizer_steps);
+    }
+    all
+}
+
+const LAYER: &[&str] = &["prepare.cu", "forward.cu", "backward.cu"];
+
+/// Prepare, forward and backward.
+fn layers<E: Element>(random: &mut StdRng) -> Vec<Trial> {
+    let mut trials = Vec::new();
+    let mut add = |case: Case, gap: usize, dropout: Option<Dropout>| {
+        let case = case.rounded(E::DTYPE);
+        let &Case { tokens, in_features, out_features, rank, norm, .. } = &case;
+        let shape = [tokens, in_features, out_features, rank];
+        let dropped = dropout.map_or("", |_| ", dropout");
+        let name = format!("layer [T, I, O, r] = {shape:?}, norm {norm:?}, gap {gap}{dropped}");
+        let run = move |kernels: &Arc<Kernels>| {
+            // What a launch leaves behind must not trouble the next one. Rows that are not aligned
+            // are also off the boundaries where they start.
+            let offset = case.in_features % 2;
+            let mut runner = Runner::with_kernels(kernels).with_gap(gap).with_offset(offset);
+            runner = runner.with_repeats(1);
+            if let Some(dropout) = dropout {
+                runner = runner.with_dropout(dropout);
+            }
+            let found = runner.run(&case, E::DTYPE).map_err(|error| error.to_string())?;
+            let failures = compare::failures(&case, E::DTYPE, &found, [None; 6]);
+            match failures.expect("a consistent case").first() {
+                Some(failure) => Err(failure.clone()),
+                None => Ok(()),
+            }
+        };
+        trials.push(Trial { files: LAYER, name, run: Box::new(run) });
+    };
+    for (shape, norm, bias, gap) in [
+        ([140, 131, 150, 67], Norm::Output, true, 0),
+        ([140, 131, 150, 19], Norm::Input, true, 0),
+        ([140, 136, 152, 19], Norm::Output, false, 8),
+        // Whole steps along O, of which the last row is the last of W.
+        ([140, 136, 160, 67], Norm::Input, false, 0),
+        ([70, 83, 150, 5], Norm::None, true, 3),
+        // Three groups of rows of tiles, of which the last is not whole.
+        ([2900, 9, 131, 1], Norm::Input, true, 0),
+        // So many CTAs beside each other that each takes several tiles of tokens.
+        ([140, 9, 2100, 70], Norm::Output, true, 0),
+        ([140, 2100, 9, 70], Norm::Input, false, 0),
+    ] {
+        add(random_case(random, shape, norm, bias), gap, None);
+    }
+    for norm in [Norm::Output, Norm::Input] {
+        let mut case = random_case(random, [70, 40, 150, 4], norm, true);
+        extreme(&mut case);
+        add(case, 0, None);
+        // Several splits of the summed axis, a ragged last one, and norms that are summed again.
+        let shape = if norm == Norm::Input { [3, 70, 700, 20] } else { [3, 700, 70, 20] };
+        let case = cancelling_case(random, shape, norm, E::DTYPE, 1e-2);
+        add(case, 0, None);
+    }
+    for (form, norm, shape) in [
+        (DropoutForm::Peft, Norm::Output, [70, 40, 150, 19]),
+        (DropoutForm::Peft, Norm::Output, [40, 83, 75, 3]),
+        (DropoutForm::Adapter, Norm::Input, [70, 83, 150, 19]),
+        (DropoutForm::Adapter, Norm::None, [40, 48, 64, 3]),
+    ] {
+        let dropout = Dropout::new(0.3, form, 7).expect("a probability");
+        let case = with_dropout(random_case(random, shape, norm, true), &dropout);
+        add(case, 0, Some(dropout));
+    }
+    trials
+}
+
+/// Neighbouring gains of zero, biases that hide z, and norms of zero.
+fn extreme(case: &mut Case) {
+    for (i, m) in case.magnitude.iter_mut().enumerate() {
+        *m *= [1.0, 0.0, 1e-4, -1e-3, -1.0][i % 5];
+    }
+    for (i, b) in case.bias.iter_mut().flatten().enumerate() {
+        *b *= [1.0, 30.0, 300.0, 1e4][i % 4];
+    }
+    without_norm(case);
+}
+
+/// A row and a column of V that are zero.
+fn without_norm(case: &mut Case) {
+    let (row, col) = (5, 7);
+    case.weight[row * case.in_features..][..case.in_features].fill(0.0);
+    case.lora_b[row * case.rank..][..case.rank].fill(0.0);
+    case.weight.iter_mut().skip(col).step_by(case.in_features).for_each(|w| *w = 0.0);
+    case.lora_a.iter_mut().skip(col).step_by(case.in_features).for_each(|a| *a = 0.0);
+}
+
+fn norm_gradients<E: Element>(kernels: &Arc<Kernels>, random: &mut StdRng) {
+    let runner = Runner::with_kernels(kernels);
+    for (shape, norm) in [
+        ([131, 150, 67], Norm::Input),
+        ([131, 150, 67], Norm::Output),
+        ([136, 152, 19], Norm::Input),
+    ] {
+        let mut case = norm_gradient::exact_case(random, shape, norm, E::DTYPE);
+        without_norm(&mut case);
+        norm_gradient::check::<E>(&runner, random, &case);
+    }
+}
+
+fn merges<E: Element>(kernels: &Arc<Kernels>, random: &mut StdRng) {
+    let device = Device::with_kernels(kernels, 0);
+    for (shape, norm) in [
+        ([0, 131, 150, 19], Norm::Output),
+        ([0, 136, 152, 5], Norm::Input),
+        // More tiles than CTAs, each of which takes a second one.
+        ([0, 1900, 970, 3], Norm::None),
+    ] {
+        let mut layer = Layer::<E>::new(&device, &random_case(random, shape, norm, false));
+        layer.check_merge::<E>();
+    }
+}
+
+fn decompositions<E: Element>(kernels: &Arc<Kernels>, random: &mut StdRng) {
+    let device = Device::with_kernels(kernels, 0);
+    for (shape, norm) in [
+        ([0, 131, 150, 19], Norm::Output),
+        ([0, 136, 152, 5], Norm::Input),
+        ([0, 131, 150, 5], Norm::Input),
+    ] {
+        let mut layer = Layer::<E>::new(&device, &random_case(random, shape, norm, false));
+        layer.check_adapter();
+        layer.check_dense::<bf16>(random, 1e-2);
+    }
+}
+
+fn optimizer_steps(kernels: &Arc<Kernels>, _: &mut StdRng) {
+    let mut device = optimizer::Device::with_kernels(kernels);
+    let clipping = Clipping::Norm(10.0);
+    for offset in [0, 1] {
+        let problem = Problem { offset, ..optimizer::adapters() };
+        problem.run(&mut device, 2, optimizer::From::Host, clipping);
+    }
+    // Buffers that are aligned, and parts that are not.
+    let mut problem = optimizer::adapters();
+    for part in &mut problem.parts {
+        part.range = part.range.start + 1..part.range.end + 1;
+    }
+    problem.len += 1;
+    problem.run(&mut device, 2, optimizer::From::Host, clipping);
+    let layouts = vec![optimizer::layout([9, 6, 1], Norm::Output, true); 20];
+    let problem = Problem::of_adapters(&layouts, AdapterGroups::default());
+    problem.run(&mut device, 2, optimizer::From::Device, clipping);
+}

@@ -1,0 +1,258 @@
+//! What a step asks of the driver: few launches, and nothing else.
+
+use fused_dora::{
+    AdamW, AdamWConfig, AdapterGroups, AdapterLayout, Backward, Clip, Decompose, DecomposeAdapter,
+    Decomposition, DoraSpec, Dtype, Forward, GradientNorm, Gradients, Kernels, Magnitude, Merge,
+    MergeReport, Norm, NormGrad, NormGradient, Prepare, Prepared, Scaling, Schedule, Workspace,
+};
+use fused_dora_testkit::device::{Choice, open_choice};
+use half::bf16;
+
+use super::alone;
+
+const TOKENS: usize = 40;
+const INPUTS: usize = 64;
+const OUTPUTS: usize = 96;
+const RANK: usize = 8;
+
+#[test]
+fn few_launches_and_nothing_else() {
+    let _alone = alone();
+    let device = open_choice(Some(Choice::Emulated)).expect("the emulated device");
+    let stream = device.context.default_stream();
+    let kernels = Kernels::load(&device.context).expect("kernels");
+    let counted = |what: &str, expected: u64, op: &mut dyn FnMut()| {
+        stream.synchronize().expect("no fault");
+        let before = device.counters().expect("the emulated device counts");
+        op();
+        stream.synchronize().expect("no fault");
+        let after = device.counters().expect("the emulated device counts");
+        assert_eq!(after.launches - before.launches, expected, "launches of {what}");
+        let others = |c: &cuda_emulator::Counters| {
+            [c.allocations, c.frees, c.copies_htod, c.copies_dtoh, c.copies_dtod, c.memsets]
+        };
+        assert_eq!(others(&after), others(&before), "{what}: allocations, copies and fills");
+        // The one is this test's own.
+        assert_eq!(after.synchronizations - before.synchronizations, 1, "{what}");
+    };
+
+    let norms = [Norm::None, Norm::Input, Norm::Output];
+    for (norm, rank) in norms.into_iter().flat_map(|norm| [(norm, RANK), (norm, 0)]) {
+        let scaling = Scaling::RankStabilized { alpha: 4.0 };
+        let norm_grad = if norm == Norm::None { NormGrad::Detached } else { NormGrad::Exact };
+        let spec = DoraSpec::new(INPUTS, OUTPUTS, rank, scaling, norm, norm_grad, Dtype::Bf16)
+            .expect("spec");
+        let bf16s = |n: usize| stream.alloc_zeros::<bf16>(n.max(1)).expect("memory");
+        let f32s = |n: usize| stream.alloc_zeros::<f32>(n.max(1)).expect("memory");
+        let (x, weight) = (bf16s(TOKENS * INPUTS), bf16s(OUTPUTS * INPUTS));
+        let (mut y, mut h) = (bf16s(TOKENS * OUTPUTS), bf16s(TOKENS * spec.padded_rank()));
+        let (grad_output, mut grad_input) = (bf16s(TOKENS * OUTPUTS), bf16s(TOKENS * INPUTS));
+        let (len_h, len_a, len_b) = (TOKENS * spec.padded_rank(), rank * INPUTS, OUTPUTS * rank);
+        let (lora_a, lora_b, bias) = (f32s(len_a), f32s(len_b), f32s(OUTPUTS));
+        let (mut grad_a, mut grad_b) = (f32s(len_a), f32s(len_b));
+        let (m, mut grad_m) = (f32s(spec.magnitude_len()), f32s(spec.magnitude_len()));
+        let mut workspace = Workspace::new(&kernels, &stream, &[spec], TOKENS).expect("memory");
+        let mut prepared = Prepared::new(&stream, &spec).expect("memory");
+        let has_norm = norm != Norm::None;
+
+        counted("prepare", 1, &mut || {
+            let inputs = Prepare {
+                weight: weight.as_view(),
+                lora_a: lora_a.slice(..len_a),
+                lora_b: lora_b.slice(..len_b),
+                magnitude: match has_norm {
+                    true => Magnitude::Given(m.as_view()),
+                    false => Magnitude::None,
+                },
+                bias: Some(bias.as_view()),
+            };
+            kernels
+                .prepare(&stream, &spec, &mut workspace, &mut prepared, inputs)
+                .expect("prepare");
+        });
+        if has_norm {
+            counted("prepare of a shard", 1, &mut || {
+                let inputs = Prepare {
+                    weight: weight.as_view(),
+                    lora_a: lora_a.slice(..len_a),
+                    lora_b: lora_b.slice(..len_b),
+                    magnitude: Magnitude::Sharded,
+                    bias: Some(bias.as_view()),
+                };
+                kernels
+                    .prepare(&stream, &spec, &mut workspace, &mut prepared, inputs)
+                    .expect("prepare");
+            });
+            counted("finish_prepare", 1, &mut || {
+                let (lora_b, m) = (lora_b.slice(..len_b), Magnitude::Given(m.as_view()));
+                kernels.finish_prepare(&stream, &spec, &mut prepared, lora_b, m).expect("gains");
+            });
+        }
+        counted("forward", 1, &mut || {
+            let io = Forward {
+                tokens: TOKENS,
+                x: x.as_view().into(),
+                weight: weight.as_view(),
+                bias: prepared.bias(),
+                seed: 0,
+                dropout: None,
+                z: None,
+                y: y.as_view_mut().into(),
+                h: h.slice_mut(..len_h),
+            };
+            kernels.forward(&stream, &spec, &prepared, &mut workspace, io).expect("forward");
+        });
+        let mut backward = |with_grad_input: bool| {
+            let mut io = Backward {
+                tokens: TOKENS,
+                gradients: Gradients::Overwrite,
+                x: x.as_view().into(),
+                weight: weight.as_view(),
+                bias: prepared.bias(),
+                output: Some(y.as_view().into()),
+                z: None,
+                dropout: None,
+                grad_output: grad_output.as_view().into(),
+                h: h.slice(..len_h),
+                grad_input: with_grad_input.then(|| grad_input.as_view_mut().into()),
+                grad_lora_a: grad_a.slice_mut(..len_a),
+                grad_lora_b: grad_b.slice_mut(..len_b),
+                grad_magnitude: has_norm.then(|| grad_m.as_view_mut()),
+                grad_bias: None,
+            };
+            kernels.backward(&stream, &spec, &prepared, &mut workspace, &mut io).expect("backward");
+        };
+        counted("backward", 1, &mut || backward(true));
+        // Of a frozen base layer nothing is wanted then.
+        let of_first = u64::from(has_norm || rank > 0);
+        counted("backward of a first layer", of_first, &mut || backward(false));
+
+        if has_norm && rank > 0 {
+            counted("norm_gradient", 2, &mut || {
+                let io = NormGradient {
+                    weight: weight.as_view(),
+                    lora_a: lora_a.slice(..len_a),
+                    lora_b: lora_b.slice(..len_b),
+                    grad_magnitude: grad_m.as_view(),
+                    grad_lora_a: grad_a.slice_mut(..len_a),
+                    grad_lora_b: grad_b.slice_mut(..len_b),
+                };
+                kernels
+                    .norm_gradient(&stream, &spec, &prepared, &mut workspace, io)
+                    .expect("norm_gradient");
+            });
+        }
+        let (mut merged, mut report) =
+            (f32s(OUTPUTS * INPUTS), stream.alloc_zeros(MergeReport::LEN).expect("memory"));
+        counted("merge", 1, &mut || {
+            let io = Merge {
+                weight: weight.as_view(),
+                lora_a: lora_a.slice(..len_a),
+                lora_b: lora_b.slice(..len_b),
+                merged: merged.as_view_mut(),
+                report: Some(report.as_view_mut()),
+            };
+            kernels.merge(&stream, &spec, &prepared, &mut workspace, io).expect("merge");
+        });
+
+        let mut result = stream.alloc_zeros(Decomposition::LEN).expect("memory");
+        counted("decompose", 1, &mut || {
+            let (axis, weight, changed) = (Norm::Output, weight.as_view(), merged.as_view());
+            let io = Decompose { axis, weight, changed, result: result.as_view_mut() };
+            kernels.decompose(&stream, &spec, &mut workspace, io).expect("decompose");
+        });
+        counted("decompose_adapter", 1, &mut || {
+            let io = DecomposeAdapter {
+                axis: Norm::Input,
+                weight: weight.as_view(),
+                lora_a: lora_a.slice(..len_a),
+                lora_b: lora_b.slice(..len_b),
+                result: result.as_view_mut(),
+            };
+            kernels
+                .decompose_adapter(&stream, &spec, &prepared, &mut workspace, io)
+                .expect("decompose");
+        });
+
+        let layout = AdapterLayout::with_bias(&spec);
+        let parts: Vec<_> = AdapterGroups::default().parts(&layout, 0).collect();
+        let mut buffers = [0; 4].map(|_| f32s(layout.len()));
+        let [parameters, gradients, exp_avg, exp_avg_sq] = &mut buffers;
+        let mut length = f32s(1);
+        counted("gradient_norm", 1, &mut || {
+            let (parts, gradients) = (parts.as_slice(), gradients.as_view());
+            let io = GradientNorm { parts, gradients, norm: length.as_view_mut() };
+            kernels.gradient_norm(&stream, &mut workspace, io).expect("the norm");
+        });
+        counted("adamw", 1, &mut || {
+            let io = AdamW {
+                parts: &parts,
+                schedule: Schedule::Host { learning_rate: 1e-3, step: 1 },
+                clip: Some(Clip { max_norm: 1.0, norm: length.as_view() }),
+                parameters: parameters.as_view_mut(),
+                gradients: gradients.as_view(),
+                exp_avg: exp_avg.as_view_mut(),
+                exp_avg_sq: exp_avg_sq.as_view_mut(),
+            };
+            kernels.adamw(&stream, &AdamWConfig::default(), io).expect("a step");
+        });
+    }
+}
+
+/// A workspace for one token less: nothing runs, nothing is written.
+#[test]
+fn a_refused_backward_launches_nothing() {
+    let _alone = alone();
+    let device = open_choice(Some(Choice::Emulated)).expect("the emulated device");
+    let stream = device.context.default_stream();
+    let kernels = Kernels::load(&device.context).expect("kernels");
+    // What the backward keeps, dY∘g, is more than what other ops need.
+    let (inputs, outputs, rank, tokens) = (8, 2048, 8, 65);
+    let (scaling, detached) = (Scaling::Standard { alpha: 16.0 }, NormGrad::Detached);
+    let spec = DoraSpec::new(inputs, outputs, rank, scaling, Norm::Output, detached, Dtype::Bf16)
+        .expect("a layer");
+    let bf16s = |n: usize| stream.alloc_zeros::<bf16>(n).expect("memory");
+    let f32s = |n: usize| stream.alloc_zeros::<f32>(n).expect("memory");
+    let (x, weight, dy) =
+        (bf16s(tokens * inputs), bf16s(outputs * inputs), bf16s(tokens * outputs));
+    let h = bf16s(tokens * spec.padded_rank());
+    let (lora_a, lora_b) = (f32s(rank * inputs), f32s(outputs * rank));
+    let (mut grad_a, mut grad_b) = (f32s(rank * inputs), f32s(outputs * rank));
+    let (m, mut grad_m, y) = (f32s(outputs), f32s(outputs), bf16s(tokens * outputs));
+    let mut workspace = Workspace::new(&kernels, &stream, &[spec], tokens - 1).expect("memory");
+    let mut prepared = Prepared::new(&stream, &spec).expect("memory");
+    let adapter = Prepare {
+        weight: weight.as_view(),
+        lora_a: lora_a.as_view(),
+        lora_b: lora_b.as_view(),
+        magnitude: Magnitude::Given(m.as_view()),
+        bias: None,
+    };
+    kernels.prepare(&stream, &spec, &mut workspace, &mut prepared, adapter).expect("prepare");
+    stream.synchronize().expect("no fault");
+    let before = device.launches();
+    let mut io = Backward {
+        tokens,
+        gradients: Gradients::Overwrite,
+        x: x.as_view().into(),
+        weight: weight.as_view(),
+        bias: None,
+        output: Some(y.as_view().into()),
+        z: None,
+        dropout: None,
+        grad_output: dy.as_view().into(),
+        h: h.as_view(),
+        grad_input: None,
+        grad_lora_a: grad_a.as_view_mut(),
+        grad_lora_b: grad_b.as_view_mut(),
+        grad_magnitude: Some(grad_m.as_view_mut()),
+        grad_bias: None,
+    };
+    let refused = kernels.backward(&stream, &spec, &prepared, &mut workspace, &mut io);
+    assert!(
+        matches!(refused, Err(fused_dora::Error::WorkspaceTooSmall { tokens: 65, .. })),
+        "{refused:?}"
+    );
+    stream.synchronize().expect("no fault");
+    assert_eq!(device.launches(), before);
+}

@@ -1,0 +1,11 @@
+//! What the kernels compute, op by op, against the float64 reference.
+
+mod adamw;
+mod adapter;
+mod decompose;
+mod init;
+mod merge;
+mod norm_gradient;
+mod numerics;
+mod ops;
+mod tiles;
