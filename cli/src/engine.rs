@@ -12,7 +12,7 @@ use crate::options::Device;
 use crate::output::Sink;
 use crate::weight::Weight;
 
-/// What a merge leaves beside W'.
+/// What a merge yields in addition to W'.
 pub struct Merged {
     pub report: MergeReport,
     /// `[I]` or `[O]`; empty for plain LoRA.
