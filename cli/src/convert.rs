@@ -13,7 +13,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use crate::adapters::Adapters;
 use crate::base::Base;
 use crate::converted;
-use crate::engine::{self, Engine, Merged, of_layer};
+use crate::engine::{self, Engine, Merged, NOT_FINITE, of_layer};
 use crate::error::Failure;
 use crate::gains;
 use crate::options::Convert;
@@ -142,9 +142,7 @@ impl Work<'_> {
                 let merged = self.engine.merge(weight, layer, sink)?;
                 let MergeReport { change_squared, error_squared, .. } = merged.report;
                 if !(change_squared.is_finite() && error_squared.is_finite()) {
-                    let problem = "the merged weight is not finite: the adapter or the base holds \
-                                   NaN or infinity, or the type is too narrow";
-                    return Err(of_layer(weight, problem));
+                    return Err(of_layer(weight, NOT_FINITE));
                 }
                 self.merged.insert(weight.name.to_owned(), merged);
                 Ok(())

@@ -97,14 +97,15 @@ fn large_models_take_little_memory_and_killed_merges_leave_no_target() {
         sleep(Duration::from_millis(1));
     }
     assert!(out.is_dir());
-    // For a gigabyte, one and a half times the largest weight and 200 MB; so for a sixteenth of it:
+    // A gigabyte may take one and a half times its largest weight and 200 MB. This is a sixteenth.
     let bound = LARGEST * 3 / 2 + 200_000_000 / 16;
     println!("peak memory: {peak} bytes of {bound}");
     assert!((1..=bound).contains(&peak), "{peak} bytes, more than {bound}");
     compare_first_layer(&model, &out);
 }
 
-/// Of weights that are read in pieces, the first one: W' at the pieces' edges, and how far it moved.
+/// Weights are read in pieces: the first one has the right W' at the pieces' edges, and `analyze`
+/// reports how far it moved.
 fn compare_first_layer(model: &Model, out: &Path) {
     let layer = &model.layers["layers.0"];
     let ([rows, columns], rank, scaling) = (layer.shape(), layer.rank(), layer.scaling());

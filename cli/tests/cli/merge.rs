@@ -143,3 +143,31 @@ fn transposed_weights_merge() {
     let error = fail(program().args(call("merge", &base, &adapter, &out)), 1);
     assert!(error.contains("a.weight") && error.contains("fan_in_fan_out is true"), "{error}");
 }
+
+/// A weight that would hold NaN is an error, of `unmerge` as of `merge`, and nothing is written.
+#[test]
+fn weights_that_are_not_finite_are_not_written() {
+    let model = Model::new(Norm::Output, Stored::BF16);
+    let (base, adapter) = (model.model(), model.peft());
+    let [merged, gains, out] = ["merged", "gains", "out"].map(|name| model.path(name));
+    succeed(program().args(call("merge", &base, &adapter, &merged)).arg("--gains").arg(&gains));
+    let file = adapter.join(PeftCheckpoint::FILE);
+    let mut tensors = tensors::read(&file);
+    let tensor = tensors.get_mut("base_model.model.model.layers.1.proj.lora_A.weight");
+    tensor.expect("a tensor").2[..4].copy_from_slice(&f32::NAN.to_le_bytes());
+    tensors::save(&file, &tensors);
+    for device in DEVICES {
+        let mut merge = program();
+        merge.args(call("merge", &base, &adapter, &out)).args(["--device", device]);
+        let mut unmerge = program();
+        unmerge.args(call("unmerge", &merged, &adapter, &out)).args(["--device", device]);
+        unmerge.arg("--gains").arg(&gains);
+        for mut command in [merge, unmerge] {
+            let error = fail(&mut command, 1);
+            assert!(error.contains("model.layers.1.proj.weight"), "{error}");
+            assert!(error.contains("not finite"), "{error}");
+            assert!(!out.exists());
+        }
+    }
+    assert_clean(model.folder.path());
+}

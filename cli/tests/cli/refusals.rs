@@ -111,8 +111,8 @@ fn adapters_of_another_model_are_refused() {
     let error = fail(program().args(call("merge", &model.model(), &file, &out)), 1);
     assert!(error.contains("name the folder"), "{error}");
     let error = fail(program().args(["inspect", "--adapter"]).arg(model.lycoris()), 2);
-    assert!(error.contains("takes --base"), "{error}");
-    // A model that is quantised, as its tensors' names tell.
+    assert!(error.contains("needs --base"), "{error}");
+    // A quantised model: its tensors' names show that it is.
     let base = model.path("packed.safetensors");
     let packed = (Stored::I32, vec![2], vec![0; 8]);
     tensors::save(&base, &Tensors::from([("layers.0.qweight".to_owned(), packed)]));
