@@ -18,7 +18,7 @@ mod plot;
 mod report;
 mod weight;
 
-use std::io;
+use std::io::{self, Write};
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser};
@@ -61,7 +61,8 @@ fn run(command: &Command) -> Result<(), Failure> {
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(*shell, &mut CommandLine::command(), "fused-dora", &mut script);
-            io::Write::write_all(&mut io::stdout(), &script).map_err(Failure::Stdout)
+            let mut stdout = io::stdout();
+            stdout.write_all(&script).and_then(|()| stdout.flush()).map_err(Failure::Stdout)
         }
     }
 }

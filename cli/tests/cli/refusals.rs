@@ -193,3 +193,26 @@ fn a_full_disk_leaves_nothing() {
     assert!(!text.contains(".partial"), "{text}");
     assert!(snapshot(model.folder.path()) == before, "something was changed");
 }
+
+/// Where stdout takes nothing, the error says so, and whether the output is complete.
+#[cfg(target_os = "linux")]
+#[test]
+fn reports_that_cannot_be_printed_are_errors() {
+    let model = Model::new(Norm::Output, Stored::F32);
+    let (base, adapter, out) = (model.model(), model.peft(), model.path("out"));
+    let full = || fs::File::options().write(true).open("/dev/full").expect("a full device");
+    for command in [
+        program().args(["inspect", "--adapter"]).arg(&adapter),
+        program().args(["completions", "bash"]),
+        program().args(call("merge", &base, &adapter, &out)).args(["--device", "cpu"]),
+    ] {
+        let error = fail(command.stdout(full()), 1);
+        assert!(error.contains("stdout cannot be written"), "{error}");
+        assert!(!out.exists());
+    }
+    let mut merge = program();
+    merge.args(call("merge", &base, &adapter, &out)).args(["--device", "cpu", "--json"]);
+    let error = fail(merge.stdout(full()), 1);
+    assert!(error.contains("out is complete, but its report cannot be"), "{error}");
+    assert!(out.join("config.json").is_file());
+}
