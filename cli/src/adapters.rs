@@ -11,9 +11,9 @@ use crate::base::Base;
 use crate::error::Failure;
 use crate::weight::Weight;
 
-/// What an adapter's file is.
+/// An adapter that was read.
 pub struct Adapters {
-    /// What wrote it.
+    /// The program that wrote it.
     pub kind: &'static str,
     /// Its layers by module.
     pub layers: BTreeMap<String, LayerAdapter>,
@@ -22,7 +22,7 @@ pub struct Adapters {
 }
 
 impl Adapters {
-    /// Reads a folder of PEFT's, or a file of LyCORIS's, which takes the base for its names.
+    /// Reads a folder that PEFT wrote, or a LyCORIS file, which needs the base for its names.
     pub fn open(path: &Path, base: Option<&Base>) -> Result<Self, Failure> {
         if path.is_dir() {
             let PeftCheckpoint { config, layers } = PeftCheckpoint::read(path)?;
@@ -30,14 +30,16 @@ impl Adapters {
         }
         let file = TensorFile::open(path)?;
         if file.names().iter().any(|name| name.contains("lora_A")) {
-            let problem =
-                format!("is PEFT's: name the folder, which has {}, too", PeftConfig::FILE);
+            let problem = format!(
+                "was written by PEFT: name the folder, which also has {}",
+                PeftConfig::FILE
+            );
             return Err(CheckpointError::Malformed { path: path.to_owned(), problem }.into());
         }
         let Some(base) = base else {
             let name = path.display();
             return Err(Failure::Call(format!(
-                "--adapter {name}: a file of LyCORIS takes --base, for its modules' names"
+                "--adapter {name}: a LyCORIS file needs --base, because it abbreviates modules' names"
             )));
         };
         let modules = base.names().filter_map(|tensor| {
@@ -86,7 +88,7 @@ fn missing(base: &Base, module: &str, tensor: String) -> CheckpointError {
     let quantised = packed.iter().map(|part| format!("{module}.{part}"));
     let reason = match quantised.into_iter().find(|name| base.file(name).is_some()) {
         Some(name) => {
-            format!("the base is quantised (it has `{name}`): take the one it was made of")
+            format!("the base is quantised (it has `{name}`): name the model it was made from")
         }
         None => "the adapter changes it: is it for another model?".to_owned(),
     };

@@ -1,6 +1,7 @@
-//! What computes a layer: the kernels on a device, or plain loops on the CPU.
+//! What computes a layer: the kernels on a device (`kernels.rs`), or plain loops on the CPU
+//! (`cpu.rs`).
 
-use cuda_emulator::client::{self, Choice};
+use cuda_emulator::client::Choice;
 use fused_dora::peft::LayerAdapter;
 use fused_dora::{Decomposition, Dtype, MergeReport, Norm};
 use half::{bf16, f16};
@@ -12,7 +13,7 @@ use crate::options::Device;
 use crate::output::Sink;
 use crate::weight::Weight;
 
-/// What a merge leaves beside W'.
+/// What a merge yields in addition to W'.
 pub struct Merged {
     pub report: MergeReport,
     /// `[I]` or `[O]`; empty for plain LoRA.
@@ -32,7 +33,7 @@ pub trait Engine {
         target: &mut Sink<'_>,
     ) -> Result<Merged, Failure>;
 
-    /// W of W', with the merge's gains.
+    /// W of W', with the merge's gains; an error if W is not finite.
     fn unmerge(
         &mut self,
         merged: &Weight<'_>,
@@ -52,17 +53,21 @@ pub trait Engine {
 
 /// The engine of a choice.
 pub fn open(device: Device) -> Result<Box<dyn Engine>, Failure> {
-    let gpu = |choice| Ok::<_, Failure>(Box::new(Gpu::open(client::select(choice)?)?) as Box<_>);
     match device {
         Device::Cpu => Ok(Box::new(Cpu)),
-        Device::Cuda => gpu(Choice::Cuda),
-        Device::Emulated => gpu(Choice::Emulated),
-        Device::Auto => match client::select(Choice::Cuda) {
-            Ok(selected) => Ok(Box::new(Gpu::open(selected)?)),
-            Err(_) => Ok(Box::new(Cpu)),
+        Device::Cuda => Ok(Box::new(Gpu::open(Choice::Cuda)?)),
+        Device::Emulated => Ok(Box::new(Gpu::open(Choice::Emulated)?)),
+        Device::Auto => match Gpu::open(Choice::Cuda) {
+            Ok(gpu) => Ok(Box::new(gpu)),
+            Err(Failure::Select(_)) => Ok(Box::new(Cpu)),
+            Err(error) => Err(error),
         },
     }
 }
+
+/// Why a weight is not written that holds NaN or infinity.
+pub const NOT_FINITE: &str = "the new weight is not finite: the adapter, the base or the gains hold \
+                              NaN or infinity, or the type is too narrow";
 
 /// An error of one layer.
 pub fn of_layer(weight: &Weight<'_>, problem: impl ToString) -> Failure {

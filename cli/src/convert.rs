@@ -6,17 +6,19 @@ use std::fs;
 use std::path::Path;
 
 use fused_dora::MergeReport;
-use fused_dora::peft::safetensors::Dtype as Stored;
-use fused_dora::peft::safetensors::tensor::{TensorInfo, TensorView, serialize};
+use fused_dora::peft::safetensors::tensor::TensorInfo;
 use fused_dora::peft::{CheckpointError, LayerAdapter, TensorFile};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::adapters::Adapters;
 use crate::base::Base;
-use crate::engine::{self, Engine, Merged, of_layer};
+use crate::converted;
+use crate::engine::{self, Engine, Merged, NOT_FINITE, of_layer};
 use crate::error::Failure;
+use crate::gains;
 use crate::options::Convert;
 use crate::output::{self, Output, Sink};
+use crate::report::{Report, line};
 use crate::weight::{CHUNK, Weight};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,7 +27,7 @@ pub enum Direction {
     Unmerge,
 }
 
-/// What of a model's folder is copied beside its weights: settings and tokenizers.
+/// The files of a model's folder that are copied with its weights: settings and tokenizers.
 const COPIED: [&str; 5] = ["json", "jinja", "md", "model", "txt"];
 
 pub fn run(options: &Convert, direction: Direction) -> Result<(), Failure> {
@@ -35,21 +37,19 @@ pub fn run(options: &Convert, direction: Direction) -> Result<(), Failure> {
     let layers = adapters.for_base(&base)?;
     let kept = match direction {
         Direction::Merge => HashMap::new(),
-        Direction::Unmerge => read_gains(options.gains.as_deref(), &layers)?,
+        Direction::Unmerge => gains::read(options.gains.as_deref(), &layers)?,
     };
-    let engine = engine::open(options.device)?;
-    println!("Device: {}.", engine.name());
+    let engine = engine::open(options.device.device)?;
+    let report = Report::new(&options.format);
+    let device = engine.name();
+    line!(report, "Device: {device}.")?;
     output::watch_signals();
     let output = Output::new(&options.out, base.is_folder())?;
     let gains = match (direction, &options.gains) {
         (Direction::Merge, Some(path)) => Some((path, Output::new(path, false)?)),
         _ => None,
     };
-    let progress = ProgressBar::new(base.bytes());
-    if let Ok(style) = ProgressStyle::with_template("{wide_bar} {bytes}/{total_bytes} {msg} {eta}")
-    {
-        progress.set_style(style);
-    }
+    let progress = progress(base.bytes());
     let mut work = Work { direction, layers: &layers, kept, engine, merged: BTreeMap::new() };
     for file in &base.files {
         work.file(file, &output, &progress)?;
@@ -59,15 +59,26 @@ pub fn run(options: &Convert, direction: Direction) -> Result<(), Failure> {
         copy_others(&base, &output)?;
     }
     if let Some((path, output)) = gains {
-        write_gains(path, output, &work.merged)?;
+        gains::write(path, output, &work.merged)?;
     }
     output.finish()?;
     match direction {
-        Direction::Merge => print_report(&base, &layers, &work.merged),
-        Direction::Unmerge => println!("{} layers unmerged.", layers.len()),
+        Direction::Merge => {
+            converted::merged(&report, options, device, &base, &layers, &work.merged)
+        }
+        Direction::Unmerge => converted::unmerged(&report, options, device, layers.len()),
     }
-    println!("Written: {}", options.out.display());
-    Ok(())
+    .map_err(|failure| failure.after_writing(&options.out))
+}
+
+/// A bar on stderr, if that is a terminal.
+fn progress(bytes: u64) -> ProgressBar {
+    let progress = ProgressBar::new(bytes);
+    if let Ok(style) = ProgressStyle::with_template("{wide_bar} {bytes}/{total_bytes} {msg} {eta}")
+    {
+        progress.set_style(style);
+    }
+    progress
 }
 
 /// Refuses targets that are there already, are read, or are one.
@@ -131,9 +142,7 @@ impl Work<'_> {
                 let merged = self.engine.merge(weight, layer, sink)?;
                 let MergeReport { change_squared, error_squared, .. } = merged.report;
                 if !(change_squared.is_finite() && error_squared.is_finite()) {
-                    let problem = "the merged weight is not finite: the adapter or the base holds \
-                                   NaN or infinity, or the type is too narrow";
-                    return Err(of_layer(weight, problem));
+                    return Err(of_layer(weight, NOT_FINITE));
                 }
                 self.merged.insert(weight.name.to_owned(), merged);
                 Ok(())
@@ -167,101 +176,4 @@ fn copy_others(base: &Base, output: &Output) -> Result<(), Failure> {
         }
     }
     Ok(())
-}
-
-/// The gains that a merge wrote, for all layers that have some.
-fn read_gains(
-    path: Option<&Path>,
-    layers: &BTreeMap<String, LayerAdapter>,
-) -> Result<HashMap<String, Vec<f32>>, Failure> {
-    let mut gains = HashMap::new();
-    let mut file = None;
-    for (tensor, layer) in layers {
-        let features = layer.magnitude().len();
-        if features == 0 {
-            continue;
-        }
-        let Some(path) = path else {
-            return Err(Failure::Call(format!(
-                "unmerge needs --gains, which merge wrote: {tensor} has a magnitude, and the norms \
-                 that it was merged by are not to be told from merged weights"
-            )));
-        };
-        let file = match &mut file {
-            Some(file) => file,
-            None => file.insert(TensorFile::open(path)?),
-        };
-        let gain = file.floats(tensor)?;
-        if gain.len() != features {
-            return Err(CheckpointError::Shape {
-                path: path.to_owned(),
-                tensor: tensor.clone(),
-                found: vec![gain.len()],
-                needed: format!("the adapter has {features} magnitudes: are they of this merge?"),
-            }
-            .into());
-        }
-        gains.insert(tensor.clone(), gain);
-    }
-    Ok(gains)
-}
-
-fn write_gains(
-    path: &Path,
-    output: Output,
-    merged: &BTreeMap<String, Merged>,
-) -> Result<(), Failure> {
-    let gains = merged.iter().filter(|(_, merged)| !merged.gain.is_empty());
-    let gains: Vec<(&String, usize, Vec<u8>)> = gains
-        .map(|(tensor, Merged { gain, .. })| {
-            (tensor, gain.len(), gain.iter().flat_map(|gain| gain.to_le_bytes()).collect())
-        })
-        .collect();
-    let malformed = |error| CheckpointError::Malformed {
-        path: path.to_owned(),
-        problem: format!("cannot hold the gains: {error}"),
-    };
-    let view = |(tensor, len, bytes)| Ok((tensor, TensorView::new(Stored::F32, vec![len], bytes)?));
-    let views = gains.iter().map(|(tensor, len, bytes)| view((tensor, *len, bytes)));
-    let views = views.collect::<Result<Vec<_>, _>>().map_err(malformed)?;
-    let bytes = serialize(views, None).map_err(malformed)?;
-    let hidden = ProgressBar::hidden();
-    let mut sink = output.sink(path, &hidden)?;
-    sink.write(&bytes)?;
-    sink.finish()?;
-    output.finish()
-}
-
-/// What the merge changed, and what its rounding lost of that.
-fn print_report(
-    base: &Base,
-    layers: &BTreeMap<String, LayerAdapter>,
-    merged: &BTreeMap<String, Merged>,
-) {
-    let width = layers.keys().map(String::len).max().unwrap_or(0);
-    println!(
-        "{:<width$} | {:>13} | dtype | rank | change ‖Δ‖ | kept of it | error ‖E‖/‖Δ‖",
-        "tensor", "shape"
-    );
-    let mut total =
-        MergeReport { change_squared: 0.0, error_squared: 0.0, error_along_change: 0.0 };
-    let line = |report: &MergeReport| {
-        format!(
-            "{:>11.4e} | {:>8.2} % | {:>10.2e}",
-            report.change_squared.sqrt(),
-            100.0 * report.kept(),
-            report.relative_error()
-        )
-    };
-    for (tensor, layer) in layers {
-        let Some(Merged { report, .. }) = merged.get(tensor) else { continue };
-        let dtype = base.matrix(tensor).map_or("", |weight| weight.dtype.name());
-        let shape = format!("{:?}", layer.shape());
-        let rank = layer.rank();
-        println!("{tensor:<width$} | {shape:>13} | {dtype:>5} | {rank:>4} | {}", line(report));
-        total.change_squared += report.change_squared;
-        total.error_squared += report.error_squared;
-        total.error_along_change += report.error_along_change;
-    }
-    println!("{:<width$} | {:>13} | {:>5} | {:>4} | {}", "all", "", "", "", line(&total));
 }

@@ -1,12 +1,13 @@
 //! Why a command stopped.
 
-use std::path::PathBuf;
+use std::io;
+use std::path::{Path, PathBuf};
 
 use cuda_emulator::client::SelectError;
 use fused_dora::Error;
 use fused_dora::peft::CheckpointError;
 
-/// Why a command stopped: nothing that it names has been written.
+/// Why a command stopped: except after [`Failure::Unreported`], none of its outputs is there.
 #[derive(Debug, thiserror::Error)]
 pub enum Failure {
     /// Options that do not go together.
@@ -30,4 +31,20 @@ pub enum Failure {
     /// The device, before any layer.
     #[error("{0}")]
     Device(#[from] Error),
+    /// Nobody takes what is printed.
+    #[error("stdout cannot be written: {0}")]
+    Stdout(io::Error),
+    /// The same, when the output is at its place already.
+    #[error("{} is complete, but its report cannot be written to stdout: {source}", path.display())]
+    Unreported { path: PathBuf, source: io::Error },
+}
+
+impl Failure {
+    /// The failure when an output is at its place already.
+    pub fn after_writing(self, path: &Path) -> Self {
+        match self {
+            Self::Stdout(source) => Self::Unreported { path: path.to_owned(), source },
+            other => other,
+        }
+    }
 }

@@ -1,10 +1,11 @@
-//! The crate's kernels, on a GPU or on the emulated device.
+//! The crate's kernels, on a GPU or on the emulated device: no other file of the program knows the
+//! device or launches anything.
 
 use std::env;
 use std::sync::Arc;
 
 use cuda_emulator::Config;
-use cuda_emulator::client::Selected;
+use cuda_emulator::client::{self, Choice, Selected};
 use fused_dora::cudarc::driver::{CudaSlice, CudaStream, DriverError};
 use fused_dora::peft::LayerAdapter;
 use fused_dora::{
@@ -13,7 +14,7 @@ use fused_dora::{
 };
 use half::{bf16, f16};
 
-use crate::engine::{Engine, Merged, decode, encode, of_layer};
+use crate::engine::{Engine, Merged, NOT_FINITE, decode, encode, of_layer};
 use crate::error::Failure;
 use crate::output::Sink;
 use crate::weight::{CHUNK, Weight};
@@ -85,7 +86,8 @@ impl Engine for Gpu {
 }
 
 impl Gpu {
-    pub fn open(selected: Selected) -> Result<Self, Failure> {
+    pub fn open(choice: Choice) -> Result<Self, Failure> {
+        let selected = client::select(choice)?;
         if let Some(emulator) = selected.emulator()
             && env::var_os(SANITIZER).is_none()
         {
@@ -115,8 +117,7 @@ impl Gpu {
             let (stream, spec) = (&self.stream, layer.spec(NormGrad::Detached, E::DTYPE)?);
             let mut workspace = Workspace::new(&self.kernels, stream, &[spec], 0)?;
             let mut prepared = Prepared::<E>::new(stream, &spec)?;
-            let lora_a = stream.clone_htod(layer.lora_a())?;
-            let lora_b = stream.clone_htod(layer.lora_b())?;
+            let factors = Factors::upload(stream, layer)?;
             let magnitude = match layer.norm() {
                 Norm::None => None,
                 Norm::Input | Norm::Output => Some(stream.clone_htod(layer.magnitude())?),
@@ -124,18 +125,14 @@ impl Gpu {
             let given = magnitude.as_ref().map(|m| Magnitude::Given(m.as_view()));
             let inputs = Prepare {
                 weight: on_device.as_view(),
-                lora_a: lora_a.as_view(),
-                lora_b: lora_b.as_view(),
+                lora_a: factors.a.as_view(),
+                lora_b: factors.b.as_view(),
                 magnitude: given.unwrap_or(Magnitude::None),
                 bias: None,
             };
             self.kernels.prepare(stream, &spec, &mut workspace, &mut prepared, inputs)?;
             let mut report = stream.alloc_zeros::<f64>(MergeReport::LEN)?;
-            let io = InPlace {
-                weight: on_device.as_view_mut(),
-                lora_a: lora_a.as_view(),
-                lora_b: lora_b.as_view(),
-            };
+            let io = factors.with(&mut on_device);
             let sums = Some(report.as_view_mut());
             self.kernels.merge_in_place(stream, &spec, &prepared, &mut workspace, io, sums)?;
             let report = MergeReport::read(stream, &report.as_view())?;
@@ -162,18 +159,16 @@ impl Gpu {
             let (stream, spec) = (&self.stream, layer.spec(NormGrad::Detached, E::DTYPE)?);
             let mut workspace = Workspace::new(&self.kernels, stream, &[spec], 0)?;
             let prepared = Prepared::<E>::for_unmerge(stream, &spec, gain)?;
-            let lora_a = stream.clone_htod(layer.lora_a())?;
-            let lora_b = stream.clone_htod(layer.lora_b())?;
-            let io = InPlace {
-                weight: on_device.as_view_mut(),
-                lora_a: lora_a.as_view(),
-                lora_b: lora_b.as_view(),
-            };
+            let factors = Factors::upload(stream, layer)?;
+            let io = factors.with(&mut on_device);
             self.kernels.unmerge_in_place(stream, &spec, &prepared, &mut workspace, io)?;
             Ok(())
         };
         run().map_err(|problem| self.explained(merged, problem))?;
-        self.download(merged, &on_device, target)
+        match self.download(merged, &on_device, target)? {
+            true => Ok(()),
+            false => Err(of_layer(merged, NOT_FINITE)),
+        }
     }
 
     fn decompose_in<E: Element, F: Element>(
@@ -218,26 +213,27 @@ impl Gpu {
         Ok(on_device)
     }
 
-    /// Writes what is on the device, by chunks.
+    /// Writes what is on the device, by chunks; whether all of it is finite.
     fn download<E: Element>(
         &self,
         weight: &Weight<'_>,
         on_device: &CudaSlice<E>,
         target: &mut Sink<'_>,
-    ) -> Result<(), Failure> {
+    ) -> Result<bool, Failure> {
         let failed = |error: DriverError| self.explained(weight, error.into());
         let (len, step) = (on_device.len(), CHUNK / size_of::<E>());
-        let mut bytes = Vec::new();
+        let (mut bytes, mut is_finite) = (Vec::new(), true);
         for at in (0..len).step_by(step) {
             let part = on_device.slice(at..len.min(at + step));
             let host = self.stream.clone_dtoh(&part).map_err(failed)?;
             bytes.clear();
             for value in host {
-                encode(f64::from(value.to_f32()), weight.dtype, &mut bytes);
+                let value = encode(f64::from(value.to_f32()), weight.dtype, &mut bytes);
+                is_finite &= value.is_finite();
             }
             target.write(&bytes)?;
         }
-        Ok(())
+        Ok(is_finite)
     }
 
     /// What is wrong with a layer, and what the emulated device knows about it.
@@ -245,6 +241,24 @@ impl Gpu {
         let known = self.selected.emulator().and_then(|emulator| emulator.last_fault());
         let known = known.map_or_else(String::new, |fault| format!("\n{fault}"));
         of_layer(weight, format!("{problem}{known}"))
+    }
+}
+
+/// A and B on the device.
+struct Factors {
+    a: CudaSlice<f32>,
+    b: CudaSlice<f32>,
+}
+
+impl Factors {
+    fn upload(stream: &Arc<CudaStream>, layer: &LayerAdapter) -> Result<Self, DriverError> {
+        let [a, b] = [layer.lora_a(), layer.lora_b()].map(|factor| stream.clone_htod(factor));
+        Ok(Self { a: a?, b: b? })
+    }
+
+    /// The arguments of an op that replaces a weight.
+    fn with<'a, E>(&'a self, weight: &'a mut CudaSlice<E>) -> InPlace<'a, E> {
+        InPlace { weight: weight.as_view_mut(), lora_a: self.a.as_view(), lora_b: self.b.as_view() }
     }
 }
 

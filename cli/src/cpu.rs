@@ -3,7 +3,7 @@
 use fused_dora::peft::LayerAdapter;
 use fused_dora::{Decomposition, Error, MergeReport, Norm};
 
-use crate::engine::{Engine, Merged, decode, encode, of_layer};
+use crate::engine::{Engine, Merged, NOT_FINITE, decode, encode, of_layer};
 use crate::error::Failure;
 use crate::output::Sink;
 use crate::weight::Weight;
@@ -65,15 +65,16 @@ impl Engine for Cpu {
             ));
         }
         let product = Product::new(layer);
-        let (mut bytes, mut low_rank) = (Vec::new(), Vec::new());
+        let (mut bytes, mut low_rank, mut is_finite) = (Vec::new(), Vec::new(), true);
         rows(merged, |row, w, last_of_chunk| {
             product.of_row(row, &mut low_rank);
             for (column, (w, low_rank)) in w.iter().zip(&low_rank).enumerate() {
                 let v = w / factor(layer.norm(), gain, row, column);
-                encode(v - low_rank, merged.dtype, &mut bytes);
+                is_finite &= encode(v - low_rank, merged.dtype, &mut bytes).is_finite();
             }
             flush(&mut bytes, last_of_chunk, target)
-        })
+        })?;
+        if is_finite { Ok(()) } else { Err(of_layer(merged, NOT_FINITE)) }
     }
 
     fn decompose(

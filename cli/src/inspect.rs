@@ -1,0 +1,142 @@
+//! `inspect`: what an adapter's files hold.
+
+use std::collections::BTreeMap;
+
+use fused_dora::peft::LayerAdapter;
+use serde::Serialize;
+
+use crate::adapters::Adapters;
+use crate::base::Base;
+use crate::error::Failure;
+use crate::options::Inspect;
+use crate::report::{Report, axis, line};
+
+/// The JSON document.
+#[derive(Serialize)]
+struct Document<'a> {
+    adapter: String,
+    format: &'static str,
+    fan_in_fan_out: bool,
+    parameters: usize,
+    layers: Vec<Layer<'a>>,
+    base: Option<BaseFacts>,
+}
+
+#[derive(Serialize)]
+struct Layer<'a> {
+    module: &'a str,
+    shape: [usize; 2],
+    rank: usize,
+    scaling: f32,
+    norm_axis: &'static str,
+    parameters: usize,
+    magnitude: Option<Magnitude>,
+}
+
+#[derive(Serialize)]
+struct Magnitude {
+    least: f32,
+    mean: f64,
+    most: f32,
+}
+
+#[derive(Serialize)]
+struct BaseFacts {
+    path: String,
+    bytes: u64,
+    files: usize,
+    tensors: usize,
+    adapted: usize,
+}
+
+pub fn run(options: &Inspect) -> Result<(), Failure> {
+    let base = options.base.as_deref().map(Base::open).transpose()?;
+    let adapters = Adapters::open(&options.adapter, base.as_ref())?;
+    if let Some(base) = &base {
+        adapters.for_base(base)?;
+    }
+    let report = Report::new(&options.format);
+    let layers = layers(&adapters.layers);
+    let base = base.as_ref().map(|base| BaseFacts {
+        path: base.path.display().to_string(),
+        bytes: base.bytes(),
+        files: base.files.len(),
+        tensors: base.names().count(),
+        adapted: layers.len(),
+    });
+    let document = Document {
+        adapter: options.adapter.display().to_string(),
+        format: adapters.kind,
+        fan_in_fan_out: adapters.by_input,
+        parameters: layers.iter().map(|layer| layer.parameters).sum(),
+        layers,
+        base,
+    };
+    print(&report, &document)?;
+    report.document(&document)
+}
+
+fn layers(layers: &BTreeMap<String, LayerAdapter>) -> Vec<Layer<'_>> {
+    let mut found = Vec::new();
+    for (module, layer) in layers {
+        found.push(Layer {
+            module,
+            shape: layer.shape(),
+            rank: layer.rank(),
+            scaling: layer.scaling(),
+            norm_axis: axis(layer.norm()),
+            parameters: layer.parameters(),
+            magnitude: Magnitude::of(layer.magnitude()),
+        });
+    }
+    found
+}
+
+impl Magnitude {
+    fn of(values: &[f32]) -> Option<Self> {
+        if values.is_empty() {
+            return None;
+        }
+        Some(Self {
+            least: values.iter().copied().fold(f32::INFINITY, f32::min),
+            mean: values.iter().map(|&m| f64::from(m)).sum::<f64>() / values.len() as f64,
+            most: values.iter().copied().fold(f32::NEG_INFINITY, f32::max),
+        })
+    }
+}
+
+/// The document as a table.
+fn print(report: &Report, document: &Document<'_>) -> Result<(), Failure> {
+    let layers = &document.layers;
+    let width = layers.iter().map(|layer| layer.module.len()).max().unwrap_or(0).max(6);
+    line!(
+        report,
+        "{:<width$} | {:>13} | rank | scaling | axis   | parameters | magnitude: least, mean, most",
+        "module",
+        "shape [O, I]"
+    )?;
+    for Layer { module, shape, rank, scaling, norm_axis, parameters, magnitude } in layers {
+        let shape = format!("{shape:?}");
+        let magnitude = match magnitude {
+            Some(Magnitude { least, mean, most }) => format!("{least:.4}, {mean:.4}, {most:.4}"),
+            None => "-".to_owned(),
+        };
+        line!(
+            report,
+            "{module:<width$} | {shape:>13} | {rank:>4} | {scaling:>7.4} | {norm_axis:<6} | \
+             {parameters:>10} | {magnitude}"
+        )?;
+    }
+    let Document { format, parameters, .. } = document;
+    line!(report, "{format}: {} layers, {parameters} parameters", layers.len())?;
+    if document.fan_in_fan_out {
+        line!(report, "The base stores these weights [I, O] (fan_in_fan_out).")?;
+    }
+    if let Some(BaseFacts { path, bytes, files, tensors, adapted }) = &document.base {
+        line!(
+            report,
+            "Fits {path}: {bytes} bytes in {files} file(s), {adapted} of {tensors} tensors adapted"
+        )?;
+    }
+    Ok(())
+}

@@ -1,0 +1,68 @@
+//! Checkpoints on the command line: the program inspects adapters, merges them into their base,
+//! takes them out again, and compares weights. `fused-dora --help` lists the commands.
+
+mod adapters;
+mod analyze;
+mod base;
+mod convert;
+mod converted;
+mod cpu;
+mod engine;
+mod error;
+mod gains;
+mod inspect;
+mod kernels;
+mod options;
+mod output;
+mod plot;
+mod report;
+mod weight;
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser};
+
+use convert::Direction;
+use error::Failure;
+use options::{Command, CommandLine};
+
+/// A wrong call: clap exits with the same code.
+const BAD_CALL: u8 = 2;
+/// The code that a shell reports for SIGINT.
+const INTERRUPTED: u8 = 130;
+
+fn main() -> ExitCode {
+    match run(&CommandLine::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let is_written = matches!(error, Failure::Unreported { .. });
+            if output::is_interrupted() && !is_written {
+                eprintln!("interrupted: nothing was written");
+                return ExitCode::from(INTERRUPTED);
+            }
+            eprintln!("error: {error}");
+            match error {
+                Failure::Call { .. } | Failure::IsInput { .. } | Failure::Exists { .. } => {
+                    ExitCode::from(BAD_CALL)
+                }
+                _ => ExitCode::FAILURE,
+            }
+        }
+    }
+}
+
+fn run(command: &Command) -> Result<(), Failure> {
+    match command {
+        Command::Inspect(options) => inspect::run(options),
+        Command::Merge(options) => convert::run(options, Direction::Merge),
+        Command::Unmerge(options) => convert::run(options, Direction::Unmerge),
+        Command::Analyze(options) => analyze::run(options),
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(*shell, &mut CommandLine::command(), "fused-dora", &mut script);
+            let mut stdout = io::stdout();
+            stdout.write_all(&script).and_then(|()| stdout.flush()).map_err(Failure::Stdout)
+        }
+    }
+}

@@ -1,0 +1,175 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
+use fused_dora::Norm;
+
+const NOTES: &str = "\
+Example:
+  fused-dora merge --base model --adapter adapter --out merged
+
+The program streams weights: `cpu` holds a few megabytes of one, a device holds one at a time.
+Output is written to .NAME.*.partial next to its place and renamed when it is complete.
+
+Exit codes:
+  0    done
+  1    a file or the device failed
+  2    bad arguments
+  130  interrupted";
+
+const INSPECT: &str = "\
+Examples:
+  fused-dora inspect --adapter adapter
+  fused-dora inspect --adapter lycoris.safetensors --base model.safetensors --json";
+
+const MERGE: &str = "\
+Example:
+  fused-dora merge --base model --adapter adapter --out merged --gains gains.safetensors";
+
+const UNMERGE: &str = "\
+Example:
+  fused-dora unmerge --base merged --adapter adapter --out model --gains gains.safetensors";
+
+const KEPT_GAINS: &str = "The gains that `merge --gains` wrote: required for a DoRA";
+
+const ANALYZE: &str = "\
+Example:
+  fused-dora analyze --base model --changed merged --axis input --svg picture.svg";
+
+const COMPLETIONS: &str = "\
+Example:
+  fused-dora completions bash > ~/.local/share/bash-completion/completions/fused-dora";
+
+/// Inspects, merges and compares checkpoints of LoRA and DoRA adapters.
+#[derive(Parser)]
+#[command(name = "fused-dora", version, after_help = NOTES)]
+// Without a command, clap would print the help and no error.
+#[command(subcommand_required = true, arg_required_else_help = false)]
+pub struct CommandLine {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Subcommand)]
+pub enum Command {
+    /// Print an adapter's layers: shape, rank, scaling, norm axis, magnitudes
+    #[command(after_help = INSPECT)]
+    Inspect(Inspect),
+    /// Write the base with the adapter in its weights, and print what rounding lost
+    #[command(after_help = MERGE)]
+    Merge(Convert),
+    /// Write the base that was given to `merge`
+    #[command(after_help = UNMERGE, mut_arg("gains", |gains| gains.help(KEPT_GAINS)))]
+    Unmerge(Convert),
+    /// Print how far each weight moved, in magnitude and in direction (DoRA paper, section 3.2)
+    #[command(after_help = ANALYZE)]
+    Analyze(Analyze),
+    /// Print a script that completes commands and options in a shell
+    #[command(after_help = COMPLETIONS)]
+    Completions {
+        /// The shell
+        shell: Shell,
+    },
+}
+
+#[derive(Args)]
+pub struct Inspect {
+    /// A folder that PEFT wrote; or a safetensors file of LyCORIS or kohya, which needs --base
+    #[arg(long, value_name = "PATH")]
+    pub adapter: PathBuf,
+    /// The base model: its modules' names are needed to read LyCORIS, and every layer must fit it
+    #[arg(long, value_name = "PATH")]
+    pub base: Option<PathBuf>,
+    #[command(flatten)]
+    pub format: Format,
+}
+
+/// The options of `merge` and `unmerge`.
+#[derive(Args)]
+pub struct Convert {
+    /// A safetensors file, or a folder with model.safetensors or with
+    /// model.safetensors.index.json and the files that it names
+    #[arg(long, value_name = "PATH")]
+    pub base: PathBuf,
+    /// A folder that PEFT wrote, or a safetensors file of LyCORIS or kohya
+    #[arg(long, value_name = "PATH")]
+    pub adapter: PathBuf,
+    /// A file if --base is a file, a folder if it is a folder; it must not exist
+    #[arg(long, value_name = "PATH")]
+    pub out: PathBuf,
+    /// Write the gains of a DoRA to this file; `unmerge` needs them and cannot compute them
+    #[arg(long, value_name = "FILE")]
+    pub gains: Option<PathBuf>,
+    #[command(flatten)]
+    pub device: DeviceOption,
+    #[command(flatten)]
+    pub format: Format,
+}
+
+#[derive(Args)]
+pub struct Analyze {
+    /// A safetensors file, or a folder with model.safetensors or with
+    /// model.safetensors.index.json and the files that it names
+    #[arg(long, value_name = "PATH")]
+    pub base: PathBuf,
+    /// The checkpoint to compare with --base: a file or a folder
+    #[arg(long, value_name = "PATH")]
+    pub changed: PathBuf,
+    /// The vectors to compare
+    #[arg(long)]
+    pub axis: Axis,
+    /// Draw the table to this file, which is replaced if it exists
+    #[arg(long, value_name = "FILE")]
+    pub svg: Option<PathBuf>,
+    #[command(flatten)]
+    pub device: DeviceOption,
+    #[command(flatten)]
+    pub format: Format,
+}
+
+#[derive(Args)]
+pub struct DeviceOption {
+    /// Where to compute
+    #[arg(long, value_name = "DEVICE", default_value = "auto")]
+    pub device: Device,
+}
+
+#[derive(Args)]
+pub struct Format {
+    /// Print one JSON document instead of the table; the README lists its fields and their units
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// What computes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Device {
+    /// A GPU if there is one, otherwise cpu
+    Auto,
+    /// A GPU
+    Cuda,
+    /// The GPU's kernels on an emulated device: slow
+    Emulated,
+    /// Plain loops in float64
+    Cpu,
+}
+
+/// The vectors that `analyze` compares.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Axis {
+    /// Columns, as in the paper
+    Input,
+    /// Rows
+    Output,
+}
+
+impl Axis {
+    pub fn norm(self) -> Norm {
+        match self {
+            Self::Input => Norm::Input,
+            Self::Output => Norm::Output,
+        }
+    }
+}

@@ -1,0 +1,13 @@
+//! The program `fused-dora` as a user runs it: what it writes, what it refuses, and what is left
+//! when it does not come to its end.
+
+mod calls;
+mod inspect;
+mod json;
+#[cfg(target_os = "linux")]
+mod large;
+mod merge;
+mod model;
+mod program;
+mod refusals;
+mod tensors;
