@@ -2,13 +2,12 @@
 
 use super::decoder::{CARRY, Decoder, NONE, Result};
 use super::modifiers::Modifiers;
-use crate::exec::op::*;
-use crate::exec::{Float, FloatMode, FloatTest, Integer, Rounding, Scalar};
-use crate::ptx::{Instruction, Operand, Type};
+use crate::program::*;
+use crate::ptx::{InstructionTree, Operand, Type};
 
 /// The half of a product that an instruction keeps.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Part {
+enum ProductPart {
     Low,
     High,
     Wide,
@@ -18,7 +17,7 @@ impl Decoder<'_> {
     /// Decodes an arithmetic instruction; `false` if it is none.
     pub(super) fn arithmetic(
         &mut self,
-        instruction: &Instruction,
+        instruction: &InstructionTree,
         modifiers: &mut Modifiers,
     ) -> Result<bool> {
         match instruction.opcode.as_str() {
@@ -64,7 +63,7 @@ impl Decoder<'_> {
 
     pub(super) fn integer(
         &mut self,
-        instruction: &Instruction,
+        instruction: &InstructionTree,
         op: Integer,
         ty: Type,
         types: &[Type],
@@ -77,7 +76,7 @@ impl Decoder<'_> {
 
     fn float(
         &mut self,
-        instruction: &Instruction,
+        instruction: &InstructionTree,
         op: Float,
         mode: FloatMode,
         count: usize,
@@ -109,12 +108,16 @@ impl Decoder<'_> {
 
     fn add_and_multiply(
         &mut self,
-        instruction: &Instruction,
+        instruction: &InstructionTree,
         modifiers: &mut Modifiers,
     ) -> Result<()> {
         let opcode = instruction.opcode.as_str();
         let carry = modifiers.take("cc");
-        let part = modifiers.pick(&[("lo", Part::Low), ("hi", Part::High), ("wide", Part::Wide)]);
+        let part = modifiers.pick(&[
+            ("lo", ProductPart::Low),
+            ("hi", ProductPart::High),
+            ("wide", ProductPart::Wide),
+        ]);
         let ty = self.required_type(modifiers)?;
         if carry || matches!(opcode, "addc" | "subc" | "madc") {
             return self.carrying(instruction, carry, part, ty);
@@ -139,12 +142,12 @@ impl Decoder<'_> {
             ("sub", _) if saturate => (Integer::SubSaturate, 2),
             ("add", _) => (Integer::Add, 2),
             ("sub", _) => (Integer::Sub, 2),
-            ("mul", Some(Part::Low)) => (Integer::MulLow, 2),
-            ("mul", Some(Part::High)) => (Integer::MulHigh, 2),
+            ("mul", Some(ProductPart::Low)) => (Integer::MulLow, 2),
+            ("mul", Some(ProductPart::High)) => (Integer::MulHigh, 2),
             ("mul", _) => return self.integer(instruction, Integer::MulWide, ty, &[ty; 2], wide),
-            ("mad", Some(Part::Low)) => (Integer::MadLow, 3),
-            ("mad", Some(Part::High)) if saturate => (Integer::MadHighSaturate, 3),
-            ("mad", Some(Part::High)) => (Integer::MadHigh, 3),
+            ("mad", Some(ProductPart::Low)) => (Integer::MadLow, 3),
+            ("mad", Some(ProductPart::High)) if saturate => (Integer::MadHighSaturate, 3),
+            ("mad", Some(ProductPart::High)) => (Integer::MadHigh, 3),
             ("mad", _) => {
                 return self.integer(instruction, Integer::MadWide, ty, &[ty, ty, wide], wide);
             }
@@ -161,7 +164,7 @@ impl Decoder<'_> {
 
     fn float_arithmetic(
         &mut self,
-        instruction: &Instruction,
+        instruction: &InstructionTree,
         modifiers: &mut Modifiers,
         ty: Type,
     ) -> Result<()> {
@@ -190,16 +193,16 @@ impl Decoder<'_> {
 
     fn carrying(
         &mut self,
-        instruction: &Instruction,
+        instruction: &InstructionTree,
         writes: bool,
-        part: Option<Part>,
+        part: Option<ProductPart>,
         ty: Type,
     ) -> Result<()> {
         let opcode = instruction.opcode.as_str();
         let (kind, count) = match (opcode, part) {
             ("add" | "addc", _) => (CarryKind::Add, 2),
             ("sub" | "subc", _) => (CarryKind::Sub, 2),
-            (_, Some(Part::High)) => (CarryKind::MadHigh(ty.is_signed()), 3),
+            (_, Some(ProductPart::High)) => (CarryKind::MadHigh(ty.is_signed()), 3),
             _ => (CarryKind::MadLow, 3),
         };
         let (target, [a, b, c, _]) = self.operands(&instruction.operands, &[ty; 3][..count], ty)?;
@@ -217,7 +220,7 @@ impl Decoder<'_> {
 
     fn float_function(
         &mut self,
-        instruction: &Instruction,
+        instruction: &InstructionTree,
         modifiers: &mut Modifiers,
     ) -> Result<()> {
         let opcode = instruction.opcode.as_str();
@@ -256,7 +259,7 @@ impl Decoder<'_> {
 
     fn other_integers(
         &mut self,
-        instruction: &Instruction,
+        instruction: &InstructionTree,
         modifiers: &mut Modifiers,
     ) -> Result<()> {
         let opcode = instruction.opcode.as_str();

@@ -3,14 +3,14 @@
 use super::decoder::{Decoder, Result};
 use super::memory::{SCOPES, SPACES, elements, is_hint};
 use super::modifiers::Modifiers;
-use crate::exec::op::*;
-use crate::ptx::{Instruction, Operand, Type};
+use crate::program::*;
+use crate::ptx::{InstructionTree, Operand, Type};
 
 impl Decoder<'_> {
     /// Decodes an atomic, a fence or an asynchronous copy; `false` if it is none.
     pub(super) fn synchronising(
         &mut self,
-        instruction: &Instruction,
+        instruction: &InstructionTree,
         modifiers: &mut Modifiers,
     ) -> Result<bool> {
         match instruction.opcode.as_str() {
@@ -30,7 +30,7 @@ impl Decoder<'_> {
 
     fn atomic(
         &mut self,
-        instruction: &Instruction,
+        instruction: &InstructionTree,
         modifiers: &mut Modifiers,
         returns: bool,
     ) -> Result<()> {
@@ -117,7 +117,7 @@ impl Decoder<'_> {
     }
 
     /// `cp.async` and what waits for it.
-    fn copy(&mut self, instruction: &Instruction, modifiers: &mut Modifiers) -> Result<()> {
+    fn copy(&mut self, instruction: &InstructionTree, modifiers: &mut Modifiers) -> Result<()> {
         modifiers.take("async");
         let operands = &instruction.operands;
         if modifiers.take("commit_group") {

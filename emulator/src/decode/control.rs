@@ -2,14 +2,14 @@
 
 use super::decoder::{Decoder, Result};
 use super::modifiers::Modifiers;
-use crate::exec::op::*;
-use crate::ptx::{Instruction, Operand, Type};
+use crate::program::*;
+use crate::ptx::{InstructionTree, Operand, Type};
 
 impl<'a> Decoder<'a> {
     /// Decodes one instruction; what takes a modifier removes it.
     pub(super) fn instruction(
         &mut self,
-        instruction: &'a Instruction,
+        instruction: &'a InstructionTree,
         modifiers: &mut Modifiers,
     ) -> Result<()> {
         let known = self.arithmetic(instruction, modifiers)?
@@ -26,7 +26,11 @@ impl<'a> Decoder<'a> {
         }
     }
 
-    fn control(&mut self, instruction: &'a Instruction, modifiers: &mut Modifiers) -> Result<bool> {
+    fn control(
+        &mut self,
+        instruction: &'a InstructionTree,
+        modifiers: &mut Modifiers,
+    ) -> Result<bool> {
         let operands = &instruction.operands;
         match instruction.opcode.as_str() {
             "bra" => {
@@ -116,7 +120,7 @@ impl<'a> Decoder<'a> {
     }
 
     /// `alloca pointer, size, alignment`: takes more of the stack until the function returns.
-    fn allocate(&mut self, instruction: &Instruction) -> Result<()> {
+    fn allocate(&mut self, instruction: &InstructionTree) -> Result<()> {
         const LEAST: u64 = 8;
         const MOST: u64 = 1 << 23;
         self.count(instruction, &[2, 3])?;

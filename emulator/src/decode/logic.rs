@@ -2,15 +2,14 @@
 
 use super::decoder::{Decoder, NONE, Result};
 use super::modifiers::Modifiers;
-use crate::exec::op::*;
-use crate::exec::{Comparison, Integer, Permute, Relation, Scalar, Video};
-use crate::ptx::{Instruction, Operand, Type};
+use crate::program::*;
+use crate::ptx::{InstructionTree, Operand, Type};
 
 impl Decoder<'_> {
     /// Decodes a logic instruction; `false` if it is none.
     pub(super) fn logic(
         &mut self,
-        instruction: &Instruction,
+        instruction: &InstructionTree,
         modifiers: &mut Modifiers,
     ) -> Result<bool> {
         match instruction.opcode.as_str() {
@@ -29,7 +28,7 @@ impl Decoder<'_> {
         Ok(true)
     }
 
-    fn bits(&mut self, instruction: &Instruction, modifiers: &mut Modifiers) -> Result<()> {
+    fn bits(&mut self, instruction: &InstructionTree, modifiers: &mut Modifiers) -> Result<()> {
         let permute = modifiers.pick(&[
             ("f4e", Permute::ForwardFour),
             ("b4e", Permute::BackwardFour),
@@ -65,7 +64,7 @@ impl Decoder<'_> {
 
     /// `lop3 d, a, b, c, table`, or `lop3.op d|p, a, b, c, table, q`, where p tells of the result
     /// whether it is not zero, combined with q.
-    fn lop3(&mut self, instruction: &Instruction, modifiers: &mut Modifiers) -> Result<()> {
+    fn lop3(&mut self, instruction: &InstructionTree, modifiers: &mut Modifiers) -> Result<()> {
         let combine = modifiers.pick(&[("and", Logic::And), ("or", Logic::Or)]);
         let ty = self.required_type(modifiers)?;
         self.count(instruction, if combine.is_some() { &[6] } else { &[5] })?;
@@ -112,7 +111,7 @@ impl Decoder<'_> {
         Ok(())
     }
 
-    fn bitwise(&mut self, instruction: &Instruction, modifiers: &mut Modifiers) -> Result<()> {
+    fn bitwise(&mut self, instruction: &InstructionTree, modifiers: &mut Modifiers) -> Result<()> {
         let opcode = instruction.opcode.as_str();
         let ty = self.required_type(modifiers)?;
         if ty == Type::Pred {
@@ -126,7 +125,7 @@ impl Decoder<'_> {
         }
     }
 
-    fn predicate_logic(&mut self, instruction: &Instruction) -> Result<()> {
+    fn predicate_logic(&mut self, instruction: &InstructionTree) -> Result<()> {
         let not = instruction.opcode == "not";
         self.count(instruction, if not { &[2] } else { &[3] })?;
         let a = self.test(&instruction.operands[1])?;
@@ -151,7 +150,7 @@ impl Decoder<'_> {
         Ok(())
     }
 
-    fn select(&mut self, instruction: &Instruction, modifiers: &mut Modifiers) -> Result<()> {
+    fn select(&mut self, instruction: &InstructionTree, modifiers: &mut Modifiers) -> Result<()> {
         self.count(instruction, &[4])?;
         let ty = self.required_type(modifiers)?;
         let [d, a, b, p] = &instruction.operands[..] else { return Ok(()) };
@@ -164,7 +163,7 @@ impl Decoder<'_> {
 
     fn select_by_sign(
         &mut self,
-        instruction: &Instruction,
+        instruction: &InstructionTree,
         modifiers: &mut Modifiers,
     ) -> Result<()> {
         self.count(instruction, &[4])?;
@@ -176,7 +175,7 @@ impl Decoder<'_> {
         Ok(())
     }
 
-    fn compare(&mut self, instruction: &Instruction, modifiers: &mut Modifiers) -> Result<()> {
+    fn compare(&mut self, instruction: &InstructionTree, modifiers: &mut Modifiers) -> Result<()> {
         let combine =
             modifiers.pick(&[("and", Logic::And), ("or", Logic::Or), ("xor", Logic::Xor)]);
         let relation = modifiers.pick(&[
@@ -238,7 +237,7 @@ impl Decoder<'_> {
     /// Two or four operations side by side in 32 bits, stored over the last operand or added to it.
     fn video(
         &mut self,
-        instruction: &Instruction,
+        instruction: &InstructionTree,
         modifiers: &mut Modifiers,
         op: Video,
         bytes: bool,

@@ -2,8 +2,8 @@
 
 use super::decoder::{Decoder, Result, Symbol};
 use super::modifiers::Modifiers;
-use crate::exec::op::*;
-use crate::ptx::{Instruction, Operand, Type};
+use crate::program::*;
+use crate::ptx::{InstructionTree, Operand, Type};
 
 /// The state spaces that modifiers name; `None` is constant memory.
 pub(super) const SPACES: [(&str, Option<Space>); 8] = [
@@ -39,7 +39,7 @@ impl Decoder<'_> {
     /// Decodes a memory instruction; `false` if it is none.
     pub(super) fn memory(
         &mut self,
-        instruction: &Instruction,
+        instruction: &InstructionTree,
         modifiers: &mut Modifiers,
     ) -> Result<bool> {
         match instruction.opcode.as_str() {
@@ -145,7 +145,7 @@ impl Decoder<'_> {
     /// Counts the operands, of which the last may be a cache policy.
     pub(super) fn cache_policy(
         &mut self,
-        instruction: &Instruction,
+        instruction: &InstructionTree,
         modifiers: &mut Modifiers,
         operands: usize,
     ) -> Result<()> {
@@ -159,7 +159,7 @@ impl Decoder<'_> {
     /// A cache policy is opaque; the emulator has no caches, so all are the same.
     fn create_policy(
         &mut self,
-        instruction: &Instruction,
+        instruction: &InstructionTree,
         modifiers: &mut Modifiers,
     ) -> Result<()> {
         let kind = modifiers.pick(&[("fractional", 0), ("range", 1), ("cvt", 2)]);
@@ -191,7 +191,7 @@ impl Decoder<'_> {
         Ok(())
     }
 
-    fn discard(&mut self, instruction: &Instruction, modifiers: &mut Modifiers) -> Result<()> {
+    fn discard(&mut self, instruction: &InstructionTree, modifiers: &mut Modifiers) -> Result<()> {
         self.count(instruction, &[2])?;
         let space = modifiers.pick(&SPACES).flatten().unwrap_or(Space::Generic);
         modifiers.drop_all(|level| level == "L2");
@@ -204,7 +204,7 @@ impl Decoder<'_> {
         Ok(())
     }
 
-    fn load(&mut self, instruction: &Instruction, modifiers: &mut Modifiers) -> Result<()> {
+    fn load(&mut self, instruction: &InstructionTree, modifiers: &mut Modifiers) -> Result<()> {
         let (order, space, vector, ty) = self.access(modifiers)?;
         self.cache_policy(instruction, modifiers, 2)?;
         let address = self.address_in(&instruction.operands[1], space)?;
@@ -232,7 +232,7 @@ impl Decoder<'_> {
         Ok(())
     }
 
-    fn store(&mut self, instruction: &Instruction, modifiers: &mut Modifiers) -> Result<()> {
+    fn store(&mut self, instruction: &InstructionTree, modifiers: &mut Modifiers) -> Result<()> {
         let (order, space, vector, ty) = self.access(modifiers)?;
         self.cache_policy(instruction, modifiers, 2)?;
         let Some(space) = space else { return self.fail("constant memory cannot be written") };

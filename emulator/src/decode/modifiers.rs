@@ -1,6 +1,6 @@
 //! The modifiers of one instruction: what nobody asked for is an error.
 
-use crate::exec::Rounding;
+use crate::program::Rounding;
 use crate::ptx::Type;
 
 /// Modifiers that were not taken yet, in order.

@@ -2,14 +2,14 @@
 
 use super::decoder::{Decoder, Result};
 use super::modifiers::Modifiers;
-use crate::exec::op::*;
-use crate::ptx::{Instruction, Operand, Type};
+use crate::program::*;
+use crate::ptx::{InstructionTree, Operand, Type};
 
 impl Decoder<'_> {
     /// Decodes a warp-wide instruction or a barrier; `false` if it is none.
     pub(super) fn warp(
         &mut self,
-        instruction: &Instruction,
+        instruction: &InstructionTree,
         modifiers: &mut Modifiers,
     ) -> Result<bool> {
         let operands = &instruction.operands;
@@ -88,7 +88,7 @@ impl Decoder<'_> {
         Ok(registers)
     }
 
-    fn mma(&mut self, instruction: &Instruction, modifiers: &mut Modifiers) -> Result<()> {
+    fn mma(&mut self, instruction: &InstructionTree, modifiers: &mut Modifiers) -> Result<()> {
         let layout = |name: &str| matches!(name, "sync" | "aligned" | "row" | "col");
         let order = |name| instruction.modifiers.iter().position(|modifier| modifier == name);
         if order("row") > order("col") {
@@ -125,7 +125,7 @@ impl Decoder<'_> {
     /// `ldmatrix` and `stmatrix`.
     fn move_matrices(
         &mut self,
-        instruction: &Instruction,
+        instruction: &InstructionTree,
         modifiers: &mut Modifiers,
         store: bool,
     ) -> Result<()> {
@@ -145,7 +145,7 @@ impl Decoder<'_> {
         Ok(())
     }
 
-    fn shuffle(&mut self, instruction: &Instruction, modifiers: &mut Modifiers) -> Result<()> {
+    fn shuffle(&mut self, instruction: &InstructionTree, modifiers: &mut Modifiers) -> Result<()> {
         modifiers.take("sync");
         let mode = modifiers.pick(&[
             ("up", ShuffleMode::Up),
@@ -185,7 +185,7 @@ impl Decoder<'_> {
         }
     }
 
-    fn vote(&mut self, instruction: &Instruction, modifiers: &mut Modifiers) -> Result<()> {
+    fn vote(&mut self, instruction: &InstructionTree, modifiers: &mut Modifiers) -> Result<()> {
         modifiers.take("sync");
         let vote = modifiers.pick(&[
             ("all", Vote::All),
@@ -203,7 +203,11 @@ impl Decoder<'_> {
         Ok(())
     }
 
-    fn match_values(&mut self, instruction: &Instruction, modifiers: &mut Modifiers) -> Result<()> {
+    fn match_values(
+        &mut self,
+        instruction: &InstructionTree,
+        modifiers: &mut Modifiers,
+    ) -> Result<()> {
         let all = modifiers.take("all");
         modifiers.drop_all(|name| matches!(name, "any" | "sync"));
         let ty = self.required_type(modifiers)?;
@@ -223,7 +227,7 @@ impl Decoder<'_> {
         Ok(())
     }
 
-    fn redux(&mut self, instruction: &Instruction, modifiers: &mut Modifiers) -> Result<()> {
+    fn redux(&mut self, instruction: &InstructionTree, modifiers: &mut Modifiers) -> Result<()> {
         modifiers.take("sync");
         // Of unsigned and of signed values.
         let redux = modifiers.pick(&[
@@ -246,7 +250,7 @@ impl Decoder<'_> {
         Ok(())
     }
 
-    fn barrier(&mut self, instruction: &Instruction, modifiers: &mut Modifiers) -> Result<()> {
+    fn barrier(&mut self, instruction: &InstructionTree, modifiers: &mut Modifiers) -> Result<()> {
         let operands = &instruction.operands;
         if modifiers.take("warp") {
             modifiers.take("sync");

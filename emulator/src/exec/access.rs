@@ -7,12 +7,15 @@ use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering, fen
 
 use super::context::*;
 use super::lanes::{self, LANES, Region};
-use super::op::{Access, Address, DISCARDED, Order, Source, Space, Target};
 use super::sanitize::{Deed, Deeds};
 use super::scalar::signed;
 use super::warp::Warp;
 use crate::fault::FaultKind;
 use crate::memory::{GLOBAL_END, POISON, find};
+use crate::program::{
+    Access, Address, DISCARDED, LOCAL_BASE, LOCAL_WINDOW, Order, PARAM_BASE, PARAM_WINDOW,
+    SHARED_WINDOW, Source, Space, Target, WINDOW_BYTES,
+};
 
 /// Host addresses, one per lane; those of lanes outside of the mask are dangling.
 pub(crate) type Pointers = [*mut u8; LANES];

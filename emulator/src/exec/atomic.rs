@@ -4,12 +4,11 @@ use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering};
 
 use super::access::Intent;
 use super::context::*;
-use super::float::{self, Float, FloatMode};
-use super::op::{Atomic, AtomicOp, Space};
-use super::round::Rounding;
+use super::float;
 use super::scalar::signed;
 use super::warp::Warp;
 use crate::fault::FaultKind;
+use crate::program::{Atomic, AtomicOp, Float, FloatMode, Rounding, SHARED_WINDOW, Space};
 use crate::ptx::Type;
 
 impl Warp {

@@ -1,6 +1,7 @@
 //! Single bits and bytes of integers.
 
-use super::scalar::{Permute, low, signed, wide};
+use super::scalar::{low, signed, wide};
+use crate::program::Permute;
 use crate::ptx::Type;
 
 /// The function of three bits that the table gives, for all bits at once.

@@ -4,11 +4,11 @@ use std::io::Write as _;
 
 use super::access::{Intent, read_byte};
 use super::context::*;
-use super::op::{Builtin, Q, Space};
 use super::print::{Specification, Wanted};
 use super::warp::Warp;
 use crate::fault::FaultKind;
 use crate::memory::{POISON, find};
+use crate::program::{Builtin, Q, Space};
 
 /// The longest string that is read from device memory.
 const MOST_CHARACTERS: u64 = 4096;

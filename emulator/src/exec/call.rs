@@ -3,11 +3,10 @@
 
 use super::context::*;
 use super::lanes::LANES;
-use super::op::*;
 use super::warp::{Part, Warp};
-use crate::decode::{Function, Saved};
 use crate::fault::FaultKind;
 use crate::memory::{POISON, find};
+use crate::program::*;
 
 /// A call that a thread has to return from.
 #[derive(Debug)]
@@ -90,7 +89,7 @@ impl Warp {
         call: &CallOp,
         pointer: Q,
         lane: usize,
-    ) -> Result<&'c Function, Box<Stop>> {
+    ) -> Result<&'c DeviceFunction, Box<Stop>> {
         let address = self.q[pointer as usize].0[lane];
         let found = context.kernel.functions.iter().find(|f| f.address == address);
         let Some(function) = found else {
@@ -110,7 +109,7 @@ impl Warp {
         &mut self,
         context: &Context,
         call: &CallOp,
-        function: &Function,
+        function: &DeviceFunction,
         pc: u32,
         lane: usize,
     ) -> Result<(), Box<Stop>> {
@@ -246,14 +245,14 @@ impl Warp {
         start.wrapping_add(offset)
     }
 
-    fn save(&self, registers: &Saved, lane: usize) -> Vec<u64> {
+    fn save(&self, registers: &SavedRegisters, lane: usize) -> Vec<u64> {
         let r = self.r[registers.r.clone()].iter().map(|r| u64::from(r.0[lane]));
         let q = self.q[registers.q.clone()].iter().map(|q| q.0[lane]);
         let p = self.p[registers.p.clone()].iter().map(|p| u64::from(p >> lane & 1));
         r.chain(q).chain(p).collect()
     }
 
-    fn restore(&mut self, registers: &Saved, saved: &[u64], lane: usize) {
+    fn restore(&mut self, registers: &SavedRegisters, saved: &[u64], lane: usize) {
         let mut saved = saved.iter();
         let mut next = || saved.next().copied().unwrap_or_default();
         self.r[registers.r.clone()].iter_mut().for_each(|r| r.0[lane] = next() as u32);

@@ -2,8 +2,8 @@
 
 use super::context::{Machine, lanes};
 use super::lanes::LANES;
-use super::op::*;
 use super::warp::Warp;
+use crate::program::*;
 
 /// What a lane reads from a lane that does not take part: the value is undefined.
 const UNDEFINED: u32 = u32::MAX;

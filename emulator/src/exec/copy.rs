@@ -9,12 +9,12 @@ use super::access::{Intent, copy_words, count, read_byte};
 use super::clocks::Touch;
 use super::context::*;
 use super::lanes::LANES;
-use super::op::{CopyOp, Order, Source, Space};
 use super::sanitize::{Deed, Deeds};
 use super::shadow::GRANULE;
 use super::warp::Warp;
 use crate::fault::FaultKind;
 use crate::memory::POISON;
+use crate::program::{CopyOp, Order, Source, Space};
 
 /// The copies that the threads of a warp issued in one instruction.
 struct Pending {

@@ -4,7 +4,7 @@
 //! one sticky bit, which is all that rounding needs to know. Rounding to nearest is left to the
 //! processor.
 
-use super::round::Rounding;
+use crate::program::Rounding;
 
 /// Bits of a f64's mantissa, the hidden one included.
 const DIGITS: i32 = 53;

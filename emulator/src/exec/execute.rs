@@ -2,10 +2,10 @@
 
 use super::context::*;
 use super::lanes::{self, LANES, V32};
-use super::op::*;
 use super::scalar::evaluate;
 use super::warp::{Next, Part, Pause, Warp};
 use crate::fault::FaultKind;
+use crate::program::*;
 
 /// Lanes that execute a warp-wide instruction, by whether all that they name are there.
 struct Groups {

@@ -4,66 +4,9 @@
 //! any device, and within each instruction's bound.
 
 use super::double;
-use super::round::{BF16, E4M3, E5M2, Exact, F16, F32, Format, NAN32, Rounding, flush32};
+use super::round::{BF16, E4M3, E5M2, Exact, F16, F32, Format, NAN32, flush32};
+use crate::program::{Float, FloatMode, FloatTest, Rounding};
 use crate::ptx::Type;
-
-/// Operations.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Float {
-    Add,
-    Sub,
-    Mul,
-    Fma,
-    Div,
-    /// `a * (1 / b)` with its range: a divisor beyond 2^126 gives zero.
-    DivApprox,
-    Reciprocal,
-    SquareRoot,
-    /// Approximations of an f64 of which only the upper half is computed.
-    ReciprocalUpper,
-    ReciprocalRootUpper,
-    ReciprocalRoot,
-    Sin,
-    Cos,
-    Log2,
-    Exp2,
-    Tanh,
-    Abs,
-    Neg,
-    Min,
-    Max,
-    Copysign,
-    Test(Test),
-}
-
-/// Classes of values that `testp` knows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[allow(missing_docs)]
-pub(crate) enum Test {
-    Finite,
-    Infinite,
-    Number,
-    NotANumber,
-    Normal,
-    Subnormal,
-}
-
-/// Type and modifiers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct FloatMode {
-    pub(crate) ty: Type,
-    pub(crate) rounding: Rounding,
-    /// `.ftz`: subnormals become zeros.
-    pub(crate) flush: bool,
-    /// `.sat`: the result is held within 0 and 1.
-    pub(crate) saturate: bool,
-    /// `.relu`: negative results become 0.
-    pub(crate) relu: bool,
-    /// `.NaN`: minimum and maximum pass NaN on.
-    pub(crate) nan: bool,
-    /// `.xorsign.abs`: of magnitudes, with the product's sign.
-    pub(crate) xorsign: bool,
-}
 
 /// The value of a register of a floating-point type.
 pub(crate) fn value(ty: Type, bits: u64, flush: bool) -> f64 {
@@ -193,18 +136,18 @@ fn extremum(op: Float, mode: FloatMode, format: Format, bits: [u32; 4]) -> u32 {
     if mode.xorsign { picked | product_sign } else { picked }
 }
 
-fn classify(test: Test, format: Format, bits: u32) -> bool {
+fn classify(test: FloatTest, format: Format, bits: u32) -> bool {
     let magnitude = bits & format.nan();
     let infinity = format.infinity();
     let smallest_normal = infinity & infinity.wrapping_neg();
     match test {
-        Test::Finite => magnitude < infinity,
-        Test::Infinite => magnitude == infinity,
-        Test::Number => magnitude <= infinity,
-        Test::NotANumber => magnitude > infinity,
+        FloatTest::Finite => magnitude < infinity,
+        FloatTest::Infinite => magnitude == infinity,
+        FloatTest::Number => magnitude <= infinity,
+        FloatTest::NotANumber => magnitude > infinity,
         // Zeros count as normal.
-        Test::Normal => magnitude == 0 || (smallest_normal..infinity).contains(&magnitude),
-        Test::Subnormal => (1..smallest_normal).contains(&magnitude),
+        FloatTest::Normal => magnitude == 0 || (smallest_normal..infinity).contains(&magnitude),
+        FloatTest::Subnormal => (1..smallest_normal).contains(&magnitude),
     }
 }
 
@@ -240,12 +183,12 @@ fn double(op: Float, mode: FloatMode, s: [u64; 4]) -> u64 {
         }
         Float::Test(test) => {
             return u64::from(match test {
-                Test::Finite => a.is_finite(),
-                Test::Infinite => a.is_infinite(),
-                Test::Number => !a.is_nan(),
-                Test::NotANumber => a.is_nan(),
-                Test::Normal => a.is_normal() || a == 0.0,
-                Test::Subnormal => a.is_subnormal(),
+                FloatTest::Finite => a.is_finite(),
+                FloatTest::Infinite => a.is_infinite(),
+                FloatTest::Number => !a.is_nan(),
+                FloatTest::NotANumber => a.is_nan(),
+                FloatTest::Normal => a.is_normal() || a == 0.0,
+                FloatTest::Subnormal => a.is_subnormal(),
             });
         }
     };

@@ -3,8 +3,8 @@
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 
-use super::float::{Float, FloatMode, evaluate};
-use super::round::Rounding;
+use super::float::evaluate;
+use crate::program::{Float, FloatMode, Rounding};
 use crate::ptx::Type;
 
 /// An approximation off by an error within its bound, the same whenever the operands are.

@@ -4,8 +4,8 @@
 //! AVX2 and FMA, where the loops become vector instructions.
 
 use super::float::{from_f16, quiet, quiet_root, to_bf16, to_f16};
-use super::op::{Bin32, Bin64, Compare, Q, R, Tri32, Un32};
 use super::round::{NAN32, flush32};
+use crate::program::{Bin32, Bin64, Compare, Q, R, Tri32, Un32};
 
 /// Lanes of a warp.
 pub(crate) const LANES: usize = 32;

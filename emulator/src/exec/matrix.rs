@@ -6,15 +6,17 @@
 //! transposed, so that spreading them into tiles is a conversion and, for B, a transposition.
 
 use super::access::Intent;
-use super::context::{Machine, SHARED_WINDOW, Stop, WINDOW_BYTES};
+use super::context::{Machine, Stop};
 use super::float::{from_f16, quiet, to_f16};
 use super::lanes::{LANES, V32, over_lanes};
-use super::op::{Element, MatricesOp, MmaOp, Order, R, Space};
-use super::round::{F32, Rounding};
+use super::round::F32;
 use super::sanitize::{Deed, Deeds};
 use super::warp::Warp;
-use crate::device::Accumulator;
+use crate::config::Accumulator;
 use crate::fault::FaultKind;
+use crate::program::{
+    Element, MatricesOp, MmaOp, Order, R, Rounding, SHARED_WINDOW, Space, WINDOW_BYTES,
+};
 
 const ROWS: usize = 16;
 const COLUMNS: usize = 8;

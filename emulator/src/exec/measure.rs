@@ -12,10 +12,10 @@ use self::traffic::SECTOR_BYTES;
 use super::access::Intent;
 use super::context::*;
 use super::lanes::LANES;
-use super::op::{Address, AtomicOp, CopyOp, DISCARDED, Space};
 use super::warp::Warp;
 use crate::counters::{ByClass, Counters};
-use crate::decode::Kernel;
+use crate::program::{Address, AtomicOp, CopyOp, DISCARDED, Space};
+use crate::program::{Kernel, LOCAL_WINDOW, PARAM_WINDOW, SHARED_WINDOW, WINDOW_BYTES};
 
 pub(crate) use traffic::Traffic;
 

@@ -4,17 +4,7 @@
 //! or a quotient is kept as its nearest f64 and the sign of what is missing; that pair is first
 //! rounded to odd, after which one more rounding to any narrower format is right in every mode.
 
-/// Rounding modes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Rounding {
-    /// To nearest, ties to even.
-    Nearest,
-    /// To nearest, ties away from zero.
-    NearestAway,
-    Zero,
-    Down,
-    Up,
-}
+use crate::program::Rounding;
 
 /// A binary floating-point format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

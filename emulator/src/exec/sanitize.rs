@@ -10,11 +10,13 @@ use super::clocks::Touch;
 use super::context::*;
 use super::global_shadow::{self, Held};
 use super::lanes::LANES;
-use super::op::{Access, Address, Atomic, AtomicOp, Order, Space};
 use super::shadow::{Conflict, Finding, GRANULE};
 use super::warp::Warp;
 use crate::fault::FaultKind;
 use crate::memory::{Allocation, WRITTEN, find};
+use crate::program::{
+    Access, Address, Atomic, AtomicOp, LOCAL_WINDOW, Order, PARAM_WINDOW, SHARED_WINDOW, Space,
+};
 
 /// What an access does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

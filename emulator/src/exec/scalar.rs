@@ -6,166 +6,9 @@
 use std::cmp::Ordering;
 
 use super::bits::{extract, find, find_set, insert, lop3, mask, permute, sign_or_zero_extend};
-use super::convert::Convert;
-use super::float::{Float, FloatMode};
-use super::op::Logic;
-use super::video::{self, Video};
+use super::{convert, video};
+use crate::program::{Comparison, Integer, Logic, Relation, Scalar};
 use crate::ptx::Type;
-
-/// Integer and bit operations; the type gives width and signedness.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Integer {
-    Add,
-    Sub,
-    AddSaturate,
-    SubSaturate,
-    MulLow,
-    MulHigh,
-    MulWide,
-    MadLow,
-    MadHigh,
-    MadHighSaturate,
-    MadWide,
-    Mul24Low,
-    Mul24High,
-    Mad24Low,
-    Mad24High,
-    Mad24HighSaturate,
-    Sad,
-    Div,
-    Rem,
-    Abs,
-    Neg,
-    Min,
-    Max,
-    /// Extremes that are 0 where they would be negative.
-    MinRelu,
-    MaxRelu,
-    And,
-    Or,
-    Xor,
-    Not,
-    /// One where the value is zero, else zero.
-    IsZero,
-    Shl,
-    Shr,
-    FunnelLeft {
-        clamp: bool,
-    },
-    FunnelRight {
-        clamp: bool,
-    },
-    Lop3(u8),
-    Popc,
-    LeadingZeros,
-    Find {
-        shift: bool,
-    },
-    Reverse,
-    Extract,
-    Insert,
-    Mask {
-        clamp: bool,
-    },
-    Permute(Permute),
-    /// Products of bytes; whether the bytes of a and of b are signed.
-    Dot4 {
-        a_signed: bool,
-        b_signed: bool,
-    },
-    /// Products of 16-bit values and bytes of the low or the high half.
-    Dot2 {
-        a_signed: bool,
-        b_signed: bool,
-        high: bool,
-    },
-    Copy,
-    SignOrZeroExtend {
-        clamp: bool,
-    },
-    FindSet,
-    /// Of two packed 16-bit values each.
-    MinPacked {
-        relu: bool,
-    },
-    MaxPacked {
-        relu: bool,
-    },
-    AddPacked,
-}
-
-/// How `prmt` picks bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Permute {
-    Index,
-    ForwardFour,
-    BackwardFour,
-    Replicate,
-    EdgeLeft,
-    EdgeRight,
-    ReplicateHalf,
-}
-
-/// Comparisons as `setp` names them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[allow(missing_docs)]
-pub(crate) enum Relation {
-    Eq,
-    Ne,
-    Lt,
-    Le,
-    Gt,
-    Ge,
-    EqU,
-    NeU,
-    LtU,
-    LeU,
-    GtU,
-    GeU,
-    /// Neither is NaN.
-    Num,
-    /// Either is NaN.
-    Nan,
-}
-
-/// A comparison.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Comparison {
-    pub(crate) relation: Relation,
-    pub(crate) ty: Type,
-    pub(crate) flush: bool,
-    /// Logic with a predicate, the third source.
-    pub(crate) combine: Option<Logic>,
-}
-
-/// An operation on the values of one lane.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) enum Scalar {
-    Integer(Integer, Type),
-    Float(Float, FloatMode),
-    /// An approximation with an error, as the instruction set allows.
-    Approximate(Float, FloatMode),
-    /// Writes a predicate and its counterpart.
-    SetPredicate(Comparison),
-    /// Writes all ones or 1.0 where it holds.
-    Set(Comparison, Type),
-    /// `a` where the third source is true.
-    Select,
-    /// `a` where the third source is not negative.
-    SelectBySign {
-        float: bool,
-        flush: bool,
-    },
-    Convert(Convert),
-    /// Operations on halves or bytes; the signs are those of the result and of both operands.
-    Video {
-        op: Video,
-        bytes: bool,
-        signs: [bool; 3],
-        saturate: bool,
-        accumulate: bool,
-    },
-}
 
 /// The lowest `bits` of a value.
 pub(super) fn low(value: u64, bits: u32) -> u64 {
@@ -197,7 +40,7 @@ pub(crate) fn evaluate(scalar: &Scalar, s: [u64; 4]) -> (u64, bool) {
             let c = if flush { super::round::flush32(s[2] as u32) } else { s[2] as u32 };
             (if f32::from_bits(c) >= 0.0 { s[0] } else { s[1] }, false)
         }
-        Scalar::Convert(convert) => (convert.evaluate(s), false),
+        Scalar::Convert(op) => (convert::evaluate(op, s), false),
         Scalar::Video { op, bytes, signs, saturate, accumulate } => {
             let s = s.map(|value| value as u32);
             let result = video::evaluate(op, bytes, signs, saturate, accumulate, s);

@@ -1,18 +1,7 @@
 //! Video instructions: two or four small operations side by side in 32 bits.
 
 use super::scalar::{low, signed};
-
-/// Operations.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Video {
-    Add,
-    Sub,
-    /// The mean, rounded away from zero where it is positive.
-    Average,
-    Difference,
-    Min,
-    Max,
-}
+use crate::program::Video;
 
 /// Evaluates all parts of `a` and `b`. The results take the place of the parts of `c`, or are added
 /// to it as a whole.

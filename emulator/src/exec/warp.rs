@@ -9,8 +9,9 @@ use super::call::Call;
 use super::context::*;
 use super::copy::Copies;
 use super::lanes::{self, LANES, V32, V64, Wide};
-use super::op::*;
+use super::special;
 use crate::fault::FaultKind;
+use crate::program::*;
 
 /// Instructions that a part runs before it gives way to the others of its warp.
 const PART_QUANTUM: u32 = 4096;
@@ -141,7 +142,7 @@ impl Warp {
         for &(special, slot) in &kernel.specials {
             let mut values = [0; LANES];
             for (lane, value) in values.iter_mut().enumerate() {
-                *value = special.value(context, block, first + lane as u32);
+                *value = special::value(special, context, block, first + lane as u32);
             }
             self.r[slot as usize] = V32(values);
         }
@@ -432,7 +433,7 @@ impl Warp {
             .iter()
             .filter(|other| other.pc != part.pc)
             .map(|other| {
-                let place = machine.context.kernel.place(other.pc);
+                let place = machine.context.kernel.ptx_line(other.pc);
                 format!("lanes {} wait at PTX line {place}", lanes_of(other.mask))
             })
             .collect();

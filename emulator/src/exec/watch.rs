@@ -1,47 +1,10 @@
-//! Watched registers: those that a thread may use before it writes to them. The decoder finds
-//! them; here is kept which lanes have written to them.
-
-use std::collections::HashMap;
+//! Reads of registers that a thread may not have written. The decoder finds the registers to watch;
+//! this module records which lanes have written to them.
 
 use super::context::*;
-use super::op::{Op, TRUE, Test};
 use super::warp::Warp;
 use crate::fault::FaultKind;
-
-/// Kinds of registers, which have numbers of their own.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) enum RegisterClass {
-    Word,
-    Double,
-    Predicate,
-}
-
-/// A watched register that an instruction reads.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct WatchedRead {
-    /// Its number in the watch.
-    pub(crate) number: usize,
-    pub(crate) class: RegisterClass,
-    pub(crate) slot: u16,
-}
-
-/// An instruction that reads or writes watched registers.
-#[derive(Debug)]
-pub(crate) struct WatchedInstruction {
-    pub(crate) reads: Vec<WatchedRead>,
-    /// Numbers in the watch.
-    pub(crate) writes: Vec<usize>,
-    /// Whether it only moves values, whatever they are.
-    pub(crate) moves: bool,
-}
-
-/// The registers of a kernel that are watched.
-#[derive(Debug, Default)]
-pub(crate) struct Watch {
-    /// Their names.
-    pub(crate) registers: Vec<String>,
-    pub(crate) instructions: HashMap<u32, WatchedInstruction>,
-}
+use crate::program::{Op, RegisterClass, TRUE, Test};
 
 impl Warp {
     /// Looks at an instruction that reads or writes watched registers, before it is executed.

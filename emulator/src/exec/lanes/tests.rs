@@ -1,10 +1,10 @@
 //! The forms over all lanes agree with the form for one lane, and with and without vectors.
 
 use super::*;
-use crate::exec::convert::Convert;
-use crate::exec::float::{Float, FloatMode};
-use crate::exec::round::Rounding;
-use crate::exec::scalar::{Comparison, Integer, Permute, Relation, Scalar, evaluate};
+use crate::exec::scalar::evaluate;
+use crate::program::{
+    Comparison, Convert, Float, FloatMode, Integer, Permute, Relation, Rounding, Scalar,
+};
 use crate::ptx::Type;
 
 /// Values that differ in every way that matters, and pseudo-random ones.

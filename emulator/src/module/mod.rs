@@ -4,10 +4,12 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::decode::Kernel;
-use crate::device::Config;
+use crate::config::Config;
 use crate::memory::Memory;
 use crate::profile::Profile;
+use crate::program::{Kernel, Param};
+
+mod load;
 
 /// Why a module was refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -55,21 +57,10 @@ pub enum ModuleError {
     },
 }
 
-/// One parameter of a kernel.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Param {
-    /// Where it starts in the parameter image, in bytes.
-    pub offset: usize,
-    /// Its size in bytes.
-    pub size: usize,
-    /// Its alignment in bytes.
-    pub align: usize,
-}
-
 /// A loaded module.
 #[derive(Debug)]
 pub struct Module {
-    functions: BTreeMap<String, Arc<Function>>,
+    functions: BTreeMap<String, Arc<EntryPoint>>,
     variables: BTreeMap<String, (u64, u64)>,
     unloaded: Arc<AtomicBool>,
 }
@@ -83,7 +74,7 @@ impl Module {
     ) -> Result<Module, ModuleError> {
         let unloaded = Arc::new(AtomicBool::new(false));
         let mut variables = BTreeMap::new();
-        let loaded = crate::decode::load(ptx, profile, config, memory, &mut variables);
+        let loaded = load::load(ptx, profile, config, memory, &mut variables);
         let kernels = match loaded {
             Ok(kernels) => kernels,
             Err(error) => {
@@ -95,7 +86,7 @@ impl Module {
             .into_iter()
             .map(|kernel| {
                 let unloaded = unloaded.clone();
-                (kernel.name.clone(), Arc::new(Function { kernel, unloaded }))
+                (kernel.name.clone(), Arc::new(EntryPoint { kernel, unloaded }))
             })
             .collect();
         Ok(Module { functions, variables, unloaded })
@@ -114,7 +105,7 @@ impl Module {
     }
 
     /// The kernel of that name.
-    pub fn function(&self, name: &str) -> Option<Arc<Function>> {
+    pub fn function(&self, name: &str) -> Option<Arc<EntryPoint>> {
         self.functions.get(name).cloned()
     }
 
@@ -131,12 +122,12 @@ impl Module {
 
 /// A kernel of a loaded module.
 #[derive(Debug)]
-pub struct Function {
+pub struct EntryPoint {
     pub(crate) kernel: Kernel,
     unloaded: Arc<AtomicBool>,
 }
 
-impl Function {
+impl EntryPoint {
     /// The kernel's name.
     pub fn name(&self) -> &str {
         &self.kernel.name
@@ -169,7 +160,7 @@ impl Function {
 
     /// The most threads a block may have: the kernel's `.maxntid` or `.reqntid`, or else 1024.
     pub fn max_threads(&self) -> u32 {
-        self.kernel.max_threads.unwrap_or(1024)
+        self.kernel.max_threads()
     }
 
     /// 32-bit registers that a thread would need: those live at once at the worst place. A compiler

@@ -1,31 +1,11 @@
-//! The instructions of the executor: registers resolved, modifiers decided.
-//!
-//! A register is the index of an array over the lanes of a warp. Constants and special registers
-//! have arrays of their own, filled when a warp starts, so that every operand is an index. Values
-//! of 8 and 16 bits live in 32-bit registers, zero-extended.
+//! The instructions of a program: registers resolved, modifiers decided.
 
+use super::kernel::Param;
+use super::lanes::{Bin32, Bin64, Compare, Logic, Tri32, Un32};
+use super::operand::{P, Q, R, Source, Target, Test};
 use super::scalar::Scalar;
-use crate::module::Param;
+use super::space::{Address, Window};
 use crate::ptx::Type;
-
-/// Index of a 32-bit register.
-pub(crate) type R = u16;
-/// Index of a 64-bit register.
-pub(crate) type Q = u16;
-/// Index of a predicate; 0 is always true and 1 always false.
-pub(crate) type P = u16;
-
-/// The predicate that is always true.
-pub(crate) const TRUE: P = 0;
-/// The predicate that is always false.
-pub(crate) const FALSE: P = 1;
-
-/// A predicate and whether it is negated.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Test {
-    pub(crate) predicate: P,
-    pub(crate) negated: bool,
-}
 
 /// One instruction.
 #[derive(Debug)]
@@ -36,146 +16,104 @@ pub(crate) struct Instruction {
     pub(crate) op: Op,
 }
 
-/// Where a value comes from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Source {
-    R(R),
-    Q(Q),
-    P(Test),
-}
-
-/// Where a value goes to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Target {
-    /// A register of that many bits, at most 32.
-    R(R, u8),
-    Q(Q),
-    P(P),
-    Nowhere,
-}
-
-/// Operations on two 32-bit values that run over all lanes at once.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Bin32 {
-    Add,
-    Sub,
-    Mul,
-    MulHiU,
-    MulHiS,
-    MinU,
-    MinS,
-    MaxU,
-    MaxS,
-    And,
-    Or,
-    Xor,
-    Shl,
-    ShrU,
-    ShrS,
-    AddF,
-    SubF,
-    MulF,
-    DivF,
-    MinF,
-    MaxF,
-    /// The low halves of both: `a | b << 16`.
-    PackHalves,
-    /// Two f32 rounded to bf16, the first into the upper half.
-    PackBf16,
-    /// Two f32 rounded to f16, the first into the upper half.
-    PackF16,
-}
-
-/// Operations on one 32-bit value that run over all lanes at once.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Un32 {
-    Copy,
-    Not,
-    NegS,
-    AbsS,
-    NegF,
-    AbsF,
-    Popc,
-    Low16,
-    High16,
-    Signed16,
-    SignedToF,
-    UnsignedToF,
-    Bf16ToF,
-    F16ToF,
-    FToBf16,
-    FToF16,
-    Reciprocal,
-    SquareRoot,
-    ReciprocalRoot,
-    Exp2,
-    Exp2Flush,
-    Log2,
-    Tanh,
-}
-
-/// Operations on three 32-bit values that run over all lanes at once.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Tri32 {
-    Mad,
-    FmaF,
-    Lop3(u8),
-    /// Funnel shifts; the shift amount is the third value.
-    ShfLeftWrap,
-    ShfRightWrap,
-    ShfLeftClamp,
-    ShfRightClamp,
-    BfeU,
-    Prmt,
-}
-
-/// Operations on two 64-bit values that run over all lanes at once.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Bin64 {
-    Add,
-    Sub,
-    Mul,
-    And,
-    Or,
-    Xor,
-    AddF,
-    SubF,
-    MulF,
-}
-
-/// Comparisons; the float ones are false on NaN where ordered and true where unordered.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Compare {
-    Eq,
-    Ne,
-    LtU,
-    LeU,
-    GtU,
-    GeU,
-    LtS,
-    LeS,
-    GtS,
-    GeS,
-    EqF,
-    NeF,
-    LtF,
-    LeF,
-    GtF,
-    GeF,
-    EqUF,
-    NeUF,
-    LtUF,
-    LeUF,
-    GtUF,
-    GeUF,
-}
-
-/// Logic on predicates.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Logic {
-    And,
-    Or,
-    Xor,
+/// What an instruction does.
+#[derive(Debug)]
+pub(crate) enum Op {
+    Un32(Un32, R, R),
+    Bin32(Bin32, R, R, R),
+    Tri32(Tri32, R, R, R, R),
+    Bin64(Bin64, Q, Q, Q),
+    Copy64(Q, Q),
+    /// Shifts of a 64-bit value by a 32-bit amount: left, right, right with sign.
+    Shl64(Q, Q, R),
+    Shr64 {
+        signed: bool,
+        d: Q,
+        a: Q,
+        b: R,
+    },
+    Fma64(Q, Q, Q, Q),
+    MulWide {
+        signed: bool,
+        d: Q,
+        a: R,
+        b: R,
+    },
+    MadWide {
+        signed: bool,
+        d: Q,
+        a: R,
+        b: R,
+        c: Q,
+    },
+    Extend {
+        signed: bool,
+        d: Q,
+        a: R,
+    },
+    Truncate(R, Q),
+    Pack64 {
+        d: Q,
+        low: R,
+        high: R,
+    },
+    Unpack64 {
+        low: Target,
+        high: Target,
+        a: Q,
+    },
+    Select32 {
+        d: R,
+        a: R,
+        b: R,
+        test: Test,
+    },
+    Select64 {
+        d: Q,
+        a: Q,
+        b: Q,
+        test: Test,
+    },
+    Compare32(Compare, P, R, R),
+    Compare64(Compare, P, Q, Q),
+    Logic(Logic, P, Test, Test),
+    Scalar(Box<ScalarOp>),
+    Carry(Box<CarryOp>),
+    Clock(Clock, Target),
+    Load(Box<Access>),
+    Store(Box<Access>),
+    /// Leaves [`DISCARDED`] bytes without a value.
+    Discard(Address),
+    Atomic(Box<AtomicOp>),
+    Fence,
+    Copy(Box<CopyOp>),
+    CopyCommit,
+    /// Waits until at most that many groups of the thread are pending.
+    CopyWait(u32),
+    CopyWaitAll,
+    LoadMatrix(Box<MatricesOp>),
+    StoreMatrix(Box<MatricesOp>),
+    TransposeMatrix(R, R),
+    Mma(Box<MmaOp>),
+    Shuffle(Box<ShuffleOp>),
+    Collective(Box<CollectiveOp>),
+    ActiveMask(R),
+    Barrier(Box<BarrierOp>),
+    Branch(u32),
+    BranchIndexed(Box<IndexedBranch>),
+    /// Whether a generic address lies in a window.
+    IsSpace(Window, P, Q),
+    Call(Box<CallOp>),
+    /// Returns from the function of that number.
+    Return(u32),
+    StackAllocate(Box<StackAllocation>),
+    /// A function of the device, and where the frame of the caller starts.
+    Builtin(Builtin, Option<Q>),
+    Exit,
+    Trap,
+    Nothing,
+    /// Lets others run, which the thread may wait for.
+    Sleep,
 }
 
 /// An operation that runs lane by lane.
@@ -187,27 +125,6 @@ pub(crate) struct ScalarOp {
     pub(crate) second: Target,
     pub(crate) sources: [Source; 4],
 }
-
-/// State spaces of accesses; constant memory is global memory that kernels only read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Space {
-    Generic,
-    Global,
-    Shared,
-    Local,
-    Param,
-}
-
-/// An address: a register and an offset.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Address {
-    pub(crate) space: Space,
-    pub(crate) base: Source,
-    pub(crate) offset: i64,
-}
-
-/// Bytes that a discard takes.
-pub(crate) const DISCARDED: u32 = 128;
 
 /// Memory ordering of an access.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -490,114 +407,4 @@ pub(crate) struct StackAllocation {
     pub(crate) align: u64,
     /// Where the free part of the stack starts.
     pub(crate) stack: Q,
-}
-
-/// What a generic address may point into.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Window {
-    Global,
-    Constant,
-    Shared,
-    Local,
-    Param,
-}
-
-/// What an instruction does.
-#[derive(Debug)]
-pub(crate) enum Op {
-    Un32(Un32, R, R),
-    Bin32(Bin32, R, R, R),
-    Tri32(Tri32, R, R, R, R),
-    Bin64(Bin64, Q, Q, Q),
-    Copy64(Q, Q),
-    /// Shifts of a 64-bit value by a 32-bit amount: left, right, right with sign.
-    Shl64(Q, Q, R),
-    Shr64 {
-        signed: bool,
-        d: Q,
-        a: Q,
-        b: R,
-    },
-    Fma64(Q, Q, Q, Q),
-    MulWide {
-        signed: bool,
-        d: Q,
-        a: R,
-        b: R,
-    },
-    MadWide {
-        signed: bool,
-        d: Q,
-        a: R,
-        b: R,
-        c: Q,
-    },
-    Extend {
-        signed: bool,
-        d: Q,
-        a: R,
-    },
-    Truncate(R, Q),
-    Pack64 {
-        d: Q,
-        low: R,
-        high: R,
-    },
-    Unpack64 {
-        low: Target,
-        high: Target,
-        a: Q,
-    },
-    Select32 {
-        d: R,
-        a: R,
-        b: R,
-        test: Test,
-    },
-    Select64 {
-        d: Q,
-        a: Q,
-        b: Q,
-        test: Test,
-    },
-    Compare32(Compare, P, R, R),
-    Compare64(Compare, P, Q, Q),
-    Logic(Logic, P, Test, Test),
-    Scalar(Box<ScalarOp>),
-    Carry(Box<CarryOp>),
-    Clock(Clock, Target),
-    Load(Box<Access>),
-    Store(Box<Access>),
-    /// Leaves [`DISCARDED`] bytes without a value.
-    Discard(Address),
-    Atomic(Box<AtomicOp>),
-    Fence,
-    Copy(Box<CopyOp>),
-    CopyCommit,
-    /// Waits until at most that many groups of the thread are pending.
-    CopyWait(u32),
-    CopyWaitAll,
-    LoadMatrix(Box<MatricesOp>),
-    StoreMatrix(Box<MatricesOp>),
-    TransposeMatrix(R, R),
-    Mma(Box<MmaOp>),
-    Shuffle(Box<ShuffleOp>),
-    Collective(Box<CollectiveOp>),
-    ActiveMask(R),
-    Barrier(Box<BarrierOp>),
-    Branch(u32),
-    BranchIndexed(Box<IndexedBranch>),
-    /// Whether a generic address lies in a window.
-    IsSpace(Window, P, Q),
-    Call(Box<CallOp>),
-    /// Returns from the function of that number.
-    Return(u32),
-    StackAllocate(Box<StackAllocation>),
-    /// A function of the device, and where the frame of the caller starts.
-    Builtin(Builtin, Option<Q>),
-    Exit,
-    Trap,
-    Nothing,
-    /// Lets others run, which the thread may wait for.
-    Sleep,
 }
