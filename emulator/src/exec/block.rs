@@ -1,11 +1,11 @@
 //! A block: its warps, its barriers, and the order in which warps run.
 
-use super::context::*;
-use super::measure::Measure;
-use super::schedule::Random;
-use super::shadow::Shadow;
-use super::warp::{Pause, Warp};
 use crate::counters::Counters;
+use crate::exec::context::*;
+use crate::exec::measure::Measure;
+use crate::exec::sanitize::shared::Shadow;
+use crate::exec::schedule::Random;
+use crate::exec::warp::{Pause, Warp};
 use crate::fault::{Fault, FaultKind};
 use crate::program::{BarrierKind, BarrierOp, Op, Target};
 

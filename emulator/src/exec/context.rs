@@ -3,12 +3,12 @@
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 
-use super::global_shadow::GlobalShadow;
-use super::lanes::Wide;
-use super::measure::{Measure, Traffic};
-use super::shadow::Shadow;
 use crate::config::Config;
 use crate::counters::Counters;
+use crate::exec::alu::lanes::Wide;
+use crate::exec::measure::{Measure, Traffic};
+use crate::exec::sanitize::global::GlobalShadow;
+use crate::exec::sanitize::shared::Shadow;
 use crate::fault::{Fault, FaultKind};
 use crate::heap::Heap;
 use crate::memory::{Memory, Table};

@@ -2,46 +2,25 @@
 // A lane is an index into several registers at once.
 #![allow(clippy::needless_range_loop)]
 
-mod access;
-mod atomic;
-mod bits;
+mod alu;
 mod block;
-mod builtin;
-mod call;
-mod clocks;
-mod collective;
 mod context;
-mod convert;
-mod copy;
-mod double;
-mod execute;
-mod float;
-mod global_shadow;
-mod jitter;
-mod lanes;
-mod matrix;
 mod measure;
-mod print;
-mod round;
+mod memory;
 mod sanitize;
-mod scalar;
 mod schedule;
-mod shadow;
-mod special;
-mod video;
 mod warp;
-mod watch;
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use self::alu::lanes::Wide;
 use self::block::{Block, Turn};
 use self::context::Context;
-use self::global_shadow::GlobalShadow;
-use self::lanes::Wide;
 use self::measure::Traffic;
+use self::sanitize::global::GlobalShadow;
 use self::schedule::BlockOrder;
 use crate::config::Config;
 use crate::counters::Counters;

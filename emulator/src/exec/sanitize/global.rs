@@ -9,8 +9,8 @@ use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::clocks::{Clocks, Known, Message, Touch};
-use super::lanes::LANES;
-use super::shadow::GRANULE;
+use super::shared::GRANULE;
+use crate::exec::alu::lanes::LANES;
 
 const PAGE_GRANULES: usize = 128;
 const PAGE_BYTES: u64 = (PAGE_GRANULES * GRANULE) as u64;
@@ -133,7 +133,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// A new access, within one page.
 #[derive(Clone, Copy)]
-pub(crate) struct Access {
+pub(crate) struct GlobalAccess {
     pub(crate) block: u32,
     pub(crate) address: u64,
     /// Its length in granules, begun ones included.
@@ -145,7 +145,7 @@ pub(crate) struct Access {
 }
 
 /// An earlier access that a new one races with.
-pub(crate) struct Conflict {
+pub(crate) struct GlobalConflict {
     pub(crate) other: Trace,
     pub(crate) wrote: bool,
     /// Where the bytes are that both touch.
@@ -196,15 +196,15 @@ impl GlobalShadow {
         &'a self,
         held: &mut Held<'a>,
         clocks: &mut Clocks,
-        access: Access,
-    ) -> Result<(), Conflict> {
+        access: GlobalAccess,
+    ) -> Result<(), GlobalConflict> {
         let Some(page) = held.page(self, access.address / PAGE_BYTES) else { return Ok(()) };
         let first = (access.address % PAGE_BYTES) as usize / GRANULE;
         let time = clocks.time(access.by.warp);
         for index in 0..access.granules {
             let Some(granule) = page.get_mut(first + index) else { break };
             let address = access.address + (index * GRANULE) as u64;
-            granule.note(clocks, time, Access { address, ..access })?;
+            granule.note(clocks, time, GlobalAccess { address, ..access })?;
         }
         Ok(())
     }
@@ -213,9 +213,14 @@ impl GlobalShadow {
 impl Granule {
     /// Notes an access to it.
     #[inline(always)]
-    fn note(&mut self, clocks: &mut Clocks, time: u32, access: Access) -> Result<(), Conflict> {
-        let Access { block, address, bytes, writes, by, .. } = access;
-        let conflict = |other, wrote| Err(Conflict { other, wrote, address });
+    fn note(
+        &mut self,
+        clocks: &mut Clocks,
+        time: u32,
+        access: GlobalAccess,
+    ) -> Result<(), GlobalConflict> {
+        let GlobalAccess { block, address, bytes, writes, by, .. } = access;
+        let conflict = |other, wrote| Err(GlobalConflict { other, wrote, address });
         if races(&self.write, clocks, access) {
             return conflict(self.write, true);
         }
@@ -256,8 +261,8 @@ fn place(address: u64) -> usize {
 
 /// Whether an earlier access races with a new one, one of which is a write.
 #[inline(always)]
-fn races(trace: &Trace, clocks: &Clocks, access: Access) -> bool {
-    let Access { block, address, bytes, by, .. } = access;
+fn races(trace: &Trace, clocks: &Clocks, access: GlobalAccess) -> bool {
+    let GlobalAccess { block, address, bytes, by, .. } = access;
     if trace.clock == 0 || trace.bytes & bytes == 0 || trace.strong && by.strong {
         return false;
     }

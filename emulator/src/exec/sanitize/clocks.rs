@@ -10,8 +10,8 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use super::context::lanes;
-use super::lanes::LANES;
+use crate::exec::alu::lanes::LANES;
+use crate::exec::context::lanes;
 
 /// An access of a lane to bytes of one granule.
 #[derive(Clone, Copy, Debug)]

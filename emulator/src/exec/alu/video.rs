@@ -5,7 +5,7 @@ use crate::program::Video;
 
 /// Evaluates all parts of `a` and `b`. The results take the place of the parts of `c`, or are added
 /// to it as a whole.
-pub(super) fn evaluate(
+pub(crate) fn evaluate(
     op: Video,
     bytes: bool,
     signs: [bool; 3],

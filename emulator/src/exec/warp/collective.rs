@@ -1,8 +1,8 @@
 //! What the threads of a warp do together: shuffles, votes, matches and reductions.
 
-use super::context::{Machine, lanes};
-use super::lanes::LANES;
-use super::warp::Warp;
+use super::Warp;
+use crate::exec::alu::lanes::LANES;
+use crate::exec::context::{Machine, lanes};
 use crate::program::*;
 
 /// What a lane reads from a lane that does not take part: the value is undefined.

@@ -3,10 +3,10 @@
 use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering};
 
 use super::access::Intent;
-use super::context::*;
-use super::float;
-use super::scalar::signed;
-use super::warp::Warp;
+use crate::exec::alu::float;
+use crate::exec::alu::scalar::signed;
+use crate::exec::context::*;
+use crate::exec::warp::Warp;
 use crate::fault::FaultKind;
 use crate::program::{Atomic, AtomicOp, Float, FloatMode, Rounding, SHARED_WINDOW, Space};
 use crate::ptx::Type;

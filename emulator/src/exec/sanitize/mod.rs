@@ -3,15 +3,20 @@
 //! A read of bytes that nothing wrote is a fault, and so is an access that races with an earlier
 //! one, and a store of different values by lanes of one warp to one address.
 
+pub(crate) mod clocks;
+pub(crate) mod global;
+mod registers;
+pub(crate) mod shared;
+
 use std::sync::MutexGuard;
 
-use super::access::Pointers;
-use super::clocks::Touch;
-use super::context::*;
-use super::global_shadow::{self, Held};
-use super::lanes::LANES;
-use super::shadow::{Conflict, Finding, GRANULE};
-use super::warp::Warp;
+use self::clocks::Touch;
+use self::global::{GlobalAccess, GlobalConflict, Held};
+use self::shared::{Conflict, Finding, GRANULE};
+use crate::exec::alu::lanes::LANES;
+use crate::exec::context::*;
+use crate::exec::memory::access::Pointers;
+use crate::exec::warp::Warp;
 use crate::fault::FaultKind;
 use crate::memory::{Allocation, WRITTEN, find};
 use crate::program::{
@@ -56,7 +61,7 @@ fn part(offset: usize, bytes: usize) -> u8 {
 impl Warp {
     /// Looks at a load.
     #[inline(never)]
-    pub(super) fn look_at_load(
+    pub(crate) fn look_at_load(
         &mut self,
         machine: &mut Machine,
         access: &Access,
@@ -69,7 +74,7 @@ impl Warp {
 
     /// Looks at a store.
     #[inline(never)]
-    pub(super) fn look_at_store(
+    pub(crate) fn look_at_store(
         &mut self,
         machine: &mut Machine,
         access: &Access,
@@ -85,7 +90,7 @@ impl Warp {
     }
 
     /// Looks at an atomic instruction.
-    pub(super) fn look_at_atomic(
+    pub(crate) fn look_at_atomic(
         &mut self,
         machine: &mut Machine,
         op: &AtomicOp,
@@ -97,7 +102,7 @@ impl Warp {
     }
 
     /// Keeps other accesses to global memory that are not weak away until this one was carried out.
-    pub(super) fn one_at_a_time<'a>(
+    pub(crate) fn one_at_a_time<'a>(
         &self,
         machine: &Machine<'a>,
         space: Space,
@@ -109,7 +114,7 @@ impl Warp {
     }
 
     /// Looks at an access; `self.pointers` holds where each lane's is.
-    pub(super) fn look(&mut self, machine: &mut Machine, deeds: Deeds) -> Result<(), Box<Stop>> {
+    pub(crate) fn look(&mut self, machine: &mut Machine, deeds: Deeds) -> Result<(), Box<Stop>> {
         let Deeds { deed, address, bytes, mask, order } = deeds;
         match address.space {
             Space::Param => return Ok(()),
@@ -196,7 +201,7 @@ impl Warp {
     }
 
     /// Notes what a warp learns by accesses that are not weak; after they were carried out.
-    pub(super) fn hear(&self, machine: &mut Machine, address: &Address, order: Order, mask: u32) {
+    pub(crate) fn hear(&self, machine: &mut Machine, address: &Address, order: Order, mask: u32) {
         let (context, block, warp) = (machine.context, machine.block, self.index as usize);
         let Some(shadow) = machine.shared.shadow() else { return };
         let clocks = &mut shadow.clocks;
@@ -239,9 +244,9 @@ impl Warp {
         let writes = deeds.deed != Deed::Read;
         let bytes = part(address as usize, deeds.bytes);
         let granules = deeds.bytes.div_ceil(GRANULE);
-        let access = global_shadow::Access { block, address, granules, bytes, writes, by };
+        let access = GlobalAccess { block, address, granules, bytes, writes, by };
         global.note(held, &mut shadow.clocks, access).map_err(|conflict| {
-            let global_shadow::Conflict { other, wrote, address } = conflict;
+            let GlobalConflict { other, wrote, address } = conflict;
             let other =
                 Other { block: other.block, thread: Ok(other.thread()), pc: Some(other.pc), wrote };
             race(context, block, deeds, lane, address, other)
@@ -254,12 +259,12 @@ impl Warp {
     }
 
     /// Notes a write to local memory by other than a store.
-    pub(super) fn local_is_written(&mut self, pointer: *mut u8, bytes: usize) {
+    pub(crate) fn local_is_written(&mut self, pointer: *mut u8, bytes: usize) {
         self.set_local_shadow(pointer, bytes, WRITTEN);
     }
 
     /// Notes that local memory holds nothing yet.
-    pub(super) fn local_is_fresh(&mut self, pointer: *mut u8, bytes: usize) {
+    pub(crate) fn local_is_fresh(&mut self, pointer: *mut u8, bytes: usize) {
         self.set_local_shadow(pointer, bytes, 0);
     }
 
@@ -271,7 +276,7 @@ impl Warp {
     }
 
     /// Notes a copy within local memory.
-    pub(super) fn local_is_copied(&mut self, from: *mut u8, to: *mut u8, bytes: usize) {
+    pub(crate) fn local_is_copied(&mut self, from: *mut u8, to: *mut u8, bytes: usize) {
         let (from, to) = (self.local_offset(from), self.local_offset(to));
         if from.max(to) + bytes <= self.local_shadow.len() {
             self.local_shadow.copy_within(from..from + bytes, to);

@@ -2,10 +2,10 @@
 
 use std::io::Write as _;
 
-use super::access::{Intent, read_byte};
-use super::context::*;
+use super::Warp;
 use super::print::{Specification, Wanted};
-use super::warp::Warp;
+use crate::exec::context::*;
+use crate::exec::memory::access::{Intent, read_byte};
 use crate::fault::FaultKind;
 use crate::memory::{POISON, find};
 use crate::program::{Builtin, Q, Space};

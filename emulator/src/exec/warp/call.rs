@@ -1,9 +1,9 @@
 //! Jumps whose target differs by lane: indexed branches, calls, and returns; and the stack that
 //! calls need.
 
-use super::context::*;
-use super::lanes::LANES;
-use super::warp::{Part, Warp};
+use super::{Part, Warp};
+use crate::exec::alu::lanes::LANES;
+use crate::exec::context::*;
 use crate::fault::FaultKind;
 use crate::memory::{POISON, find};
 use crate::program::*;
@@ -39,7 +39,7 @@ impl Warp {
     }
 
     /// Executes an indexed branch.
-    pub(super) fn branch_indexed(
+    pub(crate) fn branch_indexed(
         &mut self,
         branch: &IndexedBranch,
         pc: u32,
@@ -61,7 +61,7 @@ impl Warp {
     }
 
     /// Executes a call.
-    pub(super) fn call(
+    pub(crate) fn call(
         &mut self,
         machine: &mut Machine,
         call: &CallOp,
@@ -142,7 +142,7 @@ impl Warp {
     }
 
     /// Executes a return from a function.
-    pub(super) fn leave(
+    pub(crate) fn leave(
         &mut self,
         machine: &Machine,
         function: u32,
@@ -217,7 +217,7 @@ impl Warp {
     }
 
     /// Executes `alloca`.
-    pub(super) fn allocate(
+    pub(crate) fn allocate(
         &mut self,
         machine: &Machine,
         allocation: &StackAllocation,
@@ -234,7 +234,7 @@ impl Warp {
     }
 
     /// Where a frame starts in the local memory of one thread.
-    pub(super) fn frame(&self, frame: Option<Q>, lane: usize) -> u64 {
+    pub(crate) fn frame(&self, frame: Option<Q>, lane: usize) -> u64 {
         frame.map_or(LOCAL_BASE, |frame| self.q[frame as usize].0[lane])
     }
 
@@ -263,7 +263,7 @@ impl Warp {
     }
 
     /// Whether a generic address lies in a window, for each lane.
-    pub(super) fn is_space(&mut self, machine: &Machine, window: Window, d: P, a: Q, mask: u32) {
+    pub(crate) fn is_space(&mut self, machine: &Machine, window: Window, d: P, a: Q, mask: u32) {
         let table = &machine.context.table;
         let of = |address: u64| match address {
             LOCAL_WINDOW.. => (address - LOCAL_WINDOW < WINDOW_BYTES).then_some(Window::Local),

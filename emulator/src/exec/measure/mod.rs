@@ -9,11 +9,11 @@ mod traffic;
 
 use self::banks::Banks;
 use self::traffic::SECTOR_BYTES;
-use super::access::Intent;
-use super::context::*;
-use super::lanes::LANES;
-use super::warp::Warp;
 use crate::counters::{ByClass, Counters};
+use crate::exec::alu::lanes::LANES;
+use crate::exec::context::*;
+use crate::exec::memory::access::Intent;
+use crate::exec::warp::Warp;
 use crate::program::{Address, AtomicOp, CopyOp, DISCARDED, Space};
 use crate::program::{Kernel, LOCAL_WINDOW, PARAM_WINDOW, SHARED_WINDOW, WINDOW_BYTES};
 

@@ -1,22 +1,17 @@
-//! Matrix instructions.
+//! Products of matrices.
 //!
 //! A 32-bit register of a fragment holds, over its 32 lanes, an 8x8 matrix of 16-bit elements row
 //! by row, or an 8x4 matrix of 32-bit elements: lane l holds the pair of row l / 4 and columns
 //! 2 (l % 4) and 2 (l % 4) + 1. The fragments of A and B are such matrices side by side, B's
 //! transposed, so that spreading them into tiles is a conversion and, for B, a transposition.
 
-use super::access::Intent;
-use super::context::{Machine, Stop};
 use super::float::{from_f16, quiet, to_f16};
 use super::lanes::{LANES, V32, over_lanes};
 use super::round::F32;
-use super::sanitize::{Deed, Deeds};
-use super::warp::Warp;
 use crate::config::Accumulator;
-use crate::fault::FaultKind;
-use crate::program::{
-    Element, MatricesOp, MmaOp, Order, R, Rounding, SHARED_WINDOW, Space, WINDOW_BYTES,
-};
+use crate::exec::context::Machine;
+use crate::exec::warp::Warp;
+use crate::program::{Element, MmaOp, R, Rounding};
 
 const ROWS: usize = 16;
 const COLUMNS: usize = 8;
@@ -251,76 +246,6 @@ impl Warp {
         }
     }
 
-    /// Finds the rows of matrices in shared memory; lane l gives row l % 8 of matrix l / 8.
-    fn rows(
-        &mut self,
-        machine: &mut Machine,
-        op: &MatricesOp,
-        deed: Deed,
-    ) -> Result<(), Box<Stop>> {
-        const ROW_BYTES: u32 = 16;
-        let matrices = op.registers.len();
-        let mask = u32::MAX >> (LANES - 8 * matrices);
-        let space = op.address.space;
-        let intent = if deed == Deed::Read { Intent::Read } else { Intent::Write };
-        self.translate(machine, &op.address, ROW_BYTES, intent, mask)?;
-        machine.counters.shared_requests += 1;
-        if space == Space::Generic {
-            let address = |lane| self.address(&op.address, lane);
-            let outside = |&lane: &usize| {
-                address(lane).checked_sub(SHARED_WINDOW).is_none_or(|at| at >= WINDOW_BYTES)
-            };
-            if let Some(lane) = (0..8 * matrices).find(outside) {
-                let detail = "matrices are loaded from and stored to shared memory only";
-                return Err(Stop::at(FaultKind::IllegalAccess, lane, address(lane), detail));
-            }
-        }
-        if machine.context.config.sanitizer {
-            let (address, bytes, order) = (&op.address, ROW_BYTES as usize, Order::Weak);
-            self.look(machine, Deeds { deed, address, bytes, mask, order })?;
-        }
-        self.measure_matrices(machine, mask);
-        Ok(())
-    }
-
-    /// Executes a load of 8x8 matrices; all lanes are here.
-    pub(crate) fn load_matrix(
-        &mut self,
-        machine: &mut Machine,
-        op: &MatricesOp,
-    ) -> Result<(), Box<Stop>> {
-        self.rows(machine, op, Deed::Read)?;
-        for (matrix, &target) in op.registers.iter().enumerate() {
-            let mut words = [0; LANES];
-            for (row, words) in words.chunks_exact_mut(4).enumerate() {
-                // SAFETY: `rows` found 16 aligned bytes of the block's shared memory here.
-                let found = unsafe { self.pointers[8 * matrix + row].cast::<[u32; 4]>().read() };
-                words.copy_from_slice(&found);
-            }
-            self.r[target as usize].0 = if op.transposed { transpose(&words) } else { words };
-        }
-        Ok(())
-    }
-
-    /// Executes a store of 8x8 matrices; all lanes are here.
-    pub(crate) fn store_matrix(
-        &mut self,
-        machine: &mut Machine,
-        op: &MatricesOp,
-    ) -> Result<(), Box<Stop>> {
-        self.rows(machine, op, Deed::Write)?;
-        for (matrix, &source) in op.registers.iter().enumerate() {
-            let words = self.r[source as usize].0;
-            let words = if op.transposed { transpose(&words) } else { words };
-            for row in 0..8 {
-                let row_words: [u32; 4] = std::array::from_fn(|at| words[4 * row + at]);
-                // SAFETY: `rows` found 16 aligned bytes of the block's shared memory here.
-                unsafe { self.pointers[8 * matrix + row].cast::<[u32; 4]>().write(row_words) };
-            }
-        }
-        Ok(())
-    }
-
     /// Transposes the 8x8 matrix that a register holds; all lanes are here.
     pub(crate) fn transpose_matrix(&mut self, d: R, a: R) {
         self.r[d as usize].0 = transpose(&self.r[a as usize].0);
@@ -329,7 +254,7 @@ impl Warp {
 
 /// The transpose of an 8x8 matrix of 16-bit elements. Word 4 r + c holds the elements of row r and
 /// columns 2 c and 2 c + 1.
-fn transpose(words: &[u32; LANES]) -> [u32; LANES] {
+pub(crate) fn transpose(words: &[u32; LANES]) -> [u32; LANES] {
     let element =
         |row: usize, column: usize| words[4 * row + column / 2] >> (16 * (column & 1)) & 0xffff;
     std::array::from_fn(|at| {

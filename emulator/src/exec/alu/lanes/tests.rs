@@ -1,7 +1,7 @@
 //! The forms over all lanes agree with the form for one lane, and with and without vectors.
 
 use super::*;
-use crate::exec::scalar::evaluate;
+use crate::exec::alu::scalar::evaluate;
 use crate::program::{
     Comparison, Convert, Float, FloatMode, Integer, Permute, Relation, Rounding, Scalar,
 };

@@ -9,7 +9,7 @@
 //! missed where threads share a granule byte by byte, and none is made up.
 
 use super::clocks::{Clocks, Touch};
-use super::lanes::LANES;
+use crate::exec::alu::lanes::LANES;
 
 /// Bytes that are observed together.
 pub(crate) const GRANULE: usize = 4;

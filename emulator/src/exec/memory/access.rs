@@ -5,11 +5,11 @@
 
 use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering, fence};
 
-use super::context::*;
-use super::lanes::{self, LANES, Region};
-use super::sanitize::{Deed, Deeds};
-use super::scalar::signed;
-use super::warp::Warp;
+use crate::exec::alu::lanes::{self, LANES, Region};
+use crate::exec::alu::scalar::signed;
+use crate::exec::context::*;
+use crate::exec::sanitize::{Deed, Deeds};
+use crate::exec::warp::Warp;
 use crate::fault::FaultKind;
 use crate::memory::{GLOBAL_END, POISON, find};
 use crate::program::{

@@ -6,12 +6,12 @@
 use std::collections::VecDeque;
 
 use super::access::{Intent, copy_words, count, read_byte};
-use super::clocks::Touch;
-use super::context::*;
-use super::lanes::LANES;
-use super::sanitize::{Deed, Deeds};
-use super::shadow::GRANULE;
-use super::warp::Warp;
+use crate::exec::alu::lanes::LANES;
+use crate::exec::context::*;
+use crate::exec::sanitize::clocks::Touch;
+use crate::exec::sanitize::shared::GRANULE;
+use crate::exec::sanitize::{Deed, Deeds};
+use crate::exec::warp::Warp;
 use crate::fault::FaultKind;
 use crate::memory::POISON;
 use crate::program::{CopyOp, Order, Source, Space};

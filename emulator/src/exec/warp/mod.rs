@@ -4,12 +4,18 @@
 //! The part at the lowest place runs first, and parts that meet are merged. A part that has run for
 //! long while others could run gives way, so that threads that wait for each other make progress.
 
-use super::access::Pointers;
-use super::call::Call;
-use super::context::*;
-use super::copy::Copies;
-use super::lanes::{self, LANES, V32, V64, Wide};
-use super::special;
+mod builtin;
+mod call;
+mod collective;
+mod execute;
+mod print;
+mod special;
+
+use self::call::Call;
+use crate::exec::alu::lanes::{self, LANES, V32, V64, Wide};
+use crate::exec::context::*;
+use crate::exec::memory::access::Pointers;
+use crate::exec::memory::copy::Copies;
 use crate::fault::FaultKind;
 use crate::program::*;
 
@@ -30,7 +36,7 @@ pub(crate) struct Part {
 }
 
 impl Part {
-    pub(super) fn at(pc: u32, mask: u32) -> Self {
+    pub(crate) fn at(pc: u32, mask: u32) -> Self {
         Self { pc, mask, waiting: false, ran: 0 }
     }
 }
@@ -49,7 +55,7 @@ pub(crate) enum Pause {
 }
 
 /// What the loop does after an instruction.
-pub(super) enum Next {
+pub(crate) enum Next {
     /// The following instruction.
     Step,
     /// Picks a part anew.
@@ -77,17 +83,17 @@ pub(crate) struct Warp {
     /// Which bytes of it were written to, where the sanitizer is on.
     pub(crate) local_shadow: Vec<u8>,
     /// Lanes in which a watched register holds a value, by the registers' numbers in the watch.
-    pub(super) defined: Vec<u32>,
+    pub(crate) defined: Vec<u32>,
     /// Calls that each lane has to return from.
-    pub(super) calls: [Vec<Call>; LANES],
+    pub(crate) calls: [Vec<Call>; LANES],
     pub(crate) last_allocation: usize,
     /// Host addresses of the access that runs.
     pub(crate) pointers: Pointers,
     /// Warp instructions run.
     pub(crate) ran: u64,
     /// How often it has read a clock.
-    pub(super) readings: u64,
-    pub(super) current: usize,
+    pub(crate) readings: u64,
+    pub(crate) current: usize,
 }
 
 impl Warp {
@@ -412,7 +418,7 @@ impl Warp {
     }
 
     /// Whether all lanes that an instruction needs are here; if not, the part waits.
-    pub(super) fn gathered(&self, needed: u32, mask: u32) -> bool {
+    pub(crate) fn gathered(&self, needed: u32, mask: u32) -> bool {
         needed & !self.exited & !mask == 0
     }
 

@@ -1,9 +1,9 @@
 //! What each instruction does to a warp; the frequent ones first.
 
-use super::context::*;
-use super::lanes::{self, LANES, V32};
-use super::scalar::evaluate;
-use super::warp::{Next, Part, Pause, Warp};
+use super::{Next, Part, Pause, Warp};
+use crate::exec::alu::lanes::{self, LANES, V32};
+use crate::exec::alu::scalar::evaluate;
+use crate::exec::context::*;
 use crate::fault::FaultKind;
 use crate::program::*;
 
@@ -16,7 +16,7 @@ struct Groups {
 impl Warp {
     /// Executes one instruction other than a plain branch or an exit.
     #[inline(always)]
-    pub(super) fn execute(
+    pub(crate) fn execute(
         &mut self,
         machine: &mut Machine,
         op: &Op,
@@ -386,7 +386,7 @@ impl Warp {
                 CarryKind::MadLow => (low(product), c),
                 CarryKind::MadHigh(false) => (product >> op.bits, c),
                 CarryKind::MadHigh(true) => {
-                    let wide = |v| i128::from(super::scalar::signed(v, op.bits));
+                    let wide = |v| i128::from(crate::exec::alu::scalar::signed(v, op.bits));
                     (low(((wide(a) * wide(b)) >> op.bits) as u128), c)
                 }
             };

@@ -49,7 +49,7 @@ macro_rules! over_lanes {
         $(#[$doc])*
         #[inline(always)]
         #[allow(clippy::too_many_arguments)]
-        pub(crate) fn $name(wide: $crate::exec::lanes::Wide, $($arg: $ty),*) -> $out {
+        pub(crate) fn $name(wide: $crate::exec::alu::lanes::Wide, $($arg: $ty),*) -> $out {
             #[inline(always)]
             #[allow(clippy::too_many_arguments)]
             fn body($($arg: $ty),*) -> $out $body

@@ -5,7 +5,7 @@ const MOST_WIDTH: i64 = 4096;
 
 /// One conversion specification: what stands between `%` and its letter.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Specification {
+pub(crate) struct Specification {
     left: bool,
     plus: bool,
     space: bool,
@@ -20,7 +20,7 @@ pub(super) struct Specification {
 
 /// An argument that a specification asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Wanted {
+pub(crate) enum Wanted {
     /// A number of so many bytes.
     Number(u64),
     /// A string's address.
@@ -30,7 +30,7 @@ pub(super) enum Wanted {
 impl Specification {
     /// Parses what follows a percent sign: the specification and its length. `star` supplies the
     /// widths and precisions that are arguments.
-    pub(super) fn parse<E>(
+    pub(crate) fn parse<E>(
         text: &str,
         mut star: impl FnMut() -> Result<i32, E>,
     ) -> Result<Option<(Self, usize)>, E> {
@@ -84,7 +84,7 @@ impl Specification {
     }
 
     /// What the conversion takes.
-    pub(super) fn wanted(&self) -> Wanted {
+    pub(crate) fn wanted(&self) -> Wanted {
         match self.letter {
             b's' => Wanted::Text,
             b'p' | b'f' | b'F' | b'e' | b'E' | b'g' | b'G' | b'a' | b'A' => Wanted::Number(8),
@@ -94,7 +94,7 @@ impl Specification {
     }
 
     /// The text of a number's bits.
-    pub(super) fn number(&self, bits: u64) -> String {
+    pub(crate) fn number(&self, bits: u64) -> String {
         let spare = 64 - 8 * self.bytes;
         let unsigned = bits << spare >> spare;
         match self.letter {
@@ -127,7 +127,7 @@ impl Specification {
     }
 
     /// A string, cut to the precision.
-    pub(super) fn text(&self, text: &str) -> String {
+    pub(crate) fn text(&self, text: &str) -> String {
         let text = text.chars().take(self.precision.unwrap_or(usize::MAX)).collect();
         self.pad("", text, false)
     }

@@ -1,7 +1,7 @@
 //! The values of special registers that do not change while a warp runs.
 
-use super::context::Context;
-use super::lanes::LANES;
+use crate::exec::alu::lanes::LANES;
+use crate::exec::context::Context;
 use crate::program::Special;
 
 /// Its value in one thread of a block, given by the thread's number.

@@ -121,7 +121,7 @@ fn product(a: f64, b: f64) -> (Real, bool) {
 }
 
 /// `a + b`.
-pub(super) fn add(a: f64, b: f64, rounding: Rounding) -> f64 {
+pub(crate) fn add(a: f64, b: f64, rounding: Rounding) -> f64 {
     if !a.is_finite() || !b.is_finite() || rounding == Rounding::Nearest {
         return a + b;
     }
@@ -129,7 +129,7 @@ pub(super) fn add(a: f64, b: f64, rounding: Rounding) -> f64 {
 }
 
 /// `a * b`.
-pub(super) fn mul(a: f64, b: f64, rounding: Rounding) -> f64 {
+pub(crate) fn mul(a: f64, b: f64, rounding: Rounding) -> f64 {
     if !a.is_finite() || !b.is_finite() || rounding == Rounding::Nearest {
         return a * b;
     }
@@ -138,7 +138,7 @@ pub(super) fn mul(a: f64, b: f64, rounding: Rounding) -> f64 {
 }
 
 /// `a * b + c`, rounded once.
-pub(super) fn fma(a: f64, b: f64, c: f64, rounding: Rounding) -> f64 {
+pub(crate) fn fma(a: f64, b: f64, c: f64, rounding: Rounding) -> f64 {
     let finite = a.is_finite() && b.is_finite() && c.is_finite();
     if !finite || rounding == Rounding::Nearest {
         return a.mul_add(b, c);
@@ -147,7 +147,7 @@ pub(super) fn fma(a: f64, b: f64, c: f64, rounding: Rounding) -> f64 {
 }
 
 /// `a / b`.
-pub(super) fn div(a: f64, b: f64, rounding: Rounding) -> f64 {
+pub(crate) fn div(a: f64, b: f64, rounding: Rounding) -> f64 {
     if !a.is_finite() || !b.is_finite() || b == 0.0 || rounding == Rounding::Nearest {
         return a / b;
     }
@@ -158,7 +158,7 @@ pub(super) fn div(a: f64, b: f64, rounding: Rounding) -> f64 {
 }
 
 /// The square root of `a`.
-pub(super) fn sqrt(a: f64, rounding: Rounding) -> f64 {
+pub(crate) fn sqrt(a: f64, rounding: Rounding) -> f64 {
     if !a.is_finite() || a <= 0.0 || rounding == Rounding::Nearest {
         return a.sqrt();
     }
@@ -170,7 +170,7 @@ pub(super) fn sqrt(a: f64, rounding: Rounding) -> f64 {
 }
 
 /// An integer.
-pub(super) fn of_integer(value: i128, rounding: Rounding) -> f64 {
+pub(crate) fn of_integer(value: i128, rounding: Rounding) -> f64 {
     if rounding == Rounding::Nearest {
         return value as f64;
     }

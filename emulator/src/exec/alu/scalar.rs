@@ -6,12 +6,13 @@
 use std::cmp::Ordering;
 
 use super::bits::{extract, find, find_set, insert, lop3, mask, permute, sign_or_zero_extend};
-use super::{convert, video};
+use super::convert;
+use super::video;
 use crate::program::{Comparison, Integer, Logic, Relation, Scalar};
 use crate::ptx::Type;
 
 /// The lowest `bits` of a value.
-pub(super) fn low(value: u64, bits: u32) -> u64 {
+pub(crate) fn low(value: u64, bits: u32) -> u64 {
     if bits >= 64 { value } else { value & ((1 << bits) - 1) }
 }
 
@@ -112,7 +113,7 @@ fn holds(relation: Relation, ordering: Option<Ordering>) -> bool {
 }
 
 /// The value as an exact integer.
-pub(super) fn wide(value: u64, ty: Type) -> i128 {
+pub(crate) fn wide(value: u64, ty: Type) -> i128 {
     if ty.is_signed() {
         i128::from(signed(value, ty.bits()))
     } else {

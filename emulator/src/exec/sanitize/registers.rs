@@ -1,15 +1,15 @@
 //! Reads of registers that a thread may not have written. The decoder finds the registers to watch;
 //! this module records which lanes have written to them.
 
-use super::context::*;
-use super::warp::Warp;
+use crate::exec::context::*;
+use crate::exec::warp::Warp;
 use crate::fault::FaultKind;
 use crate::program::{Op, RegisterClass, TRUE, Test};
 
 impl Warp {
     /// Looks at an instruction that reads or writes watched registers, before it is executed.
     #[cold]
-    pub(super) fn watch(
+    pub(crate) fn watch(
         &mut self,
         machine: &Machine,
         pc: u32,

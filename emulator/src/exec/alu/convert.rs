@@ -1,8 +1,9 @@
 //! Conversions between types.
 
+use super::double;
+use super::float;
 use super::round::{BF16, E4M3, E5M2, Exact, F16, F32, Format, TF32, flush32};
 use super::scalar::signed;
-use super::{double, float};
 use crate::program::{Convert, Rounding};
 use crate::ptx::Type;
 

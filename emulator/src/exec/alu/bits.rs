@@ -5,7 +5,7 @@ use crate::program::Permute;
 use crate::ptx::Type;
 
 /// The function of three bits that the table gives, for all bits at once.
-pub(super) fn lop3(table: u8, a: u32, b: u32, c: u32) -> u32 {
+pub(crate) fn lop3(table: u8, a: u32, b: u32, c: u32) -> u32 {
     let mut result = 0;
     for row in 0..8 {
         if table >> row & 1 == 1 {
@@ -17,7 +17,7 @@ pub(super) fn lop3(table: u8, a: u32, b: u32, c: u32) -> u32 {
 }
 
 /// The position of the most significant bit that differs from the sign, or all ones.
-pub(super) fn find(ty: Type, a: u64, shift: bool) -> u64 {
+pub(crate) fn find(ty: Type, a: u64, shift: bool) -> u64 {
     let bits = ty.bits();
     let a = if ty.is_signed() && signed(a, bits) < 0 { low(!a, bits) } else { low(a, bits) };
     match a.checked_ilog2() {
@@ -27,7 +27,7 @@ pub(super) fn find(ty: Type, a: u64, shift: bool) -> u64 {
     }
 }
 
-pub(super) fn extract(ty: Type, a: u64, b: u64, c: u64) -> u64 {
+pub(crate) fn extract(ty: Type, a: u64, b: u64, c: u64) -> u64 {
     let bits = ty.bits();
     let (position, length) = (low(b, 8) as u32, low(c, 8) as u32);
     if length == 0 {
@@ -43,7 +43,7 @@ pub(super) fn extract(ty: Type, a: u64, b: u64, c: u64) -> u64 {
     if ty.is_signed() && a >> top & 1 == 1 { field | u64::MAX << length } else { field }
 }
 
-pub(super) fn insert(bits: u32, a: u64, b: u64, c: u64, d: u64) -> u64 {
+pub(crate) fn insert(bits: u32, a: u64, b: u64, c: u64, d: u64) -> u64 {
     let (position, length) = (low(c, 8) as u32, low(d, 8) as u32);
     if position >= bits {
         return b;
@@ -53,12 +53,12 @@ pub(super) fn insert(bits: u32, a: u64, b: u64, c: u64, d: u64) -> u64 {
 }
 
 /// A run of ones: `b` of them from bit `a` on.
-pub(super) fn mask(a: u64, b: u64, clamp: bool) -> u64 {
+pub(crate) fn mask(a: u64, b: u64, clamp: bool) -> u64 {
     let (from, length) = if clamp { (low(a, 32), low(b, 32)) } else { (low(a, 5), low(b, 5)) };
     if from >= 32 { 0 } else { low(low(u64::MAX, length.min(32) as u32) << from, 32) }
 }
 
-pub(super) fn permute(mode: Permute, a: u64, b: u64, control: u32) -> u64 {
+pub(crate) fn permute(mode: Permute, a: u64, b: u64, control: u32) -> u64 {
     let bytes = low(b, 32) << 32 | low(a, 32);
     let n = control & 3;
     let selectors: [u32; 4] = match mode {
@@ -81,7 +81,7 @@ pub(super) fn permute(mode: Permute, a: u64, b: u64, control: u32) -> u64 {
 }
 
 /// The lowest `b` bits of `a`, extended.
-pub(super) fn sign_or_zero_extend(ty: Type, a: u64, b: u64, clamp: bool) -> u64 {
+pub(crate) fn sign_or_zero_extend(ty: Type, a: u64, b: u64, clamp: bool) -> u64 {
     let bits = if clamp { b.min(32) as u32 } else { low(b, 5) as u32 };
     match ty.is_signed() {
         _ if bits == 0 => 0,
@@ -91,7 +91,7 @@ pub(super) fn sign_or_zero_extend(ty: Type, a: u64, b: u64, clamp: bool) -> u64 
 }
 
 /// The position of the n-th set bit from a position on, upwards or downwards, or all ones.
-pub(super) fn find_set(mask: u32, base: u32, offset: i32) -> u64 {
+pub(crate) fn find_set(mask: u32, base: u32, offset: i32) -> u64 {
     const NONE: u64 = 0xffff_ffff;
     let is_set = |at: &u32| mask >> at & 1 == 1;
     let nth = offset.unsigned_abs() as usize;
