@@ -370,11 +370,12 @@ impl<'a> Decoder<'a> {
             self.guard = Test { negated: *negated, ..test };
         }
         let names: Vec<&str> = instruction.modifiers.iter().map(String::as_str).collect();
-        if let Err(message) = forms::check(&instruction.opcode, &names, self.target) {
-            return self.fail(message);
-        }
-        let mut modifiers = Modifiers::new(names);
-        self.instruction(instruction, &mut modifiers)?;
+        let form = match forms::find(&instruction.opcode, &names, self.target) {
+            Ok(form) => form,
+            Err(message) => return self.fail(message),
+        };
+        let mut modifiers = Modifiers::new(names, form.position);
+        (form.decode)(self, instruction, &mut modifiers)?;
         if let Some(left) = modifiers.rest() {
             let opcode = &instruction.opcode;
             return self.fail(format!("the modifier `.{left}` of `{opcode}` is not supported"));

@@ -7,6 +7,7 @@
 use std::collections::BTreeSet;
 
 use super::decoder::{Decoder, Label, Register, Result, SINK, Scope, Symbol, lay_out};
+use super::modifiers::Modifiers;
 use crate::program::*;
 use crate::ptx::{
     FunctionTree, Initial, InstructionTree, Operand, Prototype, Statement, Tree, Type,
@@ -77,8 +78,11 @@ fn pointed_at(tree: &Tree) -> BTreeSet<&str> {
         for statement in statements {
             match statement {
                 Statement::Scope(inner) => search(inner, into),
-                Statement::Instruction(instruction) if instruction.opcode == "mov" => {
-                    if let Some(Operand::Name(name)) = instruction.operands.get(1) {
+                // A function as the source is a pointer to it. A call has a list before the name.
+                Statement::Instruction(instruction) => {
+                    if let [first, Operand::Name(name), ..] = &instruction.operands[..]
+                        && !matches!(first, Operand::List(_))
+                    {
                         into.insert(name);
                     }
                 }
@@ -102,7 +106,12 @@ fn pointed_at(tree: &Tree) -> BTreeSet<&str> {
 type Call<'o> = (&'o [Operand], &'o str, &'o [Operand], Option<&'o str>);
 
 impl<'a> Decoder<'a> {
-    pub(super) fn call(&mut self, instruction: &'a InstructionTree) -> Result<()> {
+    pub(super) fn call(
+        &mut self,
+        instruction: &'a InstructionTree,
+        modifiers: &mut Modifiers,
+    ) -> Result<()> {
+        modifiers.take("uni");
         let (returns, name, arguments, prototype): Call = match &instruction.operands[..] {
             [Operand::Name(name)] => (&[], name, &[], None),
             [Operand::Name(name), Operand::Name(prototype)] => (&[], name, &[], Some(prototype)),
