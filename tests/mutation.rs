@@ -18,7 +18,7 @@ mod rules;
 mod sources;
 #[path = "mutation/survivors.rs"]
 mod survivors;
-#[path = "../emulator/tests/mutation/table.rs"]
+#[path = "../emulator/tests/programs/mutation/table.rs"]
 mod table;
 #[path = "mutation/trials.rs"]
 mod trials;
