@@ -12,11 +12,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
-#[allow(dead_code)] // `xtask` and the emulator's tests use the rest
-#[path = "build/nvrtc.rs"]
-mod nvrtc;
-
-use nvrtc::{HEADER_FOLDERS, Nvrtc, NvrtcError, Source};
+use fused_dora_nvrtc::{ENV_LIBRARY, Nvrtc, NvrtcError, Source, fetched_folders, sources};
 
 /// PTX for the oldest GPU with bf16 tensor cores and `cp.async`; drivers translate it for later
 /// ones.
@@ -42,29 +38,25 @@ fn main() -> ExitCode {
 fn build() -> Result<(), Box<dyn std::error::Error>> {
     let root = PathBuf::from(env::var("CARGO_MANIFEST_DIR")?);
     let out = PathBuf::from(env::var("OUT_DIR")?);
-    for watched in ["build.rs", "build/nvrtc.rs", "kernels"] {
+    for watched in ["build.rs", "kernels"] {
         println!("cargo:rerun-if-changed={watched}");
     }
-    for variable in [nvrtc::ENV_LIBRARY, "CUDA_PATH", "CUDA_HOME", "VIRTUAL_ENV", "CONDA_PREFIX"] {
+    for variable in [ENV_LIBRARY, "CUDA_PATH", "CUDA_HOME", "VIRTUAL_ENV", "CONDA_PREFIX"] {
         println!("cargo:rerun-if-env-changed={variable}");
     }
-    let kernels = read_sources(&root.join("kernels"), "cu")?;
-    let mut headers = Vec::new();
-    for folder in HEADER_FOLDERS {
-        let found = read_sources(&root.join("kernels").join(folder), "cuh")?.into_iter();
-        headers.extend(found.map(|(name, text)| (format!("{folder}/{name}.cuh"), text)));
-    }
+    let kernels = sources(&root.join("kernels"), "cu")?;
+    let headers = sources(&root.join("kernels"), "cuh")?;
 
     let nvrtc = if env::var_os("DOCS_RS").is_some() {
         None
     } else {
-        match Nvrtc::find(nvrtc::fetched_folder(&out).as_deref()) {
+        match Nvrtc::find(&out) {
             Ok(nvrtc) => Some(nvrtc),
             Err(error) => {
-                println!("cargo:warning=kernels not built: {error}");
+                println!("cargo:warning=the kernels were not compiled: {error}");
                 // A copy fetched later must be noticed; Cargo reruns for a file that is missing.
-                if let Some(target) = out.ancestors().nth(4) {
-                    println!("cargo:rerun-if-changed={}", target.join("nvrtc").display());
+                for folder in fetched_folders(&out) {
+                    println!("cargo:rerun-if-changed={}", folder.display());
                 }
                 None
             }
@@ -74,13 +66,13 @@ fn build() -> Result<(), Box<dyn std::error::Error>> {
     // An image per dtype, so that programs load only what they use.
     let images: Vec<_> = kernels
         .iter()
-        .flat_map(|(stem, text)| {
+        .flat_map(|(name, text)| {
             let dtypes: &[_] = if text.contains(ENTRIES) { &DTYPES } else { &[ADAPTERS] };
-            dtypes.iter().map(move |dtype| (stem, text, *dtype))
+            dtypes.iter().map(move |dtype| (name.as_str(), text.as_str(), *dtype))
         })
         .collect();
-    let compile = |&(stem, text, dtype): &(&String, &String, &str)| {
-        let name = format!("kernels/{stem}.cu");
+    let compile = |&(name, text, dtype): &(&str, &str, &str)| {
+        let name = format!("kernels/{name}");
         let source = Source { name: &name, text, headers: &headers };
         let dtype = format!("--define-macro=FUSED_DORA_DTYPE={dtype}");
         let options: Vec<&str> = OPTIONS.into_iter().chain([dtype.as_str()]).collect();
@@ -105,38 +97,23 @@ fn build() -> Result<(), Box<dyn std::error::Error>> {
 
     let mut table = "pub(crate) const FILES: &[(&str, &[Option<&str>])] = &[\n".to_owned();
     let mut ptx = ptx.into_inner().expect("no panic").into_iter();
-    for of_file in images.chunk_by(|(stem, ..), (other, ..)| stem == other) {
+    for of_file in images.chunk_by(|(name, ..), (other, ..)| name == other) {
         let mut row = String::new();
-        for ((stem, _, dtype), ptx) in of_file.iter().zip(&mut ptx) {
+        for ((name, _, dtype), ptx) in of_file.iter().zip(&mut ptx) {
             row += &match ptx.transpose()? {
                 None => "None, ".to_owned(),
                 Some(ptx) => {
-                    let name = format!("{stem}_{dtype}.ptx");
+                    let name = name.replace(".cu", &format!("_{dtype}.ptx"));
                     write_if_changed(&out.join(&name), &ptx)?;
                     format!("Some(include_str!(concat!(env!(\"OUT_DIR\"), \"/{name}\"))), ")
                 }
             };
         }
-        table += &format!("    (\"{}.cu\", &[{row}]),\n", of_file[0].0);
+        table += &format!("    (\"{}\", &[{row}]),\n", of_file[0].0);
     }
     table += "];\n";
     write_if_changed(&out.join("kernels.rs"), &table)?;
     Ok(())
-}
-
-/// The files of one extension in a folder as `(stem, text)`, in name order.
-fn read_sources(folder: &Path, extension: &str) -> io::Result<Vec<(String, String)>> {
-    let mut sources = Vec::new();
-    for entry in fs::read_dir(folder)? {
-        let path = entry?.path();
-        if path.extension().is_some_and(|e| e == extension)
-            && let Some(stem) = path.file_stem().and_then(|stem| stem.to_str())
-        {
-            sources.push((stem.to_owned(), fs::read_to_string(&path)?));
-        }
-    }
-    sources.sort();
-    Ok(sources)
 }
 
 /// Leaves an unchanged file alone, so that nothing that includes it is rebuilt.

@@ -26,9 +26,6 @@ mod model;
 #[allow(dead_code, reason = "`xtask` uses the rest")]
 #[path = "evidence/nvdisasm.rs"]
 mod nvdisasm;
-#[allow(dead_code, reason = "the build script uses the rest")]
-#[path = "../build/nvrtc.rs"]
-mod nvrtc;
 #[allow(dead_code, reason = "the profile uses the rest")]
 #[path = "profile/occupancy.rs"]
 mod occupancy;
@@ -60,13 +57,13 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use fused_dora::Norm;
+use fused_dora_nvrtc::Nvrtc;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use compile::Compiled;
 use layer::Device;
 use line::{Group, Limit, Line};
 use nvdisasm::Nvdisasm;
-use nvrtc::Nvrtc;
 use options::Options;
 use report::{Evidence, NOTE};
 use scale::Law;
@@ -105,7 +102,7 @@ fn collect(options: &Options) -> Result<Evidence, Box<dyn Error>> {
     fs::create_dir_all(&options.out)
         .map_err(|error| format!("--out {}: cannot be created: {error}", options.out.display()))?;
     let program = std::env::current_exe()?;
-    let nvrtc = Nvrtc::find(nvrtc::fetched_folder(&program).as_deref())?;
+    let nvrtc = Nvrtc::find(&program)?;
     let nvdisasm = Nvdisasm::find(nvdisasm::fetched_folder(&program).as_deref())?;
     let compiled = compile(&nvrtc)?;
 

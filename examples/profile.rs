@@ -14,8 +14,6 @@ mod gpu;
 #[path = "profile/model.rs"]
 mod model;
 #[allow(dead_code, reason = "the build script uses the rest")]
-#[path = "../build/nvrtc.rs"]
-mod nvrtc;
 #[path = "profile/occupancy.rs"]
 mod occupancy;
 #[path = "profile/options.rs"]
@@ -37,6 +35,7 @@ use std::process::ExitCode;
 use cuda_emulator::client::{Choice, Emulator, select};
 use cuda_emulator::{Config, MeasuredLaunch};
 use fused_dora::Norm;
+use fused_dora_nvrtc::Nvrtc;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use gpu::{GPUS, Gpu};
@@ -100,7 +99,7 @@ fn profile(options: &Options) -> Result<(), Box<dyn Error>> {
 /// Compiles the kernels for each architecture: NVRTC's version, and the kernels' resources.
 fn compile(gpus: &[&Gpu]) -> Result<(String, Vec<Resources>), Box<dyn Error>> {
     let program = std::env::current_exe()?;
-    let nvrtc = nvrtc::Nvrtc::find(nvrtc::fetched_folder(&program).as_deref())?;
+    let nvrtc = Nvrtc::find(&program)?;
     let (major, minor) = nvrtc.version()?;
     let mut architectures: Vec<&str> = gpus.iter().map(|gpu| gpu.architecture).collect();
     if gpus.len() == GPUS.len() {

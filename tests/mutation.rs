@@ -9,9 +9,6 @@
 mod common;
 #[path = "mutation/laboratory.rs"]
 mod laboratory;
-#[allow(dead_code)]
-#[path = "../build/nvrtc.rs"]
-mod nvrtc;
 #[path = "mutation/rules.rs"]
 mod rules;
 #[path = "mutation/sources.rs"]

@@ -6,9 +6,6 @@ mod gpu;
 #[allow(dead_code)]
 #[path = "../examples/profile/model.rs"]
 mod model;
-#[allow(dead_code)]
-#[path = "../build/nvrtc.rs"]
-mod nvrtc;
 #[path = "../examples/profile/occupancy.rs"]
 mod occupancy;
 #[allow(dead_code)]
@@ -27,10 +24,10 @@ use std::process::{Command, Output};
 use approx::assert_relative_eq;
 use cuda_emulator::{Counters, MeasuredLaunch, profile};
 use fused_dora::{DoraSpec, Dtype, Kernels, Norm, NormGrad, Scaling};
+use fused_dora_nvrtc::{Nvrtc, Source};
 
 use gpu::{GPUS, Gpu};
 use model::{Bounds, Demand, Resource};
-use nvrtc::{Nvrtc, Source};
 use occupancy::Occupancy;
 use report::{GpuFigures, Launch, Report};
 use resources::Resources;
@@ -171,7 +168,7 @@ fn products_are_padded_to_whole_ones() {
 
 fn nvrtc() -> Nvrtc {
     let program = std::env::current_exe().expect("the test's own path");
-    Nvrtc::find(nvrtc::fetched_folder(&program).as_deref()).unwrap_or_else(|error| {
+    Nvrtc::find(&program).unwrap_or_else(|error| {
         panic!("this test compiles CUDA: run `cargo xtask nvrtc` first ({error})")
     })
 }

@@ -10,8 +10,6 @@
 mod cublaslt;
 mod form;
 mod gemm;
-#[path = "../../build/nvrtc.rs"]
-mod nvrtc;
 mod ops;
 mod unfused;
 

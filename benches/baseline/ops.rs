@@ -9,9 +9,9 @@ use fused_dora::cudarc::driver::{
     CudaFunction, CudaSlice, CudaStream, DevicePtr, DevicePtrMut, LaunchConfig, PushKernelArg,
 };
 use fused_dora::cudarc::nvrtc::Ptx;
+use fused_dora_nvrtc::{Nvrtc, Source};
 
 use super::Outcome;
-use super::nvrtc::{Nvrtc, Source, fetched_folder};
 
 const SOURCE: Source<'static> =
     Source { name: "elementwise.cu", text: include_str!("elementwise.cu"), headers: &[] };
@@ -107,7 +107,7 @@ impl<E: Element> Ops<E> {
     /// Compiles the kernels for matrices of up to `features` columns and `rows` rows.
     pub fn new(stream: &Arc<CudaStream>, rows: usize, features: usize) -> Outcome<Self> {
         let program = std::env::current_exe()?;
-        let nvrtc = Nvrtc::find(fetched_folder(&program).as_deref())?;
+        let nvrtc = Nvrtc::find(&program)?;
         let headers = HEADERS.map(|(name, text)| (name.to_owned(), text.to_owned()));
         let dtype = format!("--define-macro=FUSED_DORA_DTYPE={}", E::DTYPE);
         let options =

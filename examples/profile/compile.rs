@@ -10,9 +10,9 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
+use fused_dora_nvrtc::{Nvrtc, Source, sources};
 use tempfile::NamedTempFile;
 
-use super::nvrtc::{HEADER_FOLDERS, Nvrtc, Source};
 use super::resources::{Resources, options, read_log};
 
 /// What a kernel file that has entry points per dtype makes them with.
@@ -42,10 +42,10 @@ pub fn folder(
 ) -> Result<Vec<Compiled>, Box<dyn Error>> {
     let out = Path::new(FOLDER);
     fs::create_dir_all(out).map_err(|error| format!("{FOLDER} cannot be created: {error}"))?;
-    let headers = read_headers(kernels)?;
-    let sources = read_folder(kernels, "cu")?;
+    let headers = sources(kernels, "cuh")?;
+    let files = sources(kernels, "cu")?;
     let mut jobs = Vec::new();
-    for (name, text) in &sources {
+    for (name, text) in &files {
         let source = Source { name, text, headers: &headers };
         let per_dtype = text.contains(ENTRIES);
         let dtypes = if per_dtype { DTYPES.map(Some).to_vec() } else { vec![None] };
@@ -110,31 +110,6 @@ fn one(
     };
     let resources = read_log(&log, architecture);
     Ok(Compiled { file, dtype, architecture, resources, cubin })
-}
-
-/// The headers below the kernels' folder, by their names as `#include` has them.
-fn read_headers(kernels: &Path) -> io::Result<Vec<(String, String)>> {
-    let mut headers = Vec::new();
-    for below in HEADER_FOLDERS {
-        let found = read_folder(&kernels.join(below), "cuh")?.into_iter();
-        headers.extend(found.map(|(name, text)| (format!("{below}/{name}"), text)));
-    }
-    Ok(headers)
-}
-
-/// The files of one extension as `(name, text)`, in name order.
-fn read_folder(folder: &Path, extension: &str) -> io::Result<Vec<(String, String)>> {
-    let mut files = Vec::new();
-    for entry in fs::read_dir(folder)? {
-        let path = entry?.path();
-        if path.extension().is_some_and(|known| known == extension)
-            && let Some(name) = path.file_name().and_then(|name| name.to_str())
-        {
-            files.push((name.to_owned(), fs::read_to_string(&path)?));
-        }
-    }
-    files.sort();
-    Ok(files)
 }
 
 /// Writes a file at once: other programs may do and read the same.

@@ -4,9 +4,8 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use fused_dora::Dtype;
+use fused_dora_nvrtc::{Nvrtc, Source, sources};
 use regex::Regex;
-
-use super::nvrtc::{HEADER_FOLDERS, Nvrtc, Source, fetched_folder};
 
 /// As the build script's.
 const OPTIONS: [&str; 3] = ["--gpu-architecture=compute_80", "--std=c++17", "--generate-line-info"];
@@ -21,21 +20,10 @@ impl Sources {
     /// Reads the sources and finds NVRTC.
     pub fn read() -> Self {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels");
-        let mut files = BTreeMap::new();
-        let headers = HEADER_FOLDERS.map(|folder| format!("{folder}/"));
-        for prefix in headers.iter().map(String::as_str).chain([""]) {
-            for entry in std::fs::read_dir(root.join(prefix)).expect("the kernels' folder") {
-                let path = entry.expect("an entry").path();
-                if path.extension().is_some_and(|extension| extension == "cu" || extension == "cuh")
-                {
-                    let name = path.file_name().expect("a file").to_string_lossy().into_owned();
-                    let text = std::fs::read_to_string(&path).expect("a source");
-                    files.insert(format!("{prefix}{name}"), text);
-                }
-            }
-        }
+        let read = |extension| sources(&root, extension).expect("the kernels' folder");
+        let files = read("cu").into_iter().chain(read("cuh")).collect();
         let built = std::env::current_exe().expect("the test's own path");
-        let nvrtc = Nvrtc::find(fetched_folder(&built).as_deref()).unwrap_or_else(|error| {
+        let nvrtc = Nvrtc::find(&built).unwrap_or_else(|error| {
             panic!("mutants are compiled: run `cargo xtask nvrtc` first ({error})")
         });
         Self { files, nvrtc }

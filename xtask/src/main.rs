@@ -13,7 +13,7 @@ const USAGE: &str = "\
 The project's commands:
 
   cargo xtask nvrtc [--major 12|13]
-      Find NVRTC, CUDA's run-time compiler, or fetch NVIDIA's Python wheel into the target folder.
+      Find NVRTC, CUDA's run-time compiler, or fetch NVIDIA's Python wheel into your cache folder.
       With --major, a version of that major is fetched if the one found is another.
   cargo xtask demo [ARGUMENTS…]
       Fine-tune the digits network with DoRA and LoRA; arguments go to examples/finetune.rs.

@@ -1,25 +1,21 @@
-//! Finds NVRTC, or fetches NVIDIA's Python wheel of it into the target folder.
+//! Finds NVRTC, or fetches NVIDIA's Python wheel of it into the user's cache folder.
 
 use std::path::{Path, PathBuf};
+
+pub(crate) use fused_dora_nvrtc::ENV_LIBRARY;
+use fused_dora_nvrtc::{Nvrtc, NvrtcError, Source, WHEEL_FOLDERS, user_cache};
 
 use crate::Failure;
 use crate::steps::target_folder;
 use crate::wheel;
 
-#[path = "../../build/nvrtc.rs"]
-#[allow(dead_code, reason = "the build script uses the rest")]
-mod binding;
-
-pub(crate) use binding::ENV_LIBRARY;
-use binding::{Nvrtc, NvrtcError, Source, WHEEL_FOLDERS};
-
-/// The oldest architecture that the kernels are compiled for, so what an NVRTC must know.
+/// The oldest architecture that the kernels are compiled for, which every NVRTC must know.
 const ARCHITECTURE: &str = "--gpu-architecture=compute_80";
 
 /// Makes sure that the build script will find a working NVRTC, of `major` if one is asked for.
 pub(crate) fn provide(major: Option<i32>) -> Result<(), Failure> {
-    let fetched = target_folder().join("nvrtc");
-    match Nvrtc::find(Some(&fetched)) {
+    let find = || Nvrtc::find(&target_folder());
+    match find() {
         Ok(found) => {
             let version = check(&found)?;
             if major.is_none_or(|major| major == version.0) {
@@ -35,8 +31,10 @@ pub(crate) fn provide(major: Option<i32>) -> Result<(), Failure> {
         }
         Err(_) => println!("no NVRTC on this machine"),
     }
+    // In the user's cache folder, programs outside this workspace find it, too.
+    let fetched = user_cache().unwrap_or_else(target_folder).join("nvrtc");
     fetch(major.unwrap_or(12), &fetched)?;
-    let found = Nvrtc::find(Some(&fetched)).map_err(|error| Failure::new(error.to_string()))?;
+    let found = find().map_err(|error| Failure::new(error.to_string()))?;
     let version = check(&found)?;
     report(&found.path, version);
     match major {

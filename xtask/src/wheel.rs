@@ -1,4 +1,4 @@
-//! Fetches Python wheels into the target folder.
+//! Fetches Python wheels.
 
 use std::ffi::OsStr;
 use std::fs;

@@ -1,12 +1,9 @@
 //! What the tests share: compiling CUDA, loading PTX, launching, and reading back.
 
-#[allow(dead_code)]
-#[path = "../../../build/nvrtc.rs"]
-mod nvrtc;
-
 use std::sync::Arc;
 
 use cuda_emulator::{Config, Device, Fault, Launch, LaunchError, Module, profile};
+use fused_dora_nvrtc::{Nvrtc, Source};
 
 /// Compiles CUDA C++ for compute_80, with line information.
 pub fn compile(source: &str) -> String {
@@ -15,29 +12,22 @@ pub fn compile(source: &str) -> String {
 
 /// The same, of a file of that name with headers of its own.
 pub fn compile_named(name: &str, text: &str, headers: &[(String, String)]) -> String {
-    run_nvrtc("compute_80", &["-lineinfo"], nvrtc::Source { name, text, headers })
+    run_nvrtc("compute_80", &["-lineinfo"], Source { name, text, headers })
 }
 
 /// Compiles CUDA C++ for an architecture, with options.
 pub fn compile_for(architecture: &str, options: &[&str], text: &str) -> String {
-    run_nvrtc(architecture, options, nvrtc::Source { name: "test.cu", text, headers: &[] })
+    run_nvrtc(architecture, options, Source { name: "test.cu", text, headers: &[] })
 }
 
-fn run_nvrtc(architecture: &str, options: &[&str], source: nvrtc::Source) -> String {
+fn run_nvrtc(architecture: &str, options: &[&str], source: Source) -> String {
     let built = std::env::current_exe().expect("the test's own path");
-    let fetched = nvrtc::fetched_folder(&built)
-        .or_else(|| nvrtc::fetched_folder(&workspace().join("target/debug")));
-    let nvrtc = nvrtc::Nvrtc::find(fetched.as_deref()).unwrap_or_else(|error| {
+    let nvrtc = Nvrtc::find(&built).unwrap_or_else(|error| {
         panic!("these tests compile CUDA: run `cargo xtask nvrtc` first ({error})")
     });
     let architecture = format!("--gpu-architecture={architecture}");
     let options = [&[architecture.as_str(), "-default-device"], options].concat();
     nvrtc.compile(&source, &options).unwrap_or_else(|error| panic!("{error}"))
-}
-
-fn workspace() -> std::path::PathBuf {
-    let emulator = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
-    emulator.parent().expect("a member of the workspace").to_owned()
 }
 
 /// A device with one module on it.

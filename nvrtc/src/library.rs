@@ -1,7 +1,4 @@
-//! NVRTC, NVIDIA's run-time CUDA compiler, bound through `libloading`.
-//!
-//! Shared by the build script, `xtask` and the emulator's tests, so that all of them look in the
-//! same places. Compiling needs neither a GPU, nor a driver, nor nvcc.
+//! The NVRTC library, bound through `libloading`.
 
 use std::error::Error;
 use std::ffi::{CStr, CString, c_char, c_int};
@@ -11,21 +8,7 @@ use std::ptr;
 
 use libloading::Library;
 
-/// The environment variable that names an NVRTC library, or the folder that holds one.
-pub const ENV_LIBRARY: &str = "FUSED_DORA_NVRTC";
-
-/// The folders below `kernels` that hold headers.
-pub const HEADER_FOLDERS: [&str; 3] = ["backward", "common", "forward"];
-
-/// File names by which an NVRTC may go, newest first.
-const LIBRARY_NAMES: [&str; 4] =
-    ["libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so", "libnvrtc.dylib"];
-
-/// Where a CUDA toolkit keeps its libraries, below its root.
-const TOOLKIT_FOLDERS: [&str; 3] = ["lib64", "lib", "targets/x86_64-linux/lib"];
-
-/// Where NVIDIA's Python wheels keep NVRTC, below `site-packages`.
-pub const WHEEL_FOLDERS: [&str; 2] = ["nvidia/cu13/lib", "nvidia/cuda_nvrtc/lib"];
+use crate::places::{ENV_LIBRARY, candidates};
 
 /// The functions that read a program's log, its PTX and its device code: size and bytes.
 const LOG: [&str; 2] = ["nvrtcGetProgramLogSize", "nvrtcGetProgramLog"];
@@ -81,11 +64,15 @@ pub struct Source<'a> {
 }
 
 impl Nvrtc {
-    /// Opens the first usable NVRTC: the environment variable, a CUDA toolkit, the loader's path,
-    /// the active Python environment's wheels, then `fetched` (what `cargo xtask nvrtc` put there).
-    pub fn find(fetched: Option<&Path>) -> Result<Self, NvrtcError> {
+    /// Opens the first usable NVRTC of the places that the crate's page lists. `below_target` is a
+    /// path below a target folder that may have a fetched copy: a build script's `OUT_DIR`, or
+    /// the program itself.
+    ///
+    /// # Errors
+    /// [`NvrtcError::NotFound`] with the places that were tried.
+    pub fn find(below_target: &Path) -> Result<Self, NvrtcError> {
         let mut tried = Vec::new();
-        for candidate in candidates(fetched) {
+        for candidate in candidates(below_target) {
             match Self::open(&candidate) {
                 Ok(nvrtc) => return Ok(nvrtc),
                 Err(error) => {
@@ -265,40 +252,4 @@ impl Nvrtc {
 /// NVRTC's text without the NUL that ends it.
 fn without_nul(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes.strip_suffix(&[0]).unwrap_or(bytes)).into_owned()
-}
-
-/// Every library file worth trying, in order.
-fn candidates(fetched: Option<&Path>) -> Vec<PathBuf> {
-    let variable = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
-    if let Some(path) = variable(ENV_LIBRARY) {
-        // Named by hand: no other library is a fair substitute.
-        let named = libraries(&path);
-        return if named.is_empty() { vec![path] } else { named };
-    }
-    let toolkits = ["CUDA_PATH", "CUDA_HOME"].into_iter().filter_map(variable);
-    let folders = toolkits.flat_map(|root| TOOLKIT_FOLDERS.map(|below| root.join(below)));
-    let mut found: Vec<_> = folders.flat_map(|folder| libraries(&folder)).collect();
-    found.extend(LIBRARY_NAMES.map(PathBuf::from)); // by the loader's own path
-    let environments = ["VIRTUAL_ENV", "CONDA_PREFIX"].into_iter().filter_map(variable);
-    for lib in environments.map(|root| root.join("lib")) {
-        for python in std::fs::read_dir(lib).into_iter().flatten().flatten() {
-            let packages = python.path().join("site-packages");
-            found.extend(WHEEL_FOLDERS.iter().flat_map(|below| libraries(&packages.join(below))));
-        }
-    }
-    if let Some(fetched) = fetched {
-        found.extend(WHEEL_FOLDERS.iter().flat_map(|below| libraries(&fetched.join(below))));
-    }
-    found
-}
-
-/// The NVRTC libraries in a folder, newest first.
-fn libraries(folder: &Path) -> Vec<PathBuf> {
-    LIBRARY_NAMES.iter().map(|name| folder.join(name)).filter(|file| file.is_file()).collect()
-}
-
-/// The folder under a target directory where `cargo xtask nvrtc` unpacks NVIDIA's wheel, found
-/// from any folder below that target directory.
-pub fn fetched_folder(below_target: &Path) -> Option<PathBuf> {
-    below_target.ancestors().map(|folder| folder.join("nvrtc")).find(|folder| folder.is_dir())
 }
