@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use cuda_emulator::{Config, Device, Function, Launch, LaunchError, Module, Profile};
+use cuda_emulator::{Config, Device, EntryPoint, Launch, LaunchError, Module, Profile};
 use lexopt::prelude::*;
 
 use values::{Type, count_of};
@@ -252,7 +252,7 @@ fn run(options: &Options) -> Result<(), Stop> {
     Ok(())
 }
 
-fn kernel(module: &Module, name: Option<&str>) -> Result<Arc<Function>, Box<dyn Error>> {
+fn kernel(module: &Module, name: Option<&str>) -> Result<Arc<EntryPoint>, Box<dyn Error>> {
     let names = module.function_names();
     let name = match (name, &names[..]) {
         (Some(name), _) => name,
@@ -270,7 +270,7 @@ type Place<'a> = (usize, &'a Memory, u64);
 /// The parameters of the kernel, and the arrays that they lead to.
 fn place<'a>(
     device: &Device,
-    function: &Function,
+    function: &EntryPoint,
     arguments: &'a [Argument],
 ) -> Result<(Vec<u8>, Vec<Place<'a>>), Box<dyn Error>> {
     let formals = function.params();

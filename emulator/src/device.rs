@@ -3,196 +3,19 @@
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
+use crate::config::Config;
 use crate::counters::{Counters, MeasuredLaunch};
-use crate::fault::Fault;
+use crate::exec::{self, Hardware};
 use crate::heap::Heap;
+use crate::launch::{InvalidLaunch, Launch, LaunchError};
 use crate::memory::{Memory, MemoryError};
-use crate::module::{Function, Module, ModuleError};
+use crate::module::{EntryPoint, Module, ModuleError};
 use crate::profile::Profile;
-
-/// How a matrix instruction adds up its products. Tensor cores do not add as IEEE 754 would, and
-/// differ by chip: numeric tests should pass under each of these.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Accumulator {
-    /// One fused multiply-add in f32 after the other, in the order of k.
-    #[default]
-    Sequential,
-    /// Products and sums in f64, rounded to f32 once.
-    ExactF64,
-    /// Blocks of products aligned to the largest exponent, truncated and added as integers.
-    AlignedTruncate,
-}
-
-/// Settings of a device that no real one has.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Config {
-    /// Threads of the host that run blocks. One makes a launch deterministic to the last bit, even
-    /// where its blocks race with atomics.
-    pub threads: usize,
-    /// How matrix instructions add.
-    pub accumulator: Accumulator,
-    /// Whether approximate instructions err as far as the instruction set lets them, instead of
-    /// being as exact as their type allows.
-    pub jitter: bool,
-    /// The schedule: another than 0 permutes the order of blocks and that of the warps of a block,
-    /// and lets warps give way to each other more often.
-    pub seed: u64,
-    /// Warp instructions after which a block is taken for stuck.
-    pub watchdog: u64,
-    /// The newest PTX version that modules may have: (major, minor).
-    pub ptx_version: (u32, u32),
-    /// Whether reads of memory and registers that nothing wrote, races, and copies that nothing
-    /// waited for are faults. It costs time.
-    pub sanitizer: bool,
-    /// Whether launches are measured: the counters that say so, and a record of every launch. It
-    /// costs time, and memory for each launch until [`Device::take_launches`].
-    pub measure: bool,
-}
-
-impl Default for Config {
-    /// Takes the number of threads from `CUDA_EMULATOR_THREADS`, or else one per processor; the
-    /// sanitizer is on unless `CUDA_EMULATOR_SANITIZER` is 0; launches are measured where
-    /// `CUDA_EMULATOR_MEASURE` is 1.
-    fn default() -> Self {
-        let threads = std::env::var("CUDA_EMULATOR_THREADS")
-            .ok()
-            .and_then(|value| value.trim().parse().ok())
-            .filter(|&threads| threads > 0)
-            .or_else(|| std::thread::available_parallelism().ok().map(usize::from))
-            .unwrap_or(1);
-        Self {
-            threads,
-            accumulator: Accumulator::default(),
-            jitter: false,
-            seed: 0,
-            watchdog: 1 << 32,
-            ptx_version: (9, 5),
-            sanitizer: std::env::var("CUDA_EMULATOR_SANITIZER")
-                .map_or(true, |value| value.trim() != "0"),
-            measure: std::env::var("CUDA_EMULATOR_MEASURE").is_ok_and(|value| value.trim() == "1"),
-        }
-    }
-}
 
 /// What a fresh context of CUDA gives to a thread's stack.
 const STACK_LIMIT: u32 = 1 << 10;
 /// What a fresh context of CUDA gives to the heap of kernels.
 const HEAP_BYTES: u64 = 8 << 20;
-
-/// One launch of a kernel.
-#[derive(Clone, Copy, Debug)]
-pub struct Launch<'a> {
-    /// Blocks along x, y and z.
-    pub grid: [u32; 3],
-    /// Threads of a block along x, y and z.
-    pub block: [u32; 3],
-    /// Dynamic shared memory of a block in bytes.
-    pub dynamic_shared: u32,
-    /// The dynamic shared memory in bytes that the function's attribute allows.
-    pub dynamic_shared_limit: u32,
-    /// The kernel's parameters, laid out as [`Function::params`] says.
-    pub params: &'a [u8],
-    /// Whether all blocks must be resident at once.
-    pub cooperative: bool,
-}
-
-/// Why a launch was refused before it started.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum InvalidLaunch {
-    /// A grid without blocks, or with more than the device takes.
-    #[error("a grid of {grid:?} blocks is not within 1 to {limit:?}")]
-    Grid {
-        /// What was asked for.
-        grid: [u32; 3],
-        /// The device's limit.
-        limit: [u32; 3],
-    },
-    /// A block without threads, or with more along an axis than the device takes.
-    #[error("a block of {block:?} threads is not within 1 to {limit:?}")]
-    Block {
-        /// What was asked for.
-        block: [u32; 3],
-        /// The device's limit.
-        limit: [u32; 3],
-    },
-    /// More threads than the kernel or the device takes.
-    #[error("a block of {threads} threads exceeds the limit of {limit}")]
-    Threads {
-        /// Threads of the block.
-        threads: u64,
-        /// The smaller of the kernel's and the device's limit.
-        limit: u32,
-    },
-    /// A block shape other than the kernel's `.reqntid`.
-    #[error("a block of {block:?} threads is not the {required:?} that the kernel requires")]
-    RequiredBlock {
-        /// What was asked for.
-        block: [u32; 3],
-        /// What the kernel requires.
-        required: [u32; 3],
-    },
-    /// More dynamic shared memory than the function's attribute allows.
-    #[error(
-        "{dynamic} bytes of dynamic shared memory exceed the {limit} bytes that the function's \
-         attribute allows"
-    )]
-    DynamicShared {
-        /// Bytes asked for.
-        dynamic: u32,
-        /// Bytes allowed.
-        limit: u32,
-    },
-    /// More shared memory than a block of the device can have.
-    #[error(
-        "{fixed} bytes of static and {dynamic} bytes of dynamic shared memory exceed the device's \
-         {limit} bytes"
-    )]
-    Shared {
-        /// Static bytes of the kernel.
-        fixed: u32,
-        /// Dynamic bytes asked for.
-        dynamic: u32,
-        /// The device's limit.
-        limit: u32,
-    },
-    /// A parameter image of the wrong size.
-    #[error("{given} bytes of parameters were given where the kernel takes {expected}")]
-    Params {
-        /// Bytes given.
-        given: usize,
-        /// Bytes the kernel takes.
-        expected: usize,
-    },
-    /// A cooperative grid that is not resident as a whole.
-    #[error("a cooperative grid of {blocks} blocks exceeds the {limit} that can be resident")]
-    Cooperative {
-        /// Blocks asked for.
-        blocks: u64,
-        /// Blocks that can be resident.
-        limit: u64,
-    },
-    /// The function belongs to a module that was unloaded.
-    #[error("the kernel's module was unloaded")]
-    Unloaded,
-}
-
-/// Why a launch did not complete.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum LaunchError {
-    /// The launch was refused; nothing ran.
-    #[error("invalid launch: {0}")]
-    Invalid(#[from] InvalidLaunch),
-    /// The kernel did something that it must not; memory holds what it wrote until then.
-    #[error("{0}")]
-    Fault(Box<Fault>),
-}
-
-impl From<Fault> for LaunchError {
-    fn from(fault: Fault) -> Self {
-        Self::Fault(Box::new(fault))
-    }
-}
 
 /// An emulated device. All methods take it shared; it locks within.
 #[derive(Debug)]
@@ -264,8 +87,14 @@ impl Device {
         self.heap.resize(bytes)
     }
 
-    pub(crate) fn heap(&self) -> &Heap {
-        &self.heap
+    fn hardware(&self) -> Hardware<'_> {
+        Hardware {
+            profile: &self.profile,
+            config: self.config,
+            memory: &self.memory,
+            heap: &self.heap,
+            stack_limit: self.stack_limit(),
+        }
     }
 
     /// Allocates global memory, filled with poison; `None` when there is not enough.
@@ -351,10 +180,14 @@ impl Device {
     }
 
     /// Runs a kernel to its end.
-    pub fn launch(&self, function: &Function, launch: &Launch) -> Result<(), LaunchError> {
+    pub fn launch(&self, function: &EntryPoint, launch: &Launch) -> Result<(), LaunchError> {
         self.count(|counters| counters.launches += 1);
         let _kernel = self.activity.read().unwrap_or_else(PoisonError::into_inner);
-        let (counted, result) = crate::exec::launch(self, function, launch);
+        let (counted, result) = if function.is_unloaded() {
+            (Counters::default(), Err(InvalidLaunch::Unloaded.into()))
+        } else {
+            exec::launch(&self.hardware(), &function.kernel, launch)
+        };
         self.count(|counters| *counters += counted);
         if self.config.measure {
             let measured = MeasuredLaunch {
@@ -379,10 +212,6 @@ impl Device {
     /// What was counted since the device was made.
     pub fn counters(&self) -> Counters {
         *self.counters.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    pub(crate) fn memory(&self) -> &Memory {
-        &self.memory
     }
 
     fn count(&self, add: impl FnOnce(&mut Counters)) {

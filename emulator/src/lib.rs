@@ -18,6 +18,7 @@
 //! capabilities, not speed.
 
 pub mod client;
+mod config;
 pub mod counters;
 mod decode;
 mod device;
@@ -25,15 +26,20 @@ pub mod driver;
 mod exec;
 pub mod fault;
 mod heap;
+mod launch;
 pub mod memory;
 mod module;
 pub mod profile;
+mod program;
 mod ptx;
 
+pub use config::{Accumulator, Config};
 pub use counters::{ByClass, Counters, InstructionClass, MeasuredLaunch};
 pub use decode::{Form, Needs, Slot, supported_forms};
-pub use device::{Accumulator, Config, Device, InvalidLaunch, Launch, LaunchError};
+pub use device::Device;
 pub use fault::{Fault, FaultKind};
+pub use launch::{InvalidLaunch, Launch, LaunchError};
 pub use memory::MemoryError;
-pub use module::{Function, Module, ModuleError, Param};
+pub use module::{EntryPoint, Module, ModuleError};
 pub use profile::Profile;
+pub use program::Param;

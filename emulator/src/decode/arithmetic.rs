@@ -2,38 +2,10 @@
 
 use super::decoder::{CARRY, Decoder, NONE, Result};
 use super::modifiers::Modifiers;
-use crate::exec::op::*;
-use crate::exec::{Float, FloatMode, FloatTest, Integer, Rounding, Scalar};
-use crate::ptx::{Instruction, Operand, Type};
-
-/// The half of a product that an instruction keeps.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Part {
-    Low,
-    High,
-    Wide,
-}
+use crate::program::*;
+use crate::ptx::{InstructionTree, Operand, Type};
 
 impl Decoder<'_> {
-    /// Decodes an arithmetic instruction; `false` if it is none.
-    pub(super) fn arithmetic(
-        &mut self,
-        instruction: &Instruction,
-        modifiers: &mut Modifiers,
-    ) -> Result<bool> {
-        match instruction.opcode.as_str() {
-            "add" | "sub" | "mul" | "fma" | "mad" | "div" | "neg" | "abs" | "min" | "max"
-            | "addc" | "subc" | "madc" => self.add_and_multiply(instruction, modifiers)?,
-            "rcp" | "sqrt" | "rsqrt" | "sin" | "cos" | "lg2" | "ex2" | "tanh" | "copysign"
-            | "testp" => self.float_function(instruction, modifiers)?,
-            "rem" | "sad" | "mul24" | "mad24" | "dp4a" | "dp2a" => {
-                self.other_integers(instruction, modifiers)?;
-            }
-            _ => return Ok(false),
-        }
-        Ok(true)
-    }
-
     pub(super) fn required_type(&mut self, modifiers: &mut Modifiers) -> Result<Type> {
         match modifiers.ty() {
             Some(ty) => Ok(ty),
@@ -62,9 +34,10 @@ impl Decoder<'_> {
         Ok((self.target(&operands[0], target)?, sources))
     }
 
-    pub(super) fn integer(
+    /// Appends an integer operation whose operands have types of their own.
+    pub(super) fn emit_integer(
         &mut self,
-        instruction: &Instruction,
+        instruction: &InstructionTree,
         op: Integer,
         ty: Type,
         types: &[Type],
@@ -75,9 +48,148 @@ impl Decoder<'_> {
         Ok(())
     }
 
-    fn float(
+    /// Integer operations on `count` values of one type.
+    pub(super) fn integer(
         &mut self,
-        instruction: &Instruction,
+        instruction: &InstructionTree,
+        modifiers: &mut Modifiers,
+        ops: &[Integer],
+        count: usize,
+    ) -> Result<()> {
+        // The operation says these already.
+        modifiers.drop_all(|modifier| matches!(modifier, "hi" | "sat"));
+        let ty = self.required_type(modifiers)?;
+        let op = modifiers.of_opcode(ops);
+        self.emit_integer(instruction, op, ty, &[ty; 4][..count], ty)
+    }
+
+    /// `.relu`, of single integers or of packed ones.
+    pub(super) fn integer_or_packed(
+        &mut self,
+        instruction: &InstructionTree,
+        modifiers: &mut Modifiers,
+        single: Integer,
+        packed: Integer,
+    ) -> Result<()> {
+        modifiers.take("relu");
+        let ty = self.required_type(modifiers)?;
+        let op = if matches!(ty, Type::U16x2 | Type::S16x2) { packed } else { single };
+        self.emit_integer(instruction, op, ty, &[ty; 2], ty)
+    }
+
+    /// `.lo` or `.hi`: the half of a product that is kept.
+    pub(super) fn half_product(
+        &mut self,
+        instruction: &InstructionTree,
+        modifiers: &mut Modifiers,
+        [low, high]: [Integer; 2],
+        count: usize,
+    ) -> Result<()> {
+        let op = modifiers.pick(&[("lo", low), ("hi", high)]).unwrap_or(low);
+        let ty = self.required_type(modifiers)?;
+        self.emit_integer(instruction, op, ty, &[ty; 3][..count], ty)
+    }
+
+    /// `.wide`: a product of twice the width, perhaps plus a value of that width.
+    pub(super) fn wide_product(
+        &mut self,
+        instruction: &InstructionTree,
+        modifiers: &mut Modifiers,
+        op: Integer,
+        count: usize,
+    ) -> Result<()> {
+        modifiers.take("wide");
+        let ty = self.required_type(modifiers)?;
+        let wide = match ty {
+            Type::U16 => Type::U32,
+            Type::S16 => Type::S32,
+            Type::U32 => Type::U64,
+            _ => Type::S64,
+        };
+        self.emit_integer(instruction, op, ty, &[ty, ty, wide][..count], wide)
+    }
+
+    pub(super) fn dot_four(
+        &mut self,
+        instruction: &InstructionTree,
+        modifiers: &mut Modifiers,
+    ) -> Result<()> {
+        let [a_signed, b_signed] = self.signs(modifiers)?;
+        let u32s = Type::U32;
+        let op = Integer::Dot4 { a_signed, b_signed };
+        self.emit_integer(instruction, op, u32s, &[u32s; 3], u32s)
+    }
+
+    pub(super) fn dot_two(
+        &mut self,
+        instruction: &InstructionTree,
+        modifiers: &mut Modifiers,
+    ) -> Result<()> {
+        let high = modifiers.pick(&[("lo", false), ("hi", true)]).unwrap_or(false);
+        let [a_signed, b_signed] = self.signs(modifiers)?;
+        let u32s = Type::U32;
+        let op = Integer::Dot2 { a_signed, b_signed, high };
+        self.emit_integer(instruction, op, u32s, &[u32s; 3], u32s)
+    }
+
+    /// Whether each of two types is signed.
+    fn signs(&mut self, modifiers: &mut Modifiers) -> Result<[bool; 2]> {
+        let (a, b) = (self.required_type(modifiers)?, self.required_type(modifiers)?);
+        Ok([a.is_signed(), b.is_signed()])
+    }
+
+    /// Sums that read or write the carry flag.
+    pub(super) fn carry(
+        &mut self,
+        instruction: &InstructionTree,
+        modifiers: &mut Modifiers,
+        kinds: &[CarryKind],
+        reads: bool,
+    ) -> Result<()> {
+        let writes = modifiers.take("cc");
+        let kind = modifiers.of_opcode(kinds);
+        let ty = self.required_type(modifiers)?;
+        self.emit_carry(instruction, kind, [reads, writes], ty, 2)
+    }
+
+    /// Products whose sum reads or writes the carry flag.
+    pub(super) fn carry_product(
+        &mut self,
+        instruction: &InstructionTree,
+        modifiers: &mut Modifiers,
+        reads: bool,
+    ) -> Result<()> {
+        let writes = modifiers.take("cc");
+        let high = modifiers.pick(&[("lo", false), ("hi", true)]).unwrap_or(false);
+        let ty = self.required_type(modifiers)?;
+        let kind = if high { CarryKind::MadHigh(ty.is_signed()) } else { CarryKind::MadLow };
+        self.emit_carry(instruction, kind, [reads, writes], ty, 3)
+    }
+
+    fn emit_carry(
+        &mut self,
+        instruction: &InstructionTree,
+        kind: CarryKind,
+        [reads, writes]: [bool; 2],
+        ty: Type,
+        count: usize,
+    ) -> Result<()> {
+        let (target, [a, b, c, _]) = self.operands(&instruction.operands, &[ty; 3][..count], ty)?;
+        self.emit(Op::Carry(Box::new(CarryOp {
+            bits: ty.bits(),
+            kind,
+            reads,
+            writes,
+            flag: CARRY,
+            target,
+            sources: [a, b, c],
+        })));
+        Ok(())
+    }
+
+    fn emit_float(
+        &mut self,
+        instruction: &InstructionTree,
         op: Float,
         mode: FloatMode,
         count: usize,
@@ -93,10 +205,10 @@ impl Decoder<'_> {
         Ok(())
     }
 
-    /// The modifiers of floating-point arithmetic, of which the opcode allows some.
-    fn float_mode(&mut self, modifiers: &mut Modifiers, ty: Type) -> FloatMode {
-        FloatMode {
-            ty,
+    /// The type and the modifiers of floating-point arithmetic. The form allows some of them.
+    fn float_mode(&mut self, modifiers: &mut Modifiers) -> Result<FloatMode> {
+        Ok(FloatMode {
+            ty: self.required_type(modifiers)?,
             rounding: modifiers.rounding().unwrap_or(Rounding::Nearest),
             flush: modifiers.take("ftz"),
             saturate: modifiers.take("sat"),
@@ -104,123 +216,53 @@ impl Decoder<'_> {
             nan: modifiers.take("NaN"),
             // `.xorsign` comes with `.abs`, and `.abs` with nothing else.
             xorsign: modifiers.take("xorsign") && modifiers.take("abs"),
-        }
+        })
     }
 
-    fn add_and_multiply(
+    /// Floating-point operations on `count` values of one type.
+    pub(super) fn float(
         &mut self,
-        instruction: &Instruction,
+        instruction: &InstructionTree,
+        modifiers: &mut Modifiers,
+        ops: &[Float],
+        count: usize,
+    ) -> Result<()> {
+        let op = modifiers.of_opcode(ops);
+        let approximate = modifiers.take("approx");
+        let mode = self.float_mode(modifiers)?;
+        self.emit_float(instruction, op, mode, count, approximate)
+    }
+
+    /// Divisions that may have an error: `.approx` in a range, `.full` in all of it.
+    pub(super) fn divide_roughly(
+        &mut self,
+        instruction: &InstructionTree,
         modifiers: &mut Modifiers,
     ) -> Result<()> {
-        let opcode = instruction.opcode.as_str();
-        let carry = modifiers.take("cc");
-        let part = modifiers.pick(&[("lo", Part::Low), ("hi", Part::High), ("wide", Part::Wide)]);
-        let ty = self.required_type(modifiers)?;
-        if carry || matches!(opcode, "addc" | "subc" | "madc") {
-            return self.carrying(instruction, carry, part, ty);
-        }
-        if ty.is_float() {
-            return self.float_arithmetic(instruction, modifiers, ty);
-        }
-        let saturate = modifiers.take("sat");
-        let relu = modifiers.take("relu");
-        let wide = match ty {
-            Type::U16 => Type::U32,
-            Type::S16 => Type::S32,
-            Type::U32 => Type::U64,
-            _ => Type::S64,
-        };
-        let packed = matches!(ty, Type::U16x2 | Type::S16x2);
-        let (op, count) = match (opcode, part) {
-            ("add", _) if packed => (Integer::AddPacked, 2),
-            ("min", _) if packed => (Integer::MinPacked { relu }, 2),
-            ("max", _) if packed => (Integer::MaxPacked { relu }, 2),
-            ("add", _) if saturate => (Integer::AddSaturate, 2),
-            ("sub", _) if saturate => (Integer::SubSaturate, 2),
-            ("add", _) => (Integer::Add, 2),
-            ("sub", _) => (Integer::Sub, 2),
-            ("mul", Some(Part::Low)) => (Integer::MulLow, 2),
-            ("mul", Some(Part::High)) => (Integer::MulHigh, 2),
-            ("mul", _) => return self.integer(instruction, Integer::MulWide, ty, &[ty; 2], wide),
-            ("mad", Some(Part::Low)) => (Integer::MadLow, 3),
-            ("mad", Some(Part::High)) if saturate => (Integer::MadHighSaturate, 3),
-            ("mad", Some(Part::High)) => (Integer::MadHigh, 3),
-            ("mad", _) => {
-                return self.integer(instruction, Integer::MadWide, ty, &[ty, ty, wide], wide);
-            }
-            ("div", _) => (Integer::Div, 2),
-            ("min", _) if relu => (Integer::MinRelu, 2),
-            ("max", _) if relu => (Integer::MaxRelu, 2),
-            ("min", _) => (Integer::Min, 2),
-            ("max", _) => (Integer::Max, 2),
-            ("neg", _) => (Integer::Neg, 1),
-            _ => (Integer::Abs, 1),
-        };
-        self.integer(instruction, op, ty, &[ty; 3][..count], ty)
+        let ops = [("approx", Float::DivApprox), ("full", Float::Div)];
+        let op = modifiers.pick(&ops).unwrap_or(Float::Div);
+        let mode = self.float_mode(modifiers)?;
+        self.emit_float(instruction, op, mode, 2, true)
     }
 
-    fn float_arithmetic(
+    pub(super) fn reciprocal_root(
         &mut self,
-        instruction: &Instruction,
-        modifiers: &mut Modifiers,
-        ty: Type,
-    ) -> Result<()> {
-        let mode = self.float_mode(modifiers, ty);
-        let mut approximate = false;
-        let (op, count) = match instruction.opcode.as_str() {
-            "add" => (Float::Add, 2),
-            "sub" => (Float::Sub, 2),
-            "mul" => (Float::Mul, 2),
-            "fma" | "mad" => (Float::Fma, 3),
-            "div" if modifiers.take("approx") => {
-                approximate = true;
-                (Float::DivApprox, 2)
-            }
-            "div" => {
-                approximate = modifiers.take("full");
-                (Float::Div, 2)
-            }
-            "neg" => (Float::Neg, 1),
-            "abs" => (Float::Abs, 1),
-            "min" => (Float::Min, 2),
-            _ => (Float::Max, 2),
-        };
-        self.float(instruction, op, mode, count, approximate)
-    }
-
-    fn carrying(
-        &mut self,
-        instruction: &Instruction,
-        writes: bool,
-        part: Option<Part>,
-        ty: Type,
-    ) -> Result<()> {
-        let opcode = instruction.opcode.as_str();
-        let (kind, count) = match (opcode, part) {
-            ("add" | "addc", _) => (CarryKind::Add, 2),
-            ("sub" | "subc", _) => (CarryKind::Sub, 2),
-            (_, Some(Part::High)) => (CarryKind::MadHigh(ty.is_signed()), 3),
-            _ => (CarryKind::MadLow, 3),
-        };
-        let (target, [a, b, c, _]) = self.operands(&instruction.operands, &[ty; 3][..count], ty)?;
-        self.emit(Op::Carry(Box::new(CarryOp {
-            bits: ty.bits(),
-            kind,
-            reads: opcode.ends_with('c'),
-            writes,
-            flag: CARRY,
-            target,
-            sources: [a, b, c],
-        })));
-        Ok(())
-    }
-
-    fn float_function(
-        &mut self,
-        instruction: &Instruction,
+        instruction: &InstructionTree,
         modifiers: &mut Modifiers,
     ) -> Result<()> {
-        let opcode = instruction.opcode.as_str();
+        modifiers.take("approx");
+        let mode = self.float_mode(modifiers)?;
+        let upper = mode.flush && mode.ty == Type::F64;
+        let op = if upper { Float::ReciprocalRootUpper } else { Float::ReciprocalRoot };
+        self.emit_float(instruction, op, mode, 1, true)
+    }
+
+    /// Tests of a value's class.
+    pub(super) fn classify(
+        &mut self,
+        instruction: &InstructionTree,
+        modifiers: &mut Modifiers,
+    ) -> Result<()> {
         let test = modifiers.pick(&[
             ("finite", FloatTest::Finite),
             ("infinite", FloatTest::Infinite),
@@ -229,59 +271,11 @@ impl Decoder<'_> {
             ("normal", FloatTest::Normal),
             ("subnormal", FloatTest::Subnormal),
         ]);
-        let ty = self.required_type(modifiers)?;
-        let mode = self.float_mode(modifiers, ty);
-        let approximate = modifiers.take("approx");
-        if let Some(test) = test {
-            let (target, sources) = self.operands(&instruction.operands, &[ty], Type::Pred)?;
-            let scalar = Scalar::Float(Float::Test(test), mode);
-            self.emit_scalar(scalar, target, Target::Nowhere, sources);
-            return Ok(());
-        }
-        let op = match opcode {
-            "copysign" => return self.float(instruction, Float::Copysign, mode, 2, false),
-            "rcp" if approximate && ty == Type::F64 => Float::ReciprocalUpper,
-            "rcp" => Float::Reciprocal,
-            "sqrt" => Float::SquareRoot,
-            "rsqrt" if mode.flush && ty == Type::F64 => Float::ReciprocalRootUpper,
-            "rsqrt" => Float::ReciprocalRoot,
-            "sin" => Float::Sin,
-            "cos" => Float::Cos,
-            "lg2" => Float::Log2,
-            "ex2" => Float::Exp2,
-            _ => Float::Tanh,
-        };
-        self.float(instruction, op, mode, 1, approximate)
-    }
-
-    fn other_integers(
-        &mut self,
-        instruction: &Instruction,
-        modifiers: &mut Modifiers,
-    ) -> Result<()> {
-        let opcode = instruction.opcode.as_str();
-        let high = modifiers.pick(&[("lo", false), ("hi", true)]).unwrap_or(false);
-        let saturate = modifiers.take("sat");
-        let ty = self.required_type(modifiers)?;
-        let (op, count) = match opcode {
-            "dp4a" | "dp2a" => {
-                let b_signed = self.required_type(modifiers)?.is_signed();
-                let a_signed = ty.is_signed();
-                let op = match opcode {
-                    "dp4a" => Integer::Dot4 { a_signed, b_signed },
-                    _ => Integer::Dot2 { a_signed, b_signed, high },
-                };
-                let u32s = Type::U32;
-                return self.integer(instruction, op, u32s, &[u32s; 3], u32s);
-            }
-            "rem" => (Integer::Rem, 2),
-            "sad" => (Integer::Sad, 3),
-            "mul24" if high => (Integer::Mul24High, 2),
-            "mul24" => (Integer::Mul24Low, 2),
-            _ if saturate => (Integer::Mad24HighSaturate, 3),
-            _ if high => (Integer::Mad24High, 3),
-            _ => (Integer::Mad24Low, 3),
-        };
-        self.integer(instruction, op, ty, &[ty; 3][..count], ty)
+        let Some(test) = test else { return self.fail("the test of a class is missing") };
+        let mode = self.float_mode(modifiers)?;
+        let (target, sources) = self.operands(&instruction.operands, &[mode.ty], Type::Pred)?;
+        let scalar = Scalar::Float(Float::Test(test), mode);
+        self.emit_scalar(scalar, target, Target::Nowhere, sources);
+        Ok(())
     }
 }

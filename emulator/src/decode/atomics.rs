@@ -3,34 +3,26 @@
 use super::decoder::{Decoder, Result};
 use super::memory::{SCOPES, SPACES, elements, is_hint};
 use super::modifiers::Modifiers;
-use crate::exec::op::*;
-use crate::ptx::{Instruction, Operand, Type};
+use crate::program::*;
+use crate::ptx::{InstructionTree, Operand, Type};
 
 impl Decoder<'_> {
-    /// Decodes an atomic, a fence or an asynchronous copy; `false` if it is none.
-    pub(super) fn synchronising(
+    /// Fences. The form says how far and how strongly; the emulator's fences are the strongest.
+    pub(super) fn fence(
         &mut self,
-        instruction: &Instruction,
+        instruction: &InstructionTree,
         modifiers: &mut Modifiers,
-    ) -> Result<bool> {
-        match instruction.opcode.as_str() {
-            "atom" => self.atomic(instruction, modifiers, true)?,
-            "red" => self.atomic(instruction, modifiers, false)?,
-            "cp" => self.copy(instruction, modifiers)?,
-            "membar" | "fence" => {
-                self.count(instruction, &[0])?;
-                // The form says how far and how strongly; the emulator's fences are the strongest.
-                modifiers.drop_all(|_| true);
-                self.emit(Op::Fence);
-            }
-            _ => return Ok(false),
-        }
-        Ok(true)
+    ) -> Result<()> {
+        self.count(instruction, &[0])?;
+        modifiers.drop_all(|_| true);
+        self.emit(Op::Fence);
+        Ok(())
     }
 
-    fn atomic(
+    /// An atomic, with or without a result.
+    pub(super) fn atomic(
         &mut self,
-        instruction: &Instruction,
+        instruction: &InstructionTree,
         modifiers: &mut Modifiers,
         returns: bool,
     ) -> Result<()> {
@@ -117,7 +109,11 @@ impl Decoder<'_> {
     }
 
     /// `cp.async` and what waits for it.
-    fn copy(&mut self, instruction: &Instruction, modifiers: &mut Modifiers) -> Result<()> {
+    pub(super) fn copy(
+        &mut self,
+        instruction: &InstructionTree,
+        modifiers: &mut Modifiers,
+    ) -> Result<()> {
         modifiers.take("async");
         let operands = &instruction.operands;
         if modifiers.take("commit_group") {

@@ -1,109 +1,122 @@
-//! Branches, calls, and the order in which the groups of instructions are tried.
+//! Branches, what stops or delays a thread, and the stack.
 
 use super::decoder::{Decoder, Result};
 use super::modifiers::Modifiers;
-use crate::exec::op::*;
-use crate::ptx::{Instruction, Operand, Type};
+use crate::program::*;
+use crate::ptx::{InstructionTree, Operand, Type};
 
-impl<'a> Decoder<'a> {
-    /// Decodes one instruction; what takes a modifier removes it.
-    pub(super) fn instruction(
+impl Decoder<'_> {
+    pub(super) fn branch(
         &mut self,
-        instruction: &'a Instruction,
+        instruction: &InstructionTree,
         modifiers: &mut Modifiers,
     ) -> Result<()> {
-        let known = self.arithmetic(instruction, modifiers)?
-            || self.logic(instruction, modifiers)?
-            || self.memory(instruction, modifiers)?
-            || self.synchronising(instruction, modifiers)?
-            || self.conversion(instruction, modifiers)?
-            || self.warp(instruction, modifiers)?
-            || self.control(instruction, modifiers)?;
-        if known {
-            Ok(())
-        } else {
-            self.fail(format!("unknown instruction `{}`", instruction.opcode))
-        }
+        modifiers.take("uni");
+        self.count(instruction, &[1])?;
+        let label = self.label(&instruction.operands[0])?;
+        self.emit(Op::Branch(label));
+        Ok(())
     }
 
-    fn control(&mut self, instruction: &'a Instruction, modifiers: &mut Modifiers) -> Result<bool> {
+    pub(super) fn branch_indexed(
+        &mut self,
+        instruction: &InstructionTree,
+        modifiers: &mut Modifiers,
+    ) -> Result<()> {
         let operands = &instruction.operands;
-        match instruction.opcode.as_str() {
-            "bra" => {
-                modifiers.take("uni");
-                self.count(instruction, &[1])?;
-                let label = self.label(&operands[0])?;
-                self.emit(Op::Branch(label));
-            }
-            "brx" => {
-                modifiers.take("uni");
-                modifiers.take("idx");
-                self.count(instruction, &[2])?;
-                let index = self.word(&operands[0])?;
-                let Operand::Name(list) = &operands[1] else {
-                    return self.fail("the name of a list of targets is expected");
-                };
-                let Some(names) = self.find_targets(list) else {
-                    return self.fail(format!("unknown list of branch targets `{list}`"));
-                };
-                let mut targets = Vec::new();
-                for name in names {
-                    targets.push(self.label(&Operand::Name(name))?);
-                }
-                self.emit(Op::BranchIndexed(Box::new(IndexedBranch { index, targets })));
-            }
-            "call" => {
-                modifiers.take("uni");
-                self.call(instruction)?;
-            }
-            "ret" => {
-                modifiers.take("uni");
-                self.leave();
-            }
-            "exit" => self.emit(Op::Exit),
-            "trap" | "brkpt" => self.emit(Op::Trap),
-            "nanosleep" => {
-                modifiers.ty();
-                self.count(instruction, &[1])?;
-                self.word(&operands[0])?;
-                self.emit(Op::Sleep);
-            }
-            // The kernels before this one are complete when it starts, and its memory is visible.
-            "griddepcontrol" => {
-                modifiers.drop_all(|_| true);
-                self.emit(Op::Nothing);
-            }
-            "pmevent" => {
-                modifiers.take("mask");
-                self.count(instruction, &[1])?;
-                let Operand::Integer(0..=0xffff) = operands[0] else {
-                    return self.fail("`pmevent` takes a constant of 16 bits");
-                };
-                self.emit(Op::Nothing);
-            }
-            "stacksave" => {
-                modifiers.ty();
-                self.count(instruction, &[1])?;
-                let stack = self.stack_pointer();
-                if let Target::Q(d) = self.target(&operands[0], Type::U64)? {
-                    self.emit(Op::Copy64(d, stack));
-                }
-            }
-            "stackrestore" => {
-                modifiers.ty();
-                self.count(instruction, &[1])?;
-                let stack = self.stack_pointer();
-                if let Source::Q(a) = self.source(&operands[0], Type::U64)? {
-                    self.emit(Op::Copy64(stack, a));
-                }
-            }
-            "alloca" => {
-                modifiers.ty();
-                self.allocate(instruction)?;
-            }
-            _ => return Ok(false),
+        modifiers.take("uni");
+        modifiers.take("idx");
+        self.count(instruction, &[2])?;
+        let index = self.word(&operands[0])?;
+        let Operand::Name(list) = &operands[1] else {
+            return self.fail("the name of a list of targets is expected");
+        };
+        let Some(names) = self.find_targets(list) else {
+            return self.fail(format!("unknown list of branch targets `{list}`"));
+        };
+        let mut targets = Vec::new();
+        for name in names {
+            targets.push(self.label(&Operand::Name(name))?);
         }
-        Ok(true)
+        self.emit(Op::BranchIndexed(Box::new(IndexedBranch { index, targets })));
+        Ok(())
+    }
+
+    pub(super) fn ret(&mut self, _: &InstructionTree, modifiers: &mut Modifiers) -> Result<()> {
+        modifiers.take("uni");
+        self.leave();
+        Ok(())
+    }
+
+    pub(super) fn exit(&mut self, _: &InstructionTree, _: &mut Modifiers) -> Result<()> {
+        self.emit(Op::Exit);
+        Ok(())
+    }
+
+    pub(super) fn trap(&mut self, _: &InstructionTree, _: &mut Modifiers) -> Result<()> {
+        self.emit(Op::Trap);
+        Ok(())
+    }
+
+    pub(super) fn sleep(
+        &mut self,
+        instruction: &InstructionTree,
+        modifiers: &mut Modifiers,
+    ) -> Result<()> {
+        modifiers.ty();
+        self.count(instruction, &[1])?;
+        self.word(&instruction.operands[0])?;
+        self.emit(Op::Sleep);
+        Ok(())
+    }
+
+    /// `griddepcontrol`: all earlier kernels are complete, and their writes are visible.
+    pub(super) fn nothing(&mut self, _: &InstructionTree, modifiers: &mut Modifiers) -> Result<()> {
+        modifiers.drop_all(|_| true);
+        self.emit(Op::Nothing);
+        Ok(())
+    }
+
+    pub(super) fn event(
+        &mut self,
+        instruction: &InstructionTree,
+        modifiers: &mut Modifiers,
+    ) -> Result<()> {
+        modifiers.take("mask");
+        self.count(instruction, &[1])?;
+        let Operand::Integer(0..=0xffff) = instruction.operands[0] else {
+            return self.fail("`pmevent` takes a constant of 16 bits");
+        };
+        self.emit(Op::Nothing);
+        Ok(())
+    }
+
+    pub(super) fn save_stack(
+        &mut self,
+        instruction: &InstructionTree,
+        modifiers: &mut Modifiers,
+    ) -> Result<()> {
+        modifiers.ty();
+        self.count(instruction, &[1])?;
+        let stack = self.stack_pointer();
+        if let Target::Q(d) = self.target(&instruction.operands[0], Type::U64)? {
+            self.emit(Op::Copy64(d, stack));
+        }
+        Ok(())
+    }
+
+    pub(super) fn restore_stack(
+        &mut self,
+        instruction: &InstructionTree,
+        modifiers: &mut Modifiers,
+    ) -> Result<()> {
+        modifiers.ty();
+        self.count(instruction, &[1])?;
+        let stack = self.stack_pointer();
+        if let Source::Q(a) = self.source(&instruction.operands[0], Type::U64)? {
+            self.emit(Op::Copy64(stack, a));
+        }
+        Ok(())
     }
 
     /// The number of a label; it becomes a place when the kernel is complete.
@@ -116,9 +129,14 @@ impl<'a> Decoder<'a> {
     }
 
     /// `alloca pointer, size, alignment`: takes more of the stack until the function returns.
-    fn allocate(&mut self, instruction: &Instruction) -> Result<()> {
+    pub(super) fn allocate(
+        &mut self,
+        instruction: &InstructionTree,
+        modifiers: &mut Modifiers,
+    ) -> Result<()> {
         const LEAST: u64 = 8;
         const MOST: u64 = 1 << 23;
+        modifiers.ty();
         self.count(instruction, &[2, 3])?;
         let operands = &instruction.operands;
         let align = match operands.get(2) {

@@ -2,30 +2,15 @@
 
 use super::decoder::{Decoder, NONE, Result, SINK};
 use super::modifiers::Modifiers;
-use crate::exec::op::*;
-use crate::exec::{
-    Convert, Integer, LOCAL_WINDOW, PARAM_WINDOW, Rounding, SHARED_WINDOW, Scalar, Special,
-};
-use crate::ptx::{Instruction, Operand, Type};
+use crate::program::*;
+use crate::ptx::{InstructionTree, Operand, Type};
 
 impl Decoder<'_> {
-    /// Decodes a move or a conversion; `false` if it is none.
-    pub(super) fn conversion(
+    pub(super) fn mov(
         &mut self,
-        instruction: &Instruction,
+        instruction: &InstructionTree,
         modifiers: &mut Modifiers,
-    ) -> Result<bool> {
-        match instruction.opcode.as_str() {
-            "mov" => self.mov(instruction, modifiers)?,
-            "cvt" => self.cvt(instruction, modifiers)?,
-            "cvta" => self.cvta(instruction, modifiers)?,
-            "isspacep" => self.is_space(instruction, modifiers)?,
-            _ => return Ok(false),
-        }
-        Ok(true)
-    }
-
-    fn mov(&mut self, instruction: &Instruction, modifiers: &mut Modifiers) -> Result<()> {
+    ) -> Result<()> {
         self.count(instruction, &[2])?;
         let ty = self.required_type(modifiers)?;
         let [d, a] = &instruction.operands[..] else { return Ok(()) };
@@ -161,7 +146,11 @@ impl Decoder<'_> {
         }
     }
 
-    fn cvt(&mut self, instruction: &Instruction, modifiers: &mut Modifiers) -> Result<()> {
+    pub(super) fn cvt(
+        &mut self,
+        instruction: &InstructionTree,
+        modifiers: &mut Modifiers,
+    ) -> Result<()> {
         let to_integer = modifiers.pick(&[
             ("rni", Rounding::Nearest),
             ("rzi", Rounding::Zero),
@@ -208,7 +197,11 @@ impl Decoder<'_> {
     }
 
     /// Conversions between a state space's addresses and generic ones.
-    fn cvta(&mut self, instruction: &Instruction, modifiers: &mut Modifiers) -> Result<()> {
+    pub(super) fn cvta(
+        &mut self,
+        instruction: &InstructionTree,
+        modifiers: &mut Modifiers,
+    ) -> Result<()> {
         self.count(instruction, &[2])?;
         let to_space = modifiers.take("to");
         let start = modifiers.pick(&WINDOWS).unwrap_or(0);
@@ -222,7 +215,11 @@ impl Decoder<'_> {
         Ok(())
     }
 
-    fn is_space(&mut self, instruction: &Instruction, modifiers: &mut Modifiers) -> Result<()> {
+    pub(super) fn is_space(
+        &mut self,
+        instruction: &InstructionTree,
+        modifiers: &mut Modifiers,
+    ) -> Result<()> {
         self.count(instruction, &[2])?;
         let window = modifiers.pick(&[
             ("global", Window::Global),

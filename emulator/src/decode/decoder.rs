@@ -4,16 +4,13 @@ use std::cell::OnceCell;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
-use super::class::class;
 use super::forms::{self, Needs};
 use super::functions::{Body, function_address};
 use super::modifiers::Modifiers;
-use super::{Kernel, Place, Source as Text, liveness, target_number, unwritten};
-use crate::exec::op::{Builtin, FALSE, Instruction as Executed, Op, P, Q, R, Source, TRUE, Test};
-use crate::exec::{LOCAL_BASE, SHARED_BASE, Special};
-use crate::module::Param;
+use super::{liveness, unwritten};
+use crate::program::*;
 use crate::ptx::{
-    FunctionTree, Instruction, Operand, Problem, Prototype, Statement, Tree, Type, Variable,
+    FunctionTree, InstructionTree, Operand, Problem, Prototype, Statement, Tree, Type, Variable,
     VariableSpace,
 };
 
@@ -88,7 +85,7 @@ pub(super) struct Decoder<'a> {
     /// The register that holds where the free part of the stack starts.
     stack: Option<Q>,
     pub(super) pointed_at: OnceCell<BTreeSet<&'a str>>,
-    code: Vec<Executed>,
+    code: Vec<Instruction>,
     places: Vec<Place>,
     labels: Vec<Option<u32>>,
     pub(super) guard: Test,
@@ -123,7 +120,7 @@ impl<'a> Decoder<'a> {
     pub(super) fn kernel(
         tree: &'a Tree,
         variables: &'a BTreeMap<String, (u64, u64)>,
-        source: Arc<Text>,
+        source: Arc<SourceText>,
         function: &'a FunctionTree,
         jitter: bool,
     ) -> Result<Kernel> {
@@ -131,7 +128,7 @@ impl<'a> Decoder<'a> {
             tree,
             variables,
             scopes: Vec::new(),
-            target: Needs { capability: target_number(&tree.target), version: tree.version },
+            target: Needs { capability: tree.target_number(), version: tree.version },
             bodies: Vec::new(),
             current: 0,
             frame: None,
@@ -178,7 +175,7 @@ impl<'a> Decoder<'a> {
     /// Completes a kernel whose own instructions are the first of `length`.
     fn finish(
         mut self,
-        source: Arc<Text>,
+        source: Arc<SourceText>,
         function: &FunctionTree,
         length: usize,
         param_bytes: usize,
@@ -251,7 +248,7 @@ impl<'a> Decoder<'a> {
             entry: after,
             stack: self.stack.unwrap_or(SINK),
             const_bytes: constants.filter_map(|v| v.bytes).sum::<u64>() as u32,
-            max_threads: function
+            thread_limit: function
                 .required_threads
                 .or(function.max_threads)
                 .map(|[x, y, z]| x.saturating_mul(y).saturating_mul(z)),
@@ -260,7 +257,7 @@ impl<'a> Decoder<'a> {
             watch: unwritten::watch(&self.flow, &mut self.code, after, &functions),
             functions,
             ptx_version: (10 * major + minor) as i32,
-            classes: self.code.iter().map(|instruction| class(&instruction.op)).collect(),
+            classes: self.code.iter().map(|instruction| instruction.op.class()).collect(),
             code: self.code,
             places: self.places,
             source,
@@ -281,7 +278,7 @@ impl<'a> Decoder<'a> {
     /// Appends an instruction under the current guard.
     pub(super) fn emit(&mut self, op: Op) {
         self.flow.close(self.guard != Test { predicate: TRUE, negated: false });
-        self.code.push(Executed { guard: self.guard, watched: false, op });
+        self.code.push(Instruction { guard: self.guard, watched: false, op });
         self.places.push(self.place.clone());
     }
 
@@ -362,8 +359,8 @@ impl<'a> Decoder<'a> {
         Ok(())
     }
 
-    fn statement(&mut self, instruction: &'a Instruction) -> Result<()> {
-        let Instruction { line, location, ref text, .. } = *instruction;
+    fn statement(&mut self, instruction: &'a InstructionTree) -> Result<()> {
+        let InstructionTree { line, location, ref text, .. } = *instruction;
         self.place = Place { line, location, text: text.clone() };
         self.always();
         if let Some((name, negated)) = &instruction.guard {
@@ -373,11 +370,12 @@ impl<'a> Decoder<'a> {
             self.guard = Test { negated: *negated, ..test };
         }
         let names: Vec<&str> = instruction.modifiers.iter().map(String::as_str).collect();
-        if let Err(message) = forms::check(&instruction.opcode, &names, self.target) {
-            return self.fail(message);
-        }
-        let mut modifiers = Modifiers::new(names);
-        self.instruction(instruction, &mut modifiers)?;
+        let form = match forms::find(&instruction.opcode, &names, self.target) {
+            Ok(form) => form,
+            Err(message) => return self.fail(message),
+        };
+        let mut modifiers = Modifiers::new(names, form.position);
+        (form.decode)(self, instruction, &mut modifiers)?;
         if let Some(left) = modifiers.rest() {
             let opcode = &instruction.opcode;
             return self.fail(format!("the modifier `.{left}` of `{opcode}` is not supported"));

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::LazyLock;
 
-use super::table::{FORMS, GROUPS, NEEDS};
+use super::table::{Decode, FORMS, GROUPS, NEEDS};
 use crate::ptx::Type;
 
 /// What is taken for granted: modules for older targets may use all of it.
@@ -46,6 +46,9 @@ pub struct Form {
     /// The places of its modifiers.
     pub slots: Vec<Slot>,
     needs: Needs,
+    /// The position of the opcode among those of the row.
+    pub(super) position: usize,
+    pub(super) decode: Decode,
 }
 
 impl fmt::Display for Form {
@@ -92,8 +95,8 @@ impl Form {
         })
     }
 
-    fn parse(line: &'static str) -> impl Iterator<Item = Form> {
-        let (line, needs) = line.split_once("; ").unwrap_or((line, ""));
+    fn parse((row, decode): (&'static str, Decode)) -> impl Iterator<Item = Form> {
+        let (line, needs) = row.split_once("; ").unwrap_or((row, ""));
         let mut words = line.split(' ');
         let opcodes = words.next().unwrap_or_default();
         let slots: Vec<Slot> = words
@@ -104,7 +107,10 @@ impl Form {
             })
             .collect();
         let needs = parse_needs(needs);
-        opcodes.split('|').map(move |opcode| Form { opcode, slots: slots.clone(), needs })
+        opcodes.split('|').enumerate().map(move |(position, opcode)| {
+            let slots = slots.clone();
+            Form { opcode, slots, needs, position, decode }
+        })
     }
 }
 
@@ -137,15 +143,19 @@ pub fn supported_forms() -> impl Iterator<Item = &'static Form> {
     BY_OPCODE.values().flatten()
 }
 
-/// Checks that an instruction has a form and that the target provides it.
-pub(super) fn check(opcode: &str, modifiers: &[&str], target: Needs) -> Result<(), String> {
+/// Finds the form of an instruction, which the target must provide.
+pub(super) fn find(
+    opcode: &str,
+    modifiers: &[&str],
+    target: Needs,
+) -> Result<&'static Form, String> {
     let Some(forms) = BY_OPCODE.get(opcode) else {
         return Err(format!("unknown instruction `{opcode}`"));
     };
     let met = |needs: &Needs| target.and(*needs) == target;
     let fits = |form: &Form| form.assign(modifiers).is_some() && met(&form.needs(modifiers));
-    if forms.iter().any(fits) {
-        return Ok(());
+    if let Some(form) = forms.iter().find(|form| fits(form)) {
+        return Ok(form);
     }
     let name = || modifiers.iter().fold(opcode.to_owned(), |name, next| format!("{name}.{next}"));
     let fitting: Vec<_> = forms.iter().filter(|f| f.assign(modifiers).is_some()).collect();

@@ -5,14 +5,13 @@
 //! that may be active already, through recursion or a pointer, saves its registers.
 
 use std::collections::BTreeSet;
-use std::ops::Range;
 
 use super::decoder::{Decoder, Label, Register, Result, SINK, Scope, Symbol, lay_out};
-use crate::exec::op::*;
-use crate::exec::{FUNCTION_BASE, FUNCTION_STEP};
-use crate::module::Param;
+use super::modifiers::Modifiers;
+use crate::program::*;
 use crate::ptx::{
-    FunctionTree, Initial, Instruction, Operand, Prototype, Statement, Tree, Type, VariableSpace,
+    FunctionTree, Initial, InstructionTree, Operand, Prototype, Statement, Tree, Type,
+    VariableSpace,
 };
 
 /// Frames start at multiples of this.
@@ -22,31 +21,6 @@ const RETURN_BYTES: u32 = 16;
 /// Functions that a kernel may call.
 const MOST_FUNCTIONS: usize = 1 << 12;
 
-/// A device function that a kernel may call, ready to run.
-#[derive(Debug)]
-pub(crate) struct Function {
-    pub(crate) name: String,
-    /// What a pointer to it holds.
-    pub(crate) address: u64,
-    pub(crate) entry: u32,
-    /// The register that holds where its frame starts.
-    pub(crate) frame: Q,
-    /// Bytes of the stack that a call takes.
-    pub(crate) frame_bytes: u32,
-    /// Results, then parameters, as they lie in the frame.
-    pub(crate) formals: Vec<Param>,
-    /// The registers that a call must save, where it may be active already.
-    pub(crate) saved: Option<Saved>,
-}
-
-/// Registers, by kind.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Saved {
-    pub(crate) r: Range<usize>,
-    pub(crate) q: Range<usize>,
-    pub(crate) p: Range<usize>,
-}
-
 /// The kernel, or a function that it may reach, while they are decoded.
 pub(super) struct Body<'a> {
     tree: &'a FunctionTree,
@@ -54,7 +28,7 @@ pub(super) struct Body<'a> {
     formals: Vec<Param>,
     frame: Q,
     frame_bytes: u32,
-    saved: Saved,
+    saved: SavedRegisters,
     /// Bodies that it calls by name.
     calls: BTreeSet<usize>,
     /// Whether it calls through pointers.
@@ -71,7 +45,7 @@ impl<'a> Body<'a> {
             formals,
             frame: SINK,
             frame_bytes: 0,
-            saved: Saved::default(),
+            saved: SavedRegisters::default(),
             calls: BTreeSet::new(),
             points: false,
             allocates: false,
@@ -93,7 +67,7 @@ impl<'a> Body<'a> {
 }
 
 /// What a pointer to a function holds.
-pub(super) fn function_address(tree: &Tree, name: &str) -> Option<u64> {
+pub(crate) fn function_address(tree: &Tree, name: &str) -> Option<u64> {
     let number = tree.functions.iter().position(|function| function.name == name)?;
     Some(FUNCTION_BASE + FUNCTION_STEP * number as u64)
 }
@@ -104,8 +78,11 @@ fn pointed_at(tree: &Tree) -> BTreeSet<&str> {
         for statement in statements {
             match statement {
                 Statement::Scope(inner) => search(inner, into),
-                Statement::Instruction(instruction) if instruction.opcode == "mov" => {
-                    if let Some(Operand::Name(name)) = instruction.operands.get(1) {
+                // A function as the source is a pointer to it. A call has a list before the name.
+                Statement::Instruction(instruction) => {
+                    if let [first, Operand::Name(name), ..] = &instruction.operands[..]
+                        && !matches!(first, Operand::List(_))
+                    {
                         into.insert(name);
                     }
                 }
@@ -129,7 +106,12 @@ fn pointed_at(tree: &Tree) -> BTreeSet<&str> {
 type Call<'o> = (&'o [Operand], &'o str, &'o [Operand], Option<&'o str>);
 
 impl<'a> Decoder<'a> {
-    pub(super) fn call(&mut self, instruction: &'a Instruction) -> Result<()> {
+    pub(super) fn call(
+        &mut self,
+        instruction: &'a InstructionTree,
+        modifiers: &mut Modifiers,
+    ) -> Result<()> {
+        modifiers.take("uni");
         let (returns, name, arguments, prototype): Call = match &instruction.operands[..] {
             [Operand::Name(name)] => (&[], name, &[], None),
             [Operand::Name(name), Operand::Name(prototype)] => (&[], name, &[], Some(prototype)),
@@ -353,7 +335,7 @@ impl<'a> Decoder<'a> {
         let body = &mut self.bodies[number];
         body.frame = frame;
         body.frame_bytes = self.local_bytes;
-        body.saved = Saved {
+        body.saved = SavedRegisters {
             r: start[0]..self.r_count,
             q: start[1]..self.q_count,
             p: start[2]..self.p_count,
@@ -400,12 +382,12 @@ impl<'a> Decoder<'a> {
 
     /// The functions as the executor needs them, and how much of the stack the kernel takes: what
     /// is known of it, and whether calls may take more.
-    pub(super) fn link(&self, entry: impl Fn(Label) -> u32) -> (Vec<Function>, u32, bool) {
+    pub(super) fn link(&self, entry: impl Fn(Label) -> u32) -> (Vec<DeviceFunction>, u32, bool) {
         let bounded = self.bounded_stacks();
         let functions: Vec<_> = self.bodies[1..]
             .iter()
             .zip(&bounded[1..])
-            .map(|(body, bounded)| Function {
+            .map(|(body, bounded)| DeviceFunction {
                 name: body.tree.name.clone(),
                 address: function_address(self.tree, &body.tree.name).unwrap_or_default(),
                 entry: entry(body.label),

@@ -2,9 +2,7 @@
 
 use std::collections::HashMap;
 
-use super::functions::Function;
-use crate::exec::RegisterClass;
-use crate::exec::op::{Called, Instruction, Op, TRUE};
+use crate::program::{Called, DeviceFunction, Instruction, Op, RegisterClass, TRUE};
 use crate::ptx::Type;
 
 /// Reads and writes of the registers that the program names, by instruction.
@@ -95,7 +93,7 @@ impl Flow {
     }
 
     /// The most registers that are live at once.
-    pub(super) fn most_live(&self, code: &[Instruction], functions: &[Function]) -> u32 {
+    pub(super) fn most_live(&self, code: &[Instruction], functions: &[DeviceFunction]) -> u32 {
         let next: Vec<_> =
             code.iter().enumerate().map(|(at, _)| next(code, functions, at)).collect();
         // What is live is kept where control may come from elsewhere than the line before.
@@ -155,7 +153,7 @@ impl Flow {
 }
 
 /// Where control goes from an instruction, unless it goes on behind it.
-fn next(code: &[Instruction], functions: &[Function], at: usize) -> Option<Vec<usize>> {
+fn next(code: &[Instruction], functions: &[DeviceFunction], at: usize) -> Option<Vec<usize>> {
     let instruction = &code[at];
     let mut next: Vec<usize> = match &instruction.op {
         Op::Branch(target) => vec![*target as usize],

@@ -2,34 +2,92 @@
 
 use super::decoder::{Decoder, NONE, Result};
 use super::modifiers::Modifiers;
-use crate::exec::op::*;
-use crate::exec::{Comparison, Integer, Permute, Relation, Scalar, Video};
-use crate::ptx::{Instruction, Operand, Type};
+use crate::program::*;
+use crate::ptx::{InstructionTree, Operand, Type};
 
 impl Decoder<'_> {
-    /// Decodes a logic instruction; `false` if it is none.
-    pub(super) fn logic(
+    /// Operations on values of one type, and then on 32-bit numbers.
+    pub(super) fn integer_by_words(
         &mut self,
-        instruction: &Instruction,
+        instruction: &InstructionTree,
         modifiers: &mut Modifiers,
-    ) -> Result<bool> {
-        match instruction.opcode.as_str() {
-            "popc" | "clz" | "bfind" | "brev" | "bfe" | "bfi" | "bmsk" | "szext" | "fns"
-            | "shl" | "shr" | "shf" | "cnot" | "prmt" => self.bits(instruction, modifiers)?,
-            "lop3" => self.lop3(instruction, modifiers)?,
-            "and" | "or" | "xor" | "not" => self.bitwise(instruction, modifiers)?,
-            "setp" | "set" => self.compare(instruction, modifiers)?,
-            "selp" => self.select(instruction, modifiers)?,
-            "slct" => self.select_by_sign(instruction, modifiers)?,
-            opcode => {
-                let Some((op, bytes)) = video(opcode) else { return Ok(false) };
-                self.video(instruction, modifiers, op, bytes)?;
-            }
-        }
-        Ok(true)
+        op: Integer,
+        values: usize,
+        words: usize,
+    ) -> Result<()> {
+        let ty = self.required_type(modifiers)?;
+        let mut types = [Type::U32; 4];
+        types[..values].fill(ty);
+        self.emit_integer(instruction, op, ty, &types[..values + words], ty)
     }
 
-    fn bits(&mut self, instruction: &Instruction, modifiers: &mut Modifiers) -> Result<()> {
+    /// Numbers of bits.
+    pub(super) fn count_bits(
+        &mut self,
+        instruction: &InstructionTree,
+        modifiers: &mut Modifiers,
+        ops: &[Integer],
+    ) -> Result<()> {
+        let ty = self.required_type(modifiers)?;
+        let op = modifiers.of_opcode(ops);
+        self.emit_integer(instruction, op, ty, &[ty], Type::U32)
+    }
+
+    pub(super) fn find(
+        &mut self,
+        instruction: &InstructionTree,
+        modifiers: &mut Modifiers,
+    ) -> Result<()> {
+        let shift = modifiers.take("shiftamt");
+        let ty = self.required_type(modifiers)?;
+        self.emit_integer(instruction, Integer::Find { shift }, ty, &[ty], Type::U32)
+    }
+
+    pub(super) fn find_set(
+        &mut self,
+        instruction: &InstructionTree,
+        modifiers: &mut Modifiers,
+    ) -> Result<()> {
+        let ty = self.required_type(modifiers)?;
+        let types = [ty, Type::U32, Type::S32];
+        self.emit_integer(instruction, Integer::FindSet, ty, &types, ty)
+    }
+
+    /// `szext`: sign or zero extension.
+    pub(super) fn extend(
+        &mut self,
+        instruction: &InstructionTree,
+        modifiers: &mut Modifiers,
+    ) -> Result<()> {
+        let clamp = clamps(modifiers);
+        self.integer_by_words(instruction, modifiers, Integer::SignOrZeroExtend { clamp }, 1, 1)
+    }
+
+    pub(super) fn mask(
+        &mut self,
+        instruction: &InstructionTree,
+        modifiers: &mut Modifiers,
+    ) -> Result<()> {
+        let clamp = clamps(modifiers);
+        self.integer(instruction, modifiers, &[Integer::Mask { clamp }], 2)
+    }
+
+    pub(super) fn funnel_shift(
+        &mut self,
+        instruction: &InstructionTree,
+        modifiers: &mut Modifiers,
+    ) -> Result<()> {
+        let clamp = clamps(modifiers);
+        let (left, right) = (Integer::FunnelLeft { clamp }, Integer::FunnelRight { clamp });
+        let op = modifiers.pick(&[("l", left), ("r", right)]).unwrap_or(right);
+        self.integer(instruction, modifiers, &[op], 3)
+    }
+
+    pub(super) fn permute(
+        &mut self,
+        instruction: &InstructionTree,
+        modifiers: &mut Modifiers,
+    ) -> Result<()> {
         let permute = modifiers.pick(&[
             ("f4e", Permute::ForwardFour),
             ("b4e", Permute::BackwardFour),
@@ -38,34 +96,17 @@ impl Decoder<'_> {
             ("ecr", Permute::EdgeRight),
             ("rc16", Permute::ReplicateHalf),
         ]);
-        let shift = modifiers.take("shiftamt");
-        let left = modifiers.pick(&[("l", true), ("r", false)]).unwrap_or(false);
-        let clamp = modifiers.pick(&[("clamp", true), ("wrap", false)]).unwrap_or(false);
-        let ty = self.required_type(modifiers)?;
-        let u32s = Type::U32;
-        let (op, types, target): (_, &[Type], _) = match instruction.opcode.as_str() {
-            "popc" => (Integer::Popc, &[ty], u32s),
-            "clz" => (Integer::LeadingZeros, &[ty], u32s),
-            "bfind" => (Integer::Find { shift }, &[ty], u32s),
-            "brev" => (Integer::Reverse, &[ty], ty),
-            "bfe" => (Integer::Extract, &[ty, u32s, u32s], ty),
-            "bfi" => (Integer::Insert, &[ty, ty, u32s, u32s], ty),
-            "bmsk" => (Integer::Mask { clamp }, &[ty; 2], ty),
-            "szext" => (Integer::SignOrZeroExtend { clamp }, &[ty, u32s], ty),
-            "fns" => (Integer::FindSet, &[ty, u32s, Type::S32], ty),
-            "shl" => (Integer::Shl, &[ty, u32s], ty),
-            "shr" => (Integer::Shr, &[ty, u32s], ty),
-            "shf" if left => (Integer::FunnelLeft { clamp }, &[ty; 3], ty),
-            "shf" => (Integer::FunnelRight { clamp }, &[ty; 3], ty),
-            "cnot" => (Integer::IsZero, &[ty], ty),
-            _ => (Integer::Permute(permute.unwrap_or(Permute::Index)), &[ty; 3], ty),
-        };
-        self.integer(instruction, op, ty, types, target)
+        let op = Integer::Permute(permute.unwrap_or(Permute::Index));
+        self.integer(instruction, modifiers, &[op], 3)
     }
 
     /// `lop3 d, a, b, c, table`, or `lop3.op d|p, a, b, c, table, q`, where p tells of the result
     /// whether it is not zero, combined with q.
-    fn lop3(&mut self, instruction: &Instruction, modifiers: &mut Modifiers) -> Result<()> {
+    pub(super) fn lop3(
+        &mut self,
+        instruction: &InstructionTree,
+        modifiers: &mut Modifiers,
+    ) -> Result<()> {
         let combine = modifiers.pick(&[("and", Logic::And), ("or", Logic::Or)]);
         let ty = self.required_type(modifiers)?;
         self.count(instruction, if combine.is_some() { &[6] } else { &[5] })?;
@@ -112,46 +153,54 @@ impl Decoder<'_> {
         Ok(())
     }
 
-    fn bitwise(&mut self, instruction: &Instruction, modifiers: &mut Modifiers) -> Result<()> {
-        let opcode = instruction.opcode.as_str();
+    /// `and`, `or` and `xor`, of integers or of predicates.
+    pub(super) fn bitwise(
+        &mut self,
+        instruction: &InstructionTree,
+        modifiers: &mut Modifiers,
+        ops: &[Integer],
+        logic: &[Logic],
+    ) -> Result<()> {
+        let (op, logic) = (modifiers.of_opcode(ops), modifiers.of_opcode(logic));
         let ty = self.required_type(modifiers)?;
-        if ty == Type::Pred {
-            return self.predicate_logic(instruction);
+        if ty != Type::Pred {
+            return self.emit_integer(instruction, op, ty, &[ty; 2], ty);
         }
-        match opcode {
-            "and" => self.integer(instruction, Integer::And, ty, &[ty; 2], ty),
-            "or" => self.integer(instruction, Integer::Or, ty, &[ty; 2], ty),
-            "xor" => self.integer(instruction, Integer::Xor, ty, &[ty; 2], ty),
-            _ => self.integer(instruction, Integer::Not, ty, &[ty], ty),
-        }
+        self.count(instruction, &[3])?;
+        let a = self.test(&instruction.operands[1])?;
+        let b = self.test(&instruction.operands[2])?;
+        self.emit_logic(&instruction.operands[0], logic, a, b)
     }
 
-    fn predicate_logic(&mut self, instruction: &Instruction) -> Result<()> {
-        let not = instruction.opcode == "not";
-        self.count(instruction, if not { &[2] } else { &[3] })?;
+    /// `not`, of an integer or of a predicate.
+    pub(super) fn invert(
+        &mut self,
+        instruction: &InstructionTree,
+        modifiers: &mut Modifiers,
+    ) -> Result<()> {
+        let ty = self.required_type(modifiers)?;
+        if ty != Type::Pred {
+            return self.emit_integer(instruction, Integer::Not, ty, &[ty], ty);
+        }
+        self.count(instruction, &[2])?;
         let a = self.test(&instruction.operands[1])?;
-        let (logic, a, b) = match instruction.opcode.as_str() {
-            "not" => (
-                Logic::Or,
-                Test { negated: !a.negated, ..a },
-                Test { predicate: FALSE, negated: false },
-            ),
-            name => {
-                let logic = match name {
-                    "and" => Logic::And,
-                    "or" => Logic::Or,
-                    _ => Logic::Xor,
-                };
-                (logic, a, self.test(&instruction.operands[2])?)
-            }
-        };
-        if let Target::P(d) = self.target(&instruction.operands[0], Type::Pred)? {
+        let (a, never) =
+            (Test { negated: !a.negated, ..a }, Test { predicate: FALSE, negated: false });
+        self.emit_logic(&instruction.operands[0], Logic::Or, a, never)
+    }
+
+    fn emit_logic(&mut self, target: &Operand, logic: Logic, a: Test, b: Test) -> Result<()> {
+        if let Target::P(d) = self.target(target, Type::Pred)? {
             self.emit(Op::Logic(logic, d, a, b));
         }
         Ok(())
     }
 
-    fn select(&mut self, instruction: &Instruction, modifiers: &mut Modifiers) -> Result<()> {
+    pub(super) fn select(
+        &mut self,
+        instruction: &InstructionTree,
+        modifiers: &mut Modifiers,
+    ) -> Result<()> {
         self.count(instruction, &[4])?;
         let ty = self.required_type(modifiers)?;
         let [d, a, b, p] = &instruction.operands[..] else { return Ok(()) };
@@ -162,9 +211,9 @@ impl Decoder<'_> {
         Ok(())
     }
 
-    fn select_by_sign(
+    pub(super) fn select_by_sign(
         &mut self,
-        instruction: &Instruction,
+        instruction: &InstructionTree,
         modifiers: &mut Modifiers,
     ) -> Result<()> {
         self.count(instruction, &[4])?;
@@ -176,7 +225,13 @@ impl Decoder<'_> {
         Ok(())
     }
 
-    fn compare(&mut self, instruction: &Instruction, modifiers: &mut Modifiers) -> Result<()> {
+    /// `set`, which writes a value, or `setp`, which writes predicates.
+    pub(super) fn compare(
+        &mut self,
+        instruction: &InstructionTree,
+        modifiers: &mut Modifiers,
+        sets: bool,
+    ) -> Result<()> {
         let combine =
             modifiers.pick(&[("and", Logic::And), ("or", Logic::Or), ("xor", Logic::Xor)]);
         let relation = modifiers.pick(&[
@@ -204,10 +259,7 @@ impl Decoder<'_> {
         };
         let flush = modifiers.take("ftz");
         self.count(instruction, if combine.is_some() { &[4] } else { &[3] })?;
-        let to = match instruction.opcode.as_str() {
-            "set" => Some(self.required_type(modifiers)?),
-            _ => None,
-        };
+        let to = if sets { Some(self.required_type(modifiers)?) } else { None };
         let ty = self.required_type(modifiers)?;
         let operands = &instruction.operands;
         let mut sources =
@@ -236,13 +288,14 @@ impl Decoder<'_> {
     }
 
     /// Two or four operations side by side in 32 bits, stored over the last operand or added to it.
-    fn video(
+    pub(super) fn video(
         &mut self,
-        instruction: &Instruction,
+        instruction: &InstructionTree,
         modifiers: &mut Modifiers,
-        op: Video,
+        ops: &[Video],
         bytes: bool,
     ) -> Result<()> {
+        let op = modifiers.of_opcode(ops);
         let (saturate, accumulate) = (modifiers.take("sat"), modifiers.take("add"));
         let [d, a, b] = [(); 3].map(|()| modifiers.ty().unwrap_or(Type::U32));
         let u32s = Type::U32;
@@ -257,21 +310,7 @@ impl Decoder<'_> {
     }
 }
 
-/// A video instruction's operation, and whether it works on bytes.
-fn video(opcode: &str) -> Option<(Video, bool)> {
-    let (name, bytes) = match (opcode.strip_suffix('2'), opcode.strip_suffix('4')) {
-        (Some(name), _) => (name, false),
-        (_, Some(name)) => (name, true),
-        _ => return None,
-    };
-    let op = match name {
-        "vadd" => Video::Add,
-        "vsub" => Video::Sub,
-        "vavrg" => Video::Average,
-        "vabsdiff" => Video::Difference,
-        "vmin" => Video::Min,
-        "vmax" => Video::Max,
-        _ => return None,
-    };
-    Some((op, bytes))
+/// Whether positions and lengths beyond the width clamp; or else they wrap.
+fn clamps(modifiers: &mut Modifiers) -> bool {
+    modifiers.pick(&[("clamp", true), ("wrap", false)]).unwrap_or(false)
 }

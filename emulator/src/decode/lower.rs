@@ -1,10 +1,7 @@
 //! Picks the form of an operation that runs over all lanes at once, where there is one.
 
 use super::decoder::Decoder;
-use crate::exec::op::*;
-use crate::exec::{
-    Comparison, Convert, Float, FloatMode, Integer, Permute, Relation, Rounding, Scalar,
-};
+use crate::program::*;
 use crate::ptx::Type;
 
 impl Decoder<'_> {

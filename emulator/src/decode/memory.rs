@@ -2,8 +2,8 @@
 
 use super::decoder::{Decoder, Result, Symbol};
 use super::modifiers::Modifiers;
-use crate::exec::op::*;
-use crate::ptx::{Instruction, Operand, Type};
+use crate::program::*;
+use crate::ptx::{InstructionTree, Operand, Type};
 
 /// The state spaces that modifiers name; `None` is constant memory.
 pub(super) const SPACES: [(&str, Option<Space>); 8] = [
@@ -36,27 +36,18 @@ fn is_eviction(hint: &str) -> bool {
 }
 
 impl Decoder<'_> {
-    /// Decodes a memory instruction; `false` if it is none.
-    pub(super) fn memory(
+    /// Checks a prefetch, which changes nothing but time.
+    pub(super) fn prefetch(
         &mut self,
-        instruction: &Instruction,
+        instruction: &InstructionTree,
         modifiers: &mut Modifiers,
-    ) -> Result<bool> {
-        match instruction.opcode.as_str() {
-            "ld" | "ldu" => self.load(instruction, modifiers)?,
-            "st" => self.store(instruction, modifiers)?,
-            "prefetch" | "prefetchu" => {
-                self.count(instruction, &[1])?;
-                let space = modifiers.pick(&SPACES).unwrap_or(Some(Space::Generic));
-                modifiers.drop_all(|hint| is_hint(hint) || matches!(hint, "L1" | "L2"));
-                self.address(&instruction.operands[0], space.unwrap_or(Space::Global))?;
-                self.emit(Op::Nothing);
-            }
-            "discard" => self.discard(instruction, modifiers)?,
-            "createpolicy" => self.create_policy(instruction, modifiers)?,
-            _ => return Ok(false),
-        }
-        Ok(true)
+    ) -> Result<()> {
+        self.count(instruction, &[1])?;
+        let space = modifiers.pick(&SPACES).unwrap_or(Some(Space::Generic));
+        modifiers.drop_all(|hint| is_hint(hint) || matches!(hint, "L1" | "L2"));
+        self.address(&instruction.operands[0], space.unwrap_or(Space::Global))?;
+        self.emit(Op::Nothing);
+        Ok(())
     }
 
     /// Decodes `[base + offset]`.
@@ -145,7 +136,7 @@ impl Decoder<'_> {
     /// Counts the operands, of which the last may be a cache policy.
     pub(super) fn cache_policy(
         &mut self,
-        instruction: &Instruction,
+        instruction: &InstructionTree,
         modifiers: &mut Modifiers,
         operands: usize,
     ) -> Result<()> {
@@ -157,9 +148,9 @@ impl Decoder<'_> {
     }
 
     /// A cache policy is opaque; the emulator has no caches, so all are the same.
-    fn create_policy(
+    pub(super) fn create_policy(
         &mut self,
-        instruction: &Instruction,
+        instruction: &InstructionTree,
         modifiers: &mut Modifiers,
     ) -> Result<()> {
         let kind = modifiers.pick(&[("fractional", 0), ("range", 1), ("cvt", 2)]);
@@ -191,7 +182,11 @@ impl Decoder<'_> {
         Ok(())
     }
 
-    fn discard(&mut self, instruction: &Instruction, modifiers: &mut Modifiers) -> Result<()> {
+    pub(super) fn discard(
+        &mut self,
+        instruction: &InstructionTree,
+        modifiers: &mut Modifiers,
+    ) -> Result<()> {
         self.count(instruction, &[2])?;
         let space = modifiers.pick(&SPACES).flatten().unwrap_or(Space::Generic);
         modifiers.drop_all(|level| level == "L2");
@@ -204,7 +199,11 @@ impl Decoder<'_> {
         Ok(())
     }
 
-    fn load(&mut self, instruction: &Instruction, modifiers: &mut Modifiers) -> Result<()> {
+    pub(super) fn load(
+        &mut self,
+        instruction: &InstructionTree,
+        modifiers: &mut Modifiers,
+    ) -> Result<()> {
         let (order, space, vector, ty) = self.access(modifiers)?;
         self.cache_policy(instruction, modifiers, 2)?;
         let address = self.address_in(&instruction.operands[1], space)?;
@@ -232,7 +231,11 @@ impl Decoder<'_> {
         Ok(())
     }
 
-    fn store(&mut self, instruction: &Instruction, modifiers: &mut Modifiers) -> Result<()> {
+    pub(super) fn store(
+        &mut self,
+        instruction: &InstructionTree,
+        modifiers: &mut Modifiers,
+    ) -> Result<()> {
         let (order, space, vector, ty) = self.access(modifiers)?;
         self.cache_policy(instruction, modifiers, 2)?;
         let Some(space) = space else { return self.fail("constant memory cannot be written") };

@@ -1,9 +1,8 @@
 //! Operands: registers, constants and addresses, with the widths that their types ask for.
 
 use super::decoder::{Decoder, Result, SINK, Symbol};
-use crate::exec::op::{Bin64, Op, Q, R, Source, Target, Test};
-use crate::exec::{LOCAL_BASE, PARAM_BASE, SHARED_BASE, Special};
-use crate::ptx::{Instruction, Operand, Type};
+use crate::program::*;
+use crate::ptx::{InstructionTree, Operand, Type};
 
 impl Decoder<'_> {
     /// The address of a symbol plus an offset, in its own state space.
@@ -265,7 +264,7 @@ impl Decoder<'_> {
     }
 
     /// Checks the number of operands.
-    pub(super) fn count(&self, instruction: &Instruction, counts: &[usize]) -> Result<()> {
+    pub(super) fn count(&self, instruction: &InstructionTree, counts: &[usize]) -> Result<()> {
         let found = instruction.operands.len();
         if counts.contains(&found) {
             return Ok(());

@@ -3,10 +3,11 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use super::functions::Function;
 use super::liveness::Flow;
-use crate::exec::op::{Bin32, Instruction, Op, TRUE, Un32};
-use crate::exec::{Integer, Scalar, Watch, WatchedInstruction, WatchedRead};
+use crate::program::{
+    Bin32, DeviceFunction, Instruction, Integer, Op, Scalar, TRUE, Un32, Watch, WatchedInstruction,
+    WatchedRead,
+};
 
 /// A set of registers, by their numbers.
 #[derive(Clone, PartialEq)]
@@ -106,7 +107,7 @@ pub(super) fn watch(
     flow: &Flow,
     code: &mut [Instruction],
     entry: u32,
-    functions: &[Function],
+    functions: &[DeviceFunction],
 ) -> Watch {
     let count = flow.count();
     let entries: Vec<usize> =

@@ -1,56 +1,54 @@
 //! Instructions that the threads of a warp or of a block execute together.
 
-use super::decoder::{Decoder, Result};
+use super::decoder::{Decoder, Result, SINK};
 use super::modifiers::Modifiers;
-use crate::exec::op::*;
-use crate::ptx::{Instruction, Operand, Type};
+use crate::program::*;
+use crate::ptx::{InstructionTree, Operand, Type};
 
 impl Decoder<'_> {
-    /// Decodes a warp-wide instruction or a barrier; `false` if it is none.
-    pub(super) fn warp(
+    pub(super) fn transpose_matrix(
         &mut self,
-        instruction: &Instruction,
+        instruction: &InstructionTree,
         modifiers: &mut Modifiers,
-    ) -> Result<bool> {
+    ) -> Result<()> {
+        modifiers.drop_all(|_| true);
+        self.count(instruction, &[2])?;
+        let a = self.r(&instruction.operands[1])?;
+        let d = self.r_target(&instruction.operands[0])?;
+        self.emit(Op::TransposeMatrix(d, a));
+        Ok(())
+    }
+
+    pub(super) fn active_mask(
+        &mut self,
+        instruction: &InstructionTree,
+        modifiers: &mut Modifiers,
+    ) -> Result<()> {
+        self.count(instruction, &[1])?;
+        modifiers.ty();
+        let d = self.r_target(&instruction.operands[0])?;
+        self.emit(Op::ActiveMask(d));
+        Ok(())
+    }
+
+    pub(super) fn elect(
+        &mut self,
+        instruction: &InstructionTree,
+        modifiers: &mut Modifiers,
+    ) -> Result<()> {
         let operands = &instruction.operands;
-        match instruction.opcode.as_str() {
-            "mma" => self.mma(instruction, modifiers)?,
-            "ldmatrix" => self.move_matrices(instruction, modifiers, false)?,
-            "stmatrix" => self.move_matrices(instruction, modifiers, true)?,
-            "movmatrix" => {
-                modifiers.drop_all(|_| true);
-                self.count(instruction, &[2])?;
-                let a = self.r(&operands[1])?;
-                let d = self.r_target(&operands[0])?;
-                self.emit(Op::TransposeMatrix(d, a));
-            }
-            "shfl" => self.shuffle(instruction, modifiers)?,
-            "vote" => self.vote(instruction, modifiers)?,
-            "match" => self.match_values(instruction, modifiers)?,
-            "redux" => self.redux(instruction, modifiers)?,
-            "activemask" => {
-                self.count(instruction, &[1])?;
-                modifiers.ty();
-                let d = self.r_target(&operands[0])?;
-                self.emit(Op::ActiveMask(d));
-            }
-            "elect" => {
-                self.count(instruction, &[2])?;
-                modifiers.take("sync");
-                let Operand::Pair(d, p) = &operands[0] else {
-                    return self.fail("`elect` writes a register and a predicate");
-                };
-                let members = self.word(&operands[1])?;
-                let target = self.optional_target(d, Type::B32)?;
-                let Target::P(elected) = self.target(p, Type::Pred)? else {
-                    return self.fail("`elect` writes a predicate");
-                };
-                self.collective(Collective::Elect { target, elected }, members);
-            }
-            "bar" | "barrier" => self.barrier(instruction, modifiers)?,
-            _ => return Ok(false),
-        }
-        Ok(true)
+        self.count(instruction, &[2])?;
+        modifiers.take("sync");
+        let Operand::Pair(d, p) = &operands[0] else {
+            return self.fail("`elect` writes a register and a predicate");
+        };
+        let members = self.word(&operands[1])?;
+        let target = self.optional_target(d, Type::B32)?;
+        let Target::P(elected) = self.target(p, Type::Pred)? else {
+            return self.fail("`elect` writes a predicate");
+        };
+        self.collective(Collective::Elect { target, elected }, members);
+        Ok(())
     }
 
     fn collective(&mut self, collective: Collective, members: R) {
@@ -71,10 +69,10 @@ impl Decoder<'_> {
         if elements.len() != count {
             return self.fail(format!("{} registers where {count} are needed", elements.len()));
         }
-        let mut registers = [super::decoder::SINK; 4];
+        let mut registers = [SINK; 4];
         for (register, element) in registers.iter_mut().zip(elements) {
             *register = match (target, element) {
-                (true, Operand::Sink) => super::decoder::SINK,
+                (true, Operand::Sink) => SINK,
                 (true, element) => match self.target(element, ty)? {
                     Target::R(r, _) => r,
                     _ => return self.fail("a 32-bit register is expected as the destination"),
@@ -88,7 +86,11 @@ impl Decoder<'_> {
         Ok(registers)
     }
 
-    fn mma(&mut self, instruction: &Instruction, modifiers: &mut Modifiers) -> Result<()> {
+    pub(super) fn mma(
+        &mut self,
+        instruction: &InstructionTree,
+        modifiers: &mut Modifiers,
+    ) -> Result<()> {
         let layout = |name: &str| matches!(name, "sync" | "aligned" | "row" | "col");
         let order = |name| instruction.modifiers.iter().position(|modifier| modifier == name);
         if order("row") > order("col") {
@@ -123,9 +125,9 @@ impl Decoder<'_> {
     }
 
     /// `ldmatrix` and `stmatrix`.
-    fn move_matrices(
+    pub(super) fn move_matrices(
         &mut self,
-        instruction: &Instruction,
+        instruction: &InstructionTree,
         modifiers: &mut Modifiers,
         store: bool,
     ) -> Result<()> {
@@ -145,7 +147,11 @@ impl Decoder<'_> {
         Ok(())
     }
 
-    fn shuffle(&mut self, instruction: &Instruction, modifiers: &mut Modifiers) -> Result<()> {
+    pub(super) fn shuffle(
+        &mut self,
+        instruction: &InstructionTree,
+        modifiers: &mut Modifiers,
+    ) -> Result<()> {
         modifiers.take("sync");
         let mode = modifiers.pick(&[
             ("up", ShuffleMode::Up),
@@ -185,7 +191,11 @@ impl Decoder<'_> {
         }
     }
 
-    fn vote(&mut self, instruction: &Instruction, modifiers: &mut Modifiers) -> Result<()> {
+    pub(super) fn vote(
+        &mut self,
+        instruction: &InstructionTree,
+        modifiers: &mut Modifiers,
+    ) -> Result<()> {
         modifiers.take("sync");
         let vote = modifiers.pick(&[
             ("all", Vote::All),
@@ -203,7 +213,11 @@ impl Decoder<'_> {
         Ok(())
     }
 
-    fn match_values(&mut self, instruction: &Instruction, modifiers: &mut Modifiers) -> Result<()> {
+    pub(super) fn match_values(
+        &mut self,
+        instruction: &InstructionTree,
+        modifiers: &mut Modifiers,
+    ) -> Result<()> {
         let all = modifiers.take("all");
         modifiers.drop_all(|name| matches!(name, "any" | "sync"));
         let ty = self.required_type(modifiers)?;
@@ -223,7 +237,11 @@ impl Decoder<'_> {
         Ok(())
     }
 
-    fn redux(&mut self, instruction: &Instruction, modifiers: &mut Modifiers) -> Result<()> {
+    pub(super) fn redux(
+        &mut self,
+        instruction: &InstructionTree,
+        modifiers: &mut Modifiers,
+    ) -> Result<()> {
         modifiers.take("sync");
         // Of unsigned and of signed values.
         let redux = modifiers.pick(&[
@@ -246,7 +264,14 @@ impl Decoder<'_> {
         Ok(())
     }
 
-    fn barrier(&mut self, instruction: &Instruction, modifiers: &mut Modifiers) -> Result<()> {
+    /// Barriers of a block, which all lanes of a warp reach together if they are `.aligned`, as
+    /// `bar` always is; and barriers of a warp.
+    pub(super) fn barrier(
+        &mut self,
+        instruction: &InstructionTree,
+        modifiers: &mut Modifiers,
+        always_aligned: bool,
+    ) -> Result<()> {
         let operands = &instruction.operands;
         if modifiers.take("warp") {
             modifiers.take("sync");
@@ -256,8 +281,7 @@ impl Decoder<'_> {
             return Ok(());
         }
         modifiers.take("cta");
-        // `bar` is `barrier.aligned`.
-        let aligned = modifiers.take("aligned") || instruction.opcode == "bar";
+        let aligned = modifiers.take("aligned") || always_aligned;
         let always = Test { predicate: FALSE, negated: true };
         if modifiers.take("red") {
             let reduction = modifiers.pick(&[("popc", 0), ("and", 1), ("or", 2)]);

@@ -10,7 +10,7 @@ use std::thread::{self, ThreadId};
 use super::entry::{Out, in_context, initialised, set_optional};
 use super::event::Record;
 use super::graph::{Graph, Node};
-use super::queue::{Op, Ordering};
+use super::queue::{Operation, Ordering};
 use super::state::{self, Driver};
 use super::status::{Failure, Result, Status};
 
@@ -104,7 +104,7 @@ impl Driver {
     }
 
     /// Makes a node of an operation that a captured stream was given.
-    pub(super) fn record_node(&mut self, id: u64, stream: u64, op: Op) -> Result {
+    pub(super) fn record_node(&mut self, id: u64, stream: u64, op: Operation) -> Result {
         let capture = self.active_capture(id)?;
         let node = capture.nodes.len();
         let tail = capture.tails.entry(stream).or_default();
@@ -352,7 +352,7 @@ mod tests {
     use super::*;
 
     fn node(depends_on: &[usize]) -> Node {
-        Node { op: Op::Wait(Vec::new()), depends_on: depends_on.to_vec() }
+        Node { op: Operation::Wait(Vec::new()), depends_on: depends_on.to_vec() }
     }
 
     #[test]

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use crate::MemoryError;
 
 use super::entry::in_context;
-use super::queue::Op;
+use super::queue::Operation;
 use super::state::Driver;
 use super::status::{Failure, Result, Status};
 
@@ -60,7 +60,7 @@ pub(super) fn broken(error: &MemoryError) -> Failure {
 
 /// One end of a copy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Place {
+pub(super) enum CopyEnd {
     /// An address of the device.
     Device(u64),
     /// An address of the host.
@@ -69,7 +69,7 @@ pub(super) enum Place {
 
 /// A copy that was checked and not yet issued.
 pub(super) struct Planned {
-    pub(super) op: Op,
+    pub(super) op: Operation,
     /// Whether it touches host memory that is not page-locked.
     pub(super) pageable: bool,
     /// Whether the host waits for it.
@@ -100,24 +100,24 @@ impl Driver {
     }
 
     /// What an address is, where that is for the driver to find out.
-    pub(super) fn place(&self, context: u64, address: u64) -> Result<Place> {
+    pub(super) fn place(&self, context: u64, address: u64) -> Result<CopyEnd> {
         let known = self.context(context)?.allocation_at(address);
-        Ok(if known.is_some() { Place::Device(address) } else { Place::Host(address as usize) })
+        Ok(if known.is_some() { CopyEnd::Device(address) } else { CopyEnd::Host(address as usize) })
     }
 
     /// Checks a copy of at least one byte and makes an operation of it.
     pub(super) fn plan(
         &self,
         context: u64,
-        dst: Place,
-        src: Place,
+        dst: CopyEnd,
+        src: CopyEnd,
         bytes: usize,
     ) -> Result<Planned> {
         let mut pageable = false;
         for place in [dst, src] {
             match place {
-                Place::Device(address) => self.check_range(context, address, bytes)?,
-                Place::Host(address) => {
+                CopyEnd::Device(address) => self.check_range(context, address, bytes)?,
+                CopyEnd::Host(address) => {
                     let range = HostRange { address, bytes };
                     check_host(range)?;
                     pageable |= !self.is_pinned(range);
@@ -125,22 +125,26 @@ impl Driver {
             }
         }
         let op = match (dst, src) {
-            (Place::Device(dst), Place::Device(src)) => Op::Copy { dst, src, bytes },
-            (Place::Device(dst), Place::Host(address)) => {
+            (CopyEnd::Device(dst), CopyEnd::Device(src)) => Operation::Copy { dst, src, bytes },
+            (CopyEnd::Device(dst), CopyEnd::Host(address)) => {
                 let src = HostRange { address, bytes };
                 if pageable {
                     // SAFETY: the caller passed readable memory of this size, by the convention of
                     // the driver API.
                     let data = Arc::from(unsafe { src.as_slice() });
-                    return Ok(Planned { op: Op::Upload { dst, data }, pageable, waits: false });
+                    return Ok(Planned {
+                        op: Operation::Upload { dst, data },
+                        pageable,
+                        waits: false,
+                    });
                 }
-                Op::UploadPinned { dst, src }
+                Operation::UploadPinned { dst, src }
             }
-            (Place::Host(address), Place::Device(src)) => {
-                Op::Download { dst: HostRange { address, bytes }, src }
+            (CopyEnd::Host(address), CopyEnd::Device(src)) => {
+                Operation::Download { dst: HostRange { address, bytes }, src }
             }
-            (Place::Host(address), Place::Host(src)) => {
-                Op::HostCopy { dst: HostRange { address, bytes }, src }
+            (CopyEnd::Host(address), CopyEnd::Host(src)) => {
+                Operation::HostCopy { dst: HostRange { address, bytes }, src }
             }
         };
         Ok(Planned { op, pageable, waits: pageable })
@@ -162,7 +166,14 @@ impl Driver {
     }
 
     /// Issues a copy in a stream.
-    fn copy(&mut self, context: u64, stream: u64, dst: Place, src: Place, bytes: usize) -> Result {
+    fn copy(
+        &mut self,
+        context: u64,
+        stream: u64,
+        dst: CopyEnd,
+        src: CopyEnd,
+        bytes: usize,
+    ) -> Result {
         if bytes == 0 {
             return Ok(());
         }
@@ -171,7 +182,7 @@ impl Driver {
     }
 
     /// Issues a copy in the legacy stream and waits for it.
-    fn copy_now(&mut self, context: u64, dst: Place, src: Place, bytes: usize) -> Result {
+    fn copy_now(&mut self, context: u64, dst: CopyEnd, src: CopyEnd, bytes: usize) -> Result {
         if bytes == 0 {
             return Ok(());
         }
@@ -201,14 +212,14 @@ fn check_host(range: HostRange) -> Result {
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuMemcpyHtoD_v2(dst: u64, src: *const c_void, bytes: usize) -> Status {
     in_context("cuMemcpyHtoD_v2", |driver, context| {
-        driver.copy_now(context, Place::Device(dst), Place::Host(src as usize), bytes)
+        driver.copy_now(context, CopyEnd::Device(dst), CopyEnd::Host(src as usize), bytes)
     })
 }
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuMemcpyDtoH_v2(dst: *mut c_void, src: u64, bytes: usize) -> Status {
     in_context("cuMemcpyDtoH_v2", |driver, context| {
-        driver.copy_now(context, Place::Host(dst as usize), Place::Device(src), bytes)
+        driver.copy_now(context, CopyEnd::Host(dst as usize), CopyEnd::Device(src), bytes)
     })
 }
 
@@ -218,7 +229,7 @@ pub unsafe extern "C" fn cuMemcpyDtoD_v2(dst: u64, src: u64, bytes: usize) -> St
     in_context("cuMemcpyDtoD_v2", |driver, context| {
         driver.refuse_unsafe_call()?;
         let stream = driver.context(context)?.legacy;
-        driver.copy(context, stream, Place::Device(dst), Place::Device(src), bytes)
+        driver.copy(context, stream, CopyEnd::Device(dst), CopyEnd::Device(src), bytes)
     })
 }
 
@@ -239,7 +250,7 @@ pub unsafe extern "C" fn cuMemcpyHtoDAsync_v2(
 ) -> Status {
     in_context("cuMemcpyHtoDAsync_v2", |driver, context| {
         let stream = driver.stream(context, stream)?;
-        driver.copy(context, stream, Place::Device(dst), Place::Host(src as usize), bytes)
+        driver.copy(context, stream, CopyEnd::Device(dst), CopyEnd::Host(src as usize), bytes)
     })
 }
 
@@ -252,7 +263,7 @@ pub unsafe extern "C" fn cuMemcpyDtoHAsync_v2(
 ) -> Status {
     in_context("cuMemcpyDtoHAsync_v2", |driver, context| {
         let stream = driver.stream(context, stream)?;
-        driver.copy(context, stream, Place::Host(dst as usize), Place::Device(src), bytes)
+        driver.copy(context, stream, CopyEnd::Host(dst as usize), CopyEnd::Device(src), bytes)
     })
 }
 
@@ -265,7 +276,7 @@ pub unsafe extern "C" fn cuMemcpyDtoDAsync_v2(
 ) -> Status {
     in_context("cuMemcpyDtoDAsync_v2", |driver, context| {
         let stream = driver.stream(context, stream)?;
-        driver.copy(context, stream, Place::Device(dst), Place::Device(src), bytes)
+        driver.copy(context, stream, CopyEnd::Device(dst), CopyEnd::Device(src), bytes)
     })
 }
 
@@ -294,7 +305,7 @@ pub unsafe extern "C" fn cuMemcpyPeerAsync(
         }
         driver.check_range(dst_context, dst, bytes)?;
         driver.check_range(src_context, src, bytes)?;
-        driver.submit(stream, Op::CopyAcross { dst_context, dst, src_context, src, bytes })
+        driver.submit(stream, Operation::CopyAcross { dst_context, dst, src_context, src, bytes })
     })
 }
 
@@ -316,7 +327,8 @@ pub unsafe extern "C" fn cuMemcpyPeer(
         }
         driver.check_range(dst_context, dst, bytes)?;
         driver.check_range(src_context, src, bytes)?;
-        driver.submit(stream, Op::CopyAcross { dst_context, dst, src_context, src, bytes })?;
+        driver
+            .submit(stream, Operation::CopyAcross { dst_context, dst, src_context, src, bytes })?;
         driver.finish_stream(context, stream)
     })
 }

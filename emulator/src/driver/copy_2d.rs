@@ -2,9 +2,9 @@
 
 use std::ffi::c_void;
 
-use super::copy::{Place, Planned};
+use super::copy::{CopyEnd, Planned};
 use super::entry::{in_context, read};
-use super::queue::Op;
+use super::queue::Operation;
 use super::state::Driver;
 use super::status::{Result, Status};
 
@@ -42,7 +42,7 @@ pub struct Rectangle {
 
 impl End {
     /// Where a row starts.
-    fn row(&self, driver: &Driver, context: u64, row: usize) -> Result<Place> {
+    fn row(&self, driver: &Driver, context: u64, row: usize) -> Result<CopyEnd> {
         let offset = self
             .y
             .checked_add(row)
@@ -50,8 +50,8 @@ impl End {
             .and_then(|bytes| bytes.checked_add(self.x_bytes))
             .ok_or_else(|| Status::INVALID_VALUE.because("a rectangle beyond all memory"))?;
         match self.memory {
-            MEMORY_HOST => Ok(Place::Host((self.host as usize).wrapping_add(offset))),
-            MEMORY_DEVICE => Ok(Place::Device(self.device.wrapping_add(offset as u64))),
+            MEMORY_HOST => Ok(CopyEnd::Host((self.host as usize).wrapping_add(offset))),
+            MEMORY_DEVICE => Ok(CopyEnd::Device(self.device.wrapping_add(offset as u64))),
             MEMORY_UNIFIED => driver.place(context, self.device.wrapping_add(offset as u64)),
             MEMORY_ARRAY => Err(Status::NOT_SUPPORTED.because("arrays are not supported")),
             other => Err(Status::INVALID_VALUE.because(format!("{other} is not a memory type"))),
@@ -84,7 +84,7 @@ impl Driver {
             waits |= planned.waits;
             rows.push(planned.op);
         }
-        Ok(Some(Planned { op: Op::Rows(rows.into()), pageable, waits }))
+        Ok(Some(Planned { op: Operation::Rows(rows.into()), pageable, waits }))
     }
 }
 

@@ -6,7 +6,7 @@
 use std::time::Instant;
 
 use super::entry::{Out, in_context, initialised};
-use super::queue::{Op, Point};
+use super::queue::{Operation, Point};
 use super::state::{self, Driver};
 use super::status::{Result, Status};
 
@@ -53,7 +53,7 @@ impl Driver {
         let record = match capture {
             Some(id) => self.capture_point(id, stream)?,
             None => {
-                self.submit(stream, Op::Record(event))?;
+                self.submit(stream, Operation::Record(event))?;
                 let position = self.streams.get(stream).map_or(0, |entry| entry.issued());
                 let point = Point { stream, position };
                 let at = self.is_reached(point).then(Instant::now);
@@ -77,7 +77,7 @@ impl Driver {
                 if point.stream == stream || self.is_reached(point) {
                     return Ok(());
                 }
-                self.submit(stream, Op::Wait(vec![point]))
+                self.submit(stream, Operation::Wait(vec![point]))
             }
         }
     }

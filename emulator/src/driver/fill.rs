@@ -1,7 +1,7 @@
 //! Fills of device memory with elements of one, two or four bytes.
 
 use super::entry::in_context;
-use super::queue::{Op, Pattern};
+use super::queue::{Operation, Pattern};
 use super::state::Driver;
 use super::status::{Result, Status};
 
@@ -36,7 +36,7 @@ impl Driver {
             Status::INVALID_VALUE.because(format!("{count} elements are more than memory holds"))
         })?;
         self.check_range(context, dst, bytes)?;
-        self.submit(stream, Op::Fill { dst, pattern, count })
+        self.submit(stream, Operation::Fill { dst, pattern, count })
     }
 
     /// Issues a fill in the legacy stream; the host does not wait for it.
@@ -72,9 +72,9 @@ impl Driver {
                 return Err(Status::INVALID_VALUE.because(reason));
             }
             self.check_range(context, start, row)?;
-            rows.push(Op::Fill { dst: start, pattern, count: width });
+            rows.push(Operation::Fill { dst: start, pattern, count: width });
         }
-        self.submit(stream, Op::Rows(rows.into()))
+        self.submit(stream, Operation::Rows(rows.into()))
     }
 }
 

@@ -3,7 +3,7 @@
 use std::ffi::{CStr, CString, c_char, c_int};
 use std::sync::Mutex;
 
-use crate::{Function, Profile};
+use crate::{EntryPoint, Profile};
 
 use super::entry::{Out, in_context};
 use super::module::LoadedFunction;
@@ -39,10 +39,10 @@ static NAMES: Mutex<Vec<&'static CStr>> = Mutex::new(Vec::new());
 
 /// Registers of a thread as a compiler for the device would have to give them: no more than a
 /// thread can have, nor than a block of the declared size leaves to each of its threads.
-pub(super) fn registers(function: &Function, profile: &Profile) -> u32 {
+pub(super) fn registers(function: &EntryPoint, profile: &Profile) -> u32 {
     let declared = function.max_threads().min(profile.max_threads_per_block);
     let mut most = MAX_REGISTERS;
-    if function.kernel.max_threads.is_some() {
+    if function.kernel.thread_limit.is_some() {
         let warps = declared.div_ceil(profile.warp_size).max(1);
         let threads = warps * profile.warp_size;
         most = most.min(profile.registers_per_block / threads / REGISTER_STEP * REGISTER_STEP);
@@ -51,12 +51,12 @@ pub(super) fn registers(function: &Function, profile: &Profile) -> u32 {
 }
 
 /// Registers that one warp takes from its multiprocessor.
-pub(super) fn registers_per_warp(function: &Function, profile: &Profile) -> u32 {
+pub(super) fn registers_per_warp(function: &EntryPoint, profile: &Profile) -> u32 {
     (registers(function, profile) * profile.warp_size).next_multiple_of(REGISTER_UNIT)
 }
 
 /// The most threads that a block of the function can have.
-pub(super) fn thread_limit(function: &Function, profile: &Profile) -> u32 {
+pub(super) fn thread_limit(function: &EntryPoint, profile: &Profile) -> u32 {
     let declared = function.max_threads().min(profile.max_threads_per_block);
     let warps = profile.registers_per_block / registers_per_warp(function, profile);
     declared.min(warps * profile.warp_size)

@@ -8,7 +8,7 @@ use std::ffi::c_char;
 use std::sync::Arc;
 
 use super::entry::{Out, in_context, initialised, set_optional};
-use super::queue::Op;
+use super::queue::Operation;
 use super::state::{self, Driver};
 use super::status::{Result, Status};
 
@@ -34,7 +34,7 @@ pub(super) struct Graph {
 
 /// An operation and the nodes that must have run before it.
 pub(super) struct Node {
-    pub(super) op: Op,
+    pub(super) op: Operation,
     pub(super) depends_on: Vec<usize>,
 }
 
@@ -48,7 +48,7 @@ pub(super) struct NodeName {
 /// A graph that can be launched.
 pub(super) struct Exec {
     pub(super) context: u64,
-    ops: Arc<[Op]>,
+    ops: Arc<[Operation]>,
 }
 
 impl Driver {
@@ -101,14 +101,14 @@ impl Driver {
     }
 }
 
-fn type_of(op: &Op) -> u32 {
+fn type_of(op: &Operation) -> u32 {
     match op {
-        Op::Launch(_) => NODE_KERNEL,
-        Op::Fill { .. } => NODE_MEMSET,
-        Op::Call { .. } => NODE_HOST,
-        Op::Graph(_) => NODE_GRAPH,
-        Op::Rows(rows) => rows.first().map_or(NODE_EMPTY, type_of),
-        Op::Free(_) | Op::Record(_) | Op::Wait(_) => NODE_EMPTY,
+        Operation::Launch(_) => NODE_KERNEL,
+        Operation::Fill { .. } => NODE_MEMSET,
+        Operation::Call { .. } => NODE_HOST,
+        Operation::Graph(_) => NODE_GRAPH,
+        Operation::Rows(rows) => rows.first().map_or(NODE_EMPTY, type_of),
+        Operation::Free(_) | Operation::Record(_) | Operation::Wait(_) => NODE_EMPTY,
         _ => NODE_MEMCPY,
     }
 }
@@ -175,7 +175,7 @@ pub unsafe extern "C" fn cuGraphLaunch(exec: u64, stream: u64) -> Status {
     in_context("cuGraphLaunch", |driver, context| {
         let ops = Arc::clone(&driver.exec(context, exec)?.ops);
         let stream = driver.stream(context, stream)?;
-        driver.submit(stream, Op::Graph(ops))
+        driver.submit(stream, Operation::Graph(ops))
     })
 }
 

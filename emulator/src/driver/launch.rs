@@ -4,11 +4,11 @@ use std::ffi::{c_int, c_void};
 use std::slice;
 use std::sync::Arc;
 
-use crate::{Device, FaultKind, Function, InvalidLaunch, Launch, LaunchError, Profile};
+use crate::{Device, EntryPoint, FaultKind, InvalidLaunch, Launch, LaunchError, Profile};
 
 use super::entry::{in_context, read};
 use super::function::{registers, registers_per_warp, thread_limit};
-use super::queue::Op;
+use super::queue::Operation;
 use super::state::Driver;
 use super::status::{Failure, Result, Status};
 
@@ -46,7 +46,7 @@ impl Shape {
 
 /// A launch with everything that it needs to run later.
 pub(super) struct KernelLaunch {
-    function: Arc<Function>,
+    function: Arc<EntryPoint>,
     shape: Shape,
     dynamic_shared_limit: u32,
     parameters: Vec<u8>,
@@ -100,7 +100,7 @@ fn faulted(kind: FaultKind) -> Status {
 }
 
 /// Refuses what a device refuses at the call of a launch.
-fn check(function: &Function, shape: &Shape, limit: u32, profile: &Profile) -> Result {
+fn check(function: &EntryPoint, shape: &Shape, limit: u32, profile: &Profile) -> Result {
     let invalid = |invalid: InvalidLaunch| Err(refused(&invalid));
     let within = |sizes: [u32; 3], most: [u32; 3]| {
         sizes.iter().zip(most).all(|(&size, most)| size >= 1 && size <= most)
@@ -152,7 +152,7 @@ fn check(function: &Function, shape: &Shape, limit: u32, profile: &Profile) -> R
 /// How many blocks of a kernel one multiprocessor holds at once: as many as its threads, block
 /// slots, registers and shared memory allow.
 pub(super) fn blocks_per_sm(
-    function: &Function,
+    function: &EntryPoint,
     threads: u32,
     dynamic_shared: u32,
     profile: &Profile,
@@ -176,7 +176,7 @@ pub(super) fn blocks_per_sm(
 ///
 /// # Safety
 /// The list has one entry for each parameter, and each points to a value of the parameter's size.
-unsafe fn gather(function: &Function, list: *const *const c_void) -> Result<Vec<u8>> {
+unsafe fn gather(function: &EntryPoint, list: *const *const c_void) -> Result<Vec<u8>> {
     let mut image = vec![0; function.param_bytes()];
     for (index, parameter) in function.params().iter().enumerate() {
         // SAFETY: the list has an entry for each parameter, as the caller promises.
@@ -197,7 +197,7 @@ unsafe fn gather(function: &Function, list: *const *const c_void) -> Result<Vec<
 ///
 /// # Safety
 /// The list ends with its mark, and the buffer has the size that the list says.
-unsafe fn unpack(function: &Function, mut list: *const *const c_void) -> Result<Vec<u8>> {
+unsafe fn unpack(function: &EntryPoint, mut list: *const *const c_void) -> Result<Vec<u8>> {
     let (mut buffer, mut size) = (std::ptr::null::<u8>(), None);
     loop {
         // SAFETY: marks and values alternate until the end mark, as the caller promises.
@@ -269,7 +269,7 @@ impl Driver {
         };
         let stream = self.stream(context, stream)?;
         let launch = KernelLaunch { function, shape, dynamic_shared_limit, parameters };
-        self.submit(stream, Op::Launch(Arc::new(launch)))?;
+        self.submit(stream, Operation::Launch(Arc::new(launch)))?;
         let captured = self.streams.get(stream).is_some_and(|entry| entry.capture.is_some());
         if self.platform()?.launch_blocking && !captured {
             return self.finish_stream(context, stream);

@@ -1,7 +1,7 @@
 //! Device memory: allocation and release, at once or in a stream.
 
 use super::entry::{Out, in_context, set_optional};
-use super::queue::Op;
+use super::queue::Operation;
 use super::state::{Allocation, Driver, Origin};
 use super::status::{Failure, Result, Status};
 
@@ -77,7 +77,7 @@ impl Driver {
         if let Some(allocation) = self.context_mut(context)?.allocations.get_mut(&address) {
             allocation.doomed = true;
         }
-        self.submit(stream, Op::Free(address))
+        self.submit(stream, Operation::Free(address))
     }
 }
 

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::ffi::{CStr, c_char, c_void};
 use std::sync::Arc;
 
-use crate::{Function, Module, ModuleError};
+use crate::{EntryPoint, Module, ModuleError};
 
 use super::entry::{Out, in_context, read_name, set_optional, write_text};
 use super::state::{self, Allocation, Driver, Origin};
@@ -25,7 +25,7 @@ pub(super) struct LoadedModule {
 pub(super) struct LoadedFunction {
     pub(super) context: u64,
     pub(super) module: u64,
-    pub(super) function: Arc<Function>,
+    pub(super) function: Arc<EntryPoint>,
     /// `CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES`.
     pub(super) dynamic_shared_limit: u32,
     /// The preferred share of shared memory in percent, or -1.

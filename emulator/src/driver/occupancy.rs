@@ -1,11 +1,11 @@
 //! Occupancy: how many blocks of a kernel a multiprocessor of the profile would hold.
 //!
-//! The registers are an estimate (see [`crate::Function::register_estimate`]), and so is what
+//! The registers are an estimate (see [`crate::EntryPoint::register_estimate`]), and so is what
 //! follows from them.
 
 use std::ffi::c_int;
 
-use crate::{Function, Profile};
+use crate::{EntryPoint, Profile};
 
 use super::entry::{Out, in_context, read};
 use super::function::thread_limit;
@@ -59,7 +59,7 @@ impl Driver {
 }
 
 fn best(
-    function: &Function,
+    function: &EntryPoint,
     profile: &Profile,
     most: u32,
     shared_limit: u32,

@@ -37,7 +37,7 @@ pub(super) struct Stream {
     pub(super) priority: i32,
     /// The capture that records the operations instead of running them.
     pub(super) capture: Option<u64>,
-    queue: VecDeque<(u64, Op)>,
+    queue: VecDeque<(u64, Operation)>,
     issued: u64,
     done: u64,
 }
@@ -74,7 +74,7 @@ pub(super) struct Point {
 
 /// An operation of a stream or a node of a graph.
 #[derive(Clone)]
-pub(super) enum Op {
+pub(super) enum Operation {
     /// A kernel launch.
     Launch(Arc<KernelLaunch>),
     /// A copy to the device of bytes that were taken over at the call.
@@ -100,9 +100,9 @@ pub(super) enum Op {
     /// A call of a function of the program.
     Call { function: HostFunction, argument: usize },
     /// The rows of a two-dimensional copy or fill.
-    Rows(Arc<[Op]>),
+    Rows(Arc<[Operation]>),
     /// The nodes of a graph.
-    Graph(Arc<[Op]>),
+    Graph(Arc<[Operation]>),
 }
 
 /// A function of the program that a stream calls.
@@ -143,7 +143,7 @@ impl Driver {
     }
 
     /// Gives an operation to a stream, or to the capture that records the stream.
-    pub(super) fn submit(&mut self, stream: u64, op: Op) -> Result {
+    pub(super) fn submit(&mut self, stream: u64, op: Operation) -> Result {
         let (context, ordering, capture) = match self.streams.get(stream) {
             Some(entry) => (entry.context, entry.ordering, entry.capture),
             None => return Err(super::state::stale(stream, "stream")),
@@ -153,7 +153,7 @@ impl Driver {
         }
         let waits = self.implicit_waits(context, ordering)?;
         if !waits.is_empty() {
-            self.push(stream, Op::Wait(waits));
+            self.push(stream, Operation::Wait(waits));
         }
         self.push(stream, op);
         if !self.platform()?.lazy {
@@ -185,7 +185,7 @@ impl Driver {
         Ok(waits)
     }
 
-    fn push(&mut self, stream: u64, op: Op) {
+    fn push(&mut self, stream: u64, op: Operation) {
         let Some(entry) = self.streams.get_mut(stream) else {
             return;
         };
@@ -289,41 +289,41 @@ impl Driver {
     }
 
     /// Runs one operation.
-    fn perform(&mut self, context: u64, op: &Op) -> Result {
+    fn perform(&mut self, context: u64, op: &Operation) -> Result {
         let device = Arc::clone(&self.context(context)?.device);
         match op {
-            Op::Launch(launch) => launch.run(&device),
-            Op::Upload { dst, data } => {
+            Operation::Launch(launch) => launch.run(&device),
+            Operation::Upload { dst, data } => {
                 device.write(*dst, data).map_err(|error| copy::broken(&error))
             }
-            Op::UploadPinned { dst, src } => {
+            Operation::UploadPinned { dst, src } => {
                 // SAFETY: pinned memory outlives the queued operations: they run before it is
                 // freed; its contents are the program's to leave alone until then.
                 let data = unsafe { src.as_slice() };
                 device.write(*dst, data).map_err(|error| copy::broken(&error))
             }
-            Op::Download { dst, src } => {
+            Operation::Download { dst, src } => {
                 // SAFETY: as above, or the call that queued it has not returned yet.
                 let data = unsafe { dst.as_mut_slice() };
                 device.read(*src, data).map_err(|error| copy::broken(&error))
             }
-            Op::Copy { dst, src, bytes } => {
+            Operation::Copy { dst, src, bytes } => {
                 device.copy(*dst, *src, *bytes as u64).map_err(|error| copy::broken(&error))
             }
-            Op::CopyAcross { dst_context, dst, src_context, src, bytes } => {
+            Operation::CopyAcross { dst_context, dst, src_context, src, bytes } => {
                 let mut data = vec![0; *bytes];
                 let source = &self.context(*src_context)?.device;
                 source.read(*src, &mut data).map_err(|error| copy::broken(&error))?;
                 let target = &self.context(*dst_context)?.device;
                 target.write(*dst, &data).map_err(|error| copy::broken(&error))
             }
-            Op::HostCopy { dst, src } => {
+            Operation::HostCopy { dst, src } => {
                 // SAFETY: both ranges are pinned or their call has not returned yet; they may
                 // overlap.
                 unsafe { dst.copy_from(*src) };
                 Ok(())
             }
-            Op::Fill { dst, pattern, count } => {
+            Operation::Fill { dst, pattern, count } => {
                 let result = match *pattern {
                     Pattern::Byte(value) => device.fill8(*dst, value, *count as u64),
                     Pattern::Half(value) => device.fill16(*dst, value, *count as u64),
@@ -331,8 +331,8 @@ impl Driver {
                 };
                 result.map_err(|error| copy::broken(&error))
             }
-            Op::Free(address) => self.release(context, *address),
-            Op::Record(event) => {
+            Operation::Free(address) => self.release(context, *address),
+            Operation::Record(event) => {
                 if let Some(event) = self.events.get_mut(*event)
                     && let Record::Queued { at, .. } = &mut event.record
                 {
@@ -340,18 +340,18 @@ impl Driver {
                 }
                 Ok(())
             }
-            Op::Wait(points) => {
+            Operation::Wait(points) => {
                 for &point in points {
                     self.drain(point);
                 }
                 Ok(())
             }
-            Op::Call { function, argument } => {
+            Operation::Call { function, argument } => {
                 // SAFETY: the program gave the function and its argument for this call.
                 super::entry::run_host_function(|| unsafe { function(*argument as *mut _) });
                 Ok(())
             }
-            Op::Rows(ops) | Op::Graph(ops) => {
+            Operation::Rows(ops) | Operation::Graph(ops) => {
                 for op in ops.iter() {
                     self.perform(context, op)?;
                 }

@@ -3,7 +3,7 @@
 use std::ffi::{c_int, c_void};
 
 use super::entry::{Out, in_context, set_optional};
-use super::queue::{HostFunction, Op, Ordering, Stream};
+use super::queue::{HostFunction, Operation, Ordering, Stream};
 use super::state::Driver;
 use super::status::{Result, Status};
 
@@ -193,6 +193,6 @@ pub unsafe extern "C" fn cuLaunchHostFunc(
             return Err(Status::INVALID_VALUE.because("the function is null"));
         };
         let stream = driver.stream(context, stream)?;
-        driver.submit(stream, Op::Call { function, argument: argument as usize })
+        driver.submit(stream, Operation::Call { function, argument: argument as usize })
     })
 }

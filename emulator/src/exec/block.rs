@@ -1,13 +1,13 @@
 //! A block: its warps, its barriers, and the order in which warps run.
 
-use super::context::*;
-use super::measure::Measure;
-use super::op::{BarrierKind, BarrierOp, Op, Target};
-use super::schedule::Random;
-use super::shadow::Shadow;
-use super::warp::{Pause, Warp};
 use crate::counters::Counters;
+use crate::exec::context::*;
+use crate::exec::measure::Measure;
+use crate::exec::sanitize::shared::Shadow;
+use crate::exec::schedule::Random;
+use crate::exec::warp::{Pause, Warp};
 use crate::fault::{Fault, FaultKind};
+use crate::program::{BarrierKind, BarrierOp, Op, Target};
 
 const BARRIERS: usize = 16;
 const WARP_THREADS: u32 = 32;
@@ -340,7 +340,7 @@ impl Block {
             kernel: kernel.name.clone(),
             instruction: kernel.text_at(pc),
             source: kernel.source_at(pc),
-            ptx_line: kernel.place(pc),
+            ptx_line: kernel.ptx_line(pc),
             block: self.index,
             thread,
             address: stop.address,

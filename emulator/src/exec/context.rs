@@ -3,34 +3,16 @@
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 
-use super::global_shadow::GlobalShadow;
-use super::lanes::Wide;
-use super::measure::{Measure, Traffic};
-use super::shadow::Shadow;
+use crate::config::Config;
 use crate::counters::Counters;
-use crate::decode::Kernel;
-use crate::device::Config;
+use crate::exec::alu::lanes::Wide;
+use crate::exec::measure::{Measure, Traffic};
+use crate::exec::sanitize::global::GlobalShadow;
+use crate::exec::sanitize::shared::Shadow;
 use crate::fault::{Fault, FaultKind};
 use crate::heap::Heap;
 use crate::memory::{Memory, Table};
-
-/// Where shared memory starts in its state space: beyond what the system takes of every block.
-pub(crate) const SHARED_BASE: u64 = 1024;
-/// Where local memory starts in its state space.
-pub(crate) const LOCAL_BASE: u64 = 256;
-/// Where kernel parameters start in their state space.
-pub(crate) const PARAM_BASE: u64 = 256;
-/// Generic addresses of the parameter space.
-pub(crate) const PARAM_WINDOW: u64 = 0x7d00_0000_0000;
-/// Generic addresses of the shared space.
-pub(crate) const SHARED_WINDOW: u64 = 0x7e00_0000_0000;
-/// Generic addresses of the local space.
-pub(crate) const LOCAL_WINDOW: u64 = 0x7f00_0000_0000;
-/// What pointers to functions hold: the first, and the distance between them.
-pub(crate) const FUNCTION_BASE: u64 = 0x1_0000;
-pub(crate) const FUNCTION_STEP: u64 = 16;
-/// Length of a window.
-pub(crate) const WINDOW_BYTES: u64 = 1 << 32;
+use crate::program::{Kernel, SHARED_BASE};
 
 /// What all warps of a launch share.
 pub(crate) struct Context<'a> {

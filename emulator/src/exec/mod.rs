@@ -2,64 +2,34 @@
 // A lane is an index into several registers at once.
 #![allow(clippy::needless_range_loop)]
 
-mod access;
-mod atomic;
-mod bits;
+mod alu;
 mod block;
-mod builtin;
-mod call;
-mod clocks;
-mod collective;
 mod context;
-mod convert;
-mod copy;
-mod double;
-mod execute;
-mod float;
-mod global_shadow;
-mod jitter;
-mod lanes;
-mod matrix;
 mod measure;
-pub(crate) mod op;
-mod print;
-mod round;
+mod memory;
 mod sanitize;
-mod scalar;
 mod schedule;
-mod shadow;
-mod special;
-mod video;
 mod warp;
-mod watch;
-
-pub(crate) use context::{
-    FUNCTION_BASE, FUNCTION_STEP, LOCAL_BASE, LOCAL_WINDOW, PARAM_BASE, PARAM_WINDOW,
-};
-pub(crate) use context::{SHARED_BASE, SHARED_WINDOW};
-pub(crate) use convert::Convert;
-pub(crate) use float::{Float, FloatMode, Test as FloatTest};
-pub(crate) use round::Rounding;
-pub(crate) use scalar::{Comparison, Integer, Permute, Relation, Scalar};
-pub(crate) use special::Special;
-pub(crate) use video::Video;
-pub(crate) use watch::{RegisterClass, Watch, WatchedInstruction, WatchedRead};
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use self::alu::lanes::Wide;
 use self::block::{Block, Turn};
 use self::context::Context;
-use self::global_shadow::GlobalShadow;
-use self::lanes::Wide;
 use self::measure::Traffic;
+use self::sanitize::global::GlobalShadow;
 use self::schedule::BlockOrder;
+use crate::config::Config;
 use crate::counters::Counters;
-use crate::device::{Device, InvalidLaunch, Launch, LaunchError};
 use crate::fault::Fault;
-use crate::module::Function;
+use crate::heap::Heap;
+use crate::launch::{Launch, LaunchError};
+use crate::memory::Memory;
+use crate::profile::Profile;
+use crate::program::Kernel;
 
 /// Instructions that a block runs before the next one of its thread is started beside it.
 const BLOCK_QUANTUM: u64 = 1 << 21;
@@ -69,95 +39,53 @@ const COOPERATIVE_QUANTUM: u64 = 1 << 17;
 /// How long a thread of the host rests whose blocks all wait.
 const NAP: Duration = Duration::from_micros(20);
 
+/// What a launch runs on.
+pub(crate) struct Hardware<'a> {
+    pub(crate) profile: &'a Profile,
+    pub(crate) config: Config,
+    pub(crate) memory: &'a Memory,
+    pub(crate) heap: &'a Heap,
+    /// Bytes that recursive calls and `alloca` may take of a thread's stack.
+    pub(crate) stack_limit: u32,
+}
+
 /// Runs a launch to its end; the counts are those of its kernel.
 pub(crate) fn launch(
-    device: &Device,
-    function: &Function,
+    hardware: &Hardware,
+    kernel: &Kernel,
     launch: &Launch,
 ) -> (Counters, Result<(), LaunchError>) {
-    if let Err(invalid) = check(device, function, launch) {
+    if let Err(invalid) = launch.check(kernel, hardware.profile) {
         return (Counters::default(), Err(invalid.into()));
     }
-    let (counters, fault) = run(device, function, launch);
+    let (counters, fault) = run(hardware, kernel, launch);
     (counters, fault.map_or(Ok(()), |fault| Err(fault.into())))
 }
 
-/// Checks a launch against the limits of the kernel and the device.
-fn check(device: &Device, function: &Function, launch: &Launch) -> Result<(), InvalidLaunch> {
-    let (profile, kernel) = (device.profile(), &function.kernel);
-    if function.is_unloaded() {
-        return Err(InvalidLaunch::Unloaded);
-    }
-    let beyond = |size: [u32; 3], limit: [u32; 3]| {
-        size.iter().zip(limit).any(|(&size, limit)| size == 0 || size > limit)
-    };
-    let Launch { grid, block, .. } = *launch;
-    if beyond(grid, profile.max_grid) {
-        return Err(InvalidLaunch::Grid { grid, limit: profile.max_grid });
-    }
-    if beyond(block, profile.max_block) {
-        return Err(InvalidLaunch::Block { block, limit: profile.max_block });
-    }
-    let threads: u64 = block.iter().map(|&size| u64::from(size)).product();
-    let limit = function.max_threads().min(profile.max_threads_per_block);
-    if threads > u64::from(limit) {
-        return Err(InvalidLaunch::Threads { threads, limit });
-    }
-    if let Some(required) = kernel.required_block.filter(|&required| required != block) {
-        return Err(InvalidLaunch::RequiredBlock { block, required });
-    }
-    let dynamic = launch.dynamic_shared;
-    if dynamic > launch.dynamic_shared_limit {
-        return Err(InvalidLaunch::DynamicShared { dynamic, limit: launch.dynamic_shared_limit });
-    }
-    let (fixed, limit) = (kernel.static_shared, profile.shared_per_block_optin);
-    if u64::from(fixed) + u64::from(dynamic) > u64::from(limit) {
-        return Err(InvalidLaunch::Shared { fixed, dynamic, limit });
-    }
-    let (given, expected) = (launch.params.len(), kernel.param_bytes);
-    if given != expected {
-        return Err(InvalidLaunch::Params { given, expected });
-    }
-    if launch.cooperative {
-        let blocks: u64 = grid.iter().map(|&size| u64::from(size)).product();
-        let threads = threads.next_multiple_of(u64::from(profile.warp_size));
-        let by_threads = u64::from(profile.max_threads_per_sm) / threads;
-        let shared = u64::from(fixed) + u64::from(dynamic);
-        let by_shared = u64::from(profile.shared_per_sm)
-            / (shared + u64::from(profile.shared_reserved_per_block));
-        let per_sm = by_threads.min(by_shared).min(u64::from(profile.max_blocks_per_sm));
-        let limit = per_sm * u64::from(profile.sm_count);
-        if blocks > limit {
-            return Err(InvalidLaunch::Cooperative { blocks, limit });
-        }
-    }
-    Ok(())
-}
-
-fn run(device: &Device, function: &Function, launch: &Launch) -> (Counters, Option<Fault>) {
+fn run(hardware: &Hardware, kernel: &Kernel, launch: &Launch) -> (Counters, Option<Fault>) {
     static LAUNCHES: AtomicU64 = AtomicU64::new(1);
-    let (kernel, config) = (&function.kernel, *device.config());
+    let config = hardware.config;
     let words = launch.params.chunks(8).map(|chunk| {
         let mut word = [0; 8];
         word[..chunk.len()].copy_from_slice(chunk);
         AtomicU64::new(u64::from_le_bytes(word))
     });
-    let table = device.memory().table();
+    let table = hardware.memory.table();
     let context = Context {
         kernel,
         traffic: config.measure.then(|| Traffic::new(&table)),
         table,
-        memory: device.memory(),
-        heap: device.heap(),
+        memory: hardware.memory,
+        heap: hardware.heap,
         param_words: words.collect(),
         param_bytes: launch.params.len(),
         grid: launch.grid,
         block: launch.block,
         shared_bytes: kernel.dynamic_start + launch.dynamic_shared,
         dynamic_shared: launch.dynamic_shared,
-        local_bytes: kernel.local_bytes + if kernel.grows { device.stack_limit() } else { 0 },
+        local_bytes: kernel.local_bytes + if kernel.grows { hardware.stack_limit } else { 0 },
         config,
-        sm_count: device.profile().sm_count,
+        sm_count: hardware.profile.sm_count,
         launch: LAUNCHES.fetch_add(1, Ordering::Relaxed),
         wide: Wide::detect(),
         stop: AtomicBool::new(false),

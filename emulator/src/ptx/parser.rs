@@ -320,7 +320,7 @@ impl<'a> Parser<'a> {
         }
     }
 
-    pub(super) fn instruction(&mut self) -> Result<Instruction> {
+    pub(super) fn instruction(&mut self) -> Result<InstructionTree> {
         let (start, line) = (self.token().start, self.line());
         let mut guard = None;
         if self.accept('@') {
@@ -344,7 +344,7 @@ impl<'a> Parser<'a> {
         let text = start..self.token().start;
         self.expect(';')?;
         let (opcode, location) = (opcode.to_owned(), self.location);
-        Ok(Instruction { guard, opcode, modifiers, operands, line, location, text })
+        Ok(InstructionTree { guard, opcode, modifiers, operands, line, location, text })
     }
 
     pub(super) fn operand(&mut self) -> Result<Operand> {

@@ -156,6 +156,16 @@ pub(crate) struct Tree {
     pub(crate) functions: Vec<FunctionTree>,
 }
 
+impl Tree {
+    /// The number of a target such as `sm_80` or `sm_90a`, or zero.
+    pub(crate) fn target_number(&self) -> u32 {
+        let target = self.target.as_str();
+        let number = target.strip_prefix("sm_").or_else(|| target.strip_prefix("compute_"));
+        let digits = number.map_or("", |n| n.trim_end_matches(|c: char| c.is_ascii_lowercase()));
+        digits.parse().unwrap_or(0)
+    }
+}
+
 /// A variable, or a parameter.
 #[derive(Clone, Debug)]
 pub(crate) struct Variable {
@@ -203,7 +213,7 @@ pub(crate) enum Statement {
     Targets(String, Vec<String>),
     /// What an indirect call passes and receives.
     Prototype(String, Prototype),
-    Instruction(Instruction),
+    Instruction(InstructionTree),
     Scope(Vec<Statement>),
 }
 
@@ -218,7 +228,7 @@ pub(crate) enum Prototype {
 
 /// An instruction.
 #[derive(Clone, Debug)]
-pub(crate) struct Instruction {
+pub(crate) struct InstructionTree {
     /// The predicate and whether it is negated.
     pub(crate) guard: Option<(String, bool)>,
     pub(crate) opcode: String,

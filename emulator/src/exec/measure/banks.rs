@@ -19,8 +19,8 @@
 //! forum, thread 77228). That is not counted here: an access that reads one address with all lanes
 //! counts a pass for each half or quarter.
 
-use super::super::context::lanes;
-use super::super::lanes::LANES;
+use crate::exec::alu::lanes::LANES;
+use crate::exec::context::lanes;
 
 const BANKS: usize = 32;
 const WORD_BYTES: u32 = 4;
@@ -38,21 +38,21 @@ fn groups(mask: u32, bytes: u32) -> impl Iterator<Item = u32> {
 }
 
 /// The passes that an access takes when no lanes conflict.
-pub(super) fn least_wavefronts(mask: u32, bytes: u32) -> u64 {
+pub(crate) fn least_wavefronts(mask: u32, bytes: u32) -> u64 {
     groups(mask, bytes).count() as u64
 }
 
 /// The words that an access touches, bank by bank; kept for the sake of its memory.
-pub(super) struct Banks([[u64; LANES]; BANKS]);
+pub(crate) struct Banks([[u64; LANES]; BANKS]);
 
 impl Banks {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self([[0; LANES]; BANKS])
     }
 
     /// The passes that an access of aligned `bytes` per lane takes. Lanes that touch the same word
     /// share a pass where they are `merged`.
-    pub(super) fn wavefronts(
+    pub(crate) fn wavefronts(
         &mut self,
         mask: u32,
         bytes: u32,

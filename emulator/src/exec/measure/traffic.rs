@@ -8,24 +8,24 @@
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use super::super::lanes::LANES;
 use crate::counters::Counters;
+use crate::exec::alu::lanes::LANES;
 use crate::memory::{Table, find};
 
-pub(super) const SECTOR_BYTES: u64 = 32;
+pub(crate) const SECTOR_BYTES: u64 = 32;
 /// Sectors that a request may touch: an aligned access of a lane lies in one, or in one and the
 /// next where it is as long as a sector.
 const MOST_SECTORS: usize = 2 * LANES;
 
 /// The sectors that a request touches: the number of each, and a bit for each byte.
-pub(super) struct Request {
+pub(crate) struct Request {
     sectors: [(u64, u32); MOST_SECTORS],
     count: usize,
 }
 
 impl Request {
     /// The sectors of lanes that touch so many bytes, at most 32, from an address on.
-    pub(super) fn new(lanes: impl Iterator<Item = (u64, u32)>) -> Self {
+    pub(crate) fn new(lanes: impl Iterator<Item = (u64, u32)>) -> Self {
         let mut request = Self { sectors: [(0, 0); MOST_SECTORS], count: 0 };
         for (address, bytes) in lanes {
             let bits = ((1_u64 << bytes) - 1) << (address % SECTOR_BYTES);
@@ -52,12 +52,12 @@ impl Request {
     }
 
     /// How many sectors it touches.
-    pub(super) fn sectors(&self) -> u64 {
+    pub(crate) fn sectors(&self) -> u64 {
         self.count as u64
     }
 
     /// The fewest sectors that hold as many bytes.
-    pub(super) fn least_sectors(&self) -> u64 {
+    pub(crate) fn least_sectors(&self) -> u64 {
         let bytes: u64 = self.touched().iter().map(|(_, bits)| u64::from(bits.count_ones())).sum();
         bytes.div_ceil(SECTOR_BYTES)
     }
@@ -82,7 +82,7 @@ impl Traffic {
         Self { allocations: table.iter().map(|_| OnceLock::new()).collect() }
     }
 
-    pub(super) fn read(&self, table: &Table, request: &Request) {
+    pub(crate) fn read(&self, table: &Table, request: &Request) {
         self.visit(table, request, |touched, bits| {
             let known = touched.written.load(Ordering::Relaxed);
             let new = bits & !(known | touched.read.load(Ordering::Relaxed));
@@ -92,7 +92,7 @@ impl Traffic {
         });
     }
 
-    pub(super) fn write(&self, table: &Table, request: &Request) {
+    pub(crate) fn write(&self, table: &Table, request: &Request) {
         self.visit(table, request, |touched, bits| {
             if bits & !touched.written.load(Ordering::Relaxed) != 0 {
                 touched.written.fetch_or(bits, Ordering::Relaxed);
@@ -101,7 +101,7 @@ impl Traffic {
     }
 
     /// What it takes back, device memory is not written.
-    pub(super) fn discard(&self, table: &Table, request: &Request) {
+    pub(crate) fn discard(&self, table: &Table, request: &Request) {
         self.visit(table, request, |touched, bits| {
             touched.written.fetch_and(!bits, Ordering::Relaxed);
         });

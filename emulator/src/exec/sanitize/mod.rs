@@ -1,0 +1,512 @@
+//! The sanitizer's eyes: every access of a warp to memory passes here, where the device has it on.
+//!
+//! A read of bytes that nothing wrote is a fault, and so is an access that races with an earlier
+//! one, and a store of different values by lanes of one warp to one address.
+
+pub(crate) mod clocks;
+pub(crate) mod global;
+mod registers;
+pub(crate) mod shared;
+
+use std::sync::MutexGuard;
+
+use self::clocks::Touch;
+use self::global::{GlobalAccess, GlobalConflict, Held};
+use self::shared::{Conflict, Finding, GRANULE};
+use crate::exec::alu::lanes::LANES;
+use crate::exec::context::*;
+use crate::exec::memory::access::Pointers;
+use crate::exec::warp::Warp;
+use crate::fault::FaultKind;
+use crate::memory::{Allocation, WRITTEN, find};
+use crate::program::{
+    Access, Address, Atomic, AtomicOp, LOCAL_WINDOW, Order, PARAM_WINDOW, SHARED_WINDOW, Space,
+};
+
+/// What an access does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Deed {
+    Read,
+    Write,
+    /// Reads and writes at once.
+    Update,
+    /// Starts an asynchronous write.
+    Issue,
+    /// Writes no value in particular.
+    Discard,
+}
+
+/// An access of some lanes.
+#[derive(Clone, Copy)]
+pub(crate) struct Deeds<'a> {
+    pub(crate) deed: Deed,
+    pub(crate) address: &'a Address,
+    /// Bytes of each lane.
+    pub(crate) bytes: usize,
+    pub(crate) mask: u32,
+    pub(crate) order: Order,
+}
+
+/// Whether a generic address is one of shared memory.
+fn in_shared_window(address: u64) -> bool {
+    (SHARED_WINDOW..LOCAL_WINDOW).contains(&address)
+}
+
+/// The bytes of an access that lie in one granule, as a mask.
+fn part(offset: usize, bytes: usize) -> u8 {
+    let first = offset % GRANULE;
+    (((1_u32 << bytes.min(GRANULE)) - 1) << first) as u8 & 0xf
+}
+
+impl Warp {
+    /// Looks at a load.
+    #[inline(never)]
+    pub(crate) fn look_at_load(
+        &mut self,
+        machine: &mut Machine,
+        access: &Access,
+        mask: u32,
+    ) -> Result<(), Box<Stop>> {
+        let bytes = access.bytes as usize * access.targets.len();
+        let (address, order) = (&access.address, access.order);
+        self.look(machine, Deeds { deed: Deed::Read, address, bytes, mask, order })
+    }
+
+    /// Looks at a store.
+    #[inline(never)]
+    pub(crate) fn look_at_store(
+        &mut self,
+        machine: &mut Machine,
+        access: &Access,
+        mask: u32,
+    ) -> Result<(), Box<Stop>> {
+        let bytes = access.bytes as usize * access.sources.len();
+        let (address, order) = (&access.address, access.order);
+        self.look(machine, Deeds { deed: Deed::Write, address, bytes, mask, order })?;
+        if matches!(address.space, Space::Local | Space::Param) {
+            return Ok(());
+        }
+        self.look_for_disagreement(access, bytes, mask)
+    }
+
+    /// Looks at an atomic instruction.
+    pub(crate) fn look_at_atomic(
+        &mut self,
+        machine: &mut Machine,
+        op: &AtomicOp,
+        mask: u32,
+    ) -> Result<(), Box<Stop>> {
+        let deed = if op.atomic == Atomic::Exchange { Deed::Write } else { Deed::Update };
+        let (bytes, address, order) = (op.ty.bytes() as usize, &op.address, op.order);
+        self.look(machine, Deeds { deed, address, bytes, mask, order })
+    }
+
+    /// Keeps other accesses to global memory that are not weak away until this one was carried out.
+    pub(crate) fn one_at_a_time<'a>(
+        &self,
+        machine: &Machine<'a>,
+        space: Space,
+        order: Order,
+    ) -> Option<MutexGuard<'a, ()>> {
+        let global = machine.context.global_shadow.as_ref();
+        let shared = order == Order::Weak || !matches!(space, Space::Global | Space::Generic);
+        global.filter(|_| !shared).map(|global| global.one_at_a_time())
+    }
+
+    /// Looks at an access; `self.pointers` holds where each lane's is.
+    pub(crate) fn look(&mut self, machine: &mut Machine, deeds: Deeds) -> Result<(), Box<Stop>> {
+        let Deeds { deed, address, bytes, mask, order } = deeds;
+        match address.space {
+            Space::Param => return Ok(()),
+            Space::Local => {
+                return lanes(mask).try_for_each(|lane| self.look_at_local(machine, deeds, lane));
+            }
+            _ => {}
+        }
+        if order != Order::Weak && deed != Deed::Read {
+            self.tell(machine, deeds);
+        }
+        if address.space == Space::Shared {
+            return lanes(mask).try_for_each(|lane| self.look_at_shared(machine, deeds, lane));
+        }
+        let context = machine.context;
+        let mut allocation = context.table.get(self.last_allocation);
+        let mut held = Held::default();
+        for lane in lanes(mask) {
+            let pointer = self.pointers[lane];
+            let inside = |a: &&Allocation| {
+                let offset = pointer.addr().wrapping_sub(a.host().addr()) as u64;
+                offset < a.bytes
+            };
+            if allocation.filter(inside).is_none() {
+                let address = self.address(address, lane);
+                if address >= PARAM_WINDOW {
+                    if in_shared_window(address) {
+                        self.look_at_shared(machine, deeds, lane)?;
+                    } else if address >= LOCAL_WINDOW {
+                        self.look_at_local(machine, deeds, lane)?;
+                    }
+                    continue;
+                }
+                allocation =
+                    find(&context.table, address, bytes as u64).map(|at| &context.table[at]);
+            }
+            let Some(allocation) = allocation else { continue };
+            let Some(shadow) = allocation.shadow() else { continue };
+            let offset = pointer.addr() - allocation.host().addr();
+            let shadow = shadow.wrapping_add(offset);
+            if !matches!(deed, Deed::Write | Deed::Discard) {
+                // SAFETY: the access lies within the allocation, and so does its shadow's.
+                let missing = unsafe { unwritten(shadow, bytes) };
+                if missing > 0 {
+                    let (base, size) = (allocation.base, allocation.bytes);
+                    let detail = format!(
+                        "{missing} of the {bytes} bytes were never written: byte {offset} of the \
+                         {size}-byte allocation at {base:#x}"
+                    );
+                    let address = base + offset as u64;
+                    return Err(Stop::at(FaultKind::UninitializedRead, lane, address, detail));
+                }
+            }
+            if deed != Deed::Read {
+                // SAFETY: as above.
+                unsafe { mark(shadow, bytes, if deed == Deed::Discard { 0 } else { WRITTEN }) };
+            }
+            if !allocation.constant {
+                let address = allocation.base + offset as u64;
+                self.look_at_global(machine, &mut held, deeds, lane, address)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Notes what accesses that are not weak tell others; before they are carried out.
+    fn tell(&self, machine: &mut Machine, deeds: Deeds) {
+        let (context, block, warp) = (machine.context, machine.block, self.index as usize);
+        let Some(shadow) = machine.shared.shadow() else { return };
+        let clocks = &mut shadow.clocks;
+        if matches!(deeds.order, Order::Release | Order::AcquireRelease) {
+            clocks.fence(warp, deeds.mask);
+        }
+        for lane in lanes(deeds.mask) {
+            let place = self.pointers[lane].addr();
+            if self.is_shared(deeds.address, lane) {
+                clocks.tell(warp, lane, block, place);
+            } else if let (Some(global), Some(known)) =
+                (&context.global_shadow, clocks.fenced(warp, lane))
+            {
+                global.tell(block, &known, place);
+            }
+        }
+    }
+
+    /// Notes what a warp learns by accesses that are not weak; after they were carried out.
+    pub(crate) fn hear(&self, machine: &mut Machine, address: &Address, order: Order, mask: u32) {
+        let (context, block, warp) = (machine.context, machine.block, self.index as usize);
+        let Some(shadow) = machine.shared.shadow() else { return };
+        let clocks = &mut shadow.clocks;
+        for lane in lanes(mask) {
+            let place = self.pointers[lane].addr();
+            if self.is_shared(address, lane) {
+                clocks.hear(warp, block, place);
+            } else if let Some(global) = &context.global_shadow {
+                global.hear(clocks, warp, block, place);
+            }
+        }
+        if matches!(order, Order::Acquire | Order::AcquireRelease) {
+            clocks.fence(warp, mask);
+        }
+    }
+
+    fn is_shared(&self, address: &Address, lane: usize) -> bool {
+        match address.space {
+            Space::Shared => true,
+            Space::Generic => in_shared_window(self.address(address, lane)),
+            _ => false,
+        }
+    }
+
+    /// Notes an access to global memory, granule by granule, and looks for races.
+    fn look_at_global<'a>(
+        &self,
+        machine: &mut Machine<'a>,
+        held: &mut Held<'a>,
+        deeds: Deeds,
+        lane: usize,
+        address: u64,
+    ) -> Result<(), Box<Stop>> {
+        let (context, block) = (machine.context, machine.block);
+        let (Some(global), Some(shadow)) = (&context.global_shadow, machine.shared.shadow()) else {
+            return Ok(());
+        };
+        let strong = deeds.order != Order::Weak;
+        let by = Touch { warp: self.index as usize, lane, pc: machine.pc, strong };
+        let writes = deeds.deed != Deed::Read;
+        let bytes = part(address as usize, deeds.bytes);
+        let granules = deeds.bytes.div_ceil(GRANULE);
+        let access = GlobalAccess { block, address, granules, bytes, writes, by };
+        global.note(held, &mut shadow.clocks, access).map_err(|conflict| {
+            let GlobalConflict { other, wrote, address } = conflict;
+            let other =
+                Other { block: other.block, thread: Ok(other.thread()), pc: Some(other.pc), wrote };
+            race(context, block, deeds, lane, address, other)
+        })
+    }
+
+    /// The place of an address in local memory among those of the warp.
+    fn local_offset(&self, pointer: *mut u8) -> usize {
+        pointer.addr() - self.local.as_ptr().addr()
+    }
+
+    /// Notes a write to local memory by other than a store.
+    pub(crate) fn local_is_written(&mut self, pointer: *mut u8, bytes: usize) {
+        self.set_local_shadow(pointer, bytes, WRITTEN);
+    }
+
+    /// Notes that local memory holds nothing yet.
+    pub(crate) fn local_is_fresh(&mut self, pointer: *mut u8, bytes: usize) {
+        self.set_local_shadow(pointer, bytes, 0);
+    }
+
+    fn set_local_shadow(&mut self, pointer: *mut u8, bytes: usize, value: u8) {
+        let start = self.local_offset(pointer);
+        if let Some(shadow) = self.local_shadow.get_mut(start..start + bytes) {
+            shadow.fill(value);
+        }
+    }
+
+    /// Notes a copy within local memory.
+    pub(crate) fn local_is_copied(&mut self, from: *mut u8, to: *mut u8, bytes: usize) {
+        let (from, to) = (self.local_offset(from), self.local_offset(to));
+        if from.max(to) + bytes <= self.local_shadow.len() {
+            self.local_shadow.copy_within(from..from + bytes, to);
+        }
+    }
+
+    /// Looks for reads of local memory that the thread has not written.
+    #[cold]
+    fn look_at_local(
+        &mut self,
+        machine: &Machine,
+        deeds: Deeds,
+        lane: usize,
+    ) -> Result<(), Box<Stop>> {
+        let start = self.local_offset(self.pointers[lane]);
+        let Some(shadow) = self.local_shadow.get_mut(start..start + deeds.bytes) else {
+            return Ok(());
+        };
+        if deeds.deed != Deed::Write {
+            // Compilers copy the padding of a structure, of less than 8 bytes, along with the
+            // members beside it.
+            let unwritten = |part: &&[u8]| part.iter().all(|&byte| byte != WRITTEN);
+            let missing: usize = shadow.chunks(8).filter(unwritten).map(<[u8]>::len).sum();
+            if missing > 0 {
+                let offset = start - lane * machine.context.local_stride();
+                let detail = format!(
+                    "{missing} of the {} bytes were never written: byte {offset} of the {} bytes \
+                     of the thread's local memory",
+                    deeds.bytes, machine.context.local_bytes
+                );
+                let address = self.address(deeds.address, lane);
+                return Err(Stop::at(FaultKind::UninitializedRead, lane, address, detail));
+            }
+        }
+        if deeds.deed != Deed::Read {
+            shadow.fill(WRITTEN);
+        }
+        Ok(())
+    }
+
+    #[inline]
+    fn look_at_shared(
+        &self,
+        machine: &mut Machine,
+        deeds: Deeds,
+        lane: usize,
+    ) -> Result<(), Box<Stop>> {
+        let start = machine.shared.host().addr();
+        let Some(shadow) = machine.shared.shadow() else { return Ok(()) };
+        let offset = self.pointers[lane].addr() - start;
+        let strong = deeds.order != Order::Weak;
+        let by = Touch { warp: self.index as usize, lane, pc: machine.pc, strong };
+        let bytes = part(offset, deeds.bytes);
+        for granule in 0..deeds.bytes.div_ceil(GRANULE) {
+            let index = offset / GRANULE + granule;
+            let result = match deeds.deed {
+                Deed::Read => shadow.read(index, bytes, by),
+                Deed::Write | Deed::Discard => shadow.write(index, bytes, by),
+                Deed::Issue => shadow.issue(index, bytes, by),
+                Deed::Update => shadow.update(index, bytes, by),
+            };
+            if let Err(finding) = result {
+                return Err(self.report(machine, deeds, lane, finding));
+            }
+        }
+        Ok(())
+    }
+
+    #[cold]
+    fn report(
+        &self,
+        machine: &mut Machine,
+        deeds: Deeds,
+        lane: usize,
+        finding: Finding,
+    ) -> Box<Stop> {
+        let (_, length, host) = machine.shared.region();
+        let offset = self.pointers[lane].addr() - host.addr();
+        let place = format!("byte {offset} of {length} of shared memory");
+        let address = self.address(deeds.address, lane);
+        match finding {
+            Finding::Unwritten { missing, pending } => {
+                let count = missing.count_ones();
+                let why = match pending {
+                    0 => "were never written",
+                    _ => "are the destination of an asynchronous copy that was not waited for",
+                };
+                let detail = format!("{count} of the bytes {why}: {place}");
+                Stop::at(FaultKind::UninitializedRead, lane, address, detail)
+            }
+            Finding::Race(Conflict { warp, lane: other, pc, wrote }) => {
+                let number = other.map(|lane| (warp * LANES + lane) as u32);
+                let other = Other { block: machine.block, thread: number.ok_or(warp), pc, wrote };
+                race(machine.context, machine.block, deeds, lane, address, other)
+            }
+        }
+    }
+
+    /// Looks for lanes that store different values to one address in one instruction.
+    fn look_for_disagreement(
+        &self,
+        access: &Access,
+        bytes: usize,
+        mask: u32,
+    ) -> Result<(), Box<Stop>> {
+        if ascending(&self.pointers, mask, bytes) {
+            return Ok(());
+        }
+        let bits = 8 * access.bytes;
+        for lane in lanes(mask) {
+            for other in lanes(mask & ((1 << lane) - 1)) {
+                if self.pointers[lane] != self.pointers[other] {
+                    continue;
+                }
+                let differs = access.sources.iter().any(|&source| {
+                    let differing = self.get(source, lane) ^ self.get(source, other);
+                    differing << (64 - bits) != 0
+                });
+                if differs {
+                    let detail = format!(
+                        "lanes {other} and {lane} of the warp store different values in one \
+                         instruction"
+                    );
+                    let address = self.address(&access.address, lane);
+                    return Err(Stop::at(FaultKind::Race, lane, address, detail));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The earlier access of a race.
+struct Other {
+    block: u32,
+    /// The thread, or only its warp.
+    thread: Result<u32, usize>,
+    pc: Option<u32>,
+    wrote: bool,
+}
+
+/// The report of a race.
+#[cold]
+fn race(
+    context: &Context,
+    block: u32,
+    deeds: Deeds,
+    lane: usize,
+    address: u64,
+    other: Other,
+) -> Box<Stop> {
+    let did = |wrote: bool| if wrote { "write" } else { "read" };
+    let mut who = match other.thread {
+        Ok(thread) => {
+            let [x, y, z] = context.thread(thread);
+            format!("thread ({x}, {y}, {z})")
+        }
+        Err(warp) => format!("a thread of warp {warp}"),
+    };
+    if other.block != block {
+        let [width, height, _] = context.grid;
+        let [x, y] = [other.block % width, other.block / width % height];
+        let z = other.block / width / height;
+        who = format!("{who} of block ({x}, {y}, {z})");
+    }
+    if let Some(pc) = other.pc {
+        let (place, instruction) = (context.kernel.where_is(pc), context.kernel.text_at(pc));
+        who = format!("{who} at {place}, `{instruction}`,");
+    }
+    let order = match other.block == block {
+        true => "a barrier",
+        false => "fences and atomics",
+    };
+    let (this, that) = (did(deeds.deed != Deed::Read), did(other.wrote));
+    let detail = format!("this {this} and the {that} by {who} are not ordered by {order}");
+    Stop::at(FaultKind::Race, lane, address, detail)
+}
+
+/// Whether every lane's bytes lie behind those of the lanes before it.
+fn ascending(pointers: &Pointers, mask: u32, bytes: usize) -> bool {
+    let mut end = 0;
+    lanes(mask).all(|lane| {
+        let start = pointers[lane].addr();
+        let behind = start >= end;
+        end = start + bytes;
+        behind
+    })
+}
+
+/// Counts the bytes that were not written to.
+///
+/// # Safety
+/// The shadow is valid for reads of that many bytes.
+#[inline(always)]
+unsafe fn unwritten(shadow: *mut u8, bytes: usize) -> usize {
+    use std::sync::atomic::{AtomicU8, AtomicU32, Ordering::Relaxed};
+    const ALL: u32 = u32::from_ne_bytes([WRITTEN; 4]);
+    if bytes.is_multiple_of(4) && shadow.addr().is_multiple_of(4) {
+        let words = (0..bytes / 4).map(|at| {
+            // SAFETY: passed on to the caller; blocks may write meanwhile, so it is atomic.
+            unsafe { AtomicU32::from_ptr(shadow.cast::<u32>().wrapping_add(at)) }.load(Relaxed)
+        });
+        if words.fold(ALL, |all, word| all & word) == ALL {
+            return 0;
+        }
+    }
+    let byte = |at: usize| {
+        // SAFETY: as above.
+        unsafe { AtomicU8::from_ptr(shadow.wrapping_add(at)) }.load(Relaxed)
+    };
+    (0..bytes).filter(|&at| byte(at) != WRITTEN).count()
+}
+
+/// Notes that bytes were written to, or that they have no value.
+///
+/// # Safety
+/// The shadow is valid for writes of that many bytes.
+#[inline(always)]
+unsafe fn mark(shadow: *mut u8, bytes: usize, value: u8) {
+    use std::sync::atomic::{AtomicU8, AtomicU32, Ordering::Relaxed};
+    if bytes.is_multiple_of(4) && shadow.addr().is_multiple_of(4) {
+        for at in 0..bytes / 4 {
+            // SAFETY: passed on to the caller; blocks may read meanwhile, so it is atomic.
+            let word = unsafe { AtomicU32::from_ptr(shadow.cast::<u32>().wrapping_add(at)) };
+            word.store(u32::from_ne_bytes([value; 4]), Relaxed);
+        }
+        return;
+    }
+    for at in 0..bytes {
+        // SAFETY: as above.
+        unsafe { AtomicU8::from_ptr(shadow.wrapping_add(at)) }.store(value, Relaxed);
+    }
+}

@@ -1,0 +1,201 @@
+//! What a kernel must not do is reported: what, where, by whom, and at which address.
+
+use crate::support::{Arg, Bench, kernel};
+use cuda_emulator::{Config, FaultKind, LaunchError, ModuleError};
+
+const STORES: &str = r#"
+extern "C" __global__ void past(int* p, int n) {
+    int i = blockIdx.x * blockDim.x + threadIdx.x;
+    p[i] = i; // line 4
+}
+extern "C" __global__ void crooked(char* p) {
+    *(int*)(p + threadIdx.x) = 1;
+}
+extern "C" __global__ void shared_past(int* p, int n) {
+    extern __shared__ int s[];
+    s[threadIdx.x * n] = 1;
+    __syncwarp();
+    p[0] = s[0];
+}
+"#;
+
+#[test]
+fn out_of_bounds() {
+    let bench = Bench::cuda(STORES);
+    let p = bench.room::<i32>(100);
+    let fault = bench.fault("past", 2, 64, &[Arg::U64(p), Arg::I32(0)]);
+    assert_eq!(fault.kind, FaultKind::OutOfBounds);
+    assert_eq!(fault.kernel, "past");
+    assert_eq!(fault.block, [1, 0, 0]);
+    assert_eq!(fault.thread, Some([36, 0, 0]));
+    assert_eq!(fault.address, Some(p + 400));
+    let (file, line) = fault.source.clone().expect("line information");
+    assert!(file.ends_with("test.cu"), "{file}");
+    assert_eq!(line, 4);
+    let text = fault.to_string();
+    assert!(text.contains("0 bytes past the end of the 400-byte allocation"), "{text}");
+    assert!(text.contains("st.global"), "{text}");
+}
+
+#[test]
+fn an_access_across_the_end() {
+    let bench = Bench::cuda(STORES);
+    let p = bench.device.alloc(402).expect("memory");
+    let fault = bench.fault("past", 2, 64, &[Arg::U64(p), Arg::I32(0)]);
+    assert_eq!((fault.kind, fault.address), (FaultKind::OutOfBounds, Some(p + 400)));
+    assert!(fault.detail.contains("2 of the 4 bytes lie past the end"), "{fault}");
+}
+
+#[test]
+fn misaligned() {
+    let bench = Bench::cuda(STORES);
+    let p = bench.room::<i32>(100);
+    let fault = bench.fault("crooked", 1, 32, &[Arg::U64(p)]);
+    assert_eq!((fault.kind, fault.address), (FaultKind::Misaligned, Some(p + 1)));
+    assert_eq!(fault.thread, Some([1, 0, 0]));
+}
+
+#[test]
+fn use_after_free() {
+    let bench = Bench::cuda(STORES);
+    let p = bench.room::<i32>(100);
+    bench.device.free(p).expect("an allocation");
+    let fault = bench.fault("past", 1, 32, &[Arg::U64(p), Arg::I32(0)]);
+    assert_eq!((fault.kind, fault.address), (FaultKind::UseAfterFree, Some(p)));
+    assert!(bench.device.free(p).is_err());
+}
+
+#[test]
+fn shared_memory_has_an_end() {
+    let bench = Bench::cuda(STORES);
+    let p = bench.room::<i32>(1);
+    let args = [Arg::U64(p), Arg::I32(2)];
+    match bench.try_launch("shared_past", 1, 32, 128, &args) {
+        Err(LaunchError::Fault(fault)) => {
+            assert_eq!(fault.kind, FaultKind::OutOfBounds);
+            assert_eq!(fault.thread, Some([16, 0, 0]));
+            assert!(fault.detail.contains("128 bytes of shared memory"), "{fault}");
+        }
+        other => panic!("a fault was expected, not {other:?}"),
+    }
+    bench.try_launch("shared_past", 1, 32, 252, &args).expect("enough shared memory");
+}
+
+#[test]
+fn a_shuffle_without_all_of_its_lanes() {
+    let bench = Bench::cuda(
+        r#"
+        extern "C" __global__ void half(int* p) {
+            int x = threadIdx.x;
+            if (x < 16) x = __shfl_xor_sync(~0u, x, 1);
+            __syncwarp();
+            p[threadIdx.x] = x;
+        }"#,
+    );
+    let p = bench.room::<i32>(32);
+    let fault = bench.fault("half", 1, 32, &[Arg::U64(p)]);
+    assert_eq!(fault.kind, FaultKind::MissingLanes);
+    assert!(fault.detail.contains("lanes 0-15") || fault.detail.contains("lanes 16-31"), "{fault}");
+    assert!(fault.instruction.contains("shfl.sync"), "{fault}");
+}
+
+#[test]
+fn a_matrix_instruction_without_all_lanes() {
+    let ptx = kernel(
+        ".reg .pred p; .reg .b32 %r<4>; setp.lt.u32 p, %lane, 30; mov.u32 %r0, 1024;\n\
+         .shared .align 16 .b8 tile[512];\n\
+         @p ldmatrix.sync.aligned.m8n8.x1.shared.b16 {%r1}, [%r0];",
+    );
+    let bench = Bench::load(&ptx, Config::default());
+    let fault = bench.fault("k", 1, 32, &[Arg::U64(0)]);
+    assert_eq!(fault.kind, FaultKind::MissingLanes);
+}
+
+#[test]
+fn a_barrier_that_part_of_a_warp_reaches() {
+    let bench = Bench::cuda(
+        r#"
+        extern "C" __global__ void half(int* p) {
+            if (threadIdx.x < 16) { asm volatile("bar.sync 0;"); p[threadIdx.x] = 1; }
+            else { asm volatile("bar.sync 0;"); p[threadIdx.x] = 2; }
+        }"#,
+    );
+    let p = bench.room::<i32>(32);
+    let fault = bench.fault("half", 1, 32, &[Arg::U64(p)]);
+    assert_eq!(fault.kind, FaultKind::DivergentBarrier);
+}
+
+#[test]
+fn a_barrier_that_a_warp_never_reaches() {
+    let bench = Bench::cuda(
+        r#"
+        extern "C" __global__ void stuck(int* p) {
+            if (threadIdx.x < 32) asm volatile("bar.sync 1, 64;");
+            else asm volatile("bar.sync 2, 64;");
+            p[threadIdx.x] = 1;
+        }"#,
+    );
+    let p = bench.room::<i32>(64);
+    let fault = bench.fault("stuck", 1, 64, &[Arg::U64(p)]);
+    assert_eq!(fault.kind, FaultKind::BarrierDeadlock);
+    assert!(fault.detail.contains("warp 0 waits at barrier 1"), "{fault}");
+    assert!(fault.detail.contains("warp 1 waits at barrier 2"), "{fault}");
+}
+
+#[test]
+fn a_loop_without_end() {
+    let config = Config { watchdog: 1 << 20, ..Config::default() };
+    let asleep = "again: nanosleep.u32 100; bra again;";
+    for body in ["again: bra again;", "again: bar.sync 0; bra again;", asleep] {
+        let bench = Bench::load(&kernel(body), config);
+        let fault = bench.fault("k", 1, 64, &[Arg::U64(0)]);
+        assert_eq!(fault.kind, FaultKind::Timeout, "{body}");
+    }
+}
+
+#[test]
+fn traps_and_assertions() {
+    let bench = Bench::cuda(
+        r#"
+        extern "C" __global__ void check(int* p) {
+            if (p[threadIdx.x] < 0) __assertfail("p >= 0", "here.cu", 12, "check", 1);
+            if (p[threadIdx.x] > 9) __trap();
+        }"#,
+    );
+    let mut values = [0_i32; 32];
+    values[5] = -1;
+    let fault = bench.fault("check", 1, 32, &[Arg::U64(bench.upload(&values))]);
+    assert_eq!((fault.kind, fault.thread), (FaultKind::Assertion, Some([5, 0, 0])));
+    assert!(fault.detail.contains("`p >= 0` in check, here.cu:12"), "{fault}");
+    values[5] = 10;
+    let fault = bench.fault("check", 1, 32, &[Arg::U64(bench.upload(&values))]);
+    assert_eq!((fault.kind, fault.thread), (FaultKind::Trap, Some([5, 0, 0])));
+}
+
+#[test]
+fn modules_that_are_refused() {
+    let device = cuda_emulator::Device::new(cuda_emulator::profile::A100);
+    let load = |ptx: &str| device.load_module(ptx).expect_err("a refused module");
+    match load(&kernel("\nfrobnicate.b32 %lane, %lane;")) {
+        ModuleError::Parse { line, message, .. } => {
+            assert_eq!(line, 9);
+            assert_eq!(message, "unknown instruction `frobnicate`");
+        }
+        other => panic!("{other}"),
+    }
+    let message = load(&kernel("add.quick.u32 %lane, %lane, 1;")).to_string();
+    assert!(message.contains("`add.quick.u32` does not exist"), "{message}");
+    let message = load(&kernel(".surprise;")).to_string();
+    assert!(message.contains("unknown directive `.surprise`"), "{message}");
+    let message = load(&kernel("mov.u32 %lane, %nothing;")).to_string();
+    assert!(message.contains("%nothing"), "{message}");
+    let newer = kernel("").replace(".version 8.0", ".version 99.1");
+    assert_eq!(
+        load(&newer),
+        ModuleError::UnsupportedVersion { found: (99, 1), supported: device.config().ptx_version }
+    );
+    let target = kernel("").replace("sm_80", "sm_90a");
+    assert!(matches!(load(&target), ModuleError::TargetTooNew { .. }));
+    assert!(matches!(load("\u{7f}ELF"), ModuleError::NotPtx(_)));
+    assert_eq!(device.memory_in_use(), 0);
+}
