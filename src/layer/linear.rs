@@ -8,6 +8,7 @@ use cudarc::driver::{CudaSlice, CudaStream};
 use super::{Adapter, Layer, Saved};
 use crate::device::{Kernels, Workspace};
 use crate::dropout::{Dropout, DropoutForm, uniform};
+use crate::dtype::Dtype;
 use crate::error::{During, Error, Result};
 use crate::layout::AdapterLayout;
 use crate::ops::adamw::{AdamW, AdamWConfig, AdapterGroups, Clip, OptimizerPart, Schedule};
@@ -16,7 +17,6 @@ use crate::ops::forward::Forward;
 use crate::ops::merge::{Merge, Unmerge};
 use crate::ops::norm_gradient::NormGradient;
 use crate::ops::prepare::{Magnitude, Prepare};
-use crate::dtype::Dtype;
 use crate::spec::{DoraSpec, Norm, NormGrad, Scaling};
 use crate::tensor::{
     Base, Read, SharedTensor, SharedWeight, Tensors, Write, check_context, check_len, matrix,

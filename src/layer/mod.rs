@@ -127,11 +127,8 @@ impl Layer {
     ) -> Result<()> {
         let keeps_z = self.keeps_z(io.dropout.as_ref())?;
         let takes_y = self.spec.norm() == Norm::Output && !keeps_z;
-        let io = Backward {
-            output: io.output.filter(|_| takes_y),
-            z: io.z.filter(|_| keeps_z),
-            ..io
-        };
+        let io =
+            Backward { output: io.output.filter(|_| takes_y), z: io.z.filter(|_| keeps_z), ..io };
         kernels.backward(stream, &self.spec, &self.prepared, workspace, io)
     }
 

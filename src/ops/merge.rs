@@ -9,9 +9,7 @@ use crate::device::{Kernel, Kernels, Launch, Needs, Regions, THREADS, Workspace}
 use crate::error::{During, Error, Result};
 use crate::params::merge::MergeParams;
 use crate::spec::{DoraSpec, Norm};
-use crate::tensor::{
-    ElementType, Placed, Read, Tensors, Weight, Write, check_len, matrix, vector,
-};
+use crate::tensor::{ElementType, Placed, Read, Tensors, Weight, Write, check_len, matrix, vector};
 
 const MERGE: Kernel = Kernel::new("merge", "merge");
 const UNMERGE: Kernel = Kernel::new("merge", "unmerge");
@@ -222,7 +220,8 @@ impl Kernels {
         let merged = spec.dtype().into();
         let shape = matrix(spec.outputs(), spec.inputs());
         let weight = t.write_as(merged, "weight", &mut io.weight, shape)?;
-        let weights = Weights { kernel: UNMERGE, source: weight, target: weight, merged, report: 0 };
+        let weights =
+            Weights { kernel: UNMERGE, source: weight, target: weight, merged, report: 0 };
         self.convert(stream, spec, prepared, workspace, (&io.lora_a, &io.lora_b), t, weights)
     }
 

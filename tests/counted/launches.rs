@@ -57,14 +57,14 @@ fn few_launches_and_nothing_else() {
 
         counted("prepare", 1, &mut || {
             let inputs = Prepare {
-                weight: weight.as_view(),
-                lora_a: lora_a.slice(..len_a),
-                lora_b: lora_b.slice(..len_b),
+                weight: (&weight).into(),
+                lora_a: lora_a.slice(..len_a).into(),
+                lora_b: lora_b.slice(..len_b).into(),
                 magnitude: match has_norm {
-                    true => Magnitude::Given(m.as_view()),
+                    true => Magnitude::Given((&m).into()),
                     false => Magnitude::None,
                 },
-                bias: Some(bias.as_view()),
+                bias: Some((&bias).into()),
             };
             kernels
                 .prepare(&stream, &spec, &mut workspace, &mut prepared, inputs)
@@ -73,54 +73,52 @@ fn few_launches_and_nothing_else() {
         if has_norm {
             counted("prepare of a shard", 1, &mut || {
                 let inputs = Prepare {
-                    weight: weight.as_view(),
-                    lora_a: lora_a.slice(..len_a),
-                    lora_b: lora_b.slice(..len_b),
+                    weight: (&weight).into(),
+                    lora_a: lora_a.slice(..len_a).into(),
+                    lora_b: lora_b.slice(..len_b).into(),
                     magnitude: Magnitude::Sharded,
-                    bias: Some(bias.as_view()),
+                    bias: Some((&bias).into()),
                 };
                 kernels
                     .prepare(&stream, &spec, &mut workspace, &mut prepared, inputs)
                     .expect("prepare");
             });
             counted("finish_prepare", 1, &mut || {
-                let (lora_b, m) = (lora_b.slice(..len_b), Magnitude::Given(m.as_view()));
+                let (lora_b, m) = (lora_b.slice(..len_b), Magnitude::Given((&m).into()));
                 kernels.finish_prepare(&stream, &spec, &mut prepared, lora_b, m).expect("gains");
             });
         }
         counted("forward", 1, &mut || {
             let io = Forward {
                 tokens: TOKENS,
-                x: x.as_view().into(),
-                weight: weight.as_view(),
-                bias: prepared.bias(),
+                x: (&x).into(),
+                base: Base::new(&weight).with_bias(prepared.bias()),
                 seed: 0,
                 dropout: None,
                 z: None,
-                y: y.as_view_mut().into(),
-                h: h.slice_mut(..len_h),
+                y: (&mut y).into(),
+                h: h.slice_mut(..len_h).into(),
             };
             kernels.forward(&stream, &spec, &prepared, &mut workspace, io).expect("forward");
         });
         let mut backward = |with_grad_input: bool| {
-            let mut io = Backward {
+            let io = Backward {
                 tokens: TOKENS,
                 gradients: Gradients::Overwrite,
-                x: x.as_view().into(),
-                weight: weight.as_view(),
-                bias: prepared.bias(),
-                output: Some(y.as_view().into()),
+                x: (&x).into(),
+                base: Base::new(&weight).with_bias(prepared.bias()),
+                output: Some((&y).into()),
                 z: None,
                 dropout: None,
-                grad_output: grad_output.as_view().into(),
-                h: h.slice(..len_h),
-                grad_input: with_grad_input.then(|| grad_input.as_view_mut().into()),
-                grad_lora_a: grad_a.slice_mut(..len_a),
-                grad_lora_b: grad_b.slice_mut(..len_b),
-                grad_magnitude: has_norm.then(|| grad_m.as_view_mut()),
+                grad_output: (&grad_output).into(),
+                h: h.slice(..len_h).into(),
+                grad_input: with_grad_input.then(|| (&mut grad_input).into()),
+                grad_lora_a: grad_a.slice_mut(..len_a).into(),
+                grad_lora_b: grad_b.slice_mut(..len_b).into(),
+                grad_magnitude: has_norm.then(|| (&mut grad_m).into()),
                 grad_bias: None,
             };
-            kernels.backward(&stream, &spec, &prepared, &mut workspace, &mut io).expect("backward");
+            kernels.backward(&stream, &spec, &prepared, &mut workspace, io).expect("backward");
         };
         counted("backward", 1, &mut || backward(true));
         // Of a frozen base layer nothing is wanted then.
@@ -130,12 +128,12 @@ fn few_launches_and_nothing_else() {
         if has_norm && rank > 0 {
             counted("norm_gradient", 2, &mut || {
                 let io = NormGradient {
-                    weight: weight.as_view(),
-                    lora_a: lora_a.slice(..len_a),
-                    lora_b: lora_b.slice(..len_b),
-                    grad_magnitude: grad_m.as_view(),
-                    grad_lora_a: grad_a.slice_mut(..len_a),
-                    grad_lora_b: grad_b.slice_mut(..len_b),
+                    weight: (&weight).into(),
+                    lora_a: lora_a.slice(..len_a).into(),
+                    lora_b: lora_b.slice(..len_b).into(),
+                    grad_magnitude: (&grad_m).into(),
+                    grad_lora_a: grad_a.slice_mut(..len_a).into(),
+                    grad_lora_b: grad_b.slice_mut(..len_b).into(),
                 };
                 kernels
                     .norm_gradient(&stream, &spec, &prepared, &mut workspace, io)
@@ -146,11 +144,11 @@ fn few_launches_and_nothing_else() {
             (f32s(OUTPUTS * INPUTS), stream.alloc_zeros(MergeReport::LEN).expect("memory"));
         counted("merge", 1, &mut || {
             let io = Merge {
-                weight: weight.as_view(),
-                lora_a: lora_a.slice(..len_a),
-                lora_b: lora_b.slice(..len_b),
-                merged: merged.as_view_mut(),
-                report: Some(report.as_view_mut()),
+                weight: (&weight).into(),
+                lora_a: lora_a.slice(..len_a).into(),
+                lora_b: lora_b.slice(..len_b).into(),
+                merged: (&mut merged).into(),
+                report: Some((&mut report).into()),
             };
             kernels.merge(&stream, &spec, &prepared, &mut workspace, io).expect("merge");
         });
@@ -164,10 +162,10 @@ fn few_launches_and_nothing_else() {
         counted("decompose_adapter", 1, &mut || {
             let io = DecomposeAdapter {
                 axis: Norm::Input,
-                weight: weight.as_view(),
-                lora_a: lora_a.slice(..len_a),
-                lora_b: lora_b.slice(..len_b),
-                result: result.as_view_mut(),
+                weight: (&weight).into(),
+                lora_a: lora_a.slice(..len_a).into(),
+                lora_b: lora_b.slice(..len_b).into(),
+                result: (&mut result).into(),
             };
             kernels
                 .decompose_adapter(&stream, &spec, &prepared, &mut workspace, io)
@@ -188,11 +186,11 @@ fn few_launches_and_nothing_else() {
             let io = AdamW {
                 parts: &parts,
                 schedule: Schedule::Host { learning_rate: 1e-3, step: 1 },
-                clip: Some(Clip { max_norm: 1.0, norm: length.as_view() }),
-                parameters: parameters.as_view_mut(),
-                gradients: gradients.as_view(),
-                exp_avg: exp_avg.as_view_mut(),
-                exp_avg_sq: exp_avg_sq.as_view_mut(),
+                clip: Some(Clip { max_norm: 1.0, norm: (&length).into() }),
+                parameters: (&mut parameters).into(),
+                gradients: (&gradients).into(),
+                exp_avg: (&mut exp_avg).into(),
+                exp_avg_sq: (&mut exp_avg_sq).into(),
             };
             kernels.adamw(&stream, &AdamWConfig::default(), io).expect("a step");
         });
@@ -222,33 +220,32 @@ fn a_refused_backward_launches_nothing() {
     let mut workspace = Workspace::new(&kernels, &stream, &[spec], tokens - 1).expect("memory");
     let mut prepared = Prepared::new(&stream, &spec).expect("memory");
     let adapter = Prepare {
-        weight: weight.as_view(),
-        lora_a: lora_a.as_view(),
-        lora_b: lora_b.as_view(),
-        magnitude: Magnitude::Given(m.as_view()),
+        weight: (&weight).into(),
+        lora_a: (&lora_a).into(),
+        lora_b: (&lora_b).into(),
+        magnitude: Magnitude::Given((&m).into()),
         bias: None,
     };
     kernels.prepare(&stream, &spec, &mut workspace, &mut prepared, adapter).expect("prepare");
     stream.synchronize().expect("no fault");
     let before = device.launches();
-    let mut io = Backward {
+    let io = Backward {
         tokens,
         gradients: Gradients::Overwrite,
-        x: x.as_view().into(),
-        weight: weight.as_view(),
-        bias: None,
-        output: Some(y.as_view().into()),
+        x: (&x).into(),
+        base: Base::new(&weight),
+        output: Some((&y).into()),
         z: None,
         dropout: None,
-        grad_output: dy.as_view().into(),
-        h: h.as_view(),
+        grad_output: (&dy).into(),
+        h: (&h).into(),
         grad_input: None,
-        grad_lora_a: grad_a.as_view_mut(),
-        grad_lora_b: grad_b.as_view_mut(),
-        grad_magnitude: Some(grad_m.as_view_mut()),
+        grad_lora_a: (&mut grad_a).into(),
+        grad_lora_b: (&mut grad_b).into(),
+        grad_magnitude: Some((&mut grad_m).into()),
         grad_bias: None,
     };
-    let refused = kernels.backward(&stream, &spec, &prepared, &mut workspace, &mut io);
+    let refused = kernels.backward(&stream, &spec, &prepared, &mut workspace, io);
     assert!(
         matches!(refused, Err(fused_dora::Error::WorkspaceTooSmall { tokens: 65, .. })),
         "{refused:?}"

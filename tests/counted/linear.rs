@@ -107,11 +107,11 @@ impl Bench {
         let io = LinearBackward {
             tokens: TOKENS,
             gradients,
-            x: x.as_view().into(),
-            y: y.as_view().into(),
+            x: (&x).into(),
+            y: (&y).into(),
             dropout,
-            grad_output: grad_output.as_view().into(),
-            grad_input: Some(grad_input.as_view_mut().into()),
+            grad_output: (&grad_output).into(),
+            grad_input: Some((&mut grad_input).into()),
         };
         layer.backward(saved, io)
     }

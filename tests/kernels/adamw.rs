@@ -96,11 +96,11 @@ fn a_norm_that_is_nan_shows() {
     let io = AdamW {
         parts: &whole(3),
         schedule: Schedule::Host { learning_rate: 1e-3, step: 1 },
-        clip: Some(Clip { max_norm: 1.0, norm: norm.as_view() }),
-        parameters: parameters.as_view_mut(),
-        gradients: gradients.as_view(),
-        exp_avg: exp_avg.as_view_mut(),
-        exp_avg_sq: exp_avg_sq.as_view_mut(),
+        clip: Some(Clip { max_norm: 1.0, norm: (&norm).into() }),
+        parameters: (&mut parameters).into(),
+        gradients: (&gradients).into(),
+        exp_avg: (&mut exp_avg).into(),
+        exp_avg_sq: (&mut exp_avg_sq).into(),
     };
     device.kernels.adamw(&device.stream, &CONFIG, io).expect("a step");
     let found = device.stream.clone_dtoh(&parameters).expect("a copy");
@@ -127,18 +127,18 @@ fn a_captured_step() {
         let mut launch = |numbers: &CudaSlice<f32>| {
             let io = GradientNorm {
                 parts: &parts,
-                gradients: gradients.as_view(),
-                norm: norm.as_view_mut(),
+                gradients: (&gradients).into(),
+                norm: (&mut norm).into(),
             };
             kernels.gradient_norm(&stream, &mut workspace, io).expect("the norm");
             let io = AdamW {
                 parts: &parts,
-                schedule: Schedule::Device(numbers.as_view()),
-                clip: Some(Clip { max_norm: 1.0, norm: norm.as_view() }),
-                parameters: parameters.as_view_mut(),
-                gradients: gradients.as_view(),
-                exp_avg: exp_avg.as_view_mut(),
-                exp_avg_sq: exp_avg_sq.as_view_mut(),
+                schedule: Schedule::Device((&numbers).into()),
+                clip: Some(Clip { max_norm: 1.0, norm: (&norm).into() }),
+                parameters: (&mut parameters).into(),
+                gradients: (&gradients).into(),
+                exp_avg: (&mut exp_avg).into(),
+                exp_avg_sq: (&mut exp_avg_sq).into(),
             };
             kernels.adamw(&stream, &CONFIG, io).expect("a step");
         };
@@ -180,11 +180,11 @@ fn bad_inputs() {
             let mut $io = AdamW {
                 parts: &parts,
                 schedule: host(1e-3, 1),
-                clip: Some(Clip { max_norm: 1.0, norm: one.as_view() }),
-                parameters: parameters.as_view_mut(),
-                gradients: gradients.as_view(),
-                exp_avg: exp_avg.as_view_mut(),
-                exp_avg_sq: exp_avg_sq.as_view_mut(),
+                clip: Some(Clip { max_norm: 1.0, norm: (&one).into() }),
+                parameters: (&mut parameters).into(),
+                gradients: (&gradients).into(),
+                exp_avg: (&mut exp_avg).into(),
+                exp_avg_sq: (&mut exp_avg_sq).into(),
             };
             let _ = (&mut $config, &mut $io);
             $change;
@@ -223,7 +223,7 @@ fn bad_inputs() {
     let clip = |max_norm, norm| Some(Clip { max_norm, norm });
     assert_message!(|config, io| io.clip = clip(0.0, one.as_view()), "max_norm is 0.0: ");
     assert_shape!(|io| io.clip = clip(1.0, two.as_view()), ("norm", 1, 2));
-    assert_shape!(|io| io.schedule = Schedule::Device(one.as_view()), ("schedule", 2, 1));
+    assert_shape!(|io| io.schedule = Schedule::Device((&one).into()), ("schedule", 2, 1));
     assert_shape!(|io| io.gradients = gradients.slice(..15), ("gradients", 16, 15));
     let mut short = device.upload(&[0.0; 17]);
     assert_shape!(|io| io.exp_avg = short.as_view_mut(), ("exp_avg", 16, 17));

@@ -136,11 +136,11 @@ fn step<E: Element>(kernels: &Kernels, buffers: &Buffers, case: &Case) -> [Vec<f
     let parameters = stream.clone_htod(&buffers.parameters(case)).expect("memory");
     let mut gradients = stream.clone_htod(&vec![POISON; layout.len()]).expect("memory");
     let mut workspace = Workspace::new(kernels, stream, &[spec], tokens).expect("memory");
-    let mut prepared = Prepared::<E>::new(stream, &spec).expect("memory");
+    let mut prepared = Prepared::new(stream, &spec).expect("memory");
 
     let adapter = layout.view(parameters.as_view()).expect("the layout's length");
     let adapter = Prepare {
-        weight: weight.as_view(),
+        weight: (&weight).into(),
         lora_a: adapter.lora_a,
         lora_b: adapter.lora_b,
         magnitude: adapter.magnitude.map_or(Magnitude::None, Magnitude::Given),
@@ -150,35 +150,33 @@ fn step<E: Element>(kernels: &Kernels, buffers: &Buffers, case: &Case) -> [Vec<f
     kernels.prepare(stream, &spec, &mut workspace, &mut prepared, adapter).expect("prepare");
     let io = Forward {
         tokens,
-        x: x.as_view().into(),
-        weight: weight.as_view(),
-        bias: prepared.bias(),
+        x: (&x).into(),
+        base: Base::new(&weight).with_bias(prepared.bias()),
         seed: 1,
         dropout: None,
         z: None,
-        y: y.as_view_mut().into(),
+        y: (&mut y).into(),
         h: h.slice_mut(..tokens * spec.padded_rank()),
     };
     kernels.forward(stream, &spec, &prepared, &mut workspace, io).expect("forward");
     let grad = layout.view_mut(gradients.as_view_mut()).expect("the layout's length");
-    let mut io = Backward {
+    let io = Backward {
         tokens,
         gradients: Gradients::Overwrite,
-        x: x.as_view().into(),
-        weight: weight.as_view(),
-        bias: prepared.bias(),
-        output: Some(y.as_view().into()),
+        x: (&x).into(),
+        base: Base::new(&weight).with_bias(prepared.bias()),
+        output: Some((&y).into()),
         z: None,
         dropout: None,
-        grad_output: dy.as_view().into(),
+        grad_output: (&dy).into(),
         h: h.slice(..tokens * spec.padded_rank()),
-        grad_input: Some(dx.as_view_mut().into()),
+        grad_input: Some((&mut dx).into()),
         grad_lora_a: grad.lora_a,
         grad_lora_b: grad.lora_b,
         grad_magnitude: grad.magnitude,
         grad_bias: grad.bias,
     };
-    kernels.backward(stream, &spec, &prepared, &mut workspace, &mut io).expect("backward");
+    kernels.backward(stream, &spec, &prepared, &mut workspace, io).expect("backward");
 
     let gradients = stream.clone_dtoh(&gradients).expect("a copy");
     buffers.assert_padding(&gradients);

@@ -8,8 +8,8 @@ use cuda_emulator::profile::Profile;
 use cuda_emulator::{Config, MeasuredLaunch};
 use fused_dora::cudarc::driver::CudaStream;
 use fused_dora::{
-    Backward, DoraSpec, Dtype, Element, F32Math, Forward, Gradients, Kernels, Magnitude, Norm,
-    NormGrad, NormGradient, Prepare, Prepared, Scaling, Tiles, Workspace, open_device,
+    Backward, Base, DoraSpec, Dtype, Element, F32Math, Forward, Gradients, Kernels, Magnitude,
+    Norm, NormGrad, NormGradient, Prepare, Prepared, Scaling, Tiles, Workspace, open_device,
 };
 use half::bf16;
 use rand::rngs::StdRng;
@@ -153,12 +153,12 @@ impl Device {
         let prepare = self.launches(|| {
             let magnitude = match norm {
                 Norm::None => Magnitude::None,
-                _ => Magnitude::Init(magnitude.as_view_mut()),
+                _ => Magnitude::Init((&mut magnitude).into()),
             };
             let io = Prepare {
-                weight: weight.as_view(),
-                lora_a: lora_a.slice(..len_a),
-                lora_b: lora_b.slice(..len_b),
+                weight: (&weight).into(),
+                lora_a: lora_a.slice(..len_a).into(),
+                lora_b: lora_b.slice(..len_b).into(),
                 magnitude,
                 bias: None,
             };
@@ -167,48 +167,46 @@ impl Device {
         let forward = self.launches(|| {
             let io = Forward {
                 tokens,
-                x: x.as_view().into(),
-                weight: weight.as_view(),
-                bias: None,
+                x: (&x).into(),
+                base: Base::new(&weight),
                 seed: 1,
                 dropout: None,
                 z: None,
-                y: y.as_view_mut().into(),
-                h: h.slice_mut(..len_h),
+                y: (&mut y).into(),
+                h: h.slice_mut(..len_h).into(),
             };
             kernels.forward(stream, &spec, &prepared, &mut workspace, io)
         })?;
         let backward = self.launches(|| {
-            let mut io = Backward {
+            let io = Backward {
                 tokens,
                 gradients: Gradients::Overwrite,
-                x: x.as_view().into(),
-                weight: weight.as_view(),
-                bias: None,
-                output: Some(y.as_view().into()),
+                x: (&x).into(),
+                base: Base::new(&weight),
+                output: (norm == Norm::Output).then(|| (&y).into()),
                 z: None,
                 dropout: None,
-                grad_output: grad_output.as_view().into(),
-                h: h.slice(..len_h),
-                grad_input: Some(grad_input.as_view_mut().into()),
-                grad_lora_a: grad_a.slice_mut(..len_a),
-                grad_lora_b: grad_b.slice_mut(..len_b),
-                grad_magnitude: (norm != Norm::None).then(|| grad_m.as_view_mut()),
+                grad_output: (&grad_output).into(),
+                h: h.slice(..len_h).into(),
+                grad_input: Some((&mut grad_input).into()),
+                grad_lora_a: grad_a.slice_mut(..len_a).into(),
+                grad_lora_b: grad_b.slice_mut(..len_b).into(),
+                grad_magnitude: (norm != Norm::None).then(|| (&mut grad_m).into()),
                 grad_bias: None,
             };
-            kernels.backward(stream, &spec, &prepared, &mut workspace, &mut io)
+            kernels.backward(stream, &spec, &prepared, &mut workspace, io)
         })?;
         let norm_gradient = self.launches(|| {
             if norm == Norm::None || !exact {
                 return Ok(());
             }
             let io = NormGradient {
-                weight: weight.as_view(),
-                lora_a: lora_a.slice(..len_a),
-                lora_b: lora_b.slice(..len_b),
-                grad_magnitude: grad_m.as_view(),
-                grad_lora_a: grad_a.slice_mut(..len_a),
-                grad_lora_b: grad_b.slice_mut(..len_b),
+                weight: (&weight).into(),
+                lora_a: lora_a.slice(..len_a).into(),
+                lora_b: lora_b.slice(..len_b).into(),
+                grad_magnitude: (&grad_m).into(),
+                grad_lora_a: grad_a.slice_mut(..len_a).into(),
+                grad_lora_b: grad_b.slice_mut(..len_b).into(),
             };
             kernels.norm_gradient(stream, &spec, &prepared, &mut workspace, io)
         })?;

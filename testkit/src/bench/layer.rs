@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use fused_dora::cudarc::driver::{CudaSlice, CudaStream};
 use fused_dora::{
-    AdamW, AdamWConfig, AdapterGroups, AdapterLayout, Backward, DecomposeAdapter, Decomposition,
-    DoraSpec, Element, Forward, GradientNorm, Gradients, Kernels, Magnitude, Merge, MergeReport,
-    Norm, NormGrad, NormGradient, OptimizerPart, Prepare, Prepared, Scaling, Schedule, Workspace,
-    open_device,
+    AdamW, AdamWConfig, AdapterGroups, AdapterLayout, Backward, Base, DecomposeAdapter,
+    Decomposition, DoraSpec, Element, Forward, GradientNorm, Gradients, Kernels, Magnitude, Merge,
+    MergeReport, Norm, NormGrad, NormGradient, OptimizerPart, Prepare, Prepared, Scaling, Schedule,
+    Workspace, open_device,
 };
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -21,7 +21,7 @@ pub struct Layer<E> {
     spec: DoraSpec,
     tokens: usize,
     workspace: Workspace,
-    prepared: Prepared<E>,
+    prepared: Prepared,
     batches: Vec<Batch<E>>,
     /// The batch that ops take.
     current: usize,
@@ -143,13 +143,13 @@ impl<E: Element> Layer<E> {
     fn prepare_as(&mut self, fresh: bool) -> Outcome {
         let magnitude = match self.spec.norm() {
             Norm::None => Magnitude::None,
-            _ if fresh => Magnitude::Init(self.magnitude.as_view_mut()),
-            _ => Magnitude::Given(self.magnitude.as_view()),
+            _ if fresh => Magnitude::Init((&mut self.magnitude).into()),
+            _ => Magnitude::Given((&self.magnitude).into()),
         };
         let inputs = Prepare {
-            weight: self.weight.as_view(),
-            lora_a: self.lora_a.as_view(),
-            lora_b: self.lora_b.as_view(),
+            weight: (&self.weight).into(),
+            lora_a: (&self.lora_a).into(),
+            lora_b: (&self.lora_b).into(),
             magnitude,
             bias: None,
         };
@@ -162,14 +162,13 @@ impl<E: Element> Layer<E> {
         let batch = &mut self.batches[self.current];
         let io = Forward {
             tokens: self.tokens,
-            x: batch.x.as_view().into(),
-            weight: self.weight.as_view(),
-            bias: None,
+            x: (&batch.x).into(),
+            base: Base::new(&self.weight),
             seed: 1,
             dropout: None,
             z: None,
-            y: batch.y.as_view_mut().into(),
-            h: batch.h.as_view_mut(),
+            y: (&mut batch.y).into(),
+            h: (&mut batch.h).into(),
         };
         let Self { kernels, stream, spec, workspace, prepared, .. } = self;
         Ok(kernels.forward(stream, spec, prepared, workspace, io)?)
@@ -179,13 +178,14 @@ impl<E: Element> Layer<E> {
     pub fn adamw(&mut self) -> Outcome {
         let [parameters, gradients, exp_avg, exp_avg_sq] = &mut self.optimized;
         let io = AdamW {
+            len: gradients.len(),
             parts: &self.parts,
             schedule: Schedule::Host { learning_rate: 1e-4, step: 1 },
             clip: None,
-            parameters: parameters.as_view_mut(),
-            gradients: gradients.as_view(),
-            exp_avg: exp_avg.as_view_mut(),
-            exp_avg_sq: exp_avg_sq.as_view_mut(),
+            parameters: parameters.as_view_mut().into(),
+            gradients: gradients.as_view().into(),
+            exp_avg: exp_avg.as_view_mut().into(),
+            exp_avg_sq: exp_avg_sq.as_view_mut().into(),
         };
         Ok(self.kernels.adamw(&self.stream, &AdamWConfig::default(), io)?)
     }
@@ -194,9 +194,10 @@ impl<E: Element> Layer<E> {
     pub fn gradient_norm(&mut self) -> Outcome {
         let [_, gradients, ..] = &self.optimized;
         let io = GradientNorm {
+            len: gradients.len(),
             parts: &self.parts,
-            gradients: gradients.as_view(),
-            norm: self.norm.as_view_mut(),
+            gradients: gradients.as_view().into(),
+            norm: (&mut self.norm).into(),
         };
         Ok(self.kernels.gradient_norm(&self.stream, &mut self.workspace, io)?)
     }
@@ -207,12 +208,12 @@ impl<E: Element> Layer<E> {
             return Ok(());
         }
         let io = NormGradient {
-            weight: self.weight.as_view(),
-            lora_a: self.lora_a.as_view(),
-            lora_b: self.lora_b.as_view(),
-            grad_magnitude: self.grad_magnitude.as_view(),
-            grad_lora_a: self.grad_lora_a.as_view_mut(),
-            grad_lora_b: self.grad_lora_b.as_view_mut(),
+            weight: (&self.weight).into(),
+            lora_a: (&self.lora_a).into(),
+            lora_b: (&self.lora_b).into(),
+            grad_magnitude: (&self.grad_magnitude).into(),
+            grad_lora_a: (&mut self.grad_lora_a).into(),
+            grad_lora_b: (&mut self.grad_lora_b).into(),
         };
         let Self { kernels, stream, spec, workspace, prepared, .. } = self;
         Ok(kernels.norm_gradient(stream, spec, prepared, workspace, io)?)
@@ -238,11 +239,11 @@ impl<E: Element> Layer<E> {
     /// W and W' once each, and the report.
     pub fn merge(&mut self) -> Outcome {
         let io = Merge {
-            weight: self.weight.as_view(),
-            lora_a: self.lora_a.as_view(),
-            lora_b: self.lora_b.as_view(),
-            merged: self.merged.as_view_mut(),
-            report: Some(self.report.as_view_mut()),
+            weight: (&self.weight).into(),
+            lora_a: (&self.lora_a).into(),
+            lora_b: (&self.lora_b).into(),
+            merged: (&mut self.merged).into(),
+            report: Some((&mut self.report).into()),
         };
         let Self { kernels, stream, spec, workspace, prepared, .. } = self;
         Ok(kernels.merge(stream, spec, prepared, workspace, io)?)
@@ -252,10 +253,10 @@ impl<E: Element> Layer<E> {
     pub fn decompose(&mut self) -> Outcome {
         let io = DecomposeAdapter {
             axis: Norm::Input,
-            weight: self.weight.as_view(),
-            lora_a: self.lora_a.as_view(),
-            lora_b: self.lora_b.as_view(),
-            result: self.report.slice_mut(..Decomposition::LEN),
+            weight: (&self.weight).into(),
+            lora_a: (&self.lora_a).into(),
+            lora_b: (&self.lora_b).into(),
+            result: self.report.slice_mut(..Decomposition::LEN).into(),
         };
         let Self { kernels, stream, spec, workspace, prepared, .. } = self;
         Ok(kernels.decompose_adapter(stream, spec, prepared, workspace, io)?)
@@ -265,25 +266,24 @@ impl<E: Element> Layer<E> {
     pub fn backward(&mut self) -> Outcome {
         let has_magnitude = self.spec.norm() != Norm::None;
         let batch = &self.batches[self.current];
-        let mut io = Backward {
+        let io = Backward {
             tokens: self.tokens,
             gradients: Gradients::Overwrite,
-            x: batch.x.as_view().into(),
-            weight: self.weight.as_view(),
-            bias: None,
-            output: Some(batch.y.as_view().into()),
+            x: (&batch.x).into(),
+            base: Base::new(&self.weight),
+            output: (self.spec.norm() == Norm::Output).then(|| (&batch.y).into()),
             z: None,
             dropout: None,
-            grad_output: batch.grad_output.as_view().into(),
-            h: batch.h.as_view(),
-            grad_input: Some(self.grad_input.as_view_mut().into()),
-            grad_lora_a: self.grad_lora_a.as_view_mut(),
-            grad_lora_b: self.grad_lora_b.as_view_mut(),
-            grad_magnitude: has_magnitude.then(|| self.grad_magnitude.as_view_mut()),
+            grad_output: (&batch.grad_output).into(),
+            h: (&batch.h).into(),
+            grad_input: Some((&mut self.grad_input).into()),
+            grad_lora_a: (&mut self.grad_lora_a).into(),
+            grad_lora_b: (&mut self.grad_lora_b).into(),
+            grad_magnitude: has_magnitude.then(|| (&mut self.grad_magnitude).into()),
             grad_bias: None,
         };
         let Self { kernels, stream, spec, workspace, prepared, .. } = self;
-        Ok(kernels.backward(stream, spec, prepared, workspace, &mut io)?)
+        Ok(kernels.backward(stream, spec, prepared, workspace, io)?)
     }
 
     /// Waits for all ops so far.
