@@ -141,7 +141,7 @@ impl Layer {
         let io = Forward {
             tokens,
             x: (&self.x).into(),
-            base: Base::new(&self.weight).with_bias(Some(self.bias.as_view())),
+            base: Base::new(&self.weight).with_bias(Some((&self.bias).into())),
             seed: 0,
             dropout: None,
             z: None,
@@ -163,7 +163,7 @@ impl Layer {
             tokens: TOKENS,
             gradients: Gradients::Overwrite,
             x: (&self.x).into(),
-            base: Base::new(&self.weight).with_bias(Some(self.bias.as_view())),
+            base: Base::new(&self.weight).with_bias(Some((&self.bias).into())),
             output: Some((&self.y).into()),
             z: None,
             dropout: None,

@@ -62,7 +62,7 @@ fn fresh<E: Element>(
     let io = Forward {
         tokens,
         x: (&x).into(),
-        base: Base::new(&device_weight).with_bias(Some(bias.as_view())),
+        base: Base::new(&device_weight).with_bias(Some((&bias).into())),
         seed: 5,
         dropout: None,
         z: None,

@@ -57,16 +57,35 @@ impl<E: Element> Layer<E> {
         Self::on(&kernels, &stream, shape, norm, 1)
     }
 
-    /// A layer of (T, I, O, r) with so many batches, prepared, and run once so that every buffer
-    /// holds something. x and dY are of unit variance, W, A and B of a trained layer's sizes.
+    /// A layer of (T, I, O, r) with so many batches, prepared, and run once such that every buffer
+    /// holds something.
     pub fn on(
+        kernels: &Arc<Kernels>,
+        stream: &Arc<CudaStream>,
+        shape: [usize; 4],
+        norm: Norm,
+        batches: usize,
+    ) -> Outcome<Self> {
+        let mut layer = Self::unprepared(kernels, stream, shape, norm, batches)?;
+        layer.init()?;
+        for _ in 0..batches {
+            layer.forward()?;
+            layer.rotate();
+        }
+        layer.backward()?;
+        Ok(layer)
+    }
+
+    /// A layer on which no op has run. x and dY are of unit variance, W, A and B of a trained layer's
+    /// sizes.
+    pub fn unprepared(
         kernels: &Arc<Kernels>,
         stream: &Arc<CudaStream>,
         [tokens, inputs, outputs, rank]: [usize; 4],
         norm: Norm,
         batches: usize,
     ) -> Outcome<Self> {
-        let scaling = Scaling::Standard { alpha: 2.0 * rank as f32 };
+        let scaling = Scaling::Value(2.0);
         let norm_grad = if norm == Norm::None { NormGrad::Detached } else { NormGrad::Exact };
         let spec = DoraSpec::new(inputs, outputs, rank, scaling, norm, norm_grad, E::DTYPE)?;
         let mut normal = Normal::new(7);
@@ -75,14 +94,14 @@ impl<E: Element> Layer<E> {
                 x: stream.clone_htod(&normal.of(tokens * inputs, 1.0))?,
                 grad_output: stream.clone_htod(&normal.of(tokens * outputs, 1.0))?,
                 y: stream.alloc_zeros(tokens * outputs)?,
-                h: stream.alloc_zeros(tokens * spec.padded_rank())?,
+                h: stream.alloc_zeros((tokens * spec.padded_rank()).max(1))?,
             })
         };
         let batches = (0..batches).map(|_| batch()).collect::<Outcome<Vec<_>>>()?;
         let layout = AdapterLayout::new(&spec);
         let optimized = [1.0, 1e-3, 0.0, 0.0].map(|value| vec![value; layout.len()]);
         let [parameters, gradients, exp_avg, exp_avg_sq] = &optimized;
-        let mut layer = Self {
+        Ok(Self {
             parts: AdapterGroups::default().parts(&layout, 0).collect(),
             optimized: [
                 stream.clone_htod(parameters)?,
@@ -96,11 +115,12 @@ impl<E: Element> Layer<E> {
             current: 0,
             weight: stream.clone_htod(&normal.of(outputs * inputs, 0.02))?,
             grad_input: stream.alloc_zeros(tokens * inputs)?,
-            lora_a: stream.clone_htod(&normal.of(rank * inputs, (inputs as f32).powf(-0.5)))?,
-            lora_b: stream.clone_htod(&normal.of(outputs * rank, 0.02))?,
+            lora_a: stream
+                .clone_htod(&normal.of((rank * inputs).max(1), (inputs as f32).powf(-0.5)))?,
+            lora_b: stream.clone_htod(&normal.of((outputs * rank).max(1), 0.02))?,
             magnitude: stream.alloc_zeros(spec.magnitude_len().max(1))?,
-            grad_lora_a: stream.alloc_zeros(rank * inputs)?,
-            grad_lora_b: stream.alloc_zeros(outputs * rank)?,
+            grad_lora_a: stream.alloc_zeros((rank * inputs).max(1))?,
+            grad_lora_b: stream.alloc_zeros((outputs * rank).max(1))?,
             grad_magnitude: stream.alloc_zeros(spec.magnitude_len().max(1))?,
             merged: stream.alloc_zeros(outputs * inputs)?,
             report: stream.alloc_zeros(MergeReport::LEN)?,
@@ -109,14 +129,7 @@ impl<E: Element> Layer<E> {
             stream: stream.clone(),
             spec,
             tokens,
-        };
-        layer.prepare_as(true)?;
-        for _ in 0..layer.batches.len() {
-            layer.forward()?;
-            layer.rotate();
-        }
-        layer.backward()?;
-        Ok(layer)
+        })
     }
 
     /// What the layer is.
@@ -135,12 +148,25 @@ impl<E: Element> Layer<E> {
         self.current
     }
 
+    /// Elements of A, B and H: a buffer of none is one of one.
+    fn lens(&self) -> [usize; 3] {
+        let (spec, rank) = (&self.spec, self.spec.rank());
+        let h = self.tokens * spec.padded_rank();
+        [rank * spec.in_features(), spec.out_features() * rank, h]
+    }
+
+    /// A new adapter: m becomes the norm.
+    pub fn init(&mut self) -> Outcome {
+        self.prepare_as(true)
+    }
+
     /// W once (and the packed operands) against one launch.
     pub fn prepare(&mut self) -> Outcome {
         self.prepare_as(false)
     }
 
     fn prepare_as(&mut self, fresh: bool) -> Outcome {
+        let [len_a, len_b, _] = self.lens();
         let magnitude = match self.spec.norm() {
             Norm::None => Magnitude::None,
             _ if fresh => Magnitude::Init((&mut self.magnitude).into()),
@@ -148,8 +174,8 @@ impl<E: Element> Layer<E> {
         };
         let inputs = Prepare {
             weight: (&self.weight).into(),
-            lora_a: (&self.lora_a).into(),
-            lora_b: (&self.lora_b).into(),
+            lora_a: self.lora_a.slice(..len_a).into(),
+            lora_b: self.lora_b.slice(..len_b).into(),
             magnitude,
             bias: None,
         };
@@ -159,6 +185,7 @@ impl<E: Element> Layer<E> {
 
     /// H and y.
     pub fn forward(&mut self) -> Outcome {
+        let [_, _, len_h] = self.lens();
         let batch = &mut self.batches[self.current];
         let io = Forward {
             tokens: self.tokens,
@@ -168,7 +195,7 @@ impl<E: Element> Layer<E> {
             dropout: None,
             z: None,
             y: (&mut batch.y).into(),
-            h: (&mut batch.h).into(),
+            h: batch.h.slice_mut(..len_h).into(),
         };
         let Self { kernels, stream, spec, workspace, prepared, .. } = self;
         Ok(kernels.forward(stream, spec, prepared, workspace, io)?)
@@ -204,16 +231,17 @@ impl<E: Element> Layer<E> {
 
     /// The gradient through the norm; nothing for plain LoRA, which has none.
     pub fn norm_gradient(&mut self) -> Outcome {
+        let [len_a, len_b, _] = self.lens();
         if self.spec.norm() == Norm::None {
             return Ok(());
         }
         let io = NormGradient {
             weight: (&self.weight).into(),
-            lora_a: (&self.lora_a).into(),
-            lora_b: (&self.lora_b).into(),
+            lora_a: self.lora_a.slice(..len_a).into(),
+            lora_b: self.lora_b.slice(..len_b).into(),
             grad_magnitude: (&self.grad_magnitude).into(),
-            grad_lora_a: (&mut self.grad_lora_a).into(),
-            grad_lora_b: (&mut self.grad_lora_b).into(),
+            grad_lora_a: self.grad_lora_a.slice_mut(..len_a).into(),
+            grad_lora_b: self.grad_lora_b.slice_mut(..len_b).into(),
         };
         let Self { kernels, stream, spec, workspace, prepared, .. } = self;
         Ok(kernels.norm_gradient(stream, spec, prepared, workspace, io)?)
@@ -238,10 +266,11 @@ impl<E: Element> Layer<E> {
 
     /// W and W' once each, and the report.
     pub fn merge(&mut self) -> Outcome {
+        let [len_a, len_b, _] = self.lens();
         let io = Merge {
             weight: (&self.weight).into(),
-            lora_a: (&self.lora_a).into(),
-            lora_b: (&self.lora_b).into(),
+            lora_a: self.lora_a.slice(..len_a).into(),
+            lora_b: self.lora_b.slice(..len_b).into(),
             merged: (&mut self.merged).into(),
             report: Some((&mut self.report).into()),
         };
@@ -251,11 +280,12 @@ impl<E: Element> Layer<E> {
 
     /// The adapter's change along the columns: W once.
     pub fn decompose(&mut self) -> Outcome {
+        let [len_a, len_b, _] = self.lens();
         let io = DecomposeAdapter {
             axis: Norm::Input,
             weight: (&self.weight).into(),
-            lora_a: (&self.lora_a).into(),
-            lora_b: (&self.lora_b).into(),
+            lora_a: self.lora_a.slice(..len_a).into(),
+            lora_b: self.lora_b.slice(..len_b).into(),
             result: self.report.slice_mut(..Decomposition::LEN).into(),
         };
         let Self { kernels, stream, spec, workspace, prepared, .. } = self;
@@ -264,6 +294,7 @@ impl<E: Element> Layer<E> {
 
     /// dX, dA, dB and dm.
     pub fn backward(&mut self) -> Outcome {
+        let [len_a, len_b, len_h] = self.lens();
         let has_magnitude = self.spec.norm() != Norm::None;
         let batch = &self.batches[self.current];
         let io = Backward {
@@ -275,10 +306,10 @@ impl<E: Element> Layer<E> {
             z: None,
             dropout: None,
             grad_output: (&batch.grad_output).into(),
-            h: (&batch.h).into(),
+            h: batch.h.slice(..len_h).into(),
             grad_input: Some((&mut self.grad_input).into()),
-            grad_lora_a: (&mut self.grad_lora_a).into(),
-            grad_lora_b: (&mut self.grad_lora_b).into(),
+            grad_lora_a: self.grad_lora_a.slice_mut(..len_a).into(),
+            grad_lora_b: self.grad_lora_b.slice_mut(..len_b).into(),
             grad_magnitude: has_magnitude.then(|| (&mut self.grad_magnitude).into()),
             grad_bias: None,
         };
