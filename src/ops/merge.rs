@@ -308,6 +308,21 @@ pub(super) fn factors<'t>(
     ))
 }
 
+/// Whether what a merge writes is of the right shape and in the kernels' context: for a layer that
+/// has to prepare its adapter before the merge.
+pub(crate) fn check_outputs(
+    kernels: &Kernels,
+    stream: &CudaStream,
+    spec: &DoraSpec,
+    merged: &mut Write<'_>,
+    report_to: &mut Option<Write<'_>>,
+) -> Result<()> {
+    let mut t = Tensors::new(kernels.context(), stream, spec.dtype())?;
+    let (element, shape) = (merged.element(), matrix(spec.outputs(), spec.inputs()));
+    t.write_as(element, "merged", merged, shape)?;
+    report(&mut t, report_to).map(drop)
+}
+
 fn report<'t>(t: &mut Tensors<'t>, report: &'t mut Option<Write<'_>>) -> Result<u64> {
     t.write_as_if_given(ElementType::F64, "report", report, vector(("sums", SUMS)))
 }

@@ -1,9 +1,10 @@
 //! What a step asks of the driver: few launches, and nothing else.
 
 use fused_dora::{
-    AdamW, AdamWConfig, AdapterGroups, AdapterLayout, Backward, Clip, Decompose, DecomposeAdapter,
-    Decomposition, DoraSpec, Dtype, Forward, GradientNorm, Gradients, Kernels, Magnitude, Merge,
-    MergeReport, Norm, NormGrad, NormGradient, Prepare, Prepared, Scaling, Schedule, Workspace,
+    AdamW, AdamWConfig, AdapterGroups, AdapterLayout, Backward, Base, Clip, Decompose,
+    DecomposeAdapter, Decomposition, DoraSpec, Dtype, Forward, GradientNorm, Gradients, Kernels,
+    Magnitude, Merge, MergeReport, Norm, NormGrad, NormGradient, Prepare, Prepared, Scaling,
+    Schedule, Workspace,
 };
 use fused_dora_testkit::device::{Choice, open_choice};
 use half::bf16;
@@ -92,7 +93,7 @@ fn few_launches_and_nothing_else() {
             let io = Forward {
                 tokens: TOKENS,
                 x: (&x).into(),
-                base: Base::new(&weight).with_bias(prepared.bias()),
+                base: Base::new(&weight),
                 seed: 0,
                 dropout: None,
                 z: None,
@@ -106,8 +107,8 @@ fn few_launches_and_nothing_else() {
                 tokens: TOKENS,
                 gradients: Gradients::Overwrite,
                 x: (&x).into(),
-                base: Base::new(&weight).with_bias(prepared.bias()),
-                output: Some((&y).into()),
+                base: Base::new(&weight),
+                output: (norm == Norm::Output).then(|| (&y).into()),
                 z: None,
                 dropout: None,
                 grad_output: (&grad_output).into(),
@@ -141,7 +142,7 @@ fn few_launches_and_nothing_else() {
             });
         }
         let (mut merged, mut report) =
-            (f32s(OUTPUTS * INPUTS), stream.alloc_zeros(MergeReport::LEN).expect("memory"));
+            (f32s(OUTPUTS * INPUTS), stream.alloc_zeros::<f64>(MergeReport::LEN).expect("memory"));
         counted("merge", 1, &mut || {
             let io = Merge {
                 weight: (&weight).into(),
@@ -153,10 +154,14 @@ fn few_launches_and_nothing_else() {
             kernels.merge(&stream, &spec, &prepared, &mut workspace, io).expect("merge");
         });
 
-        let mut result = stream.alloc_zeros(Decomposition::LEN).expect("memory");
+        let mut result = stream.alloc_zeros::<f64>(Decomposition::LEN).expect("memory");
         counted("decompose", 1, &mut || {
-            let (axis, weight, changed) = (Norm::Output, weight.as_view(), merged.as_view());
-            let io = Decompose { axis, weight, changed, result: result.as_view_mut() };
+            let io = Decompose {
+                axis: Norm::Output,
+                weight: (&weight).into(),
+                changed: (&merged).into(),
+                result: (&mut result).into(),
+            };
             kernels.decompose(&stream, &spec, &mut workspace, io).expect("decompose");
         });
         counted("decompose_adapter", 1, &mut || {
@@ -178,19 +183,24 @@ fn few_launches_and_nothing_else() {
         let [parameters, gradients, exp_avg, exp_avg_sq] = &mut buffers;
         let mut length = f32s(1);
         counted("gradient_norm", 1, &mut || {
-            let (parts, gradients) = (parts.as_slice(), gradients.as_view());
-            let io = GradientNorm { parts, gradients, norm: length.as_view_mut() };
+            let io = GradientNorm {
+                len: gradients.len(),
+                parts: &parts,
+                gradients: (&*gradients).into(),
+                norm: (&mut length).into(),
+            };
             kernels.gradient_norm(&stream, &mut workspace, io).expect("the norm");
         });
         counted("adamw", 1, &mut || {
             let io = AdamW {
+                len: gradients.len(),
                 parts: &parts,
                 schedule: Schedule::Host { learning_rate: 1e-3, step: 1 },
                 clip: Some(Clip { max_norm: 1.0, norm: (&length).into() }),
-                parameters: (&mut parameters).into(),
-                gradients: (&gradients).into(),
-                exp_avg: (&mut exp_avg).into(),
-                exp_avg_sq: (&mut exp_avg_sq).into(),
+                parameters: parameters.as_view_mut().into(),
+                gradients: gradients.as_view().into(),
+                exp_avg: exp_avg.as_view_mut().into(),
+                exp_avg_sq: exp_avg_sq.as_view_mut().into(),
             };
             kernels.adamw(&stream, &AdamWConfig::default(), io).expect("a step");
         });

@@ -97,10 +97,10 @@ fn a_norm_that_is_nan_shows() {
         parts: &whole(3),
         schedule: Schedule::Host { learning_rate: 1e-3, step: 1 },
         clip: Some(Clip { max_norm: 1.0, norm: (&norm).into() }),
-        parameters: (&mut parameters).into(),
-        gradients: (&gradients).into(),
-        exp_avg: (&mut exp_avg).into(),
-        exp_avg_sq: (&mut exp_avg_sq).into(),
+        parameters: parameters.as_view_mut().into(),
+        gradients: gradients.as_view().into(),
+        exp_avg: exp_avg.as_view_mut().into(),
+        exp_avg_sq: exp_avg_sq.as_view_mut().into(),
     };
     device.kernels.adamw(&device.stream, &CONFIG, io).expect("a step");
     let found = device.stream.clone_dtoh(&parameters).expect("a copy");
@@ -127,18 +127,18 @@ fn a_captured_step() {
         let mut launch = |numbers: &CudaSlice<f32>| {
             let io = GradientNorm {
                 parts: &parts,
-                gradients: (&gradients).into(),
+                gradients: gradients.as_view().into(),
                 norm: (&mut norm).into(),
             };
             kernels.gradient_norm(&stream, &mut workspace, io).expect("the norm");
             let io = AdamW {
                 parts: &parts,
-                schedule: Schedule::Device((&numbers).into()),
+                schedule: Schedule::Device(numbers.as_view().into()),
                 clip: Some(Clip { max_norm: 1.0, norm: (&norm).into() }),
-                parameters: (&mut parameters).into(),
-                gradients: (&gradients).into(),
-                exp_avg: (&mut exp_avg).into(),
-                exp_avg_sq: (&mut exp_avg_sq).into(),
+                parameters: parameters.as_view_mut().into(),
+                gradients: gradients.as_view().into(),
+                exp_avg: exp_avg.as_view_mut().into(),
+                exp_avg_sq: exp_avg_sq.as_view_mut().into(),
             };
             kernels.adamw(&stream, &CONFIG, io).expect("a step");
         };
@@ -181,10 +181,10 @@ fn bad_inputs() {
                 parts: &parts,
                 schedule: host(1e-3, 1),
                 clip: Some(Clip { max_norm: 1.0, norm: (&one).into() }),
-                parameters: (&mut parameters).into(),
-                gradients: (&gradients).into(),
-                exp_avg: (&mut exp_avg).into(),
-                exp_avg_sq: (&mut exp_avg_sq).into(),
+                parameters: parameters.as_view_mut().into(),
+                gradients: gradients.as_view().into(),
+                exp_avg: exp_avg.as_view_mut().into(),
+                exp_avg_sq: exp_avg_sq.as_view_mut().into(),
             };
             let _ = (&mut $config, &mut $io);
             $change;

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use fused_dora::cudarc::driver::{CudaContext, CudaStream};
 use fused_dora::reference::{Case, Results, evaluate};
 use fused_dora::{
-    AdapterLayout, Backward, DoraSpec, Dtype, Element, Error, Forward, Gradients, Kernels,
-    Magnitude, Norm, NormGrad, Part, Prepare, Prepared, Scaling, Workspace,
+    AdapterLayout, Backward, Base, DoraSpec, Dtype, Element, Error, Forward, Gradients, Kernels,
+    Norm, NormGrad, Part, Prepare, Prepared, Scaling, Workspace,
 };
 use fused_dora_testkit::compare::{self, Comparison};
 use fused_dora_testkit::random::{fresh_seed, random_case};
@@ -141,22 +141,22 @@ fn step<E: Element>(kernels: &Kernels, buffers: &Buffers, case: &Case) -> [Vec<f
     let adapter = layout.view(parameters.as_view()).expect("the layout's length");
     let adapter = Prepare {
         weight: (&weight).into(),
-        lora_a: adapter.lora_a,
-        lora_b: adapter.lora_b,
-        magnitude: adapter.magnitude.map_or(Magnitude::None, Magnitude::Given),
-        bias: adapter.bias,
+        lora_a: adapter.lora_a.into(),
+        lora_b: adapter.lora_b.into(),
+        magnitude: adapter.magnitude.into(),
+        bias: adapter.bias.map(Into::into),
     };
-    assert!(prepared.bias().is_none(), "nothing is prepared");
+    assert!(!prepared.has_bias(), "nothing is prepared");
     kernels.prepare(stream, &spec, &mut workspace, &mut prepared, adapter).expect("prepare");
     let io = Forward {
         tokens,
         x: (&x).into(),
-        base: Base::new(&weight).with_bias(prepared.bias()),
+        base: Base::new(&weight),
         seed: 1,
         dropout: None,
         z: None,
         y: (&mut y).into(),
-        h: h.slice_mut(..tokens * spec.padded_rank()),
+        h: h.slice_mut(..tokens * spec.padded_rank()).into(),
     };
     kernels.forward(stream, &spec, &prepared, &mut workspace, io).expect("forward");
     let grad = layout.view_mut(gradients.as_view_mut()).expect("the layout's length");
@@ -164,17 +164,17 @@ fn step<E: Element>(kernels: &Kernels, buffers: &Buffers, case: &Case) -> [Vec<f
         tokens,
         gradients: Gradients::Overwrite,
         x: (&x).into(),
-        base: Base::new(&weight).with_bias(prepared.bias()),
-        output: Some((&y).into()),
+        base: Base::new(&weight),
+        output: (case.norm == Norm::Output).then(|| (&y).into()),
         z: None,
         dropout: None,
         grad_output: (&dy).into(),
-        h: h.slice(..tokens * spec.padded_rank()),
+        h: h.slice(..tokens * spec.padded_rank()).into(),
         grad_input: Some((&mut dx).into()),
-        grad_lora_a: grad.lora_a,
-        grad_lora_b: grad.lora_b,
-        grad_magnitude: grad.magnitude,
-        grad_bias: grad.bias,
+        grad_lora_a: grad.lora_a.into(),
+        grad_lora_b: grad.lora_b.into(),
+        grad_magnitude: grad.magnitude.map(Into::into),
+        grad_bias: grad.bias.map(Into::into),
     };
     kernels.backward(stream, &spec, &prepared, &mut workspace, io).expect("backward");
 

@@ -2,8 +2,8 @@
 
 use fused_dora::cudarc::driver::CudaStream;
 use fused_dora::{
-    DoraSpec, Element, Forward, Kernels, Magnitude, Norm, NormGrad, Prepare, Prepared, Scaling,
-    Workspace,
+    Base, DoraSpec, Element, Forward, Kernels, Magnitude, Norm, NormGrad, Prepare, Prepared,
+    Scaling, Workspace,
 };
 use half::{bf16, f16};
 use rand::rngs::StdRng;
@@ -62,18 +62,18 @@ fn fresh<E: Element>(
     let io = Forward {
         tokens,
         x: (&x).into(),
-        base: Base::new(&device_weight).with_bias(Some((&bias).into())),
+        base: Base::new(&device_weight).with_bias(Some(&bias)),
         seed: 5,
         dropout: None,
         z: None,
         y: (&mut y).into(),
-        h: h.slice_mut(..tokens * spec.padded_rank()),
+        h: h.slice_mut(..tokens * spec.padded_rank()).into(),
     };
     kernels.forward(stream, &spec, &prepared, &mut workspace, io).expect("forward");
     Fresh {
         y: stream.clone_dtoh(&y).expect("y"),
-        gain: stream.clone_dtoh(&prepared.gain()).expect("g")[..features].to_vec(),
-        norm: stream.clone_dtoh(&prepared.norm()).expect("c")[..features].to_vec(),
+        gain: prepared.read_gain(stream).expect("g"),
+        norm: prepared.read_norm(stream).expect("c"),
         magnitude: stream.clone_dtoh(&magnitude).expect("m")[..features].to_vec(),
         weight: weight.into_iter().map(E::to_f32).collect(),
     }
