@@ -15,7 +15,7 @@ mod rules;
 mod sources;
 #[path = "mutation/survivors.rs"]
 mod survivors;
-#[path = "../emulator/tests/programs/mutation/table.rs"]
+#[path = "mutation/table.rs"]
 mod table;
 #[path = "mutation/trials.rs"]
 mod trials;
