@@ -78,7 +78,7 @@ fn module(body: &str) -> String {
     )
 }
 
-/// Seconds that this thread has spent on a processor, where the system tells; or else of the wall.
+/// Seconds that this thread has spent on a processor, or wall-clock seconds if they are unknown.
 fn clock() -> f64 {
     static START: LazyLock<Instant> = LazyLock::new(Instant::now);
     std::fs::read_to_string("/proc/thread-self/schedstat")

@@ -1,8 +1,8 @@
 //! Choosing the device: a GPU where there is one, the emulated device where there is none.
 //!
 //! A program calls [`select`] before anything else that opens the CUDA driver. Where the choice
-//! falls on the emulator, its library is opened under the name of the driver, so that a later
-//! `dlopen("libcuda.so")`, such as that of cudarc, finds it without being told.
+//! falls on the emulator, its library is opened under the name of the driver. A later
+//! `dlopen("libcuda.so")`, such as the one in cudarc, then finds it.
 //!
 //! ```no_run
 //! use cuda_emulator::client::{Choice, Selected, select};
@@ -337,8 +337,8 @@ impl Emulator {
         }
     }
 
-    /// The text that a function of the library writes into a buffer of the size it is told, and
-    /// whose length it returns.
+    /// The text that a function of the library writes into a buffer of a given size. The function
+    /// returns the length of the text.
     fn text(&self, mut write: impl FnMut(*mut c_char, usize) -> usize) -> Option<String> {
         let mut buffer = vec![0u8; 256];
         loop {

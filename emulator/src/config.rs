@@ -22,7 +22,8 @@ pub struct Config {
     /// waited for are faults. It costs time.
     pub sanitizer: bool,
     /// Whether launches are measured: the counters that say so, and a record of every launch. It
-    /// costs time, and memory for each launch until [`Device::take_launches`](crate::Device::take_launches).
+    /// costs time, and memory for each launch until
+    /// [`Device::take_launches`](crate::Device::take_launches).
     pub measure: bool,
 }
 

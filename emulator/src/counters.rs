@@ -19,7 +19,7 @@ pub enum InstructionClass {
     Conversion,
     /// Special functions and what is made of them: reciprocals, roots, exponentials, divisions.
     Special,
-    /// Branches, exits, calls, and what caches are told.
+    /// Branches, exits, calls, and hints for caches.
     Control,
     /// Moves, selections, comparisons and logic on predicates.
     Move,
@@ -226,8 +226,8 @@ counters! {
         /// Measured: bytes of global memory that a launch read before it wrote them, once per
         /// launch: what device memory delivers where the L2 cache holds all that was touched.
         dram_bytes_read: u64,
-        /// Measured: bytes of global memory that a launch wrote, once per launch, but for those
-        /// that it discarded from the L2 cache afterwards.
+        /// Measured: bytes of global memory that a launch wrote, once per launch, except those that
+        /// it discarded from the L2 cache afterwards.
         dram_bytes_written: u64,
         /// Measured: 32-byte sectors that hold bytes of `dram_bytes_read`, once per launch.
         dram_sectors_read: u64,

@@ -13,8 +13,8 @@
 //! schedules, [`Config::accumulator`] and [`Config::jitter`] other roundings: a program that is
 //! right is right under all of them.
 //!
-//! With [`Config::measure`] it counts what a profiler would: instructions by class, sectors, bytes of
-//! device memory, bank conflicts. It says nothing about time: a device profile gives limits and
+//! With [`Config::measure`] it counts what a profiler would: instructions by class, sectors, bytes
+//! of device memory, bank conflicts. It says nothing about time: a device profile gives limits and
 //! capabilities, not speed.
 
 pub mod client;

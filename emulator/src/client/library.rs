@@ -23,7 +23,7 @@ const SONAME: &str = "libcuda.so";
 const FILE_NAME: &str = "libcuda_emulator.so";
 /// The environment variable with the path of the emulator's library.
 const VARIABLE: &str = "CUDA_EMULATOR_LIBRARY";
-/// The function by which the emulator's library is told from a driver.
+/// The function that a driver does not have, and the emulator's library does.
 const MARK: &str = "cudaEmulatorInterface";
 
 /// The functions of the emulator's library. The library stays open for the life of the process.

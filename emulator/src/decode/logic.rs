@@ -100,8 +100,8 @@ impl Decoder<'_> {
         self.integer(instruction, modifiers, &[op], 3)
     }
 
-    /// `lop3 d, a, b, c, table`, or `lop3.op d|p, a, b, c, table, q`, where p tells of the result
-    /// whether it is not zero, combined with q.
+    /// `lop3 d, a, b, c, table`, or `lop3.op d|p, a, b, c, table, q`. The predicate p is whether the
+    /// result is not zero, combined with q.
     pub(super) fn lop3(
         &mut self,
         instruction: &InstructionTree,

@@ -26,7 +26,7 @@ impl Set {
         self.0[at / 64] &= !(1 << (at % 64));
     }
 
-    /// Keeps what is in both, and tells whether anything went.
+    /// Keeps what is in both, and returns whether anything went.
     fn keep(&mut self, other: &Self) -> bool {
         let before = self.clone();
         self.0.iter_mut().zip(&other.0).for_each(|(mine, other)| *mine &= other);

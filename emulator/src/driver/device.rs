@@ -58,8 +58,8 @@ fn attribute(platform: &Platform, attribute: c_int) -> Option<i64> {
             (8, 1..) => 64,
             _ => 2,
         },
-        // Yes: copies and kernels beside kernels, unified addressing, stream priorities, L1 caches,
-        // preemption, cooperative launches, registration of host memory.
+        // Yes: copies and kernels while kernels run, unified addressing, stream priorities, L1
+        // caches, preemption, cooperative launches, registration of host memory.
         15 | 31 | 41 | 78..=80 | 90 | 95 | 99 => 1,
         // No: textures, mapped and managed memory, memory operations in streams, virtual memory
         // management, sharing between processes and devices, clusters, and all that came later.

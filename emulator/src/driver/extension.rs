@@ -1,4 +1,4 @@
-//! What the emulator offers beside the driver API: counters, fault reports, settings.
+//! What the emulator offers in addition to the driver API: counters, fault reports, settings.
 //!
 //! These functions are exported with C names, so that any program can find them in the library.
 //! Rust programs reach them through [`crate::client::Emulator`].
@@ -46,7 +46,7 @@ pub(crate) struct Settings {
     pub(crate) measure: u64,
 }
 
-/// What was measured of one launch, beside the kernel's name.
+/// What was measured of one launch, without the kernel's name.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct LaunchFacts {
@@ -160,7 +160,7 @@ impl Driver {
     }
 }
 
-/// The number that tells whether a program and the library fit each other.
+/// The number that shows whether a program and the library fit each other.
 #[unsafe(no_mangle)]
 pub extern "C" fn cudaEmulatorInterface() -> u64 {
     INTERFACE

@@ -1,9 +1,9 @@
 //! Handles of driver objects.
 //!
 //! A handle is a number that no machine takes for an address: its top byte names the kind of
-//! object and the rest is a serial number that is never given out twice. So a stale handle, a
-//! handle of another kind and a number that was never a handle are all told apart from a live one
-//! without following a pointer.
+//! object and the rest is a serial number that is never given out twice. A stale handle, a handle of
+//! another kind and a number that was never a handle are therefore recognised without following a
+//! pointer.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map;

@@ -128,7 +128,7 @@ fn refused(error: &ModuleError) -> Failure {
 }
 
 /// The text of an image in memory. Its length is not given: a text ends with a NUL, and machine
-/// code is told by its first bytes.
+/// code is recognised by its first bytes.
 ///
 /// # Safety
 /// The image is null, a NUL-terminated text, or machine code that starts with a known mark.

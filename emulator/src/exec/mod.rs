@@ -31,7 +31,7 @@ use crate::memory::Memory;
 use crate::profile::Profile;
 use crate::program::Kernel;
 
-/// Instructions that a block runs before the next one of its thread is started beside it.
+/// Instructions that a block runs before its host thread starts the next one as well.
 const BLOCK_QUANTUM: u64 = 1 << 21;
 /// The same where all blocks of the grid are resident and may wait for each other.
 const COOPERATIVE_QUANTUM: u64 = 1 << 17;
@@ -123,7 +123,7 @@ fn run(hardware: &Hardware, kernel: &Kernel, launch: &Launch) -> (Counters, Opti
 /// Runs blocks until there are no more.
 ///
 /// A thread of the host runs one block after the other. A block that does not end within its turn
-/// may wait for a later one, so that one is started beside it.
+/// may wait for a later one. The thread then starts the next block and runs both in turn.
 fn worker(
     context: &Context,
     next: &AtomicU64,

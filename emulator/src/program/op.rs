@@ -292,9 +292,9 @@ pub(crate) enum BarrierKind {
     Arrive,
     /// Waits, and counts the threads whose predicate holds.
     Count(R),
-    /// Waits, and tells whether the predicate holds for all threads.
+    /// Waits, and reports whether the predicate holds for all threads.
     All(P),
-    /// Waits, and tells whether the predicate holds for any thread.
+    /// Waits, and reports whether the predicate holds for any thread.
     Any(P),
 }
 

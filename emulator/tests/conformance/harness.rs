@@ -1,7 +1,7 @@
 //! Runs hand-written PTX in one warp and compares what every lane computed with a table.
 //!
 //! The code of a case finds its inputs in registers: input i is in `w<i>` (64 bits), and its low
-//! parts in `r<i>` (32 bits) and `h<i>` (16 bits); `p<i>` tells whether the low 32 bits are not
+//! parts in `r<i>` (32 bits) and `h<i>` (16 bits); `p<i>` is whether the low 32 bits are not
 //! zero. The result is what it leaves in `w0`, `r0`, `h0` or `p0`, the first of them that it names.
 //! Besides, `rl` is the lane, and `wm`, `ws` and `rs` are addresses of 64 bytes of the lane's own:
 //! in global memory, where byte i holds i, and in shared memory, in 64 and 32 bits. What stands

@@ -1,4 +1,4 @@
-//! What every instruction computes, held against the PTX ISA: tables of instructions, inputs and
+//! What every instruction computes, compared with the PTX ISA: tables of instructions, inputs and
 //! expected results, by family. The results were worked out by hand or with plain Rust arithmetic,
 //! never with the emulator. An opcode without a case fails a test of its own.
 

@@ -75,7 +75,7 @@ fn discards() -> Vec<Case> {
             ),
             &[(&[], 7)],
         ),
-        // Only the first lines: what lies beside them stays.
+        // Only the first lines: what lies next to them stays.
         exact(
             "mov.u32 r1, %laneid; setp.eq.u32 p1, r1, 0; @p1 discard.global.L2 [wm], 128; \
              setp.ge.u32 p1, r1, 2; mov.u32 r0, 0x03020100; @p1 ld.u32 r0, [wm];",

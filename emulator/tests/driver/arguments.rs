@@ -8,7 +8,7 @@ use std::sync::Arc;
 use cudarc::driver::CudaContext;
 use cudarc::driver::sys::{self, CUresult, CUresult::*};
 
-use crate::support::{SCALE, context, emulator};
+use crate::support::{SCALE, context};
 
 /// Calls a driver function with arguments that it must find wrong before it uses them.
 macro_rules! call {
@@ -245,10 +245,9 @@ fn handles_of_what_is_gone() {
     functions_refuse(CUDA_ERROR_INVALID_HANDLE, stream, event, module, function, &live);
 }
 
-/// A context of its own, current to this thread.
+/// A context of its own, current to this thread. The test has the emulated device already.
 fn create_context() -> sys::CUcontext {
     type Create = unsafe extern "C" fn(*mut sys::CUcontext, u32, sys::CUdevice) -> CUresult;
-    emulator();
     let mut context = null_mut();
     // SAFETY: the function has this form, and the result a place.
     let status = unsafe {

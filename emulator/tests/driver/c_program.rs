@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// The library that Cargo built beside this test.
+/// The library that Cargo built next to this test.
 fn library() -> PathBuf {
     let test = std::env::current_exe().expect("the test's own path");
     let library = test.with_file_name("libcuda_emulator.so");

@@ -1,4 +1,4 @@
-//! `examples/run_ptx.rs` as a user runs it: its lines, its files and its exit codes.
+//! The example `run_ptx` as a user runs it: its lines, its files and its exit codes.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -32,7 +32,7 @@ fn write(name: &str, bytes: &[u8]) -> PathBuf {
     path
 }
 
-/// Runs the example that Cargo built beside this test on the kernels.
+/// Runs the example that Cargo built next to this test on the kernels.
 fn run(arguments: &str) -> Output {
     let test = std::env::current_exe().expect("the test's own path");
     let profile = test.parent().and_then(Path::parent).expect("a folder");

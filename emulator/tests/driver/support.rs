@@ -51,7 +51,7 @@ DONE:
 }
 "#;
 
-/// Kernels that do nothing, that need shared memory, and that go wrong where they are told to.
+/// Kernels that do nothing, that need shared memory, and that go wrong at a given address.
 pub const SPECIAL: &str = r#"
 .version 8.0
 .target sm_80

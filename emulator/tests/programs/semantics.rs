@@ -351,7 +351,7 @@ fn shared_variables_are_aligned_as_declared_and_no_further() {
     for (address, align) in words.iter().zip([1, 2, 4, 8, 16, 128, 64]) {
         assert_eq!(address % (2 * align), align, "{address} for an alignment of {align}");
     }
-    // As if they lay beside each other: 1, 2..5, 8..12, 16..24, 32..48, 128..129.
+    // As if they lay next to each other: 1, 2..5, 8..12, 16..24, 32..48, 128..129.
     assert_eq!(words[7], 192);
 }
 

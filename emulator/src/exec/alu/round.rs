@@ -18,7 +18,7 @@ pub(crate) const BF16: Format = Format { exponent_bits: 8, mantissa_bits: 7 };
 pub(crate) const TF32: Format = Format { exponent_bits: 8, mantissa_bits: 10 };
 pub(crate) const F32: Format = Format { exponent_bits: 8, mantissa_bits: 23 };
 pub(crate) const E5M2: Format = Format { exponent_bits: 5, mantissa_bits: 2 };
-/// Has no infinity: its largest exponent but for one NaN belongs to numbers.
+/// Has no infinity. Its largest exponent belongs to numbers, except for one NaN.
 pub(crate) const E4M3: Format = Format { exponent_bits: 4, mantissa_bits: 3 };
 
 /// The NaN that f32 instructions return.

@@ -1,7 +1,7 @@
 //! Arithmetic lane by lane: every operation of the instruction set in its plainest form.
 //!
-//! The operations that kernels spend their time in have a second form over all lanes in `lanes`,
-//! which a test holds against this one.
+//! The operations that kernels spend their time in have a second form over all lanes in `lanes`. A
+//! test compares it with this one.
 
 use std::cmp::Ordering;
 

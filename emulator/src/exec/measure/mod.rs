@@ -198,8 +198,8 @@ impl Warp {
     }
 }
 
-/// The lanes of a mask that reach shared, local and global memory; generic addresses tell by their
-/// values. Parameters are none of these.
+/// The lanes of a mask that reach shared, local and global memory. The value of a generic address
+/// shows which it is. Parameters are none of these.
 fn spaces(space: Space, mask: u32, address: impl Fn(usize) -> u64) -> [u32; 3] {
     match space {
         Space::Shared => [mask, 0, 0],

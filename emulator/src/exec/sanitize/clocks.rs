@@ -241,7 +241,7 @@ impl Clocks {
         lanes(others).filter(|&lane| clock > times[lane]).fold(0, |all, lane| all | 1 << lane)
     }
 
-    /// A warp's later accesses are told from its earlier ones.
+    /// Separates a warp's later accesses from its earlier ones.
     fn advance(&mut self, warp: usize) {
         self.now += 1;
         self.seen[warp].own.warps[warp] = self.now;
@@ -314,8 +314,8 @@ impl Clocks {
         self.advance(warp);
     }
 
-    /// What a lane may tell others: what it, and those that it met at barriers, did before their
-    /// fences.
+    /// What others may learn from a lane: what it, and those that it met at barriers, did before
+    /// their fences.
     pub(crate) fn fenced(&self, warp: usize, lane: usize) -> Option<Known> {
         let mut fenced = self.fenced[warp].clone();
         for (other, &time) in self.fenced_lanes[warp][lane].iter().enumerate() {

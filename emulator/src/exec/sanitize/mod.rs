@@ -180,7 +180,7 @@ impl Warp {
         Ok(())
     }
 
-    /// Notes what accesses that are not weak tell others; before they are carried out.
+    /// Records what others learn from accesses that are not weak, before these are carried out.
     fn tell(&self, machine: &mut Machine, deeds: Deeds) {
         let (context, block, warp) = (machine.context, machine.block, self.index as usize);
         let Some(shadow) = machine.shared.shadow() else { return };
@@ -297,7 +297,7 @@ impl Warp {
         };
         if deeds.deed != Deed::Write {
             // Compilers copy the padding of a structure, of less than 8 bytes, along with the
-            // members beside it.
+            // members next to it.
             let unwritten = |part: &&[u8]| part.iter().all(|&byte| byte != WRITTEN);
             let missing: usize = shadow.chunks(8).filter(unwritten).map(<[u8]>::len).sum();
             if missing > 0 {

@@ -68,7 +68,7 @@ fn unsigned_integers() {
             // Each thread takes a place of its own.
             unsigned place = atomicAdd(x + 4, 1);
             atomicAdd(x + 5, place);
-            // What was exchanged comes back, but for what is left.
+            // What was exchanged comes back, except what is left.
             unsigned back = atomicExch(x + 6, i);
             atomicAdd(x + 7, back);
         }"#;

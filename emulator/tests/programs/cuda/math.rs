@@ -1,4 +1,4 @@
-//! A table of mathematical functions, compiled in one program and held against references.
+//! A table of mathematical functions, compiled in one program and compared with references.
 
 use super::numbers::{Random, Real, distance};
 use crate::support::{Arg, Bench};

@@ -1,5 +1,5 @@
 //! What CUDA programs use, compiled by NVRTC with several options: the math API, integer and warp
-//! intrinsics, the language itself, and what the device provides. Results are held against Rust.
+//! intrinsics, the language itself, and what the device provides. Results are compared with Rust.
 
 mod atomics;
 mod builds;

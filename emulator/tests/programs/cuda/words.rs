@@ -1,4 +1,4 @@
-//! A table of expressions of integers, compiled in one kernel and held against Rust.
+//! A table of expressions of integers, compiled in one kernel and compared with Rust.
 
 use super::numbers::Random;
 use crate::support::{Arg, Bench};

@@ -1,6 +1,5 @@
 //! Runs a kernel of any PTX text on the emulated device, and prints what it stores or how it fails.
 
-#[path = "run_ptx/values.rs"]
 mod values;
 
 use std::error::Error;
