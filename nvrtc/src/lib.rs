@@ -2,10 +2,12 @@
 
 mod cache;
 mod library;
+mod params;
 mod places;
 mod sources;
 
 pub use cache::{Cache, ENV_CACHE};
 pub use library::{Nvrtc, NvrtcError, Source};
+pub use params::{Mirror, ParamsError};
 pub use places::{ENV_LIBRARY, WHEEL_FOLDERS, fetched_folders, user_cache};
 pub use sources::sources;
