@@ -1,95 +1,23 @@
-//! `adamw`: the optimizer's step over one buffer, and the gradient's norm (kernels/adamw.cu).
+//! `adamw`: the optimizer's step over one buffer, and the gradient's norm (kernels/adamw/sm80.cu).
 
 use std::ops::Range;
 use std::sync::Arc;
 
-use cudarc::driver::{CudaStream, CudaView, CudaViewMut, DevicePtr, DevicePtrMut, DeviceRepr};
+use cudarc::driver::{CudaStream, CudaView, CudaViewMut, DevicePtr, DevicePtrMut};
 
 use crate::adapter::{AdapterLayout, Part};
 use crate::error::{Error, Result};
-use crate::kernels::{Entry, Kernels, THREADS};
+use crate::kernels::{Entry, Kernels};
+use crate::params::adamw::{
+    AdamWParams, CHUNK, GradientNormParams, MAX_PARTS, Part as KernelPart, Parts as KernelParts,
+};
 use crate::prepare::optional;
 use crate::raw;
 use crate::spec::{Dtype, check_len};
 use crate::workspace::{Needs, Regions, Workspace};
 
-/// Parts of one launch (kMaxParts).
-const MAX_PARTS: usize = 64;
-
-/// Elements of a part that one CTA takes (kChunk).
-const CHUNK: usize = 1024;
-
 /// CTAs of the norm per multiprocessor.
 const NORM_CTAS_PER_SM: usize = 4;
-
-/// The kernel's Part.
-#[repr(C)]
-#[derive(Debug, Clone, Copy, Default)]
-struct KernelPart {
-    start: i64,
-    len: i64,
-    first_chunk: u32,
-    learning_rate_factor: f32,
-    weight_decay: f32,
-    _padding: u32,
-}
-
-/// The kernel's Parts.
-#[repr(C)]
-#[derive(Debug, Clone, Copy)]
-struct KernelParts {
-    part: [KernelPart; MAX_PARTS],
-    count: u32,
-    chunks: u32,
-}
-
-/// The kernel's AdamWParams.
-#[repr(C)]
-#[derive(Debug, Clone, Copy)]
-struct AdamWParams {
-    parameters: u64,
-    gradients: u64,
-    exp_avg: u64,
-    exp_avg_sq: u64,
-    norm: u64,
-    schedule: u64,
-    learning_rate: f32,
-    correction: f32,
-    correction_sq: f32,
-    rate: f32,
-    rate_sq: f32,
-    log_beta1: f32,
-    log_beta2: f32,
-    epsilon: f32,
-    max_norm: f32,
-    aligned: i32,
-    parts: KernelParts,
-}
-
-/// The kernel's GradientNormParams.
-#[repr(C)]
-#[derive(Debug, Clone, Copy)]
-struct GradientNormParams {
-    gradients: u64,
-    norm: u64,
-    partials: u64,
-    counter: u64,
-    first: i32,
-    last: i32,
-    aligned: i32,
-    _padding: i32,
-    parts: KernelParts,
-}
-
-// SAFETY: a C struct of plain values, laid out as the kernel declares it.
-unsafe impl DeviceRepr for AdamWParams {}
-// SAFETY: likewise.
-unsafe impl DeviceRepr for GradientNormParams {}
-
-/// `adamw_geometry` of the kernel file.
-#[doc(hidden)]
-pub const GEOMETRY: [usize; 5] =
-    [MAX_PARTS, CHUNK, THREADS as usize, size_of::<AdamWParams>(), size_of::<GradientNormParams>()];
 
 /// A range of a buffer's elements that the optimizer treats alike.
 #[derive(Debug, Clone, PartialEq)]
@@ -453,8 +381,8 @@ impl Kernels {
                 first: i32::from(index == 0),
                 last: i32::from(index + 1 == launches),
                 aligned: are_aligned(&[io.gradients]),
-                _padding: 0,
                 parts: KernelParts::new(batch(index)),
+                ..Default::default()
             };
             let grid = [ctas, 1, 1];
             // SAFETY: the struct is the kernel's; the parts lie within the gradients, for which the
@@ -536,7 +464,7 @@ impl KernelParts {
                 first_chunk: chunks,
                 learning_rate_factor: group.learning_rate_factor as f32,
                 weight_decay: group.weight_decay as f32,
-                _padding: 0,
+                ..Default::default()
             };
             let more = u32::try_from(range.len().div_ceil(CHUNK)).unwrap_or(u32::MAX);
             chunks = chunks.saturating_add(more);

@@ -1,5 +1,5 @@
 //! `backward`: all gradients of one layer, the norm held constant, in one launch
-//! (kernels/backward.cu).
+//! (kernels/backward/sm80.cu).
 
 mod plan;
 
@@ -19,9 +19,9 @@ use crate::rows::{MatrixView, MatrixViewMut};
 use crate::spec::{DoraSpec, Element, Norm, check_len};
 use crate::workspace::Workspace;
 
-pub(crate) use plan::needs;
 #[doc(hidden)]
-pub use plan::{GEOMETRY, chunks};
+pub use plan::chunks;
+pub(crate) use plan::needs;
 use plan::{Plan, Wanted};
 
 /// What becomes of the parameters' gradients (dA, dB, dm and db) that are in their buffers. There

@@ -1,58 +1,19 @@
-//! `decompose`: how far a weight has moved, in magnitude and in direction (kernels/decompose.cu).
+//! `decompose`: how far a weight has moved, in magnitude and in direction (kernels/decompose/sm80.cu).
 
 use std::sync::Arc;
 
-use cudarc::driver::{CudaStream, CudaView, CudaViewMut, DevicePtr, DevicePtrMut, DeviceRepr};
+use cudarc::driver::{CudaStream, CudaView, CudaViewMut, DevicePtr, DevicePtrMut};
 
 use crate::error::{During, Error, Result};
 use crate::forward::are_aligned;
-use crate::kernels::{Entry, Kernels, THREADS};
+use crate::kernels::{Entry, Kernels};
 use crate::merge::{check_factors, check_weight, starts_at_quads};
+use crate::params::common::TILE;
+use crate::params::decompose::{DecomposeParams, MOMENTS};
 use crate::prepare::Prepared;
 use crate::raw::{self, present};
 use crate::spec::{DoraSpec, Dtype, Element, Norm, check_len};
 use crate::workspace::{Needs, Regions, Split, Workspace};
-
-/// Features of one CTA, and the depth of a tile (kTile).
-const TILE: usize = 64;
-
-/// Sums per feature (kMoments).
-const MOMENTS: usize = 3;
-
-/// The kernel's DecomposeParams.
-#[repr(C)]
-#[derive(Debug, Clone, Copy)]
-struct DecomposeParams {
-    weight: u64,
-    changed: u64,
-    lora_a: u64,
-    lora_b: u64,
-    gain: u64,
-    result: u64,
-    partials: u64,
-    strip_sums: u64,
-    strip_counters: u64,
-    counter: u64,
-    scaling: f32,
-    in_features: i32,
-    out_features: i32,
-    rank: i32,
-    gain_on_input: i32,
-    on_input: i32,
-    changed_dtype: i32,
-    split_tiles: i32,
-    aligned: i32,
-    aligned_a: i32,
-    aligned_b: i32,
-    _padding: i32,
-}
-
-// SAFETY: a C struct of plain values, laid out as the kernel declares it.
-unsafe impl DeviceRepr for DecomposeParams {}
-
-/// `decompose_geometry` of the kernel file.
-#[doc(hidden)]
-pub const GEOMETRY: [usize; 4] = [TILE, MOMENTS, THREADS as usize, size_of::<DecomposeParams>()];
 
 /// How far a weight has moved from where it was, as the DoRA paper (arXiv:2402.09353, §3.2, eqs. 3
 /// and 4) takes it apart: with w_n the columns of W (or the rows, as the axis says) and t_n those of
@@ -335,7 +296,7 @@ impl Kernels {
                 &[operands.lora_a],
             )),
             aligned_b: i32::from(are_aligned(Dtype::F32, &[spec.rank()], &[operands.lora_b])),
-            _padding: 0,
+            ..Default::default()
         };
         // SAFETY: the struct is the kernel's; the caller vouches for the addresses.
         unsafe { self.launch(stream, Entry::Decompose, spec.dtype(), grid, &params) }

@@ -1,6 +1,7 @@
 //! Dropout on the adapter's input, from a counter: nothing of it is ever stored.
 
 use crate::error::{Error, Result};
+pub(crate) use crate::params::common::Dropout as KernelDropout;
 use crate::spec::{DoraSpec, Norm};
 
 /// Probabilities are multiples of 1/2¹⁶.
@@ -46,15 +47,6 @@ pub struct Dropout {
     probability: f32,
     form: DropoutForm,
     seed: u64,
-}
-
-/// The kernels' Dropout.
-#[repr(C)]
-#[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct KernelDropout {
-    seed: u64,
-    threshold: u32,
-    scale: f32,
 }
 
 impl Dropout {

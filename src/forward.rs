@@ -1,4 +1,4 @@
-//! `forward`: the adapted linear layer in one launch (kernels/forward.cu).
+//! `forward`: the adapted linear layer in one launch (kernels/forward/sm80.cu).
 
 mod plan;
 
@@ -17,7 +17,7 @@ use crate::workspace::Workspace;
 
 pub(crate) use plan::needs;
 #[doc(hidden)]
-pub use plan::{GEOMETRY, parts_of_h};
+pub use plan::parts_of_h;
 use plan::{Masked, Plan};
 
 /// Inputs and outputs of [`Kernels::forward`], row-major.

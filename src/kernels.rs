@@ -12,6 +12,7 @@ use cudarc::nvrtc::Ptx;
 
 use crate::error::{During, Error, Result};
 use crate::f32_math::F32Math;
+use crate::params::common;
 use crate::spec::{DoraSpec, Dtype, NormGrad};
 use crate::tiles::{Tiles, Tiling};
 
@@ -19,8 +20,8 @@ mod embedded {
     include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
 }
 
-/// Threads of every kernel's block (kThreads in the kernels).
-pub(crate) const THREADS: u32 = 128;
+/// Threads of every kernel's block.
+pub(crate) const THREADS: u32 = common::THREADS as u32;
 
 /// bf16 tensor cores and cp.async came with Ampere.
 const NEEDED_CAPABILITY: (i32, i32) = (8, 0);
@@ -76,30 +77,30 @@ impl Entry {
         Self::Decompose,
     ];
 
-    /// The entry point's name up to the dtype, and its file.
+    /// The entry point's name up to the dtype, and its op.
     const fn name(self) -> (&'static str, &'static str) {
         match self {
-            Self::Prepare => ("prepare", "prepare.cu"),
-            Self::Forward => ("forward", "forward.cu"),
-            Self::ForwardMedium => ("forward_medium", "forward.cu"),
-            Self::ForwardTf32x3 => ("forward_tf32x3", "forward.cu"),
-            Self::ForwardMediumTf32x3 => ("forward_medium_tf32x3", "forward.cu"),
-            Self::ForwardSmall => ("forward_small", "forward.cu"),
-            Self::ForwardDropout => ("forward_dropout", "forward.cu"),
-            Self::ForwardPeftDropout => ("forward_peft_dropout", "forward.cu"),
-            Self::Backward => ("backward", "backward.cu"),
-            Self::BackwardMedium => ("backward_medium", "backward.cu"),
-            Self::BackwardTf32x3 => ("backward_tf32x3", "backward.cu"),
-            Self::BackwardMediumTf32x3 => ("backward_medium_tf32x3", "backward.cu"),
-            Self::BackwardSmall => ("backward_small", "backward.cu"),
-            Self::BackwardDropout => ("backward_dropout", "backward.cu"),
-            Self::AdamW => ("adamw", "adamw.cu"),
-            Self::GradientNorm => ("gradient_norm", "adamw.cu"),
-            Self::NormGradient => ("norm_gradient", "norm_gradient.cu"),
-            Self::NormGradientFinish => ("norm_gradient_finish", "norm_gradient.cu"),
-            Self::Merge => ("merge", "merge.cu"),
-            Self::Unmerge => ("unmerge", "merge.cu"),
-            Self::Decompose => ("decompose", "decompose.cu"),
+            Self::Prepare => ("prepare", "prepare"),
+            Self::Forward => ("forward", "forward"),
+            Self::ForwardMedium => ("forward_medium", "forward"),
+            Self::ForwardTf32x3 => ("forward_tf32x3", "forward"),
+            Self::ForwardMediumTf32x3 => ("forward_medium_tf32x3", "forward"),
+            Self::ForwardSmall => ("forward_few_tokens", "forward"),
+            Self::ForwardDropout => ("forward_dropout", "forward"),
+            Self::ForwardPeftDropout => ("forward_peft_dropout", "forward"),
+            Self::Backward => ("backward", "backward"),
+            Self::BackwardMedium => ("backward_medium", "backward"),
+            Self::BackwardTf32x3 => ("backward_tf32x3", "backward"),
+            Self::BackwardMediumTf32x3 => ("backward_medium_tf32x3", "backward"),
+            Self::BackwardSmall => ("backward_few_tokens", "backward"),
+            Self::BackwardDropout => ("backward_dropout", "backward"),
+            Self::AdamW => ("adamw", "adamw"),
+            Self::GradientNorm => ("gradient_norm", "adamw"),
+            Self::NormGradient => ("norm_gradient", "norm_gradient"),
+            Self::NormGradientFinish => ("norm_gradient_finish", "norm_gradient"),
+            Self::Merge => ("merge", "merge"),
+            Self::Unmerge => ("unmerge", "merge"),
+            Self::Decompose => ("decompose", "decompose"),
         }
     }
 
@@ -128,7 +129,7 @@ impl Entry {
 /// The images of a kernel file, one per dtype or one for all, and what is loaded of them.
 #[derive(Debug)]
 struct File {
-    name: &'static str,
+    op: &'static str,
     images: Vec<Cow<'static, str>>,
     modules: [OnceLock<Arc<CudaModule>>; Dtype::ALL.len()],
 }
@@ -254,7 +255,7 @@ pub struct Kernels {
 impl Kernels {
     /// Whether the kernels were compiled into this build.
     pub fn are_built() -> bool {
-        embedded::FILES.iter().flat_map(|(_, images)| *images).all(Option::is_some)
+        embedded::FILES.iter().flat_map(|(.., images)| *images).all(Option::is_some)
     }
 
     /// The kernels, for `context`.
@@ -272,7 +273,7 @@ impl Kernels {
     }
 
     /// The kernels with other PTX, or none, for the files that `replaced` names, such as
-    /// `forward.cu`; for the tests of what depends on it.
+    /// `forward/sm80.cu`; for the tests of what depends on it.
     ///
     /// # Errors
     /// As [`Kernels::load`].
@@ -281,13 +282,15 @@ impl Kernels {
         context: &Arc<CudaContext>,
         replaced: &[(&str, Option<&str>)],
     ) -> Result<Self> {
-        let file = |&(name, embedded): &(&'static str, &[Option<&'static str>])| {
+        type Embedded = (&'static str, &'static str, &'static [Option<&'static str>]);
+        let file = |&(op, architecture, embedded): &Embedded| {
+            let name = format!("{op}/{architecture}.cu");
             let images: Option<_> = match replaced.iter().find(|(file, _)| *file == name) {
                 Some((_, ptx)) => ptx.map(|ptx| vec![Cow::Owned(ptx.to_owned())]),
                 None => embedded.iter().map(|ptx| ptx.map(Cow::Borrowed)).collect(),
             };
             let images = images.ok_or(Error::KernelsNotBuilt)?;
-            Ok(File { name, images, modules: Default::default() })
+            Ok(File { op, images, modules: Default::default() })
         };
         let files = embedded::FILES.iter().map(file).collect::<Result<Vec<_>>>()?;
         let found = context.compute_capability().during("reading the compute capability")?;
@@ -367,21 +370,6 @@ impl Kernels {
         self.check_stream(buffer.stream())
     }
 
-    /// The `<file>_geometry` constants of a kernel file, for the test that compares them.
-    #[doc(hidden)]
-    pub fn geometry(&self, stream: &Arc<CudaStream>, symbol: &str) -> Result<Vec<i32>> {
-        let file =
-            symbol.strip_suffix("_geometry").and_then(|stem| self.file(&format!("{stem}.cu")));
-        let file =
-            file.ok_or(Error::MissingTensor { tensor: "geometry", reason: "no such kernel file" })?;
-        let module = file.module(&self.context, Dtype::F32)?;
-        let view = module.get_global(symbol, stream).during("finding a kernel constant")?;
-        // SAFETY: the symbol is an array of 32-bit integers, valid for any bit pattern.
-        let ints = unsafe { view.transmute::<i32>(view.len() / size_of::<i32>()) };
-        let ints = ints.ok_or(Error::MissingTensor { tensor: "geometry", reason: "empty" })?;
-        stream.clone_dtoh(&ints).during("reading a kernel constant")
-    }
-
     /// Launches `entry` with one parameter struct, after checking it against the device's limits.
     ///
     /// # Safety
@@ -408,8 +396,8 @@ impl Kernels {
         Ok(())
     }
 
-    fn file(&self, name: &str) -> Option<&File> {
-        self.files.iter().find(|file| file.name == name)
+    fn file(&self, op: &str) -> Option<&File> {
+        self.files.iter().find(|file| file.op == op)
     }
 
     /// A kernel, loaded if it is not yet.
@@ -418,9 +406,9 @@ impl Kernels {
         if let Some(function) = slot.get() {
             return Ok(function);
         }
-        let (name, file) = entry.name();
+        let (name, op) = entry.name();
         let dtype = entry.suffix(dtype);
-        let file = self.file(file).ok_or(Error::KernelsNotBuilt)?;
+        let file = self.file(op).ok_or(Error::KernelsNotBuilt)?;
         let module = file.module(&self.context, dtype)?;
         let function = Function::load(module, &format!("{name}_{dtype}"))?;
         Ok(slot.get_or_init(|| function))
@@ -459,7 +447,7 @@ impl File {
             return Ok(module);
         }
         let image = self.images.get(dtype as usize).unwrap_or(&self.images[0]);
-        let module = load_image(context, self.name, image)?;
+        let module = load_image(context, self.op, image)?;
         Ok(slot.get_or_init(|| module))
     }
 }

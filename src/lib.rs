@@ -102,6 +102,7 @@ mod linear;
 pub mod merge;
 pub mod norm_gradient;
 pub mod parallel;
+mod params;
 #[cfg(feature = "peft")]
 pub mod peft;
 pub mod prepare;

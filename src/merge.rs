@@ -1,58 +1,21 @@
-//! `merge` and `unmerge`: the adapted weight W', and back from it (kernels/merge.cu).
+//! `merge` and `unmerge`: the adapted weight W', and back from it (kernels/merge/sm80.cu).
 
 use std::sync::Arc;
 
-use cudarc::driver::{
-    CudaStream, CudaView, CudaViewMut, DevicePtr, DevicePtrMut, DeviceRepr, result,
-};
+use cudarc::driver::{CudaStream, CudaView, CudaViewMut, DevicePtr, DevicePtrMut, result};
 
 use crate::error::{During, Error, Result};
 use crate::forward::are_aligned;
-use crate::kernels::{Entry, Kernels, THREADS};
+use crate::kernels::{Entry, Kernels};
+use crate::params::common::TILE;
+use crate::params::merge::{MergeParams, SUMS};
 use crate::prepare::{Prepared, optional};
 use crate::raw;
 use crate::spec::{DoraSpec, Dtype, Element, Norm, check_len};
 use crate::workspace::{Needs, Regions, Workspace};
 
-/// Rows and columns of a tile (kTile).
-const TILE: usize = 64;
-
-/// Sums of a report (kSums).
-const SUMS: usize = 3;
-
 /// CTAs per multiprocessor.
 const CTAS_PER_SM: usize = 4;
-
-/// The kernel's MergeParams.
-#[repr(C)]
-#[derive(Debug, Clone, Copy)]
-struct MergeParams {
-    source: u64,
-    target: u64,
-    lora_a: u64,
-    lora_b: u64,
-    gain: u64,
-    report: u64,
-    partials: u64,
-    counter: u64,
-    scaling: f32,
-    in_features: i32,
-    out_features: i32,
-    rank: i32,
-    gain_on_input: i32,
-    merged_dtype: i32,
-    aligned: i32,
-    aligned_a: i32,
-    aligned_b: i32,
-    _padding: i32,
-}
-
-// SAFETY: a C struct of plain values, laid out as the kernel declares it.
-unsafe impl DeviceRepr for MergeParams {}
-
-/// `merge_geometry` of the kernel file.
-#[doc(hidden)]
-pub const GEOMETRY: [usize; 4] = [TILE, SUMS, THREADS as usize, size_of::<MergeParams>()];
 
 /// What a merge made of the adapter's change to the weight.
 ///
@@ -408,7 +371,7 @@ impl Kernels {
             aligned: i32::from(aligned),
             aligned_a: i32::from(are_aligned(Dtype::F32, &[spec.in_features()], &[io.lora_a])),
             aligned_b: i32::from(are_aligned(Dtype::F32, &[spec.rank()], &[io.lora_b])),
-            _padding: 0,
+            ..Default::default()
         };
         // SAFETY: the struct is the kernel's; the caller vouches for the addresses. Each element of
         // source and target is read and then written by one thread, so that they may be one buffer.

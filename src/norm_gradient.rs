@@ -1,75 +1,23 @@
 //! `norm_gradient`: what dA and dB lack where the norm is not a constant
-//! (kernels/norm_gradient.cu).
+//! (kernels/norm_gradient/sm80.cu).
 
 use std::sync::Arc;
 
-use cudarc::driver::{CudaStream, CudaView, CudaViewMut, DevicePtr, DevicePtrMut, DeviceRepr};
+use cudarc::driver::{CudaStream, CudaView, CudaViewMut, DevicePtr, DevicePtrMut};
 
 use crate::error::{Error, Result};
 use crate::forward::are_aligned;
-use crate::kernels::{Entry, Kernels, THREADS};
+use crate::kernels::{Entry, Kernels};
+use crate::params::norm_gradient::{
+    FINISH_FEATURES, FINISH_RANKS, GRAM_TILE, NormGradientParams, RANK_TILE, ROWS, STRIP_16_BIT,
+    STRIP_F32,
+};
 use crate::prepare::{Prepared, check_magnitude_len};
 use crate::raw;
 use crate::spec::{DoraSpec, Dtype, Element, Norm, NormGrad, check_len};
 use crate::workspace::{Needs, Regions, Split, Workspace};
 
-/// Columns of W of a CTA, in 16 bit and in f32 (kStrip), and rows of a tile (kRows).
-const STRIP_16_BIT: usize = 128;
-const STRIP_F32: usize = 64;
-const ROWS: usize = 32;
-
-/// Ranks of a CTA (kRankTile), and along both sides of a tile of a Gram matrix (kGramTile).
-const RANK_TILE: usize = 64;
-const GRAM_TILE: usize = 32;
-
-/// Features and ranks of a CTA of the second launch (kFinishFeatures, kFinishRanks).
-const FINISH_TILE: [usize; 2] = [64, 16];
-
-/// The kernels' NormGradientParams.
-#[repr(C)]
-#[derive(Debug, Clone, Copy)]
-struct NormGradientParams {
-    weight: u64,
-    lora_a: u64,
-    lora_b: u64,
-    gain: u64,
-    norm: u64,
-    grad_magnitude: u64,
-    grad_lora_a: u64,
-    grad_lora_b: u64,
-    partial_a: u64,
-    partial_b: u64,
-    grams: u64,
-    scaling: f32,
-    in_features: i32,
-    out_features: i32,
-    rank: i32,
-    padded_rank: i32,
-    norm_on_input: i32,
-    strips: i32,
-    chunk: i32,
-    chunks: i32,
-    aligned: i32,
-    aligned_a: i32,
-    aligned_b: i32,
-}
-
-// SAFETY: a C struct of plain values, laid out as the kernels declare it.
-unsafe impl DeviceRepr for NormGradientParams {}
-
-/// `norm_gradient_geometry` of the kernel file.
-#[doc(hidden)]
-pub const GEOMETRY: [usize; 9] = [
-    STRIP_16_BIT,
-    STRIP_F32,
-    ROWS,
-    RANK_TILE,
-    GRAM_TILE,
-    FINISH_TILE[0],
-    FINISH_TILE[1],
-    THREADS as usize,
-    size_of::<NormGradientParams>(),
-];
+const FINISH_TILE: [usize; 2] = [FINISH_FEATURES, FINISH_RANKS];
 
 /// Inputs and outputs of [`Kernels::norm_gradient`], row-major and contiguous.
 #[derive(Debug)]

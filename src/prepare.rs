@@ -1,70 +1,21 @@
-//! `prepare`: norms, gains and packed operands, once per change of A, B or m (kernels/prepare.cu).
+//! `prepare`: norms, gains and packed operands, once per change of A, B or m (kernels/prepare/sm80.cu).
 
 use std::sync::Arc;
 
 use cudarc::driver::{
-    CudaSlice, CudaStream, CudaView, CudaViewMut, DevicePtr, DevicePtrMut, DeviceRepr, SyncOnDrop,
+    CudaSlice, CudaStream, CudaView, CudaViewMut, DevicePtr, DevicePtrMut, SyncOnDrop,
 };
 
 use crate::error::{During, Error, Result};
 use crate::forward::are_aligned;
 use crate::kernels::{Entry, Kernels, THREADS};
+use crate::params::prepare::{Part, PrepareParams, STRIP};
 use crate::raw::{self, absent_or, present};
 use crate::spec::{DoraSpec, Dtype, Element, Norm, check_len};
 use crate::workspace::{Needs, Regions, Split, Workspace};
 
-/// Features whose norm one CTA computes (kStrip).
-const STRIP: usize = 64;
-
 /// Elements that a CTA of a plain LoRA's packing takes, about.
 const PACK_PER_CTA: usize = 16 * THREADS as usize;
-
-/// The kernel's PrepareParams.
-#[repr(C)]
-#[derive(Debug, Clone, Copy)]
-struct PrepareParams {
-    weight: u64,
-    lora_a: u64,
-    lora_b: u64,
-    magnitude: u64,
-    magnitude_out: u64,
-    bias: u64,
-    norm: u64,
-    gain: u64,
-    a: u64,
-    sb: u64,
-    gsb: u64,
-    packed_bias: u64,
-    partials: u64,
-    counters: u64,
-    scaling: f32,
-    in_features: i32,
-    out_features: i32,
-    rank: i32,
-    padded_rank: i32,
-    norm_on_input: i32,
-    has_norm: i32,
-    split_tiles: i32,
-    aligned: i32,
-    aligned_a: i32,
-    aligned_b: i32,
-    part: i32,
-}
-
-// SAFETY: a C struct of plain values, laid out as the kernel declares it.
-unsafe impl DeviceRepr for PrepareParams {}
-
-/// `prepare_geometry` of the kernel file.
-#[doc(hidden)]
-pub const GEOMETRY: [usize; 3] = [STRIP, THREADS as usize, size_of::<PrepareParams>()];
-
-/// What a launch does: the kernel's Part.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Part {
-    Whole,
-    Squares,
-    Gains,
-}
 
 /// What prepared operands hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -525,7 +476,7 @@ impl PrepareParams {
             aligned: i32::from(are_aligned(spec.dtype(), &[spec.in_features()], &[inputs.weight])),
             aligned_a: i32::from(are_aligned(Dtype::F32, &[spec.in_features()], &[inputs.lora_a])),
             aligned_b: i32::from(are_aligned(Dtype::F32, &[spec.rank()], &[inputs.lora_b])),
-            part: part as i32,
+            part,
         }
     }
 }

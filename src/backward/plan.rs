@@ -1,120 +1,29 @@
 //! How the backward of one layer is cut into tiles, what it keeps in the workspace, and the
 //! kernel's parameters.
 
-use cudarc::driver::DeviceRepr;
-
 use crate::dropout::KernelDropout;
 use crate::f32_math::F32Math;
 use crate::forward::are_aligned;
-use crate::kernels::{Entry, THREADS};
+use crate::kernels::Entry;
+use crate::params::backward::{
+    BackwardParams, CHUNKS_IN_FLIGHT, LORA_A_FEATURES, LORA_A_RANKS, RANK_TILE, STRIP_16_BIT,
+    STRIP_F32,
+};
 use crate::raw;
 use crate::spec::{DoraSpec, Dtype, Norm};
-use crate::tiles::{GROUP, LARGE, PARTIAL, SMALL, Tiles, Tiling, partial_floats};
+use crate::tiles::{SMALL, Tiles, Tiling, partial_floats};
 use crate::workspace::{Needs, Parts, Regions, Split, board_counters};
-
-/// Output features of a strip of dY, in 16 bit and in f32 (Adapter in the kernel).
-const STRIP_16_BIT: usize = 128;
-const STRIP_F32: usize = 64;
-
-/// Tokens of a strip that are in shared memory at once, in 16 bit (Adapter in the kernel).
-const STRIP_TOKENS: usize = 32;
-
-/// Ranks of a tile of P and dB (kRankTile).
-const RANK_TILE: usize = 64;
 
 /// Tokens of a chunk of dY: few where there are few strips, so that tiles fill the device.
 const LEAST_CHUNK: usize = 64;
 const MOST_CHUNK: usize = 256;
 const TOKENS_PER_STRIP: usize = 8;
 
-/// Chunks whose partial P are in memory at once (kRing).
-const RING: usize = 4;
-
-/// Ranks and input features of one tile of dA (LoraA in the kernel).
-const LORA_A_TILE: [usize; 2] = [64, 64];
+/// Ranks and input features of one tile of dA.
+const LORA_A_TILE: [usize; 2] = [LORA_A_RANKS, LORA_A_FEATURES];
 
 /// A tile of dA takes at least this many tokens (a multiple of the kernel's k-steps).
 const LORA_A_CHUNK: usize = 128;
-
-/// The kernel's BackwardParams.
-#[repr(C)]
-#[derive(Debug, Clone, Copy)]
-pub(super) struct BackwardParams {
-    grad_output: u64,
-    output: u64,
-    x: u64,
-    weight: u64,
-    bias: u64,
-    h: u64,
-    a: u64,
-    sb: u64,
-    gsb: u64,
-    input_gain: u64,
-    output_gain: u64,
-    norm: u64,
-    scaled_grad: u64,
-    p: u64,
-    grad_input: u64,
-    grad_lora_a: u64,
-    grad_lora_b: u64,
-    grad_magnitude: u64,
-    grad_bias: u64,
-    partial_p: u64,
-    sum_b: u64,
-    sum_bias: u64,
-    sum_m: u64,
-    sum_a: u64,
-    partial_d: u64,
-    board: u64,
-    chunk_counters: u64,
-    strip_turns: u64,
-    column_counters: u64,
-    lora_a_turns: u64,
-    dropout: KernelDropout,
-    scaling: f32,
-    tokens: i32,
-    in_features: i32,
-    out_features: i32,
-    rank: i32,
-    padded_rank: i32,
-    grad_stride: i32,
-    output_stride: i32,
-    x_stride: i32,
-    grad_input_stride: i32,
-    adapter_tiles: i32,
-    input_tiles: i32,
-    d_splits: i32,
-    d_chunk: i32,
-    chunk: i32,
-    lora_a_chunk: i32,
-    peft_dropout: i32,
-    aligned: i32,
-    accumulate: i32,
-    _padding: i32,
-}
-
-// SAFETY: a C struct of plain values, laid out as the kernel declares it.
-unsafe impl DeviceRepr for BackwardParams {}
-
-/// `backward_geometry` of the kernel file.
-#[doc(hidden)]
-pub const GEOMETRY: [usize; 15] = [
-    STRIP_16_BIT,
-    STRIP_F32,
-    STRIP_TOKENS,
-    RANK_TILE,
-    RING,
-    LARGE[0],
-    LARGE[1],
-    SMALL[1],
-    SMALL[0],
-    PARTIAL,
-    GROUP,
-    LORA_A_TILE[0],
-    LORA_A_TILE[1],
-    THREADS as usize,
-    size_of::<BackwardParams>(),
-];
 
 /// What a call asks for besides the shapes: the tiles that there are.
 #[derive(Debug, Clone, Copy)]
@@ -176,7 +85,7 @@ impl Plan {
         let p = matrix(tokens, rank, bytes);
         let width_of_g = if spec.norm() == Norm::Output { outputs } else { 0 };
         let scaled_grad = matrix(tokens, width_of_g, bytes);
-        let ring = chunks.min(RING).saturating_mul(strips);
+        let ring = chunks.min(CHUNKS_IN_FLIGHT).saturating_mul(strips);
         let partial_p = matrix(ring.saturating_mul(chunk), rank, single);
         let sum_b = matrix(outputs, rank, single);
         let sum_bias = matrix(1, outputs, single);
@@ -325,7 +234,7 @@ impl Plan {
             sum_m: region(self.sum_m),
             sum_a: region(self.sum_a),
             partial_d: region(self.partial_d),
-            board,
+            queue: board,
             chunk_counters,
             strip_turns,
             column_counters,
@@ -343,14 +252,14 @@ impl Plan {
             grad_input_stride: io.grad_input.stride as i32,
             adapter_tiles: self.adapter_tiles(spec, wanted) as i32,
             input_tiles: self.input_tiles(spec, wanted) as i32,
-            d_splits: self.d_parts.count as i32,
+            d_split_k: self.d_parts.count as i32,
             d_chunk: self.d_parts.len as i32,
             chunk: self.chunk as i32,
             lora_a_chunk: self.lora_a_split.len as i32,
             peft_dropout: i32::from(peft),
             aligned: i32::from(are_aligned(spec.dtype(), &row_lengths, &pointers)),
             accumulate: io.gradients.accumulate(),
-            _padding: 0,
+            ..Default::default()
         }
     }
 }

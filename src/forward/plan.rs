@@ -1,83 +1,21 @@
 //! How the forward of one layer is cut into tiles, what it keeps in the workspace, and the kernel's
 //! parameters.
 
-use cudarc::driver::DeviceRepr;
-
 use super::are_aligned;
 use crate::dropout::KernelDropout;
 use crate::f32_math::F32Math;
-use crate::kernels::{Entry, THREADS};
+use crate::kernels::Entry;
+use crate::params::forward::{ForwardParams, GROUPS_IN_FLIGHT, LOW_RANK_RANKS, LOW_RANK_TOKENS};
 use crate::raw;
 use crate::spec::{DoraSpec, Norm};
-use crate::tiles::{GROUP, LARGE, PARTIAL, SMALL, Tiles, Tiling, partial_floats};
+use crate::tiles::{GROUP, PARTIAL, SMALL, Tiles, Tiling, partial_floats};
 use crate::workspace::{Needs, Parts, Regions, Split, board_counters};
 
-/// Tokens and ranks of one tile of H (LowRank in the kernel).
-const LOW_RANK_TILE: [usize; 2] = [64, 64];
+/// Tokens and ranks of one tile of H.
+const LOW_RANK_TILE: [usize; 2] = [LOW_RANK_TOKENS, LOW_RANK_RANKS];
 
 /// The least length of a part of the sums of H.
 const LOW_RANK_PART: usize = 512;
-
-/// Groups whose partial sums of H are in memory at once (kRing in the kernel).
-const RING: usize = 2;
-
-/// The kernel's ForwardParams.
-#[repr(C)]
-#[derive(Debug, Clone, Copy)]
-pub(super) struct ForwardParams {
-    x: u64,
-    weight: u64,
-    a: u64,
-    sb: u64,
-    bias: u64,
-    gain: u64,
-    xs: u64,
-    rest: u64,
-    h: u64,
-    z: u64,
-    y: u64,
-    partial_h: u64,
-    partial_z: u64,
-    board: u64,
-    h_counters: u64,
-    z_counters: u64,
-    seed: u64,
-    dropout: KernelDropout,
-    low_rank_tiles: i32,
-    h_splits: i32,
-    h_chunk: i32,
-    z_splits: i32,
-    z_chunk: i32,
-    tokens: i32,
-    in_features: i32,
-    out_features: i32,
-    padded_rank: i32,
-    x_stride: i32,
-    y_stride: i32,
-    gain_on_input: i32,
-    aligned: i32,
-    _padding: i32,
-}
-
-// SAFETY: a C struct of plain values, laid out as the kernel declares it.
-unsafe impl DeviceRepr for ForwardParams {}
-
-/// `forward_geometry` of the kernel file.
-#[doc(hidden)]
-pub const GEOMETRY: [usize; 12] = [
-    LOW_RANK_TILE[0],
-    LOW_RANK_TILE[1],
-    PARTIAL,
-    RING,
-    LARGE[0],
-    LARGE[1],
-    SMALL[1],
-    SMALL[0],
-    PARTIAL,
-    GROUP,
-    THREADS as usize,
-    size_of::<ForwardParams>(),
-];
 
 /// What a call asks for besides the shapes.
 #[derive(Debug, Clone, Copy)]
@@ -127,7 +65,7 @@ impl Plan {
         let partials = (1..=most_rows(Tiles::Large))
             .map(|rows| (rows, h_parts(rows).count))
             .filter(|&(_, parts)| parts > 1)
-            .map(|(rows, parts)| RING * rows * parts * rank_tiles * PARTIAL);
+            .map(|(rows, parts)| GROUPS_IN_FLIGHT * rows * parts * rank_tiles * PARTIAL);
         let z_parts = tiling.parts(inputs, outputs);
 
         let mut regions = Regions::default();
@@ -209,22 +147,22 @@ impl Plan {
             sb: prepared.sb,
             bias: io.bias,
             gain: if spec.norm() == Norm::None { 0 } else { prepared.gain },
-            xs: only_if(spec.norm() == Norm::Input || peft, region(self.xs)),
-            rest: only_if(peft, region(self.rest)),
+            x_scaled: only_if(spec.norm() == Norm::Input || peft, region(self.xs)),
+            x_kept_out: only_if(peft, region(self.rest)),
             h: io.h,
             z: io.z,
             y: io.y.pointer,
             partial_h: region(self.partial_h),
             partial_z: region(self.partial_z),
-            board,
+            queue: board,
             h_counters,
             z_counters,
             seed: io.seed,
             dropout: io.dropout.map_or(KernelDropout::default(), |dropout| dropout.kernel()),
             low_rank_tiles: self.low_rank_tiles as i32,
-            h_splits: self.h_parts.count as i32,
+            h_split_k: self.h_parts.count as i32,
             h_chunk: self.h_parts.len as i32,
-            z_splits: self.z_parts.count as i32,
+            z_split_k: self.z_parts.count as i32,
             z_chunk: self.z_parts.len as i32,
             tokens: io.tokens as i32,
             in_features: spec.in_features() as i32,
@@ -234,7 +172,7 @@ impl Plan {
             y_stride: io.y.stride as i32,
             gain_on_input: i32::from(spec.norm() == Norm::Input),
             aligned: i32::from(are_aligned(spec.dtype(), &rows, &pointers)),
-            _padding: 0,
+            ..Default::default()
         }
     }
 }

@@ -38,7 +38,7 @@ The project's commands:
   cargo xtask mutate [FILE…]
       All mutants of the kernels, of which the tests take a sample: every barrier, predicate and
       initialisation is dropped in turn, and someone must notice. With names of files in kernels/,
-      such as common/parts.cuh, theirs alone.
+      such as common/schedule/split_k.cuh, theirs alone.
 
 Environment: FUSED_DORA_NVRTC names an NVRTC library, or its folder, to be used instead, and
 FUSED_DORA_NVDISASM an nvdisasm. FUSED_DORA_PYTHON names a Python that has peft.

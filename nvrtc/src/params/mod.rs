@@ -141,11 +141,22 @@ impl Mirror {
         rust::code(&self.ops)
     }
 
-    /// CUDA code for the end of an op's translation units, by which the compiler checks the layout
-    /// of the op's structs.
+    /// The ops that have parameters.
+    pub fn ops(&self) -> impl Iterator<Item = &str> {
+        let has_params = |(name, op): &(&String, &Op)| *name != COMMON && !op.structs.is_empty();
+        self.ops.iter().filter(has_params).map(|(name, _)| name.as_str())
+    }
+
+    /// A translation unit that compiles if the CUDA compiler's layout of an op's parameters is the
+    /// one that Rust has. It includes `OP/params.cuh`.
     pub fn asserts(&self, op: &str) -> String {
-        let of_op = self.ops.get(op).map_or(&[][..], |op| &op.structs);
-        of_op.iter().map(|(found, layout)| layout.asserts(found)).collect()
+        let structs = |name: &str| self.ops.get(name).map_or(&[][..], |op| &op.structs);
+        let is_contained = |name: &str| {
+            structs(op).iter().flat_map(|(found, _)| &found.fields).any(|field| field.kind == name)
+        };
+        let common = structs(COMMON).iter().filter(|(found, _)| is_contained(&found.name));
+        let asserts = structs(op).iter().chain(common).map(|(of, layout)| layout.asserts(of));
+        [format!("#include \"{op}/params.cuh\"\n")].into_iter().chain(asserts).collect()
     }
 }
 

@@ -55,7 +55,7 @@ fn write_struct(text: &mut String, of: &Struct, layout: &Layout, path: &dyn Fn(&
     let hole = |declared: &mut String, zero: &mut String, at: usize| {
         if layout.holes[at] > 0 {
             let (bytes, padding) = (layout.holes[at], format!("_padding{at}"));
-            let _ = writeln!(declared, "        {padding}: [u8; {bytes}],");
+            let _ = writeln!(declared, "        pub(crate) {padding}: [u8; {bytes}],");
             let _ = writeln!(zero, "                {padding}: [0; {bytes}],");
         }
     };
@@ -115,19 +115,21 @@ fn docs(text: &mut String, indent: &str, comments: &[String]) {
     }
 }
 
-/// `kMaxParts` as `MAX_PARTS`.
+/// `kLoraARanks` as `LORA_A_RANKS`, and `kStrip16Bit` as `STRIP_16_BIT`.
 fn screaming(name: &str) -> String {
-    let name = name.strip_prefix('k').unwrap_or(name);
+    let chars: Vec<char> = name.strip_prefix('k').unwrap_or(name).chars().collect();
     let mut result = String::new();
-    let mut before = '_';
-    for c in name.chars() {
-        let starts = c.is_ascii_uppercase() && before != '_' && !before.is_ascii_uppercase();
-        let number = c.is_ascii_digit() && before.is_ascii_lowercase();
-        if starts || number {
+    for (at, &c) in chars.iter().enumerate() {
+        let before = at.checked_sub(1).map(|before| chars[before]);
+        let ends_word = chars.get(at + 1).is_some_and(char::is_ascii_lowercase);
+        let starts_word = before.is_some_and(|before| {
+            let in_word = before.is_ascii_uppercase() && !ends_word;
+            c.is_ascii_uppercase() && !in_word || c.is_ascii_digit() && before.is_ascii_lowercase()
+        });
+        if starts_word {
             result.push('_');
         }
         result.push(c.to_ascii_uppercase());
-        before = c;
     }
     result
 }

@@ -75,7 +75,7 @@ fn a_struct_is_mirrored_with_its_holes() {
         pub(crate) x: u64,
         /// of x, \\[T\\]
         pub(crate) scale: f32,
-        _padding2: [u8; 4],
+        pub(crate) _padding2: [u8; 4],
         pub(crate) dropout: super::common::Dropout,
         /// Null: not wanted.
         pub(crate) counters: u64,
@@ -83,7 +83,7 @@ fn a_struct_is_mirrored_with_its_holes() {
         pub(crate) first: i32,
         pub(crate) last: i32,
         pub(crate) phase: Phase,
-        _padding8: [u8; 4],
+        pub(crate) _padding8: [u8; 4],
     }
 
 ";
@@ -109,8 +109,9 @@ fn both_compilers_check_the_layout() {
     }
     assert!(cuda.contains("static_assert(sizeof(OpParams) == 248, "), "{cuda}");
     assert!(cuda.contains("static_assert(sizeof(Slot) == 24, "), "{cuda}");
-    assert!(mirror.asserts("common").contains("sizeof(Dropout) == 16"));
-    assert_eq!(mirror.asserts("another"), "");
+    assert!(cuda.contains("static_assert(sizeof(Dropout) == 16, "), "{cuda}");
+    assert!(cuda.starts_with("#include \"op/params.cuh\"\n"), "{cuda}");
+    assert_eq!(mirror.ops().collect::<Vec<_>>(), ["op"]);
 }
 
 #[test]
@@ -133,6 +134,16 @@ fn constants_and_enums_are_mirrored() {
     let phase =
         "    pub(crate) enum Phase {\n        #[default]\n        Whole,\n        First,\n    }";
     assert!(rust.contains(phase), "{rust}");
+}
+
+#[test]
+fn constants_have_the_names_of_rust() {
+    let names = [("kLoraARanks", "LORA_A_RANKS"), ("kStrip16Bit", "STRIP_16_BIT")];
+    for (cuda, rust) in names.into_iter().chain([("kStripF32", "STRIP_F32"), ("kTile", "TILE")]) {
+        let text = format!("constexpr int {cuda} = 1;\n");
+        let found = read(&[("op/sizes.cuh", &text)]).unwrap().rust();
+        assert!(found.contains(&format!("const {rust}: usize = 1;")), "{cuda}: {found}");
+    }
 }
 
 #[test]
