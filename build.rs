@@ -1,9 +1,11 @@
-//! Compiles `kernels/*.cu` to PTX with NVRTC and hands the texts to the crate.
+//! Compiles `kernels/OP/ARCH.cu` to PTX with NVRTC and hands the texts to the crate, with the
+//! kernels' parameter structs as Rust.
 //!
-//! Without an NVRTC (or on docs.rs) the crate still compiles: each kernel is then `None`, and
+//! Without an NVRTC (or on docs.rs) the crate still compiles: each image is then `None`, and
 //! loading kernels returns `Error::KernelsNotBuilt`.
 
 use std::env;
+use std::error::Error;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -14,19 +16,9 @@ use std::thread;
 use std::time::Instant;
 
 use fused_dora_nvrtc::{
-    Cache, ENV_CACHE, ENV_LIBRARY, Nvrtc, NvrtcError, Source, fetched_folders, sources,
+    Cache, ENV_CACHE, ENV_LIBRARY, Image, KernelFolder, Mirror, Nvrtc, NvrtcError, Source,
+    fetched_folders,
 };
-
-/// PTX for the oldest GPU with bf16 tensor cores and `cp.async`; drivers translate it for later
-/// ones.
-const ARCHITECTURE: &str = "--gpu-architecture=compute_80";
-const OPTIONS: [&str; 3] = [ARCHITECTURE, "--std=c++17", "--generate-line-info"];
-
-/// What a kernel file that has entry points per dtype makes them with, and the dtypes, in the order
-/// of `Dtype`. Others are about adapters alone, which are f32.
-const ENTRIES: &str = "FUSED_DORA_ENTRIES(";
-const DTYPES: [&str; 3] = ["bf16", "f16", ADAPTERS];
-const ADAPTERS: &str = "f32";
 
 fn main() -> ExitCode {
     match build() {
@@ -38,7 +30,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn build() -> Result<(), Box<dyn std::error::Error>> {
+fn build() -> Result<(), Box<dyn Error>> {
     let root = PathBuf::from(env::var("CARGO_MANIFEST_DIR")?);
     let out = PathBuf::from(env::var("OUT_DIR")?);
     for watched in ["build.rs", "kernels"] {
@@ -48,87 +40,89 @@ fn build() -> Result<(), Box<dyn std::error::Error>> {
     for variable in [ENV_LIBRARY, ENV_CACHE].into_iter().chain(toolkits) {
         println!("cargo:rerun-if-env-changed={variable}");
     }
-    let kernels = sources(&root.join("kernels"), "cu")?;
-    let headers = sources(&root.join("kernels"), "cuh")?;
+    let folder = KernelFolder::read(&root.join("kernels"))?;
+    let mirror = folder.mirror()?;
+    write_if_changed(&out.join("params.rs"), &mirror.rust())?;
 
-    let nvrtc = if env::var_os("DOCS_RS").is_some() {
-        None
-    } else {
-        match Nvrtc::find(&out) {
-            Ok(nvrtc) => Some(nvrtc),
-            Err(error) => {
-                println!("cargo:warning=the kernels were not compiled: {error}");
-                // A copy fetched later must be noticed; Cargo reruns for a file that is missing.
-                for folder in fetched_folders(&out) {
-                    println!("cargo:rerun-if-changed={}", folder.display());
-                }
-                None
-            }
+    let images = folder.images();
+    let ptx = match find_nvrtc(&out) {
+        Some(nvrtc) => {
+            let cache = Cache::from_env();
+            check_layout(&nvrtc, &cache, &folder, &mirror)?;
+            compile(&nvrtc, &cache, &images)?.into_iter().map(Some).collect()
         }
+        None => vec![None; images.len()],
     };
+    write_if_changed(&out.join("kernels.rs"), &table(&out, &images, &ptx)?)?;
+    Ok(())
+}
 
-    // An image per dtype, so that programs load only what they use.
-    let images: Vec<_> = kernels
-        .iter()
-        .flat_map(|(name, text)| {
-            let dtypes: &[_] = if text.contains(ENTRIES) { &DTYPES } else { &[ADAPTERS] };
-            dtypes.iter().map(move |dtype| (name.as_str(), text.as_str(), *dtype))
-        })
-        .collect();
-    let cache = Cache::from_env();
-    let (start, compiled_anew) = (Instant::now(), AtomicUsize::new(0));
-    let compile = |&(name, text, dtype): &(&str, &str, &str)| {
-        let name = format!("kernels/{name}");
-        let source = Source { name: &name, text, headers: &headers };
-        let dtype = format!("--define-macro=FUSED_DORA_DTYPE={dtype}");
-        let options: Vec<&str> = OPTIONS.into_iter().chain([dtype.as_str()]).collect();
-        nvrtc.as_ref().map(|nvrtc| {
-            if !cache.has_ptx(nvrtc, &source, &options) {
-                compiled_anew.fetch_add(1, Ordering::Relaxed);
+fn find_nvrtc(out: &Path) -> Option<Nvrtc> {
+    if env::var_os("DOCS_RS").is_some() {
+        return None;
+    }
+    match Nvrtc::find(out) {
+        Ok(nvrtc) => Some(nvrtc),
+        Err(error) => {
+            println!("cargo:warning=the kernels were not compiled: {error}");
+            // A copy fetched later must be noticed; Cargo reruns for a file that is missing.
+            for folder in fetched_folders(out) {
+                println!("cargo:rerun-if-changed={}", folder.display());
             }
-            match cache.ptx(nvrtc, &source, &options) {
-                Err(NvrtcError::Compile(log)) => Err(format!("{name} does not compile:\n{log}")),
-                compiled => compiled.map_err(|error| error.to_string()),
-            }
+            None
+        }
+    }
+}
+
+/// Has the CUDA compiler check the layout of the structs that Rust mirrors.
+fn check_layout(
+    nvrtc: &Nvrtc,
+    cache: &Cache,
+    folder: &KernelFolder,
+    mirror: &Mirror,
+) -> Result<(), String> {
+    for op in mirror.ops() {
+        let text = mirror.asserts(op);
+        let source = Source { name: "params.cu", text: &text, headers: folder.headers() };
+        let options = ["--gpu-architecture=compute_80", "--std=c++17"];
+        cache.ptx(nvrtc, &source, &options).map_err(|error| {
+            format!("the parameters of kernels/{op} are not as in Rust:\n{error}")
+        })?;
+    }
+    Ok(())
+}
+
+/// The PTX of every image, on as many threads as there are.
+fn compile(nvrtc: &Nvrtc, cache: &Cache, images: &[Image<'_>]) -> Result<Vec<String>, String> {
+    let (start, compiled) = (Instant::now(), AtomicUsize::new(0));
+    let one = |image: &Image<'_>| {
+        let (source, options) = (image.source(), image.ptx_options());
+        let options: Vec<&str> = options.iter().map(String::as_str).collect();
+        if !cache.has_ptx(nvrtc, &source, &options) {
+            compiled.fetch_add(1, Ordering::Relaxed);
+        }
+        cache.ptx(nvrtc, &source, &options).map_err(|error| match error {
+            NvrtcError::Compile(log) => format!("kernels/{} does not compile:\n{log}", image.file),
+            error => error.to_string(),
         })
     };
-    // NVRTC compiles on as many threads as call it.
     let next = AtomicUsize::new(0);
-    let ptx = Mutex::new(vec![None; images.len()]);
+    let ptx = Mutex::new(vec![Ok(String::new()); images.len()]);
     let work = || {
         loop {
             let at = next.fetch_add(1, Ordering::Relaxed);
             let Some(image) = images.get(at) else { break };
-            let compiled = compile(image);
-            ptx.lock().expect("no panic")[at] = compiled;
+            let result = one(image);
+            ptx.lock().expect("no panic")[at] = result;
         }
     };
     let threads = thread::available_parallelism().map_or(1, usize::from);
     thread::scope(|scope| (0..threads).for_each(|_| drop(scope.spawn(work))));
-    if let (Some(nvrtc), 1..) = (&nvrtc, compiled_anew.load(Ordering::Relaxed)) {
-        report(nvrtc, compiled_anew.into_inner(), start, &cache);
+    if let compiled @ 1.. = compiled.into_inner() {
+        report(nvrtc, compiled, start, cache);
         cache.prune();
     }
-
-    let mut table = "pub(crate) const FILES: &[(&str, &[Option<&str>])] = &[\n".to_owned();
-    let mut ptx = ptx.into_inner().expect("no panic").into_iter();
-    for of_file in images.chunk_by(|(name, ..), (other, ..)| name == other) {
-        let mut row = String::new();
-        for ((name, _, dtype), ptx) in of_file.iter().zip(&mut ptx) {
-            row += &match ptx.transpose()? {
-                None => "None, ".to_owned(),
-                Some(ptx) => {
-                    let name = name.replace(".cu", &format!("_{dtype}.ptx"));
-                    write_if_changed(&out.join(&name), &ptx)?;
-                    format!("Some(include_str!(concat!(env!(\"OUT_DIR\"), \"/{name}\"))), ")
-                }
-            };
-        }
-        table += &format!("    (\"{}\", &[{row}]),\n", of_file[0].0);
-    }
-    table += "];\n";
-    write_if_changed(&out.join("kernels.rs"), &table)?;
-    Ok(())
+    ptx.into_inner().expect("no panic").into_iter().collect()
 }
 
 /// Says why the build took long, and where the images are kept for the next one.
@@ -143,6 +137,29 @@ fn report(nvrtc: &Nvrtc, images: usize, start: Instant, cache: &Cache) {
         "cargo:warning=compiled {images} kernel images with NVRTC {major}.{minor} in {seconds} s; \
          {kept}"
     );
+}
+
+/// The Rust table of all images: per kernel file its op, its architecture and its images, one per
+/// dtype or one for all. Programs load only those that they use.
+fn table(out: &Path, images: &[Image<'_>], ptx: &[Option<String>]) -> io::Result<String> {
+    let mut table = "pub(crate) const FILES: &[(&str, &str, &[Option<&str>])] = &[\n".to_owned();
+    let mut ptx = ptx.iter();
+    for of_file in images.chunk_by(|image, other| image.file == other.file) {
+        let mut row = String::new();
+        let Image { op, architecture, .. } = of_file[0];
+        for (image, ptx) in of_file.iter().zip(&mut ptx) {
+            row += &match ptx {
+                None => "None, ".to_owned(),
+                Some(ptx) => {
+                    let name = format!("{op}_{architecture}_{}.ptx", image.dtype.unwrap_or("all"));
+                    write_if_changed(&out.join(&name), ptx)?;
+                    format!("Some(include_str!(concat!(env!(\"OUT_DIR\"), \"/{name}\"))), ")
+                }
+            };
+        }
+        table += &format!("    (\"{op}\", \"{architecture}\", &[{row}]),\n");
+    }
+    Ok(table + "];\n")
 }
 
 /// Leaves an unchanged file alone, so that nothing that includes it is rebuilt.

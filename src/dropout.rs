@@ -1,7 +1,7 @@
 //! Dropout on the adapter's input, from a counter: nothing of it is ever stored.
 
 use crate::error::{Error, Result};
-use crate::params::dropout::Dropout as KernelDropout;
+use crate::params::common::Dropout as KernelDropout;
 use crate::spec::{DoraSpec, Norm};
 
 /// Probabilities are multiples of 1/2¹⁶.

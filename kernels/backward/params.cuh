@@ -1,13 +1,22 @@
 // What all tiles of the backward read.
 #pragma once
 
-#include "common/dropout.cuh"
-#include "common/order.cuh"
-#include "common/reduce.cuh"
-#include "common/tile.cuh"
+#include "common/dora/dropout.cuh"
+#include "common/schedule/tile_queue.cuh"
+#include "common/schedule/reduce.cuh"
+#include "common/tile/tile.cuh"
+
+// Output features of a strip of dY, in 16 bit and in f32.
+constexpr int kStrip16Bit = 128, kStripF32 = 64;
+
+// Ranks of a tile of P and dB.
+constexpr int kRankTile = 64;
 
 // Chunks of dY whose partial P are in memory at once: few, so that they stay in L2.
-constexpr int kRing = 4;
+constexpr int kChunksInFlight = 4;
+
+// Ranks and input features of a tile of dA.
+constexpr int kLoraARanks = 64, kLoraAFeatures = 64;
 
 struct BackwardParams {
     const void* grad_output;    // dY
@@ -29,13 +38,13 @@ struct BackwardParams {
     float* grad_lora_b;
     float* grad_magnitude;
     float* grad_bias;           // null: not wanted
-    float* partial_p;           // [kRing, strips, chunk, R]
+    float* partial_p;           // [kChunksInFlight, strips, chunk, R]
     float* sum_b;               // [O, R]
     float* sum_bias;            // [O]
     float* sum_m;               // [O] (axis output), or partial sums [⌈T/64⌉, I] (axis input)
     float* sum_a;               // [R, I]
     float* partial_d;           // partial sums of the tiles of D; few tokens only
-    u32* board;                 // 2 + chunks
+    u32* queue;                 // 2 + chunks
     u32* chunk_counters;        // [⌈R/64⌉, chunks]
     u32* strip_turns;           // [⌈R/64⌉, strips]
     u32* column_counters;       // [⌈I/64⌉]
@@ -46,7 +55,7 @@ struct BackwardParams {
     int grad_stride, output_stride, x_stride, grad_input_stride;
     int adapter_tiles;          // of a chunk: strips · ⌈R/64⌉, or 0: nothing to do
     int input_tiles;            // columns of tiles of D, or 0: neither dX nor dm to compute
-    int d_splits;               // of G·W over O, d_chunk features each but the last; few tokens only
+    int d_split_k;               // of G·W over O, d_chunk features each but the last; few tokens only
     int d_chunk;
     int chunk;                  // tokens of a tile of the adapter's, a divisor of a group's
     int lora_a_chunk;           // tokens of a tile of dA
@@ -57,7 +66,7 @@ struct BackwardParams {
     // Chunks of dY, counted anew where they are asked for: not kept in a register meanwhile.
     __device__ __forceinline__ int chunks() const {
         int each = chunk;
-        forget(each);
+        opaque(each);
         return ceil_div(tokens, each);
     }
 

@@ -1,9 +1,15 @@
 // What all tiles of the forward read.
 #pragma once
 
-#include "common/dropout.cuh"
-#include "common/order.cuh"
-#include "common/tile.cuh"
+#include "common/dora/dropout.cuh"
+#include "common/schedule/tile_queue.cuh"
+#include "common/tile/tile.cuh"
+
+// Tokens and ranks of a tile of H.
+constexpr int kLowRankTokens = 64, kLowRankRanks = 64;
+
+// Groups whose partial sums of H are in memory at once: few, so that they stay in L2.
+constexpr int kGroupsInFlight = 2;
 
 struct ForwardParams {
     const void* x;
@@ -12,22 +18,22 @@ struct ForwardParams {
     const void* sb;
     const void* bias;   // null: no bias
     const float* gain;  // null: g ≡ 1
-    void* xs;           // x∘g (axis input) or xd (PEFT's dropout), else null
-    void* rest;         // u (PEFT's dropout), else null
+    void* x_scaled;           // x∘g (axis input) or xd (PEFT's dropout), else null
+    void* x_kept_out;         // u (PEFT's dropout), else null
     void* h;
     void* z;            // PEFT's dropout, else null
     void* y;
-    float* partial_h;   // partial sums of the tiles of H of kRing groups; parts.cuh
+    float* partial_h;   // partial sums of the tiles of H of kGroupsInFlight groups; split_k.cuh
     float* partial_z;   // of the tiles of y; few tokens only
-    u32* board;         // 2 + groups
+    u32* queue;         // 2 + groups
     u32* h_counters;    // [⌈T/64⌉, ⌈R/64⌉]
     u32* z_counters;    // [⌈O/64⌉]; few tokens only
     u64 seed;
     Dropout dropout;
-    int low_rank_tiles;  // columns of tiles of H; 0: neither H nor xs to compute
-    int h_splits;        // of x·Aᵀ over I, h_chunk features each but the last
+    int low_rank_tiles;  // columns of tiles of H; 0: neither H nor x_scaled to compute
+    int h_split_k;        // of x·Aᵀ over I, h_chunk features each but the last
     int h_chunk;
-    int z_splits;        // of x·Wᵀ over I, z_chunk features each but the last; few tokens only
+    int z_split_k;        // of x·Wᵀ over I, z_chunk features each but the last; few tokens only
     int z_chunk;
     int tokens, in_features, out_features, padded_rank;
     int x_stride, y_stride;
@@ -39,7 +45,7 @@ struct ForwardParams {
     // What meets W and A: x, or what tiles of H make of it.
     template <typename T>
     __device__ __forceinline__ Matrix<T> inputs() const {
-        return Matrix<T>::strided(xs ? xs : x, tokens, in_features, xs ? in_features : x_stride);
+        return Matrix<T>::strided(x_scaled ? x_scaled : x, tokens, in_features, x_scaled ? in_features : x_stride);
     }
     template <typename T>
     __device__ __forceinline__ Matrix<T> weights() const {

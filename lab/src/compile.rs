@@ -8,15 +8,11 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
-use fused_dora_nvrtc::{Cache, Nvrtc, Source, sources};
+use fused_dora_nvrtc::{Cache, Image, KernelFolder, Nvrtc};
 use fused_dora_testkit::bench::record::target_folder;
 use tempfile::NamedTempFile;
 
 use crate::resources::{Resources, options, read_log};
-
-/// What a kernel file that has entry points per dtype makes them with.
-const ENTRIES: &str = "FUSED_DORA_ENTRIES(";
-const DTYPES: [&str; 3] = ["bf16", "f16", "f32"];
 
 /// The device code of one kernel file, for one dtype where it has entry points per dtype.
 pub struct Compiled {
@@ -39,28 +35,20 @@ pub fn folder(
     let out = &target_folder().join("device-code");
     fs::create_dir_all(out)
         .map_err(|error| format!("{} cannot be created: {error}", out.display()))?;
-    let headers = sources(kernels, "cuh")?;
-    let files = sources(kernels, "cu")?;
+    let folder = KernelFolder::read(kernels)?;
     let mut jobs = Vec::new();
-    for (name, text) in &files {
-        let source = Source { name, text, headers: &headers };
-        let per_dtype = text.contains(ENTRIES);
-        let dtypes = if per_dtype { DTYPES.map(Some).to_vec() } else { vec![None] };
-        for dtype in dtypes {
-            let kept =
-                architectures.iter().filter(|&&a| dtype.is_none_or(|dtype| wanted(dtype, a)));
-            jobs.extend(kept.map(|&a| (source, dtype, a)));
-        }
+    for image in folder.images() {
+        let kept =
+            architectures.iter().filter(|&&a| image.dtype.is_none_or(|dtype| wanted(dtype, a)));
+        jobs.extend(kept.map(|&architecture| (image, architecture)));
     }
     // Long ones first, so that the last ones are short.
-    jobs.sort_by_key(|(source, ..)| std::cmp::Reverse(source.text.len()));
+    jobs.sort_by_key(|(image, _)| std::cmp::Reverse(image.source().text.len()));
     let cache = Cache::from_env();
     let (next, results) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
     let work = || {
-        while let Some((source, dtype, architecture)) =
-            jobs.get(next.fetch_add(1, Ordering::Relaxed))
-        {
-            let result = one(nvrtc, &cache, source, *dtype, architecture, out);
+        while let Some((image, architecture)) = jobs.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let result = one(nvrtc, &cache, image, architecture, out);
             done(jobs.len());
             results.lock().unwrap_or_else(|poison| poison.into_inner()).push(result);
         }
@@ -77,19 +65,20 @@ pub fn folder(
 fn one(
     nvrtc: &Nvrtc,
     cache: &Cache,
-    source: &Source<'_>,
-    dtype: Option<&'static str>,
+    image: &Image<'_>,
     architecture: &'static str,
     out: &Path,
 ) -> Result<Compiled, String> {
     let mut options = options(architecture).to_vec();
+    let dtype = image.dtype;
     options.extend(dtype.map(|dtype| format!("--define-macro=FUSED_DORA_DTYPE={dtype}")));
     let options: Vec<&str> = options.iter().map(String::as_str).collect();
-    let file = source.name.to_owned();
+    let file = image.file.to_owned();
     let (log, code) = cache
-        .device_code(nvrtc, source, &options)
+        .device_code(nvrtc, &image.source(), &options)
         .map_err(|error| format!("{file} for {architecture}: {error}"))?;
-    let name = format!("{}-{}-{architecture}", file.replace('.', "_"), dtype.unwrap_or("all"));
+    let name =
+        format!("{}-{}-{architecture}", file.replace(['.', '/'], "_"), dtype.unwrap_or("all"));
     let cubin = out.join(format!("{name}.cubin"));
     write(out, &cubin, &code)
         .map_err(|error| format!("{name} cannot be written to {}: {error}", out.display()))?;

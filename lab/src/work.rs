@@ -67,10 +67,10 @@ impl Kernel {
     }
 
     /// The kernel behind an entry point such as `forward_bf16` or, with other tiles or another kind
-    /// of product, `forward_small_bf16` or `forward_medium_tf32x3_f32`.
+    /// of product, `forward_few_tokens_bf16` or `forward_medium_tf32x3_f32`.
     pub fn of_entry(entry: &str) -> Option<Self> {
         let (name, _dtype) = entry.rsplit_once('_')?;
-        let name = ["_tf32x3", "_medium", "_small"]
+        let name = ["_tf32x3", "_medium", "_few_tokens"]
             .iter()
             .fold(name, |name, kind| name.strip_suffix(kind).unwrap_or(name));
         Self::ALL.into_iter().find(|kernel| kernel.name() == name)
@@ -220,7 +220,7 @@ pub fn least_mma(kernel: Kernel, spec: &DoraSpec, tokens: usize) -> u64 {
         }
         // W is one tf32 and the factor two of them, half as deep.
         Kernel::NormGradient => 4 * (product(i, r, o) + product(o, r, i)),
-        // A and s·B are sums of three bf16; six of the nine products count (common/low_rank.cuh).
+        // A and s·B are sums of three bf16; six of the nine products count (common/dora/low_rank.cuh).
         Kernel::Merge | Kernel::Decompose => 6 * product(o, i, r),
         Kernel::NormGradientFinish | Kernel::GradientNorm | Kernel::AdamW => 0,
     }

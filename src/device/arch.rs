@@ -24,4 +24,11 @@ impl Arch {
         }
         Ok(Self::Sm80)
     }
+
+    /// The name of its files.
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Sm80 => "sm80",
+        }
+    }
 }

@@ -25,10 +25,11 @@ mod embedded {
 /// The op whose image is the smallest.
 const SMALLEST_OP: &str = "adamw";
 
-/// The images of an op, one per dtype or one for all.
+/// The images of an op for an architecture, one per dtype or one for all.
 #[derive(Debug)]
 struct Images {
     op: &'static str,
+    arch: &'static str,
     images: Vec<Cow<'static, str>>,
 }
 
@@ -156,7 +157,7 @@ pub struct Kernels {
 impl Kernels {
     /// Whether the kernels were compiled into this build.
     pub fn are_built() -> bool {
-        embedded::FILES.iter().flat_map(|(_, images)| *images).all(Option::is_some)
+        embedded::FILES.iter().flat_map(|(.., images)| *images).all(Option::is_some)
     }
 
     /// The kernels, for `context`.
@@ -173,8 +174,8 @@ impl Kernels {
         Self::load_with(context, &[])
     }
 
-    /// The kernels with other PTX, or none, for the ops that `replaced` names; for the tests of what
-    /// depends on it.
+    /// The kernels with other PTX, or none, for the files that `replaced` names, such as
+    /// `forward/sm80.cu`; for the tests of what depends on it.
     ///
     /// # Errors
     /// As [`Kernels::load`].
@@ -183,15 +184,16 @@ impl Kernels {
         context: &Arc<CudaContext>,
         replaced: &[(&str, Option<&str>)],
     ) -> Result<Self> {
-        let of_op = |&(file, embedded): &(&'static str, &[Option<&'static str>])| {
-            let op = file.strip_suffix(".cu").unwrap_or(file);
-            let images: Option<_> = match replaced.iter().find(|(replaced, _)| *replaced == op) {
+        type Embedded = (&'static str, &'static str, &'static [Option<&'static str>]);
+        let of_file = |&(op, arch, embedded): &Embedded| {
+            let name = format!("{op}/{arch}.cu");
+            let images: Option<_> = match replaced.iter().find(|(file, _)| *file == name) {
                 Some((_, ptx)) => ptx.map(|ptx| vec![Cow::Owned(ptx.to_owned())]),
                 None => embedded.iter().map(|ptx| ptx.map(Cow::Borrowed)).collect(),
             };
-            Ok(Images { op, images: images.ok_or(Error::KernelsNotBuilt)? })
+            Ok(Images { op, arch, images: images.ok_or(Error::KernelsNotBuilt)? })
         };
-        let images = embedded::FILES.iter().map(of_op).collect::<Result<Vec<_>>>()?;
+        let images = embedded::FILES.iter().map(of_file).collect::<Result<Vec<_>>>()?;
         let found = context.compute_capability().during("reading the compute capability")?;
         let arch = Arch::of(found)?;
         let attribute = |which| {
@@ -254,20 +256,6 @@ impl Kernels {
     /// Whether a stream is of the kernels' context.
     pub(crate) fn check_stream(&self, stream: &CudaStream) -> Result<()> {
         check_context(&self.context, stream)
-    }
-
-    /// The `OP_geometry` constants of an op, for the test that compares them.
-    #[doc(hidden)]
-    pub fn geometry(&self, stream: &Arc<CudaStream>, op: &'static str) -> Result<Vec<i32>> {
-        let module = self.module(op, Dtype::F32)?;
-        let during = "reading a kernel constant";
-        let view = module.get_global(&format!("{op}_geometry"), stream).during(during)?;
-        // SAFETY: the symbol is an array of 32-bit integers, valid for any bit pattern.
-        let ints = unsafe { view.transmute::<i32>(view.len() / size_of::<i32>()) };
-        match ints {
-            Some(ints) => stream.clone_dtoh(&ints).during(during),
-            None => Ok(Vec::new()),
-        }
     }
 
     /// Queues a launch with one parameter struct, after checking it against the device's limits.
@@ -341,8 +329,11 @@ impl Kernels {
     /// The module that has an op's kernels of a dtype, loaded if it is not yet.
     fn module(&self, op: &'static str, dtype: Dtype) -> Result<Arc<CudaModule>> {
         loaded(&self.modules, (op, dtype), || {
-            let of_op = self.images.iter().find(|images| images.op == op);
-            let images = &of_op.ok_or(Error::KernelsNotBuilt)?.images;
+            let of_op = self.images.iter().filter(|images| images.op == op);
+            // An op without kernels of its own for the architecture runs the oldest one's.
+            let own = of_op.clone().find(|images| images.arch == self.arch.name());
+            let images = own.or_else(|| of_op.clone().next()).ok_or(Error::KernelsNotBuilt)?;
+            let images = &images.images;
             load_image(&self.context, op, images.get(dtype as usize).unwrap_or(&images[0]))
         })
     }

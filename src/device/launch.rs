@@ -1,9 +1,10 @@
 //! A kernel by name, and one launch of it.
 
 use crate::dtype::Dtype;
+use crate::params::common;
 
-/// Threads of a block unless a launch says otherwise (kThreads in the kernels).
-pub(crate) const THREADS: u32 = 128;
+/// Threads of a block unless a launch says otherwise.
+pub(crate) const THREADS: u32 = common::THREADS as u32;
 
 /// One kernel, whatever its dtype: a constant next to the plan that launches it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -5,26 +5,16 @@ use std::sync::Arc;
 
 use cudarc::driver::CudaStream;
 
-use super::gradient_norm::SIZE_OF_NORM_PARAMS;
-use crate::device::{Kernel, Kernels, Launch, THREADS};
+use crate::device::{Kernel, Kernels, Launch};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::layout::{AdapterLayout, Part};
-use crate::params::adamw::{AdamWParams, Part as KernelPart, Parts as KernelParts};
+use crate::params::adamw::{
+    AdamWParams, CHUNK, MAX_PARTS, Part as KernelPart, Parts as KernelParts,
+};
 use crate::tensor::{ElementType, Read, Tensors, Write, vector};
 
 const ADAMW: Kernel = Kernel::f32_only("adamw", "adamw");
-
-/// Parts of one launch (kMaxParts).
-pub(super) const MAX_PARTS: usize = 64;
-
-/// Elements of a part that one CTA takes (kChunk).
-const CHUNK: usize = 1024;
-
-/// `adamw_geometry` of the kernel file.
-#[doc(hidden)]
-pub const GEOMETRY: [usize; 5] =
-    [MAX_PARTS, CHUNK, THREADS as usize, size_of::<AdamWParams>(), SIZE_OF_NORM_PARAMS];
 
 /// A range of a buffer's elements that the optimizer treats alike.
 #[derive(Debug, Clone, PartialEq)]

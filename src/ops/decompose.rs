@@ -6,23 +6,14 @@ use cudarc::driver::{CudaStream, CudaView};
 
 use super::merge::factors;
 use super::prepared::Prepared;
-use crate::device::{Kernel, Kernels, Launch, Needs, Regions, Split, THREADS, Workspace};
+use crate::device::{Kernel, Kernels, Launch, Needs, Regions, Split, Workspace};
 use crate::error::{During, Error, Result};
-use crate::params::decompose::DecomposeParams;
+use crate::params::common::TILE;
+use crate::params::decompose::{DecomposeParams, MOMENTS};
 use crate::spec::{DoraSpec, Norm};
 use crate::tensor::{Dim, ElementType, Read, Tensors, Weight, Write, check_len, matrix, vector};
 
 const DECOMPOSE: Kernel = Kernel::new("decompose", "decompose");
-
-/// Features of one CTA, and the depth of a tile (kTile).
-const TILE: usize = 64;
-
-/// Sums per feature (kMoments).
-const MOMENTS: usize = 3;
-
-/// `decompose_geometry` of the kernel file.
-#[doc(hidden)]
-pub const GEOMETRY: [usize; 4] = [TILE, MOMENTS, THREADS as usize, size_of::<DecomposeParams>()];
 
 /// How far a weight has moved from where it was, as the DoRA paper (arXiv:2402.09353, §3.2, eqs. 3
 /// and 4) takes it apart: with w_n the columns of W (or the rows, as the axis says) and t_n those of

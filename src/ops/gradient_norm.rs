@@ -4,22 +4,19 @@ use std::sync::Arc;
 
 use cudarc::driver::CudaStream;
 
-use super::adamw::{MAX_PARTS, OptimizerPart, check_parts, kernel_parts};
+use super::adamw::{OptimizerPart, check_parts, kernel_parts};
 use crate::device::{Kernel, Kernels, Launch, Needs, Regions, Workspace};
 use crate::dtype::Dtype;
 #[cfg(doc)]
 use crate::error::Error;
 use crate::error::Result;
-use crate::params::adamw::GradientNormParams;
+use crate::params::adamw::{GradientNormParams, MAX_PARTS};
 use crate::tensor::{ElementType, Read, Tensors, Write, vector};
 
 const GRADIENT_NORM: Kernel = Kernel::f32_only("adamw", "gradient_norm");
 
 /// CTAs per multiprocessor.
 const CTAS_PER_SM: usize = 4;
-
-/// The size of the kernel's parameters.
-pub(super) const SIZE_OF_NORM_PARAMS: usize = size_of::<GradientNormParams>();
 
 /// Input and output of [`Kernels::gradient_norm`].
 #[derive(Debug)]

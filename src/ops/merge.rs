@@ -5,27 +5,18 @@ use std::sync::Arc;
 use cudarc::driver::{CudaStream, CudaView};
 
 use super::prepared::Prepared;
-use crate::device::{Kernel, Kernels, Launch, Needs, Regions, THREADS, Workspace};
+use crate::device::{Kernel, Kernels, Launch, Needs, Regions, Workspace};
 use crate::error::{During, Error, Result};
-use crate::params::merge::MergeParams;
+use crate::params::common::TILE;
+use crate::params::merge::{MergeParams, SUMS};
 use crate::spec::{DoraSpec, Norm};
 use crate::tensor::{ElementType, Placed, Read, Tensors, Weight, Write, check_len, matrix, vector};
 
 const MERGE: Kernel = Kernel::new("merge", "merge");
 const UNMERGE: Kernel = Kernel::new("merge", "unmerge");
 
-/// Rows and columns of a tile (kTile).
-const TILE: usize = 64;
-
-/// Sums of a report (kSums).
-const SUMS: usize = 3;
-
 /// CTAs per multiprocessor.
 const CTAS_PER_SM: usize = 4;
-
-/// `merge_geometry` of the kernel file.
-#[doc(hidden)]
-pub const GEOMETRY: [usize; 4] = [TILE, SUMS, THREADS as usize, size_of::<MergeParams>()];
 
 /// What a merge made of the adapter's change to the weight.
 ///

@@ -6,41 +6,21 @@ use std::sync::Arc;
 use cudarc::driver::CudaStream;
 
 use super::prepared::Prepared;
-use crate::device::{Kernel, Kernels, Launch, Needs, Regions, Split, THREADS, Workspace};
+use crate::device::{Kernel, Kernels, Launch, Needs, Regions, Split, Workspace};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
-use crate::params::norm_gradient::NormGradientParams;
+use crate::params::norm_gradient::{
+    FINISH_FEATURES, FINISH_RANKS, GRAM_TILE, NormGradientParams, RANK_TILE, ROWS, STRIP_16_BIT,
+    STRIP_F32,
+};
 use crate::spec::{DoraSpec, Norm, NormGrad};
 use crate::tensor::{ElementType, Read, Tensors, Weight, Write, matrix, vector};
 
 const NORM_GRADIENT: Kernel = Kernel::new("norm_gradient", "norm_gradient");
 const FINISH: Kernel = Kernel::new("norm_gradient", "norm_gradient_finish");
 
-/// Columns of W of a CTA, in 16 bit and in f32 (kStrip), and rows of a tile (kRows).
-const STRIP_16_BIT: usize = 128;
-const STRIP_F32: usize = 64;
-const ROWS: usize = 32;
-
-/// Ranks of a CTA (kRankTile), and along both sides of a tile of a Gram matrix (kGramTile).
-const RANK_TILE: usize = 64;
-const GRAM_TILE: usize = 32;
-
-/// Features and ranks of a CTA of the second launch (kFinishFeatures, kFinishRanks).
-const FINISH_TILE: [usize; 2] = [64, 16];
-
-/// `norm_gradient_geometry` of the kernel file.
-#[doc(hidden)]
-pub const GEOMETRY: [usize; 9] = [
-    STRIP_16_BIT,
-    STRIP_F32,
-    ROWS,
-    RANK_TILE,
-    GRAM_TILE,
-    FINISH_TILE[0],
-    FINISH_TILE[1],
-    THREADS as usize,
-    size_of::<NormGradientParams>(),
-];
+/// Features and ranks of a CTA of the second launch.
+const FINISH_TILE: [usize; 2] = [FINISH_FEATURES, FINISH_RANKS];
 
 /// Inputs and outputs of [`Kernels::norm_gradient`], row-major and contiguous.
 #[derive(Debug)]

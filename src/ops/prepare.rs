@@ -8,29 +8,14 @@ use cudarc::driver::CudaStream;
 use super::prepared::{Operands, Prepared, State};
 use crate::device::{Kernel, Kernels, Launch, Needs, Regions, Split, THREADS, Workspace};
 use crate::error::{Error, Result};
-use crate::params::prepare::PrepareParams;
+use crate::params::prepare::{Part as Phase, PrepareParams, STRIP};
 use crate::spec::{DoraSpec, Norm};
 use crate::tensor::{ElementType, Need, Read, Tensors, Weight, Write, check_given, matrix, vector};
 
 const PREPARE: Kernel = Kernel::new("prepare", "prepare");
 
-/// Features whose norm one CTA computes (kStrip).
-const STRIP: usize = 64;
-
 /// Elements that a CTA of a plain LoRA's packing takes, about.
 const PACK_PER_CTA: usize = 16 * THREADS as usize;
-
-/// `prepare_geometry` of the kernel file.
-#[doc(hidden)]
-pub const GEOMETRY: [usize; 3] = [STRIP, THREADS as usize, size_of::<PrepareParams>()];
-
-/// What a launch does: the kernel's Part.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Phase {
-    Whole,
-    Squares,
-    Gains,
-}
 
 /// Where the magnitude m comes from.
 #[derive(Debug)]
@@ -123,7 +108,7 @@ impl Kernels {
                 aligned,
                 aligned_a: lora_a.aligned.into(),
                 aligned_b: lora_b.aligned.into(),
-                part: if is_sharded { Phase::Squares } else { Phase::Whole } as i32,
+                part: if is_sharded { Phase::Squares } else { Phase::Whole },
                 ..params(spec, &plan, &operands)
             };
             prepared.state = State::Empty;
@@ -179,7 +164,7 @@ impl Kernels {
                 magnitude,
                 magnitude_out,
                 aligned_b: lora_b.aligned.into(),
-                part: Phase::Gains as i32,
+                part: Phase::Gains,
                 ..params(spec, &plan, &operands)
             };
             prepared.state = State::Empty;

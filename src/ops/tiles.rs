@@ -2,16 +2,17 @@
 
 use crate::device::{F32Math, Split, Tiles, Tiling};
 use crate::dtype::Dtype;
+use crate::params::common;
 
-/// Tokens and features of each kind's tile (MainGemm and SmallGemm in the kernels).
-pub(crate) const LARGE: [usize; 2] = [128, 128];
-pub(crate) const MEDIUM: [usize; 2] = [64, 128];
-pub(crate) const SMALL: [usize; 2] = [64, 64];
+/// Tokens and features of each kind's tile.
+pub(crate) const LARGE: [usize; 2] = [common::LARGE_TOKENS, common::FEATURES];
+pub(crate) const MEDIUM: [usize; 2] = [common::MEDIUM_TOKENS, common::FEATURES];
+pub(crate) const SMALL: [usize; 2] = [common::FEW_TOKENS, common::FEW_TOKENS_FEATURES];
 
-/// Rows of tiles that are done together (TileOrder::kGroup in the kernels).
-pub(crate) const GROUP: usize = 8;
+/// Rows of tiles that are done together.
+pub(crate) const GROUP: usize = common::TILE_ROWS_PER_GROUP;
 
-/// Floats of the partial sums of a part of a tile of [`SMALL`] (SplitSum in the kernels).
+/// Floats of the partial sums of a part of a tile of [`SMALL`].
 pub(crate) const PARTIAL: usize = SMALL[0] * SMALL[1];
 
 /// The least length of a part of a sum.
@@ -31,7 +32,7 @@ impl Tiles {
     }
 
     /// Tokens and features of one.
-    pub(crate) const fn extent(self) -> [usize; 2] {
+    pub const fn extent(self) -> [usize; 2] {
         match self {
             Self::Large => LARGE,
             Self::Medium => MEDIUM,

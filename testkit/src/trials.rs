@@ -42,16 +42,16 @@ pub fn trials<E: Element>(seed: u64) -> Vec<Trial> {
         };
         all.push(Trial { files, name: name.to_owned(), run: Box::new(run) });
     };
-    add(&["prepare.cu", "norm_gradient.cu"], "norm_gradient", norm_gradients::<E>);
-    add(&["prepare.cu", "merge.cu"], "merge and unmerge", merges::<E>);
-    add(&["prepare.cu", "decompose.cu"], "decompose", decompositions::<E>);
+    add(&["prepare/sm80.cu", "norm_gradient/sm80.cu"], "norm_gradient", norm_gradients::<E>);
+    add(&["prepare/sm80.cu", "merge/sm80.cu"], "merge and unmerge", merges::<E>);
+    add(&["prepare/sm80.cu", "decompose/sm80.cu"], "decompose", decompositions::<E>);
     if E::DTYPE == Dtype::F32 {
-        add(&["adamw.cu"], "adamw", optimizer_steps);
+        add(&["adamw/sm80.cu"], "adamw", optimizer_steps);
     }
     all
 }
 
-const LAYER: &[&str] = &["prepare.cu", "forward.cu", "backward.cu"];
+const LAYER: &[&str] = &["prepare/sm80.cu", "forward/sm80.cu", "backward/sm80.cu"];
 
 /// Prepare, forward and backward.
 fn layers<E: Element>(random: &mut StdRng) -> Vec<Trial> {

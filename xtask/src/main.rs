@@ -42,7 +42,7 @@ The project's commands:
       the tables into a document. Arguments go to the laboratory's `limits`. Also: evidence.
   cargo xtask mutate [--since REVISION | FILE…]
       All mutants of the kernels: every barrier, predicate and initialisation is dropped in turn, and
-      someone must notice. With names of files in kernels/, such as common/parts.cuh, theirs alone;
+      someone must notice. With names of files in kernels/, such as common/schedule/split_k.cuh, theirs alone;
       with --since alone, those of files that differ from REVISION.
   cargo xtask replay CASE.safetensors… [ARGUMENTS…]
       Run layers from case files, and compare them with what the files expect.

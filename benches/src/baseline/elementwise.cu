@@ -19,7 +19,7 @@
 // is a multiple of 8, and every thread moves 8 elements by 16-byte accesses.
 // Launch: block 128; grids in elementwise.rs.
 
-#include "common/reduce.cuh"
+#include "common/schedule/reduce.cuh"
 
 constexpr int kElements = 8;             // of a thread
 constexpr int kTile = 64;                // rows and columns of a tile that is transposed

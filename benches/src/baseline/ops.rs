@@ -15,10 +15,11 @@ use super::Outcome;
 
 const SOURCE: Source<'static> =
     Source { name: "elementwise.cu", text: include_str!("elementwise.cu"), headers: &[] };
-const HEADERS: [(&str, &str); 3] = [
-    ("common/types.cuh", include_str!("../../../kernels/common/types.cuh")),
-    ("common/ptx.cuh", include_str!("../../../kernels/common/ptx.cuh")),
-    ("common/reduce.cuh", include_str!("../../../kernels/common/reduce.cuh")),
+const HEADERS: [(&str, &str); 4] = [
+    ("common/sizes.cuh", include_str!("../../../kernels/common/sizes.cuh")),
+    ("common/ptx/types.cuh", include_str!("../../../kernels/common/ptx/types.cuh")),
+    ("common/ptx/sm80.cuh", include_str!("../../../kernels/common/ptx/sm80.cuh")),
+    ("common/schedule/reduce.cuh", include_str!("../../../kernels/common/schedule/reduce.cuh")),
 ];
 
 // As in elementwise.cu.

@@ -4,8 +4,7 @@ use std::collections::BTreeMap;
 use std::error::Error;
 
 use cuda_emulator::MeasuredLaunch;
-use fused_dora::ops::forward;
-use fused_dora::{DoraSpec, Norm};
+use fused_dora::{DoraSpec, Norm, Tiles};
 
 use super::layer::{Case, Device};
 use super::line::{Group, Limit, Line};
@@ -164,7 +163,7 @@ pub fn intermediate(op: &str, spec: &DoraSpec, tokens: usize) -> (u64, &'static 
 /// Bytes between the multiprocessors and L2: of the main product both operands' sides of each tile
 /// at every k-step, and beside it what the skinny products and the epilogue read and write, once.
 fn implied_l2(op: &str, spec: &DoraSpec, tokens: usize) -> u64 {
-    let [_, _, _, _, tile_m, tile_n, ..] = forward::GEOMETRY.map(|extent| extent as u64);
+    let [tile_m, tile_n] = Tiles::Large.extent().map(|extent| extent as u64);
     let (t, i, o) = (tokens as u64, spec.in_features() as u64, spec.out_features() as u64);
     let ranks = spec.padded_rank() as u64;
     let (columns, depth) = if op == "forward" { (o, i) } else { (i, o) };

@@ -1,18 +1,13 @@
 //! The kernels' sources as they stand, and their PTX after a change.
 
-use std::collections::BTreeMap;
-
 use fused_dora::Dtype;
-use fused_dora_nvrtc::{Cache, Nvrtc, Source, sources};
+use fused_dora_nvrtc::{Cache, KernelFolder, Nvrtc};
 use fused_dora_testkit::workspace;
 use regex::Regex;
 
-/// As the build script's.
-const OPTIONS: [&str; 3] = ["--gpu-architecture=compute_80", "--std=c++17", "--generate-line-info"];
-
-/// All files, by their names as `#include` has them: `forward.cu`, `common/tile.cuh`.
+/// All files, by their names as `#include` has them: `forward/sm80.cu`, `common/tile/tile.cuh`.
 pub struct Sources {
-    files: BTreeMap<String, String>,
+    folder: KernelFolder,
     nvrtc: Nvrtc,
     cache: Cache,
 }
@@ -20,58 +15,53 @@ pub struct Sources {
 impl Sources {
     /// Reads the sources and finds NVRTC.
     pub fn read() -> Self {
-        let root = workspace().join("kernels");
-        let read = |extension| sources(&root, extension).expect("the kernels' folder");
-        let files = read("cu").into_iter().chain(read("cuh")).collect();
+        let folder = KernelFolder::read(&workspace().join("kernels")).expect("the kernels' folder");
         let built = std::env::current_exe().expect("the program's own path");
         let nvrtc = Nvrtc::find(&built).unwrap_or_else(|error| {
             panic!("mutants are compiled: run `cargo xtask nvrtc` first ({error})")
         });
-        Self { files, nvrtc, cache: Cache::from_env() }
+        Self { folder, nvrtc, cache: Cache::from_env() }
     }
 
     /// Every file's name and text.
     pub fn files(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.files.iter().map(|(name, text)| (name.as_str(), text.as_str()))
+        self.folder.files()
     }
 
     /// The kernel files.
     pub fn kernels(&self) -> impl Iterator<Item = &str> {
-        self.files.keys().map(String::as_str).filter(|name| name.ends_with(".cu"))
+        self.files().map(|(name, _)| name).filter(|name| name.ends_with(".cu"))
     }
 
     /// Whether a file is another or includes it, at any depth.
     pub fn includes(&self, file: &str, other: &str) -> bool {
-        let text = self.files.get(file).map_or("", String::as_str);
+        let text = self.files().find(|(name, _)| *name == file).map_or("", |(_, text)| text);
         let included = text.lines().filter_map(|line| {
             line.strip_prefix("#include \"").and_then(|rest| rest.strip_suffix('"'))
         });
         file == other || included.into_iter().any(|header| self.includes(header, other))
     }
 
-    /// The PTX of a kernel file for one dtype, after a change of a file's text.
+    /// The PTX of a kernel file for one dtype, after a change of a file's text. The cache has the
+    /// kernels as they stand; mutants would fill it.
     pub fn compile(
         &self,
         kernel: &str,
         dtype: Dtype,
         changed: Option<(&str, &str)>,
     ) -> Result<String, String> {
-        let text = |name: &str| match changed {
-            Some((file, text)) if file == name => text.to_owned(),
-            _ => self.files[name].clone(),
+        let folder = changed.map(|(file, text)| self.folder.with(file, text));
+        let images = folder.as_ref().unwrap_or(&self.folder).images();
+        let dtype = dtype.to_string();
+        let is_wanted = |dtype_of: Option<&str>| dtype_of.is_none_or(|of| of == dtype);
+        let image = images.iter().find(|image| image.file == kernel && is_wanted(image.dtype));
+        let image = image.ok_or_else(|| format!("{kernel}: no such image"))?;
+        let options = image.ptx_options();
+        let options: Vec<&str> = options.iter().map(String::as_str).collect();
+        let ptx = match changed {
+            None => self.cache.ptx(&self.nvrtc, &image.source(), &options),
+            Some(_) => self.nvrtc.compile(&image.source(), &options),
         };
-        let headers: Vec<(String, String)> = self
-            .files
-            .keys()
-            .filter(|name| name.ends_with(".cuh"))
-            .map(|name| (name.clone(), text(name)))
-            .collect();
-        // As the build script compiles it: the cache has the kernels as they stand.
-        let name = format!("kernels/{kernel}");
-        let source = Source { name: &name, text: &text(kernel), headers: &headers };
-        let dtype = format!("--define-macro=FUSED_DORA_DTYPE={dtype}");
-        let options: Vec<&str> = OPTIONS.into_iter().chain([dtype.as_str()]).collect();
-        let ptx = self.cache.ptx(&self.nvrtc, &source, &options);
         ptx.map_err(|error| format!("{kernel}: {error}"))
     }
 }

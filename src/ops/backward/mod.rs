@@ -21,7 +21,7 @@ use crate::tensor::{
 };
 
 #[doc(hidden)]
-pub use sm80::{GEOMETRY, chunks};
+pub use sm80::chunks;
 
 /// What becomes of the parameters' gradients (dA, dB, dm and db) that are in their buffers. There
 /// is no default: a wrong one would go unnoticed.

@@ -3,34 +3,24 @@
 
 use super::Wanted;
 use crate::device::{
-    F32Math, Kernel, Launch, Needs, Regions, Scratch, Split, THREADS, Tiles, Tiling, queue_counters,
+    F32Math, Kernel, Launch, Needs, Regions, Scratch, Split, Tiles, Tiling, queue_counters,
 };
 use crate::dropout::DropoutMode;
 use crate::dtype::Dtype;
-use crate::ops::tiles::{GROUP, LARGE, PARTIAL, SMALL, partial_floats};
-use crate::params::backward::BackwardParams;
+use crate::ops::tiles::{SMALL, partial_floats};
+use crate::params::backward::{
+    BackwardParams, CHUNKS_IN_FLIGHT, LORA_A_FEATURES, LORA_A_RANKS, RANK_TILE, STRIP_16_BIT,
+    STRIP_F32,
+};
 use crate::spec::{DoraSpec, Norm};
-
-/// Output features of a strip of dY, in 16 bit and in f32 (Adapter in the kernel).
-const STRIP_16_BIT: usize = 128;
-const STRIP_F32: usize = 64;
-
-/// Tokens of a strip that are in shared memory at once, in 16 bit (Adapter in the kernel).
-const STRIP_TOKENS: usize = 32;
-
-/// Ranks of a tile of P and dB (kRankTile).
-const RANK_TILE: usize = 64;
 
 /// Tokens of a chunk of dY: few where there are few strips, so that tiles fill the device.
 const LEAST_CHUNK: usize = 64;
 const MOST_CHUNK: usize = 256;
 const TOKENS_PER_STRIP: usize = 8;
 
-/// Chunks whose partial P are in memory at once (kRing).
-const RING: usize = 4;
-
-/// Ranks and input features of one tile of dA (LoraA in the kernel).
-const LORA_A_TILE: [usize; 2] = [64, 64];
+/// Ranks and input features of one tile of dA.
+const LORA_A_TILE: [usize; 2] = [LORA_A_RANKS, LORA_A_FEATURES];
 
 /// A tile of dA takes at least this many tokens (a multiple of the kernel's k-steps).
 const LORA_A_CHUNK: usize = 128;
@@ -39,7 +29,7 @@ const LARGE_TILES: Kernel = Kernel::new("backward", "backward");
 const MEDIUM_TILES: Kernel = Kernel::new("backward", "backward_medium");
 const LARGE_TF32X3: Kernel = Kernel::new("backward", "backward_tf32x3");
 const MEDIUM_TF32X3: Kernel = Kernel::new("backward", "backward_medium_tf32x3");
-const FEW_TOKENS: Kernel = Kernel::new("backward", "backward_small");
+const FEW_TOKENS: Kernel = Kernel::new("backward", "backward_few_tokens");
 const DROPOUT: Kernel = Kernel::new("backward", "backward_dropout");
 
 /// The kernels for layers of a dtype.
@@ -51,26 +41,6 @@ pub(super) const fn kernels(dtype: Dtype) -> &'static [Kernel] {
         Dtype::Bf16 | Dtype::F16 => ALL.split_at(4).0,
     }
 }
-
-/// `backward_geometry` of the kernel file.
-#[doc(hidden)]
-pub const GEOMETRY: [usize; 15] = [
-    STRIP_16_BIT,
-    STRIP_F32,
-    STRIP_TOKENS,
-    RANK_TILE,
-    RING,
-    LARGE[0],
-    LARGE[1],
-    SMALL[1],
-    SMALL[0],
-    PARTIAL,
-    GROUP,
-    LORA_A_TILE[0],
-    LORA_A_TILE[1],
-    THREADS as usize,
-    size_of::<BackwardParams>(),
-];
 
 /// The tiles for one spec and number of tokens, and the regions of the workspace, as offsets.
 pub(super) struct Plan {
@@ -128,7 +98,7 @@ impl Plan {
         let p = matrix(tokens, rank, bytes);
         let width_of_g = if spec.norm() == Norm::Output { outputs } else { 0 };
         let scaled_grad = matrix(tokens, width_of_g, bytes);
-        let ring = chunks.min(RING).saturating_mul(strips);
+        let ring = chunks.min(CHUNKS_IN_FLIGHT).saturating_mul(strips);
         let partial_p = matrix(ring.saturating_mul(chunk), rank, single);
         let sum_b = matrix(outputs, rank, single);
         let sum_bias = matrix(1, outputs, single);
@@ -216,7 +186,7 @@ impl Plan {
         mut scratch: Scratch,
     ) -> BackwardParams {
         let on_output = spec.norm() == Norm::Output;
-        let [board, chunk_counters, strip_turns, column_counters, lora_a_turns] =
+        let [queue, chunk_counters, strip_turns, column_counters, lora_a_turns] =
             self.counters.map(|count| scratch.counters(count));
         BackwardParams {
             scaled_grad: if on_output { scratch.region(self.scaled_grad) } else { 0 },
@@ -227,14 +197,14 @@ impl Plan {
             sum_m: scratch.region(self.sum_m),
             sum_a: scratch.region(self.sum_a),
             partial_d: scratch.region(self.partial_d),
-            board,
+            queue,
             chunk_counters,
             strip_turns,
             column_counters,
             lora_a_turns,
             adapter_tiles: self.adapter_tiles(spec, wanted) as i32,
             input_tiles: self.input_tiles(spec, wanted) as i32,
-            d_splits: self.d_parts.count as i32,
+            d_split_k: self.d_parts.count as i32,
             d_chunk: self.d_parts.len as i32,
             chunk: self.chunk as i32,
             lora_a_chunk: self.lora_a_split.len as i32,

@@ -17,7 +17,7 @@ use crate::spec::{DoraSpec, Norm};
 use crate::tensor::{Base, Need, Read, Tensors, Write, check_given, matrix};
 
 #[doc(hidden)]
-pub use sm80::{GEOMETRY, parts_of_h};
+pub use sm80::parts_of_h;
 
 /// Inputs and outputs of [`Kernels::forward`], row-major.
 #[derive(Debug)]

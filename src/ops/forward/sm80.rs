@@ -2,28 +2,25 @@
 //! keeps in the workspace.
 
 use crate::device::{
-    F32Math, Kernel, Launch, Needs, Regions, Scratch, Split, THREADS, Tiles, Tiling, queue_counters,
+    F32Math, Kernel, Launch, Needs, Regions, Scratch, Split, Tiles, Tiling, queue_counters,
 };
 use crate::dropout::DropoutMode;
 use crate::dtype::Dtype;
-use crate::ops::tiles::{GROUP, LARGE, PARTIAL, SMALL, partial_floats};
-use crate::params::forward::ForwardParams;
+use crate::ops::tiles::{GROUP, PARTIAL, SMALL, partial_floats};
+use crate::params::forward::{ForwardParams, GROUPS_IN_FLIGHT, LOW_RANK_RANKS, LOW_RANK_TOKENS};
 use crate::spec::{DoraSpec, Norm};
 
-/// Tokens and ranks of one tile of H (LowRank in the kernel).
-const LOW_RANK_TILE: [usize; 2] = [64, 64];
+/// Tokens and ranks of one tile of H.
+const LOW_RANK_TILE: [usize; 2] = [LOW_RANK_TOKENS, LOW_RANK_RANKS];
 
 /// The least length of a part of the sums of H.
 const LOW_RANK_PART: usize = 512;
 
-/// Groups whose partial sums of H are in memory at once (kRing in the kernel).
-const RING: usize = 2;
-
-pub(super) const LARGE_TILES: Kernel = Kernel::new("forward", "forward");
+const LARGE_TILES: Kernel = Kernel::new("forward", "forward");
 const MEDIUM_TILES: Kernel = Kernel::new("forward", "forward_medium");
 const LARGE_TF32X3: Kernel = Kernel::new("forward", "forward_tf32x3");
 const MEDIUM_TF32X3: Kernel = Kernel::new("forward", "forward_medium_tf32x3");
-const FEW_TOKENS: Kernel = Kernel::new("forward", "forward_small");
+const FEW_TOKENS: Kernel = Kernel::new("forward", "forward_few_tokens");
 const DROPOUT: Kernel = Kernel::new("forward", "forward_dropout");
 const PEFT_DROPOUT: Kernel = Kernel::new("forward", "forward_peft_dropout");
 
@@ -36,23 +33,6 @@ pub(super) const fn kernels(dtype: Dtype) -> &'static [Kernel] {
         Dtype::Bf16 | Dtype::F16 => ALL.split_at(5).0,
     }
 }
-
-/// `forward_geometry` of the kernel file.
-#[doc(hidden)]
-pub const GEOMETRY: [usize; 12] = [
-    LOW_RANK_TILE[0],
-    LOW_RANK_TILE[1],
-    PARTIAL,
-    RING,
-    LARGE[0],
-    LARGE[1],
-    SMALL[1],
-    SMALL[0],
-    PARTIAL,
-    GROUP,
-    THREADS as usize,
-    size_of::<ForwardParams>(),
-];
 
 /// The tiles for one spec and number of tokens, and the regions of the workspace, as offsets.
 pub(super) struct Plan {
@@ -100,7 +80,7 @@ impl Plan {
         let partials = (1..=most_rows(Tiles::Large))
             .map(|rows| (rows, h_parts(rows).count))
             .filter(|&(_, parts)| parts > 1)
-            .map(|(rows, parts)| RING * rows * parts * rank_tiles * PARTIAL);
+            .map(|(rows, parts)| GROUPS_IN_FLIGHT * rows * parts * rank_tiles * PARTIAL);
         let z_parts = tiling.parts(inputs, outputs);
 
         let mut regions = Regions::default();
@@ -162,23 +142,23 @@ impl Plan {
     pub(super) fn params(&self, mut scratch: Scratch) -> ForwardParams {
         let is_peft = self.dropout == DropoutMode::Peft;
         let region_if = |needed: bool, offset| if needed { scratch.region(offset) } else { 0 };
-        let (xs, rest) = (
+        let (x_scaled, x_kept_out) = (
             region_if(self.norm == Norm::Input || is_peft, self.xs),
             region_if(is_peft, self.rest),
         );
-        let [board, h_counters, z_counters] = self.counters.map(|count| scratch.counters(count));
+        let [queue, h_counters, z_counters] = self.counters.map(|count| scratch.counters(count));
         ForwardParams {
-            xs,
-            rest,
+            x_scaled,
+            x_kept_out,
             partial_h: scratch.region(self.partial_h),
             partial_z: scratch.region(self.partial_z),
-            board,
+            queue,
             h_counters,
             z_counters,
             low_rank_tiles: self.low_rank_tiles as i32,
-            h_splits: self.h_parts.count as i32,
+            h_split_k: self.h_parts.count as i32,
             h_chunk: self.h_parts.len as i32,
-            z_splits: self.z_parts.count as i32,
+            z_split_k: self.z_parts.count as i32,
             z_chunk: self.z_parts.len as i32,
             ..ForwardParams::default()
         }

@@ -1,0 +1,84 @@
+// Reductions of a fixed order, so that the same inputs give the same bits whatever the schedule:
+// either partial sums first, which the last CTA to arrive adds up in index order, or CTAs that add
+// to a sum in turn.
+#pragma once
+
+#include "common/ptx/sm80.cuh"
+
+// True in every thread of the CTA that arrives last of `expected` at `counter`; that CTA sees all
+// that the others wrote before. `counter` must be 0 before the first arrival and is 0 again after
+// the last. `flag` is one word of shared memory that nothing else uses meanwhile.
+__device__ __forceinline__ bool arrive_last(u32* counter, u32 expected, u32* flag) {
+    __threadfence();
+    __syncthreads();
+    if (threadIdx.x == 0) *flag = atomicAdd(counter, 1);
+    __syncthreads();
+    const bool last = *flag == expected - 1;
+    __threadfence();
+    if (last && threadIdx.x == 0) *counter = 0;  // after the fence: ordered behind every arrival
+    __syncthreads();
+    return last;
+}
+
+// Waits until another CTA has brought `counter` to `value`, or beyond.
+__device__ __forceinline__ void wait_until(const u32* counter, u32 value) {
+    constexpr u32 kNanoseconds = 64;
+    while (ld_acquire(counter) < value) nanosleep(kNanoseconds);
+}
+
+// One of `count` CTAs that add to a sum, number after number. Number n must have begun before n + 1
+// waits for it. `counter` is 0 before the first and after the last.
+struct Turn {
+    u32* counter;
+    int number, count;
+
+    __device__ __forceinline__ void wait() const {
+        if (threadIdx.x == 0) wait_until(counter, number);
+        __syncthreads();
+    }
+    __device__ __forceinline__ void pass() const {
+        __threadfence();
+        __syncthreads();
+        if (threadIdx.x == 0) atomicExch(counter, number + 1 < count ? number + 1 : 0);
+    }
+
+    // Between wait() and pass(): adds `value` to what is at `sum`, and calls finish() with the whole
+    // in the last CTA. Bypasses the first-level cache, which may hold what was there before.
+    template <typename F>
+    __device__ __forceinline__ void add(float* sum, float value, F finish) const {
+        const float so_far = number == 0 ? value : __ldcg(sum) + value;
+        if (number + 1 < count) {
+            *sum = so_far;
+        } else {
+            finish(so_far);
+        }
+    }
+};
+
+// Σ over p of partials[p·stride], in order of p. Bypasses the first-level cache, which may hold
+// what was there before the other CTAs wrote.
+template <typename T>
+__device__ __forceinline__ T ordered_sum(const T* partials, int count, i64 stride) {
+    T sum = 0;
+    for (int p = 0; p < count; ++p) sum += __ldcg(partials + p * stride);
+    return sum;
+}
+
+// Σ of `v` over the CTA, in every thread, always in the same order. `across` is one double per warp
+// that nothing else uses meanwhile.
+__device__ __forceinline__ double block_sum(double v, double* across) {
+#pragma unroll
+    for (int mask = kWarpSize / 2; mask > 0; mask /= 2) v += shfl_xor(v, mask);
+    __syncthreads();  // the previous sum has been read
+    if (threadIdx.x % kWarpSize == 0) across[threadIdx.x / kWarpSize] = v;
+    __syncthreads();
+    double sum = 0.0;
+#pragma unroll
+    for (int warp = 0; warp < kWarps; ++warp) sum += across[warp];
+    return sum;
+}
+
+// A finished gradient: `=`, or `+=` where micro-batches accumulate.
+__device__ __forceinline__ void store_gradient(float* out, float value, int accumulate) {
+    *out = accumulate ? *out + value : value;
+}

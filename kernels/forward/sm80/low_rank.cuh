@@ -1,0 +1,122 @@
+// H = x_scaled·Aᵀ, and x_scaled: x∘g rounded stochastically (axis input), or xd = x∘M beside u = x − xd (PEFT's
+// dropout).
+//
+// A tile takes a chunk of the input features; the last CTA of a tile adds up the partial sums.
+#pragma once
+
+#include "common/schedule/split_k.cuh"
+#include "common/tile/pipeline.cuh"
+#include "common/dora/stochastic_round.cuh"
+#include "forward/params.cuh"
+
+template <typename T>
+struct LowRank {
+    static constexpr int kTileM = kLowRankTokens, kTileN = kLowRankRanks;
+    static constexpr int kTileK = kIsFloat<T> ? 16 : 32, kStages = 3;
+    using Mma = TileMma<T, kTileM, kTileN, kTileK, 4, 1, Major::K, Major::K>;
+    static constexpr int kStageBytes = Mma::TileA::kBytes + Mma::TileB::kBytes;
+    static constexpr int kSharedBytes = kStages * kStageBytes;
+    using Sum = SplitK<Mma>;
+    static_assert(Sum::kFloats == kTileM * kTileN, "Rust reserves a float per element of a tile");
+};
+
+// Which tile of H, which of its parts, and where its partial sums go.
+struct LowRankTile {
+    int row, col, split, slot;
+};
+
+// One tile of x, times g, rounded stochastically, into shared memory and (where `x_scaled` is not null)
+// into x_scaled.
+template <typename T, typename TILE>
+__device__ __forceinline__ void scale_tile(bool aligned, TILE tile, const Matrix<T>& x,
+                                           const float* gain, u64 seed, const Dropout* dropout,
+                                           T* x_scaled, int row0, int col0) {
+    for_each_chunk<true, TILE>([&](int r, int c) {
+        const int row = row0 + r, col = col0 + c * kVector<T>;
+        Vector<T> chunk = load_chunk(aligned, x, row, col);
+#pragma unroll
+        for (int e = 0; e < kVector<T>; ++e) {
+            const float g = col + e < x.cols ? gain[col + e] : 0.0f;
+            chunk.values[e] =
+                round_stochastic<T>(to_float(chunk.values[e]) * g, hash(seed, row, col + e));
+        }
+        if (x_scaled) store_chunk(aligned, x_scaled, x.rows, x.cols, x.cols, row, col, chunk);
+        if (dropout) chunk = drop<T>(*dropout, chunk, row, col);
+        *reinterpret_cast<Vector<T>*>(tile.chunk(r, c)) = chunk;
+    });
+}
+
+// One tile of xd = x∘M into shared memory, and (where `x_scaled` is not null) into x_scaled, with u = x − xd
+// into `x_kept_out`.
+template <typename T, typename TILE>
+__device__ __forceinline__ void split_tile(bool aligned, TILE tile, const Matrix<T>& x,
+                                           const Dropout& dropout, T* x_scaled, T* x_kept_out, int row0,
+                                           int col0) {
+    for_each_chunk<true, TILE>([&](int r, int c) {
+        const int row = row0 + r, col = col0 + c * kVector<T>;
+        const Vector<T> chunk = load_chunk(aligned, x, row, col);
+        const Vector<T> dropped = drop<T>(dropout, chunk, row, col);
+        *reinterpret_cast<Vector<T>*>(tile.chunk(r, c)) = dropped;
+        if (!x_scaled) return;
+        Vector<T> left;
+#pragma unroll
+        for (int e = 0; e < kVector<T>; ++e) {
+            left.values[e] =
+                from_float<T>(to_float(chunk.values[e]) - to_float(dropped.values[e]));
+        }
+        store_chunk(aligned, x_scaled, x.rows, x.cols, x.cols, row, col, dropped);
+        store_chunk(aligned, x_kept_out, x.rows, x.cols, x.cols, row, col, left);
+    });
+}
+
+template <bool DROPOUT, typename T>
+__device__ __forceinline__ void low_rank_tile(const ForwardParams& p, unsigned char* shared,
+                                              const LowRankTile& at) {
+    using Shape = LowRank<T>;
+    using Mma = typename Shape::Mma;
+    const auto x = Matrix<T>::strided(p.x, p.tokens, p.in_features, p.x_stride);
+    const auto a = Matrix<T>::dense(p.a, p.padded_rank, p.in_features);
+    const int m0 = at.row * Shape::kTileM, n0 = at.col * Shape::kTileN;
+    const int begin = at.split * p.h_chunk, end = min(p.in_features, begin + p.h_chunk);
+    // Every column of tiles computes x_scaled; the first one writes it.
+    T* const x_scaled = at.col == 0 ? static_cast<T*>(p.x_scaled) : nullptr;
+    Mma mma;
+    mma.clear();
+    pipeline<Shape::kStages>(
+        ceil_div(end - begin, Shape::kTileK),
+        [&](int step, int stage) {
+            unsigned char* memory = shared + stage * Shape::kStageBytes;
+            const typename Mma::TileA tile_x(memory);
+            const typename Mma::TileB tile_a(memory + Mma::TileA::kBytes);
+            const int k0 = begin + step * Shape::kTileK;
+            if (p.gain && p.gain_on_input) {
+                scale_tile(p.aligned, tile_x, x, p.gain, p.seed,
+                           DROPOUT ? &p.dropout : nullptr, x_scaled, m0, k0);
+            } else if constexpr (DROPOUT) {
+                split_tile(p.aligned, tile_x, x, p.dropout, x_scaled, static_cast<T*>(p.x_kept_out), m0, k0);
+            } else {
+                copy_tile_async(p.aligned, tile_x, x, m0, k0);
+            }
+            copy_tile_async(p.aligned, tile_a, a, n0, k0);
+        },
+        [&](int, int stage) {
+            unsigned char* memory = shared + stage * Shape::kStageBytes;
+            mma.multiply(typename Mma::TileA(memory),
+                         typename Mma::TileB(memory + Mma::TileA::kBytes), p.tokens - m0,
+                         p.padded_rank - n0, Shape::kTileK);
+        });
+    float* const partials = p.partial_h + i64(at.slot) * p.h_split_k * Shape::Sum::kFloats;
+    if (p.padded_rank == 0 ||
+        !Shape::Sum::add(mma, partials, at.split, p.h_split_k, p.padded_rank - n0,
+                         p.h_counters + at.row * p.low_rank_tiles + at.col, shared)) {
+        return;
+    }
+#pragma unroll
+    for (int i = 0; i < Mma::kRows; ++i) {
+#pragma unroll
+        for (int j = 0; j < Mma::kCols; j += 2) {
+            store_pair(p.aligned, static_cast<T*>(p.h), p.tokens, p.padded_rank, p.padded_rank,
+                       m0 + Mma::row(i), n0 + Mma::col(j), mma.at(i, j), mma.at(i, j + 1));
+        }
+    }
+}

@@ -1,0 +1,36 @@
+// What both launches of norm_gradient read.
+#pragma once
+
+#include "common/ptx/types.cuh"
+
+// Columns of W that a CTA takes, in 16 bit and in f32, and rows of a tile.
+constexpr int kStrip16Bit = 128, kStripF32 = 64;
+constexpr int kRows = 32;
+
+constexpr int kRankTile = 64;     // ranks of a CTA
+constexpr int kGramTile = 32;     // ranks along both sides of a tile of a Gram matrix
+// Features and ranks of a CTA of the second launch.
+constexpr int kFinishFeatures = 64, kFinishRanks = 16;
+
+struct NormGradientParams {
+    const void* weight;
+    const float* lora_a;
+    const float* lora_b;
+    const float* gain;            // g
+    const float* norm;            // c
+    const float* grad_magnitude;  // dm
+    float* grad_lora_a;
+    float* grad_lora_b;
+    float* partial_a;             // B'ᵀW: [chunks, R, I]
+    float* partial_b;             // W·A'ᵀ: [strips, O, R]
+    float* grams;                 // B'ᵀB, then A·A'ᵀ: each [chunks, R, R]
+    float scaling;
+    int in_features, out_features, rank, padded_rank;
+    int norm_on_input;            // the norm axis
+    int strips;
+    int chunk;                    // rows of W per CTA, a multiple of the tile
+    int chunks;
+    int aligned;                  // every row of W starts at a 16-byte boundary
+    int aligned_a;                // likewise of A
+    int aligned_b;                // likewise of B
+};
