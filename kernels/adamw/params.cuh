@@ -1,4 +1,4 @@
-// What the optimizer's kernels read.
+// What `adamw` and `gradient_norm` read, and the sizes that Rust plans with.
 #pragma once
 
 #include "common/ptx/types.cuh"

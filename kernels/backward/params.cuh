@@ -1,4 +1,4 @@
-// What all tiles of the backward read.
+// What all tiles of `backward` read, and the sizes that Rust plans with.
 #pragma once
 
 #include "common/dora/dropout.cuh"
@@ -61,9 +61,9 @@ struct BackwardParams {
     int lora_a_chunk;           // tokens of a tile of dA
     int peft_dropout;           // PEFT's dropout
     int aligned;                // every row of every operand starts at a 16-byte boundary
-    int accumulate;             // dA, dB, dm and db are added to what is there
+    int accumulate;             // dA, dB, dm and db are added to what the buffers hold
 
-    // Chunks of dY, counted anew where they are asked for: not kept in a register meanwhile.
+    // Chunks of dY. Computed at each call, because a register for it is not worth it.
     __device__ __forceinline__ int chunks() const {
         int each = chunk;
         opaque(each);
@@ -73,7 +73,7 @@ struct BackwardParams {
     // dY∘g is an operand of its own.
     __device__ __forceinline__ bool scales_grad() const { return scaled_grad != nullptr; }
 
-    // What meets W: G, or dY.
+    // The factor of W: G, or dY.
     template <typename T>
     __device__ __forceinline__ Matrix<T> gradients() const {
         return scales_grad() ? Matrix<T>::dense(scaled_grad, tokens, out_features)

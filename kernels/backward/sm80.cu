@@ -7,12 +7,15 @@
 //   lora_a.cuh    dA = Pᵀx, ∘g over its columns (axis input)
 //
 // Shapes, row-major: dY, y, z, G [T,O]; x, dX [T,I]; W [O,I]; H, P [T,R]; A [R,I], sB, g∘sB [O,R] of
-// T; dA [r,I], dB [O,r], dm [I] or [O], db [O] f32; R = rank padded to 16. dX is written with `=`;
-// the parameters' gradients with `=`, or with `+=` where `accumulate` is set. Rows of dY, y, x and
-// dX may lie further apart than they are long.
-// Launch: grid: tiles of dY (a chunk of tokens and a strip of features each), of dX (input.cuh:
-// 128×128 or 64×128; input_few_tokens.cuh for up to 64 tokens: 64 features and a chunk of O), and of dA
-// (64×64 and a chunk of tokens each), in the order of tile_queue.cuh; block 128.
+// T; dA [r,I], dB [O,r], dm [I] or [O], db [O] f32; R = rank padded to 16. dX is written with `=`,
+// the parameters' gradients with `=`, or with `+=` if `accumulate` is set. The row strides of dY, y,
+// x and dX may be larger than their rows.
+// Launch: block 128, and one CTA for each tile of
+//   adapter.cuh            dY: a chunk of tokens, a strip of features
+//   input.cuh              dX: 128 or 64 tokens, 128 features
+//   input_few_tokens.cuh   dX of up to 64 tokens: 64 features, a chunk of O
+//   lora_a.cuh             dA: 64 ranks, 64 features, a chunk of tokens
+// CTAs take tiles in the order of tile_queue.cuh.
 // Formulas: chain rule on forward/sm80.cu with c constant: DoRA (arXiv:2402.09353) §4.3.
 
 #include "backward/sm80/adapter.cuh"
@@ -29,7 +32,8 @@ __device__ __forceinline__ void backward(const BackwardParams& p, unsigned char*
     const TileQueue queue(p.queue, p.chunks());
     const int strips = ceil_div(p.out_features, Adapter<T>::kStrip);
     const bool alone = p.adapter_tiles == 0;
-    const auto tile = order.at(alone ? blockIdx.x : next_tile(queue, reinterpret_cast<u32*>(shared)));
+    const auto tile =
+        order.at(alone ? blockIdx.x : next_tile(queue, reinterpret_cast<u32*>(shared)));
     const int ranks = alone ? 1 : p.adapter_tiles / strips;
     // P and G of tokens [begin, end): an event for each chunk of them.
     const auto wait = [&](int begin, int end) {
@@ -57,20 +61,21 @@ __device__ __forceinline__ void backward(const BackwardParams& p, unsigned char*
         backward_##NAME(const __grid_constant__ BackwardParams p) {                             \
         using Input = __VA_ARGS__;                                                              \
         constexpr int kBytes = larger(Input::kSharedBytes, Adapter<T>::kSharedBytes);           \
-        static_assert(LoraA<T>::kSharedBytes <= kBytes, "it has room");                         \
+        static_assert(LoraA<T>::kSharedBytes <= kBytes, "dA fits in the memory");               \
         __shared__ __align__(128) unsigned char shared[kBytes];                                 \
         backward<DROPOUT, T, Input>(p, shared);                                                 \
     }
 
 #define FUSED_DORA_BACKWARD(NAME, T)                                                            \
-    FUSED_DORA_BACKWARD_ENTRY(NAME, false, T, InputTile<T, kLargeTokens, false>)                         \
-    FUSED_DORA_BACKWARD_ENTRY(medium_##NAME, false, T, InputTile<T, kMediumTokens, false>)                 \
-    FUSED_DORA_BACKWARD_ENTRY(few_tokens_##NAME, false, T, InputTileFewTokens<T>)                        \
-    FUSED_DORA_BACKWARD_ENTRY(dropout_##NAME, true, T, InputTile<T, kLargeTokens, true>)                 \
+    FUSED_DORA_BACKWARD_ENTRY(NAME, false, T, InputTile<T, kLargeTokens, false>)                \
+    FUSED_DORA_BACKWARD_ENTRY(medium_##NAME, false, T, InputTile<T, kMediumTokens, false>)      \
+    FUSED_DORA_BACKWARD_ENTRY(few_tokens_##NAME, false, T, InputTileFewTokens<T>)               \
+    FUSED_DORA_BACKWARD_ENTRY(dropout_##NAME, true, T, InputTile<T, kLargeTokens, true>)        \
     FUSED_DORA_IF_##NAME##_IS_f32(FUSED_DORA_BACKWARD_TF32X3)
 
 #define FUSED_DORA_BACKWARD_TF32X3                                                              \
-    FUSED_DORA_BACKWARD_ENTRY(tf32x3_f32, false, f32, InputTile<f32, kLargeTokens, false, Math::kTf32x3>) \
+    FUSED_DORA_BACKWARD_ENTRY(tf32x3_f32, false, f32,                                           \
+                              InputTile<f32, kLargeTokens, false, Math::kTf32x3>)               \
     FUSED_DORA_BACKWARD_ENTRY(medium_tf32x3_f32, false, f32,                                    \
                               InputTile<f32, kMediumTokens, false, Math::kTf32x3>)
 

@@ -1,4 +1,4 @@
-// Sizes that Rust plans launches with. build.rs reads them: this is the only place that states them.
+// Sizes that Rust plans launches with. build.rs reads them here; no other place states them.
 #pragma once
 
 constexpr int kThreads = 128;  // every kernel's block: four warps

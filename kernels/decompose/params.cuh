@@ -1,4 +1,4 @@
-// What decompose reads.
+// What `decompose` reads, and the sizes that Rust plans with.
 #pragma once
 
 #include "common/ptx/types.cuh"

@@ -6,7 +6,7 @@
 //   D = W_t − W for two dense weights, or (g − 1)∘W + g∘(s·B·A) for an adapter: W_t is not formed.
 // Shapes, row-major: W, W_t [O,I] of any two dtypes; A [r,I], B [O,r], g [I] or [O] f32; the result
 // [2] f64, ΔM and ΔD, `=`. A feature without a direction, w_n or t_n being 0, adds 0 to ΔD.
-// Nothing cancels: with a = Σw², b = Σw·d and e = Σd² of a feature, all in f64 but for s·B·A,
+// Nothing cancels: with a = Σw², b = Σw·d and e = Σd² of a feature, all in f64 except s·B·A,
 //   ‖t‖² = a + 2b + e,   ‖t‖ − ‖w‖ = (2b + e)/(‖t‖ + ‖w‖),
 //   sin² = (e − b²/a)/‖t‖²,   1 − cos = sin²/(1 + cos).
 // Launch: grid (strips of 64 features, splits of the summed axis), block 128. The last split of a

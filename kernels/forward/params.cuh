@@ -1,4 +1,4 @@
-// What all tiles of the forward read.
+// What all tiles of `forward` read, and the sizes that Rust plans with.
 #pragma once
 
 #include "common/dora/dropout.cuh"
@@ -23,14 +23,14 @@ struct ForwardParams {
     void* h;
     void* z;            // PEFT's dropout, else null
     void* y;
-    float* partial_h;   // partial sums of the tiles of H of kGroupsInFlight groups; split_k.cuh
+    float* partial_h;   // partial sums of the tiles of H, for kGroupsInFlight groups; split_k.cuh
     float* partial_z;   // of the tiles of y; few tokens only
     u32* queue;         // 2 + groups
     u32* h_counters;    // [⌈T/64⌉, ⌈R/64⌉]
     u32* z_counters;    // [⌈O/64⌉]; few tokens only
     u64 seed;
     Dropout dropout;
-    int low_rank_tiles;  // columns of tiles of H; 0: neither H nor x_scaled to compute
+    int low_rank_tiles;  // columns of tiles of H; 0: there is neither H nor x_scaled
     int h_split_k;        // of x·Aᵀ over I, h_chunk features each but the last
     int h_chunk;
     int z_split_k;        // of x·Wᵀ over I, z_chunk features each but the last; few tokens only
@@ -42,10 +42,11 @@ struct ForwardParams {
 
     __device__ __forceinline__ bool scales_output() const { return gain && !gain_on_input; }
 
-    // What meets W and A: x, or what tiles of H make of it.
+    // The factor of W and A: x, or what the tiles of H computed from it.
     template <typename T>
     __device__ __forceinline__ Matrix<T> inputs() const {
-        return Matrix<T>::strided(x_scaled ? x_scaled : x, tokens, in_features, x_scaled ? in_features : x_stride);
+        return Matrix<T>::strided(x_scaled ? x_scaled : x, tokens, in_features,
+                                  x_scaled ? in_features : x_stride);
     }
     template <typename T>
     __device__ __forceinline__ Matrix<T> weights() const {

@@ -1,4 +1,4 @@
-// What merge and unmerge read.
+// What `merge` and `unmerge` read, and the sizes that Rust plans with.
 #pragma once
 
 #include "common/ptx/types.cuh"

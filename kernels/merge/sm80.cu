@@ -4,10 +4,10 @@
 //   unmerge   W = W'/g − s·B·A
 //
 // g acts on columns (axis input) or rows (axis output); plain LoRA has g ≡ 1.
-// Shapes, row-major: W, W' [O,I] of any two dtypes; A [r,I], B [O,r], g [I] or [O] f32. All is
-// computed in f32 and rounded once to the target's dtype, `=`. Source and target may be one buffer.
-// Δ is formed by itself, so that what the target's rounding does to it can be told: over all
-// elements, with E = W'(rounded) − (W + Δ), `report` gets ΣΔ², ΣE² and ΣE·Δ (`=`).
+// Shapes, row-major: W, W' [O,I] of any two dtypes; A [r,I], B [O,r], g [I] or [O] f32. Everything
+// is computed in f32 and rounded once to the target's dtype, `=`. Source and target may be the same.
+// The kernel computes Δ separately, which shows what rounding to the target's dtype does to it: over
+// all elements, with E = W'(rounded) − (W + Δ), `report` gets ΣΔ², ΣE² and ΣE·Δ (`=`).
 // Launch: a few CTAs per multiprocessor, each with every n-th tile of 64×64; block 128. Sums are f32
 // within a tile and f64 beyond, partial per CTA, and added in order by the last CTA to arrive.
 // Formula: DoRA (arXiv:2402.09353) eq. 5.

@@ -1,4 +1,4 @@
-// What both launches of norm_gradient read.
+// What both launches of `norm_gradient` read, and the sizes that Rust plans with.
 #pragma once
 
 #include "common/ptx/types.cuh"

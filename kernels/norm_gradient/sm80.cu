@@ -1,4 +1,4 @@
-// norm_gradient: what the gradients of A and B lack where the norm is not a constant, from the
+// norm_gradient: the part of the gradients of A and B that flows through the norm, from the
 // accumulated dm, in two launches.
 //
 //   k = dm·m/c² = dm·g/c (0 where c = 0);   V∘k: k times the columns (axis input) or rows (output)

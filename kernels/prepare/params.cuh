@@ -1,12 +1,12 @@
-// What prepare reads.
+// What `prepare` reads, and the sizes that Rust plans with.
 #pragma once
 
 #include "common/ptx/types.cuh"
 
 constexpr int kStrip = kTile;  // features whose norm one CTA computes; also a tile's depth
 
-// What a launch does: all of it, or for a shard what comes before its Σ V² is added to those of the
-// other shards, or what comes after.
+// The part of the work that a launch does: all of it, or for a shard what comes before or after the
+// sum of Σ V² over the shards.
 enum class Part : int { kWhole, kSquares, kGains };
 
 struct PrepareParams {

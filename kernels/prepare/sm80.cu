@@ -1,4 +1,4 @@
-// prepare: what the other ops need of an adapter, once per change of A, B or m, in one launch.
+// prepare: what the other ops need of an adapter. One launch for each change of A, B or m.
 //
 //   V = W + s·B·A,   c = ‖V‖ over the norm axis,   g = m/c (0 where c = 0)
 //   a = A, sb = s·B, gsb = g∘(s·B) (axis output), rounded to T, rank zero-padded to R
@@ -7,11 +7,12 @@
 // Shapes, row-major: W [O,I] of T; A [r,I], B [O,r], m, b [O] f32; c, g f32 [I] (axis input) or [O]
 // (axis output); a [R,I], sb and gsb [O,R] of T. With `magnitude_out` instead of m, m = c is
 // written: a fresh adapter, for which g = 1 exactly. All outputs are written with `=`. Rank 0: V = W.
-// Where W is one of the shards that a norm sums over, a launch stops at the shard's Σ V², in c's
-// place; another makes c, g and gsb of it, once it is the sum over the shards.
-// The norm is direct: a tile of B·A in tensor-core accumulators, W added, squared, summed in f32.
-// Tensor cores cut what they add, by about 2⁻²³ of it; a feature of which V leaves little of W, so
-// that the cuts would show, is summed again with B·A in twice the precision of f32.
+// If W is one of several shards that a norm sums over, one launch writes the shard's Σ V² to c. When
+// the shards' sums have been added up, another launch computes c, g and gsb.
+// The norm is direct: the kernel forms a tile of B·A in tensor-core accumulators, adds W, squares,
+// and sums in f32. Tensor cores truncate their sums, an error of about 2⁻²³. It would show in a
+// feature where W and s·B·A nearly cancel: the kernel sums such a feature again, in twice the
+// precision of f32.
 // Launch: grid (strips of 64 along the norm's feature, splits of the summed one), block 128. The
 // last split of a strip adds the partial sums in order. Without a norm (plain LoRA) it only packs.
 // Formulas: DoRA (arXiv:2402.09353) eq. 5.

@@ -1,11 +1,11 @@
 // One read of dY: P = dY·(sB) or dY·(g∘sB), dB = s·(g∘)dYᵀH, db = Σ_t dY, and for axis output
 // G = dY∘g and dm = (Σ_t dY∘z)/c.
 //
-// A tile goes through a chunk of tokens of a strip of features. Partial P (over strips) are summed in
-// order by the CTA that arrives last; dB, db and dm (over chunks) are added to in turn.
-// z comes back from y unless that would magnify y's rounding: where |g| is tiny, or the bias hides
+// A tile is a chunk of tokens and a strip of features. The CTA that arrives last adds up the strips'
+// partial P in order. CTAs add their chunks' shares of dB, db and dm in turn.
+// z is computed from y, unless that would magnify y's rounding: where |g| is tiny, or the bias hides
 // g·z, it is computed again as x·Wᵀ + H·(sB)ᵀ. dm = 0 where c = 0.
-// With PEFT's dropout (see forward/sm80.cu), axis output: G = dY∘(g − 1), and z is kept by the forward.
+// With PEFT's dropout (see forward/sm80.cu), axis output: G = dY∘(g − 1), and `forward` has kept z.
 #pragma once
 
 #include "backward/params.cuh"
@@ -31,7 +31,7 @@ struct Adapter {
     static_assert(kStrip <= kThreads, "one thread per column of the strip");
 };
 
-// Which strip of features, chunk of tokens and tile of ranks, and how many strips and ranks there are.
+// A strip of features, a chunk of tokens and a tile of ranks, with the numbers of strips and ranks.
 struct AdapterTile {
     int strip, strips, chunk, rank, ranks;
 };
@@ -59,8 +59,8 @@ struct ColumnSums {
     }
 };
 
-// What happens to dY element by element. A thread has a column of chunks: their sums, and G = dY∘g
-// (dY∘(g − 1) with PEFT's dropout).
+// The elementwise work on dY: sums over columns, and G = dY∘g (dY∘(g − 1) with PEFT's dropout). A
+// thread has a column of chunks.
 template <typename T>
 struct Elementwise {
     using Tile = typename Adapter<T>::TileGrad;
@@ -108,8 +108,8 @@ struct Elementwise {
 
     // The sums of the strip's column of this thread's number. `shared` is free.
     __device__ __forceinline__ ColumnSums of_column(unsigned char* shared) const {
-        // Of each warp and kind of sum, a column of chunks beside the next one for each of their
-        // elements; the paddings let both sides meet different banks.
+        // For each warp and kind of sum, one row of chunks per element of a chunk. The padding keeps
+        // writers and readers in different banks.
         constexpr int kRow = Tile::kChunks + 4, kKinds = 4, kPlane = kVector<T> * kRow + 16;
         float(*const planes)[kKinds][kPlane] = reinterpret_cast<float(*)[kKinds][kPlane]>(shared);
         static_assert(2 * Tile::kChunks == kWarpSize, "a warp has two rows of chunks");
@@ -290,7 +290,8 @@ __device__ __forceinline__ void adapter_tile(const BackwardParams& p, const Tile
         return typename Shape::TileH(shared + stage * Shape::kStageBytes +
                                      Shape::TileGrad::kBytes);
     };
-    if (at.chunk >= kChunksInFlight) wait_for(queue, at.chunk - kChunksInFlight, at.chunk - kChunksInFlight + 1, at.ranks);
+    const int earlier = at.chunk - kChunksInFlight;  // it used the same memory for partial P
+    if (at.chunk >= kChunksInFlight) wait_for(queue, earlier, earlier + 1, at.ranks);
     copy_tile_async(p.aligned, tile_gsb, gsb, o0, k0);  // lands with the first stage
 
     Elementwise<T> elementwise(p, o0);

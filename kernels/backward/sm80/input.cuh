@@ -18,12 +18,13 @@ struct InputTile {
     static constexpr int kTileM = TILE_M, kTileN = Gemm::kTileN;
     static constexpr int kSharedBytes = Gemm::kSharedBytes;
 
-    // One tile; `wait()` returns once P and G of its tokens are there.
+    // One tile; `wait()` returns when P and G of its tokens are complete.
     template <typename WAIT>
     __device__ __forceinline__ static void run(const BackwardParams& p, unsigned char* shared,
                                                int row, int column, WAIT wait) {
         const int m0 = row * kTileM, n0 = column * kTileN;
-        const bool first = DROPOUT || p.scales_grad();  // or for P alone, which is needed last
+        // Without G the tile waits for P alone, which it needs last.
+        const bool first = DROPOUT || p.scales_grad();
         if (first) wait();
         Mma mma;
         input_gradient(p, mma, shared, m0, n0, [&] {
@@ -88,7 +89,7 @@ private:
                                                               float (&sums)[kVector<T>], int m0,
                                                               int n0, unsigned char* shared) {
         static_assert(kTileN == kThreads, "one thread per column");
-        opaque(m0);  // the tile's row and column follow from these, not kept beside them
+        opaque(m0);  // recomputes the tile's row and column from these: that saves registers
         opaque(n0);
         const int tiles_m = ceil_div(p.tokens, kTileM);
         float(*across)[kTileN] = reinterpret_cast<float(*)[kTileN]>(shared);

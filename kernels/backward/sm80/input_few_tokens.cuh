@@ -1,4 +1,4 @@
-// dX of few tokens, and dm of axis input: tiles of 64 input features and all tokens, each in parts
+// dX for few tokens, and dm of axis input: a tile has 64 input features and all tokens, and is split
 // over the output features.
 #pragma once
 
@@ -12,7 +12,7 @@ struct InputTileFewTokens {
     using Sum = typename Gemm::Sum;
     static constexpr int kTileM = Gemm::kTileN, kSharedBytes = Gemm::kSharedBytes;
 
-    // One part of a tile; `wait()` returns once P and G are there.
+    // One part of a tile; `wait()` returns when P and G are complete.
     template <typename WAIT>
     __device__ __forceinline__ static void run(const BackwardParams& p, unsigned char* shared, int,
                                                int column, WAIT wait) {
@@ -23,7 +23,7 @@ struct InputTileFewTokens {
         mma.clear();
         Gemm::accumulate(p.aligned, mma, shared, p.weights<T>(),
                          p.gradients<T>(), n0, begin, end, [&] {
-                             if (p.scales_grad()) wait();  // or for P alone, which is needed last
+                             if (p.scales_grad()) wait();  // otherwise below, for P
                          });
         if (!Sum::add(mma, p.partial_d + i64(tile) * p.d_split_k * Sum::kFloats, split, p.d_split_k,
                       p.tokens, p.column_counters + tile, shared)) {

@@ -16,7 +16,7 @@ struct LoraA {
     static constexpr int kSharedBytes = kStages * kStageBytes;
 };
 
-// Which tile of ranks and of input features, and which chunk of tokens, and how many there are.
+// A tile of ranks and of input features and a chunk of tokens, with their numbers.
 struct LoraATile {
     int rank, col, cols, chunk, chunks;
 
@@ -29,7 +29,7 @@ struct LoraATile {
     }
 };
 
-// One tile, once P of its tokens is there.
+// One tile. P of its tokens must be complete.
 template <bool DROPOUT, typename T>
 __device__ __forceinline__ void lora_a_tile(const BackwardParams& p, unsigned char* shared,
                                             const LoraATile& at) {

@@ -93,7 +93,7 @@ __device__ __forceinline__ void drop_accumulators(MMA& mma, const Dropout& dropo
     constexpr int kLanes = 4, kTurns = MMA::kFragmentsN / kLanes, kWords = MMA::kRows / 2;
     static_assert(MMA::kFragmentsN == 2 * kLanes, "a row of the warp tile is 16 bits of a lane");
     int thread = threadIdx.x;
-    opaque(thread);  // what follows is made here, not kept in registers through the loops before
+    opaque(thread);  // computes what follows here: it would take registers through the loops before
     const int lane = thread % kLanes, first = thread % kWarpSize - lane;
     const int group = (n0 + MMA::warp_n(thread) * MMA::kWarpN) / kDropoutGroup;
     const int row = m0 + MMA::warp_m(thread) * MMA::kWarpM + thread % kWarpSize / 4;

@@ -20,10 +20,10 @@ __device__ __forceinline__ Factors factors_of(const PARAMS& p) {
 using LowRankMma = TileMma<float, kTile, kTile, kTf32Depth, 2, 2, Major::K, Major::K>;
 using FactorTile = Tf32Tile<kTile>;  // rows of B, or columns of A, for 16 ranks
 
-// The tile (row0, col0) of B·A into `sum`, by way of a tile of each factor, which are written to at
-// once. `new_rows` and `new_cols` say whether B's rows and A's columns are others than last time.
-// NEAREST: the sum over more ranks than a tile has is rounded to nearest, outside the tensor cores,
-// for twice the registers.
+// Computes the tile (row0, col0) of B·A into `sum`. It writes a tile of each factor to shared memory
+// first. `new_rows` and `new_cols` say whether B's rows and A's columns differ from the last call.
+// NEAREST: sums over more ranks than a tile has are rounded to nearest, outside the tensor cores,
+// which takes twice the registers.
 template <bool NEAREST>
 __device__ __forceinline__ void low_rank_tile(const Factors& f, FactorTile b, FactorTile a,
                                               LowRankMma& sum, int row0, int col0, bool new_rows,

@@ -7,7 +7,7 @@ __device__ __forceinline__ u32 shared_address(const void* pointer) {
     return static_cast<u32>(__cvta_generic_to_shared(pointer));
 }
 
-// From here on the compiler knows nothing of the value.
+// The compiler can assume nothing about the value after this.
 __device__ __forceinline__ void opaque(int& value) { asm volatile("" : "+r"(value)); }
 __device__ __forceinline__ void opaque(i64& value) { asm volatile("" : "+l"(value)); }
 

@@ -14,8 +14,8 @@ using f32 = float;
 
 static_assert(sizeof(bf16) == 2 && sizeof(f16) == 2, "16-bit types are loaded as 16-bit words");
 
-// The entry points of a kernel file, MACRO(name, type) for each dtype: for the one that the file is
-// compiled for, or without that for all.
+// The entry points of a kernel file: MACRO(name, type) for the dtype FUSED_DORA_DTYPE, or for every
+// dtype if that is not defined.
 #ifdef FUSED_DORA_DTYPE
 #define FUSED_DORA_ENTRIES(MACRO) FUSED_DORA_ENTRIES_OF(MACRO, FUSED_DORA_DTYPE)
 #define FUSED_DORA_ENTRIES_OF(MACRO, T) MACRO(T, T)
@@ -23,7 +23,7 @@ static_assert(sizeof(bf16) == 2 && sizeof(f16) == 2, "16-bit types are loaded as
 #define FUSED_DORA_ENTRIES(MACRO) MACRO(bf16, bf16) MACRO(f16, f16) MACRO(f32, f32)
 #endif
 
-// What only f32 has.
+// Entry points that only f32 has.
 #define FUSED_DORA_IF_bf16_IS_f32(ENTRY)
 #define FUSED_DORA_IF_f16_IS_f32(ENTRY)
 #define FUSED_DORA_IF_f32_IS_f32(ENTRY) ENTRY

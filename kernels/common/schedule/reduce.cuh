@@ -1,13 +1,12 @@
-// Reductions of a fixed order, so that the same inputs give the same bits whatever the schedule:
-// either partial sums first, which the last CTA to arrive adds up in index order, or CTAs that add
-// to a sum in turn.
+// Reductions in a fixed order: the same inputs give the same bits, whatever the schedule. Either the
+// CTA that arrives last adds up partial sums in index order, or CTAs add to a sum in turn.
 #pragma once
 
 #include "common/ptx/sm80.cuh"
 
 // True in every thread of the CTA that arrives last of `expected` at `counter`; that CTA sees all
 // that the others wrote before. `counter` must be 0 before the first arrival and is 0 again after
-// the last. `flag` is one word of shared memory that nothing else uses meanwhile.
+// the last. `flag` is one word of shared memory that nothing else uses during the call.
 __device__ __forceinline__ bool arrive_last(u32* counter, u32 expected, u32* flag) {
     __threadfence();
     __syncthreads();
@@ -65,7 +64,7 @@ __device__ __forceinline__ T ordered_sum(const T* partials, int count, i64 strid
 }
 
 // Σ of `v` over the CTA, in every thread, always in the same order. `across` is one double per warp
-// that nothing else uses meanwhile.
+// that nothing else uses during the call.
 __device__ __forceinline__ double block_sum(double v, double* across) {
 #pragma unroll
     for (int mask = kWarpSize / 2; mask > 0; mask /= 2) v += shfl_xor(v, mask);

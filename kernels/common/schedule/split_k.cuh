@@ -1,5 +1,5 @@
-// Products that several CTAs share, each a part of K: the partial sums of a tile go through the L2
-// cache, and the CTA that arrives last adds them up in their order, and discards them.
+// Split-K: several CTAs compute a tile, each over a part of K. Partial sums go through the L2 cache.
+// The CTA that arrives last adds them up in order and discards them from the cache.
 #pragma once
 
 #include "common/tile/mma.cuh"
@@ -11,9 +11,9 @@ struct SplitK {
     // Of one CTA: each warp's accumulators, four of each lane at a time.
     static constexpr int kFloats = kFragments * 4 * kThreads;
 
-    // Adds up what the `splits` CTAs of a tile have in `mma`, of its first `cols` columns; true in
-    // all threads of the one that has the whole then. `partials` has kFloats for each of them, at a
-    // multiple of 128 bytes.
+    // Adds up `mma` over the `splits` CTAs of a tile, for the first `cols` columns. Returns true in
+    // all threads of the CTA that has the whole sum. `partials` has kFloats for each CTA and starts
+    // at a multiple of 128 bytes.
     __device__ __forceinline__ static bool add(MMA& mma, float* partials, int split, int splits,
                                                int cols, u32* counter, unsigned char* shared) {
         if (splits == 1) return true;

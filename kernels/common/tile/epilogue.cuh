@@ -35,7 +35,7 @@ struct Epilogue {
     template <typename F>
     __device__ __forceinline__ static void for_each_row(MMA& mma, unsigned char* shared, F visit) {
         int thread = threadIdx.x;
-        opaque(thread);  // addresses are made here, not kept in registers through the main loop
+        opaque(thread);  // computes addresses here: they would take registers through the main loop
         const int warp = thread / kWarpSize, lane = thread % kWarpSize;
         float* const rows = reinterpret_cast<float*>(shared + warp * kWarpBytes);
         const auto quad = [&](int row, int index) {
@@ -57,7 +57,7 @@ struct Epilogue {
 #pragma unroll
             for (int base = 0; base < kRows; base += kRowsAtOnce) {
                 int row = base + lane / kLanesPerRow;
-                opaque(row);  // addresses of rows are made one by one, beside the accumulators
+                opaque(row);  // one row address at a time: accumulators need the registers
                 float values[kVector<T>];
 #pragma unroll
                 for (int e = 0; e < kVector<T>; e += 4) {

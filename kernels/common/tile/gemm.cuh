@@ -57,7 +57,7 @@ struct TileCopy {
             cp_async_16(to + stage + i * kRowsApart * TILE::kRowBytes, from[i] + offset);
         }
         offset += step;
-        opaque(offset);  // or else every address would be a pair of registers that is added to
+        opaque(offset);  // otherwise the compiler keeps and increments a 64-bit address per copy
     }
 };
 
@@ -158,7 +158,7 @@ struct MainGemm {
         constexpr bool kSplits = MATH == Math::kTf32x3;
         accumulate_by<kSplits>(aligned, mma, shared, products, pass, m0, n0, wait);
         if constexpr (kSplits) {
-            // There are infinities or NaNs, or nearly: FMA units make of them what is right.
+            // The sum overflowed or has a NaN: FMA units give the right result for such factors.
             if (!__syncthreads_or(!mma.is_finite())) return;
             mma.clear();
             accumulate_by<false>(aligned, mma, shared, products, pass, m0, n0, wait);
@@ -171,7 +171,7 @@ private:
                                                          unsigned char* shared, PRODUCTS products,
                                                          int pass, int m0, int n0, WAIT wait) {
         int first = 0, thread = threadIdx.x;
-        // Addresses are made where they are needed, not kept in registers through the loops.
+        // Computes addresses where they are needed: they would take registers through the loops.
         const auto opaque_addresses = [&] {
             opaque(pass);
             opaque(m0);
@@ -232,9 +232,9 @@ private:
         pipeline<kStages>(steps, fill, consume, first);
     }
 
-    // The k-steps of the main product that lie wholly inside it, but for the last kStages − 1, whose
-    // copies have started: the loop that takes the time. The fragments of each 16-deep step are
-    // loaded while the tensor cores work on those before.
+    // The loop that takes the time: all whole k-steps of the main product, except the last
+    // kStages − 1, whose copies have started when it ends. It loads the fragments of each 16-deep
+    // step while the tensor cores work on the step before.
     __device__ __forceinline__ static void accumulate_whole(Mma& mma, unsigned char* shared,
                                                             const Product<T>& main, int m0,
                                                             int n0, int whole, int thread) {

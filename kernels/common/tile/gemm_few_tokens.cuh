@@ -1,6 +1,6 @@
-// The main GEMM of few tokens, whose time is that of reading W: features are M and tokens are N, so
-// that each element of W meets one warp, once, beside all tokens. K is cut into chunks until CTAs
-// fill the device.
+// The main GEMM for few tokens, which takes the time to read W. Features are M and tokens are N: one
+// warp reads each element of W once and multiplies it with all tokens. K is split into chunks until
+// the CTAs fill the device.
 #pragma once
 
 #include "common/schedule/split_k.cuh"

@@ -1,7 +1,8 @@
-// H = x_scaled·Aᵀ, and x_scaled: x∘g rounded stochastically (axis input), or xd = x∘M beside u = x − xd (PEFT's
-// dropout).
+// H = x_scaled·Aᵀ, and x_scaled itself: x∘g rounded stochastically (axis input), or xd = x∘M with
+// x_kept_out = u = x − xd (PEFT's dropout).
 //
-// A tile takes a chunk of the input features; the last CTA of a tile adds up the partial sums.
+// A CTA computes a tile over a chunk of the input features. The last CTA of a tile adds up the
+// partial sums.
 #pragma once
 
 #include "common/schedule/split_k.cuh"
@@ -20,13 +21,13 @@ struct LowRank {
     static_assert(Sum::kFloats == kTileM * kTileN, "Rust reserves a float per element of a tile");
 };
 
-// Which tile of H, which of its parts, and where its partial sums go.
+// A tile of H, the part of its sum, and the slot for its partial sums.
 struct LowRankTile {
     int row, col, split, slot;
 };
 
-// One tile of x, times g, rounded stochastically, into shared memory and (where `x_scaled` is not null)
-// into x_scaled.
+// One tile of x, times g, rounded stochastically, into shared memory and into x_scaled, unless that
+// is null.
 template <typename T, typename TILE>
 __device__ __forceinline__ void scale_tile(bool aligned, TILE tile, const Matrix<T>& x,
                                            const float* gain, u64 seed, const Dropout* dropout,
@@ -46,12 +47,12 @@ __device__ __forceinline__ void scale_tile(bool aligned, TILE tile, const Matrix
     });
 }
 
-// One tile of xd = x∘M into shared memory, and (where `x_scaled` is not null) into x_scaled, with u = x − xd
-// into `x_kept_out`.
+// One tile of xd = x∘M into shared memory. Unless x_scaled is null, xd also goes to x_scaled and
+// u = x − xd to x_kept_out.
 template <typename T, typename TILE>
 __device__ __forceinline__ void split_tile(bool aligned, TILE tile, const Matrix<T>& x,
-                                           const Dropout& dropout, T* x_scaled, T* x_kept_out, int row0,
-                                           int col0) {
+                                           const Dropout& dropout, T* x_scaled, T* x_kept_out,
+                                           int row0, int col0) {
     for_each_chunk<true, TILE>([&](int r, int c) {
         const int row = row0 + r, col = col0 + c * kVector<T>;
         const Vector<T> chunk = load_chunk(aligned, x, row, col);
@@ -93,7 +94,8 @@ __device__ __forceinline__ void low_rank_tile(const ForwardParams& p, unsigned c
                 scale_tile(p.aligned, tile_x, x, p.gain, p.seed,
                            DROPOUT ? &p.dropout : nullptr, x_scaled, m0, k0);
             } else if constexpr (DROPOUT) {
-                split_tile(p.aligned, tile_x, x, p.dropout, x_scaled, static_cast<T*>(p.x_kept_out), m0, k0);
+                split_tile(p.aligned, tile_x, x, p.dropout, x_scaled,
+                           static_cast<T*>(p.x_kept_out), m0, k0);
             } else {
                 copy_tile_async(p.aligned, tile_x, x, m0, k0);
             }

@@ -1,4 +1,5 @@
-// y = z + b or g∘z + b, with z = x_scaled·Wᵀ + H·(sB)ᵀ; with PEFT's dropout also z (see forward/sm80.cu).
+// y = z + b or g∘z + b, with z = x_scaled·Wᵀ + H·(sB)ᵀ. With PEFT's dropout also z: see
+// forward/sm80.cu.
 #pragma once
 
 #include "common/tile/epilogue.cuh"
@@ -17,7 +18,7 @@ struct OutputTile {
         return ceil_div(p.out_features, Gemm::kTileN);
     }
 
-    // One tile; `wait()` returns once x_scaled and H are there.
+    // One tile; `wait()` returns when x_scaled and H are complete.
     template <typename WAIT>
     __device__ __forceinline__ static void run(const ForwardParams& p, unsigned char* shared,
                                                int row, int column, WAIT wait) {
@@ -26,7 +27,7 @@ struct OutputTile {
             return low ? Product<T>{p.hidden<T>(), p.lora_b<T>()}
                        : Product<T>{p.inputs<T>(), p.weights<T>()};
         };
-        if (p.x_scaled) wait();  // or for H alone, which is needed last
+        if (p.x_scaled) wait();  // without x_scaled the tile waits for H, which it needs last
         Mma mma;
         mma.clear();
         Gemm::accumulate(p.aligned, mma, shared, products, 0, m0, n0, [&] {
@@ -46,7 +47,7 @@ struct OutputTile {
     }
 };
 
-// y of PEFT's dropout, and z.
+// y with PEFT's dropout, and z.
 template <typename T>
 struct OutputTilePeft : OutputTile<T, kLargeTokens> {
     using Base = OutputTile<T, kLargeTokens>;
@@ -61,7 +62,8 @@ struct OutputTilePeft : OutputTile<T, kLargeTokens> {
         const int col = n0 + Output::col();
         const auto products = [&](int pass, bool low) {
             if (low) return pass == 0 ? Product<T>{p.hidden<T>(), p.lora_b<T>()} : Product<T>{};
-            const auto part = Matrix<T>::dense(pass == 0 ? p.x_scaled : p.x_kept_out, p.tokens, p.in_features);
+            const auto part = Matrix<T>::dense(pass == 0 ? p.x_scaled : p.x_kept_out, p.tokens,
+                                               p.in_features);
             return Product<T>{part, p.weights<T>()};
         };
         wait();

@@ -1,4 +1,5 @@
-// y of few tokens: tiles of 64 output features and all tokens, each in parts over the input features.
+// y for few tokens: a tile has 64 output features and all tokens, and is split over the input
+// features.
 #pragma once
 
 #include "common/tile/gemm_few_tokens.cuh"
@@ -15,7 +16,7 @@ struct OutputTileFewTokens {
         return ceil_div(p.out_features, Gemm::kTileM) * p.z_split_k;
     }
 
-    // One part of a tile; `wait()` returns once x_scaled and H are there.
+    // One part of a tile; `wait()` returns when x_scaled and H are complete.
     template <typename WAIT>
     __device__ __forceinline__ static void run(const ForwardParams& p, unsigned char* shared, int,
                                                int column, WAIT wait) {
@@ -25,7 +26,7 @@ struct OutputTileFewTokens {
         Mma mma;
         mma.clear();
         Gemm::accumulate(p.aligned, mma, shared, p.weights<T>(), p.inputs<T>(), n0, begin, end, [&] {
-            if (p.x_scaled) wait();  // or for H alone, which is needed last
+            if (p.x_scaled) wait();  // otherwise below, for H alone
         });
         if (!Sum::add(mma, p.partial_z + i64(tile) * p.z_split_k * Sum::kFloats, split, p.z_split_k,
                       p.tokens, p.z_counters + tile, shared)) {

@@ -57,7 +57,8 @@ impl Layout {
         self.size = padded;
     }
 
-    /// C++ that does not compile if the compiler's layout is another.
+    /// C++ that does not compile if the compiler's layout is another. NVRTC has no `offsetof`;
+    /// `__INTADDR__` is what its headers for other compilers define it with.
     pub(super) fn asserts(&self, of: &Struct) -> String {
         let Struct { name, fields, .. } = of;
         let mut text = String::new();
@@ -65,7 +66,7 @@ impl Layout {
             let field = &field.name;
             let _ = writeln!(
                 text,
-                "static_assert(__builtin_offsetof({name}, {field}) == {offset}, \
+                "static_assert(__INTADDR__(&(({name}*)0)->{field}) == {offset}, \
                  \"Rust has {name}::{field} at byte {offset}\");"
             );
         }

@@ -102,7 +102,7 @@ fn both_compilers_check_the_layout() {
     for (field, offset) in
         [("x", 0), ("scale", 8), ("dropout", 16), ("counters", 32), ("slots", 40), ("phase", 240)]
     {
-        let in_cuda = format!("static_assert(__builtin_offsetof(OpParams, {field}) == {offset}, ");
+        let in_cuda = format!("static_assert(__INTADDR__(&((OpParams*)0)->{field}) == {offset}, ");
         assert!(cuda.contains(&in_cuda), "{cuda}");
         let in_rust = format!("assert!(std::mem::offset_of!(OpParams, {field}) == {offset});");
         assert!(rust.contains(&in_rust), "{rust}");
