@@ -102,7 +102,7 @@ mod spec;
 mod tensor;
 
 pub use cudarc;
-pub use device::{Kernels, Tiles, Workspace, borrow_context, open_device};
+pub use device::{Kernels, Tiles, Workspace, borrow_context, open_device, probe_driver};
 #[doc(hidden)]
 pub use device::{F32Math, load_image};
 pub use dropout::{Dropout, DropoutForm};

@@ -27,7 +27,7 @@ const RANDOM_LAYERS: &str = "PROPTEST_CASES";
 /// NCCL: they show that the crate compiles without those features.
 const CHECKED: [&str; 5] = ["--workspace", "--exclude", CANDLE, FEATURES[0], FEATURES[1]];
 
-const FEATURES: [&str; 2] = ["--features", "fused-dora/dlpack,fused-dora/ffi,fused-dora/peft"];
+const FEATURES: [&str; 2] = ["--features", "fused-dora/dlpack,fused-dora/peft"];
 
 const CANDLE: &str = "fused-dora-candle";
 

@@ -1,4 +1,4 @@
-/* What fused-dora says to mistakes: the status, and the text with its numbers. */
+/* Each mistake, with its status and a part of its text. */
 
 #include <stdbool.h>
 #include <stdio.h>
@@ -101,14 +101,16 @@ static void memory(fused_dora_kernels *kernels, CUstream stream) {
     EXPECT(fused_dora_workspace_bytes(kernels, NULL, 1, TOKENS, &bytes), NULL_ARGUMENT, "specs");
     EXPECT(fused_dora_workspace_open(kernels, &SPEC, 1, TOKENS, scratch, bytes - 1, stream,
                                      &workspace),
-           SHAPE, "the workspace holds");
+           MEMORY_TOO_SMALL, "ask fused_dora_workspace_bytes for the size");
     EXPECT(fused_dora_workspace_open(kernels, &SPEC, 1, TOKENS, scratch + 8, bytes, stream,
                                      &workspace),
            MISALIGNED, "not a multiple of 256 bytes");
     EXPECT(fused_dora_workspace_open(kernels, &SPEC, 1, TOKENS, 0, bytes, stream, &workspace),
            MISSING_TENSOR, "its address is 0");
-    EXPECT(fused_dora_layer_open(kernels, &wide, operands, sizes.layer_bytes, &layer), SHAPE,
-           "the layer's memory holds");
+    EXPECT(fused_dora_layer_open(kernels, &wide, operands, sizes.layer_bytes, &layer),
+           MEMORY_TOO_SMALL, "ask fused_dora_sizes_of for the size");
+    EXPECT(fused_dora_layer_open(kernels, &SPEC, 0, sizes.layer_bytes, &layer), MISSING_TENSOR,
+           "its address is 0");
     EXPECT(fused_dora_layer_open(NULL, &SPEC, operands, sizes.layer_bytes, &layer), NULL_ARGUMENT,
            "kernels is null");
     if (workspace || layer) {
@@ -144,12 +146,25 @@ static void memory(fused_dora_kernels *kernels, CUstream stream) {
     prepare.bias = tensor;
     EXPECT(fused_dora_prepare(layer, workspace, stream, &prepare), UNEXPECTED_TENSOR, "bias");
     prepare.bias = 0;
+    prepare.magnitude_out = tensor;
+    EXPECT(fused_dora_prepare(layer, workspace, stream, &prepare), UNEXPECTED_TENSOR,
+           "magnitude_out is given too");
+    prepare.magnitude = prepare.magnitude_out = 0;
+    EXPECT(fused_dora_prepare(layer, workspace, stream, &prepare), MISSING_TENSOR,
+           "magnitude is missing");
+    prepare.magnitude = tensor;
+    prepare.weight = 0;
+    EXPECT(fused_dora_prepare(layer, workspace, stream, &prepare), MISSING_TENSOR,
+           "weight is missing: its address is 0");
+    prepare.weight = tensor;
     OK(fused_dora_prepare(layer, workspace, stream, &prepare));
     EXPECT(fused_dora_forward(layer, workspace, stream, NULL), NULL_ARGUMENT, "io is null");
     EXPECT(fused_dora_forward(NULL, workspace, stream, &forward), NULL_ARGUMENT, "layer is null");
     EXPECT(fused_dora_forward(layer, NULL, stream, &forward), NULL_ARGUMENT, "workspace is null");
-    forward.x.pointer = 0;
-    EXPECT(fused_dora_forward(layer, workspace, stream, &forward), MISSING_TENSOR, "x is missing");
+    forward.x = (fused_dora_matrix){0, 0};
+    EXPECT(fused_dora_forward(layer, workspace, stream, &forward), MISSING_TENSOR,
+           "x is missing: its address is 0");
+    forward.x.stride = INPUTS;
     forward.x.pointer = tensor + 2;
     EXPECT(fused_dora_forward(layer, workspace, stream, &forward), MISALIGNED, "multiple of 4");
     forward.x = (fused_dora_matrix){tensor, INPUTS - 1};
