@@ -1,6 +1,6 @@
-//! A DoRA layer trained on tensors that another library owns: the crate is told their device
-//! addresses and a stream, as a tch, burn or C++ trainer would tell it. `examples/raw.c` does the
-//! same from C.
+//! A DoRA layer trained on tensors of another library, by address: the crate gets their device
+//! addresses and a stream, as from a tch, burn or C++ trainer. `capi/examples/raw.c` does the same
+//! in C.
 
 use std::error::Error;
 use std::ffi::c_void;
@@ -10,8 +10,10 @@ use cuda_emulator::client::{Choice, select};
 use fused_dora::cudarc::driver::DriverError;
 use fused_dora::cudarc::driver::sys::{self, CUcontext, CUdevice, CUdeviceptr, CUresult, CUstream};
 use fused_dora::{
-    AdamWConfig, AdapterGroups, AdapterLayout, DoraSpec, Dtype, Gradients, Kernels, Norm, NormGrad,
-    OptimizerGroup, Part, Scaling, raw,
+    AdamW, AdamWConfig, AdapterGroups, AdapterLayout, Backward, Base, Clip, DoraSpec, Dtype,
+    ElementType, Forward, GradientNorm, Gradients, Kernels, Layer, Magnitude, Norm, NormGrad,
+    NormGradient, OptimizerGroup, Part, Prepare, Prepared, Read, Scaling, Schedule, Workspace,
+    Write, borrow_context,
 };
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -22,8 +24,8 @@ const OUTPUTS: usize = 40;
 const RANK: usize = 4;
 const STEPS: u64 = 60;
 
-/// The other library: a context, a stream and memory, by plain driver calls. Of all this, the crate
-/// sees the numbers alone.
+/// The other library: a context, a stream and memory, by plain driver calls. The crate sees only
+/// the numbers.
 struct Trainer {
     device: CUdevice,
     context: CUcontext,
@@ -88,8 +90,7 @@ impl Trainer {
 
 impl Drop for Trainer {
     fn drop(&mut self) {
-        // SAFETY: nothing uses these after the trainer, which owns them. There is nobody to tell of
-        // an error.
+        // SAFETY: nothing uses these after the trainer, which owns them. Nobody could use an error.
         unsafe {
             let _ = sys::cuStreamSynchronize(self.stream);
             for &tensor in &self.tensors {
@@ -109,7 +110,7 @@ fn uniform(random: &mut StdRng, len: usize, bound: f32) -> Vec<f32> {
     (0..len).map(|_| random.random_range(-bound..bound)).collect()
 }
 
-/// x·Wᵀ on the host: what the layer is to learn.
+/// x·Wᵀ on the host, which the layer learns.
 fn linear(x: &[f32], weight: &[f32]) -> Vec<f32> {
     let row = |x: &[f32], w: &[f32]| x.iter().zip(w).map(|(x, w)| x * w).sum();
     let rows = x.chunks(INPUTS).map(|x| weight.chunks(INPUTS).map(move |w| row(x, w)));
@@ -121,8 +122,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut trainer = Trainer::new()?;
 
     // SAFETY: the trainer's context and stream live until the end of this function.
-    let context = unsafe { raw::borrow_context(trainer.context)? };
-    // SAFETY: likewise.
+    let context = unsafe { borrow_context(trainer.context)? };
+    // SAFETY: as above.
     let stream = unsafe { context.wrap_borrowed_stream(trainer.stream) };
     let kernels = Kernels::load(&context)?;
     let scaling = Scaling::Standard { alpha: 2.0 * RANK as f32 };
@@ -154,98 +155,116 @@ fn main() -> Result<(), Box<dyn Error>> {
     ];
     let part = |buffer: u64, part| buffer + 4 * layout.range(part).start as u64;
 
-    let size = raw::WorkspaceSize::new(&kernels, &[spec], TOKENS)?;
-    let workspace = raw::Workspace { pointer: trainer.zeros(size.bytes)?, size };
-    let operands = trainer.zeros(raw::Prepared::bytes(&spec, false))?;
-    let prepared = raw::Prepared::within(operands, &spec, false);
+    let bytes = Workspace::bytes(&kernels, &[spec], TOKENS)?;
+    let scratch = trainer.zeros(bytes)?;
+    // SAFETY: nothing else uses the memory, and the trainer keeps it.
+    let mut workspace =
+        unsafe { Workspace::at_address(&kernels, &stream, &[spec], TOKENS, scratch, bytes)? };
+    let bytes = Prepared::bytes(&spec);
+    // SAFETY: as above.
+    let mut layer = unsafe { Layer::at_address(&spec, trainer.zeros(bytes)?, bytes)? };
     let weight = trainer.tensor(&frozen)?;
-    let x = raw::Matrix::dense(trainer.zeros(4 * TOKENS * INPUTS)?, INPUTS);
-    let y = raw::Matrix::dense(trainer.zeros(4 * TOKENS * OUTPUTS)?, OUTPUTS);
-    let grad_output = raw::Matrix::dense(trainer.zeros(4 * TOKENS * OUTPUTS)?, OUTPUTS);
-    let grad_input = raw::Matrix::dense(trainer.zeros(4 * TOKENS * INPUTS)?, INPUTS);
-    let h = trainer.zeros(4 * TOKENS * spec.padded_rank())?;
+    let [x, grad_input] =
+        [trainer.zeros(4 * TOKENS * INPUTS)?, trainer.zeros(4 * TOKENS * INPUTS)?];
+    let [y, grad_output] =
+        [trainer.zeros(4 * TOKENS * OUTPUTS)?, trainer.zeros(4 * TOKENS * OUTPUTS)?];
+    let h = trainer.zeros(4 * layer.h_len(TOKENS))?;
     let norm = trainer.zeros(4)?;
 
-    let forward =
-        raw::Forward { tokens: TOKENS, x, weight, bias: 0, seed: 0, dropout: None, z: 0, y, h };
-    let backward = raw::Backward {
-        tokens: TOKENS,
-        gradients: Gradients::Overwrite,
-        x,
-        weight,
-        output: y,
-        z: 0,
-        dropout: None,
-        grad_output,
-        h,
-        grad_input,
-        grad_lora_a: part(gradients, Part::LoraA),
-        grad_lora_b: part(gradients, Part::LoraB),
-        grad_magnitude: part(gradients, Part::Magnitude),
-        grad_bias: 0,
-    };
-    let through_the_norm = raw::NormGradient {
-        weight,
-        lora_a: part(parameters, Part::LoraA),
-        lora_b: part(parameters, Part::LoraB),
-        grad_magnitude: backward.grad_magnitude,
-        grad_lora_a: backward.grad_lora_a,
-        grad_lora_b: backward.grad_lora_b,
-    };
     // LoRA+: B learns faster.
     let groups = AdapterGroups {
         lora_b: OptimizerGroup { learning_rate_factor: 4.0, weight_decay: 0.0 },
         ..AdapterGroups::default()
     };
     let parts: Vec<_> = groups.parts(&layout, 0).collect();
-    let measured = raw::GradientNorm { parts: &parts, len: layout.len(), gradients, norm };
+    // SAFETY: the tensors were allocated above in the shapes of the spec, for these tokens, and
+    // live as long as the trainer; one stream orders all their uses.
+    let read = |address| unsafe { Read::from_address(address, ElementType::F32) };
+    // SAFETY: as above, and no op gets the same address twice, except where it reads and writes.
+    let write = |address| unsafe { Write::from_address(address, ElementType::F32) };
 
     println!("{:>4} {:>10} {:>10}", "step", "loss", "gradient");
     for step in 1..=STEPS {
         let inputs = uniform(&mut random, TOKENS * INPUTS, 1.0);
-        trainer.write(x.pointer, &inputs)?;
-        // A fresh adapter's magnitude is the norm that is found.
+        trainer.write(x, &inputs)?;
         let magnitude = part(parameters, Part::Magnitude);
-        let (magnitude, magnitude_out) = if step == 1 { (0, magnitude) } else { (magnitude, 0) };
-        let prepare = raw::Prepare {
-            weight,
-            lora_a: part(parameters, Part::LoraA),
-            lora_b: part(parameters, Part::LoraB),
-            magnitude,
-            magnitude_out,
-            bias: 0,
+        let prepare = Prepare {
+            weight: read(weight).into(),
+            lora_a: read(part(parameters, Part::LoraA)),
+            lora_b: read(part(parameters, Part::LoraB)),
+            // The first call writes the norm of V, the magnitude of a new adapter.
+            magnitude: match step {
+                1 => Magnitude::Init(write(magnitude)),
+                _ => Magnitude::Given(read(magnitude)),
+            },
+            bias: None,
         };
-        // SAFETY: the tensors were allocated above in the shapes of the spec, for these tokens, and
-        // live as long as the trainer; one stream orders all their uses.
-        unsafe {
-            kernels.prepare_raw(&stream, &spec, &workspace, &prepared, &prepare)?;
-            kernels.forward_raw(&stream, &spec, &prepared, &workspace, &forward)?;
-        }
-        // The loss is the trainer's own business: ‖y − x·W*ᵀ‖²/2 per token.
-        let found = trainer.read(y.pointer, TOKENS * OUTPUTS)?;
+        layer.prepare(&kernels, &stream, &mut workspace, prepare)?;
+        let forward = Forward {
+            tokens: TOKENS,
+            base: Base::new(read(weight)),
+            x: read(x),
+            y: write(y),
+            h: write(h),
+            z: None,
+            dropout: None,
+            seed: 0,
+        };
+        layer.forward(&kernels, &stream, &mut workspace, forward)?;
+
+        // The trainer computes the loss: ‖y − x·W*ᵀ‖²/2 per token.
+        let found = trainer.read(y, TOKENS * OUTPUTS)?;
         let per_token = (TOKENS as f32).recip();
         let difference: Vec<f32> =
             found.iter().zip(linear(&inputs, &wanted)).map(|(y, wanted)| y - wanted).collect();
         let loss = difference.iter().map(|d| d * d).sum::<f32>() * per_token / 2.0;
         let grad: Vec<f32> = difference.iter().map(|d| d * per_token).collect();
-        trainer.write(grad_output.pointer, &grad)?;
-        let adamw = raw::AdamW {
-            parts: &parts,
-            schedule: raw::Schedule::Host { learning_rate: 0.01, step },
-            clip: Some(raw::Clip { max_norm: 1.0, norm }),
-            len: layout.len(),
-            parameters,
-            gradients,
-            exp_avg,
-            exp_avg_sq,
+        trainer.write(grad_output, &grad)?;
+
+        let backward = Backward {
+            tokens: TOKENS,
+            gradients: Gradients::Overwrite,
+            base: Base::new(read(weight)),
+            x: read(x),
+            output: Some(read(y)),
+            z: None,
+            dropout: None,
+            grad_output: read(grad_output),
+            h: read(h),
+            grad_input: Some(write(grad_input)),
+            grad_lora_a: write(part(gradients, Part::LoraA)),
+            grad_lora_b: write(part(gradients, Part::LoraB)),
+            grad_magnitude: Some(write(part(gradients, Part::Magnitude))),
+            grad_bias: None,
         };
-        // SAFETY: as above.
-        unsafe {
-            kernels.backward_raw(&stream, &spec, &prepared, &workspace, &backward)?;
-            kernels.norm_gradient_raw(&stream, &spec, &prepared, &workspace, &through_the_norm)?;
-            kernels.gradient_norm_raw(&stream, &workspace, &measured)?;
-            kernels.adamw_raw(&stream, &AdamWConfig::default(), &adamw)?;
-        }
+        layer.backward(&kernels, &stream, &mut workspace, backward)?;
+        let through_the_norm = NormGradient {
+            weight: read(weight).into(),
+            lora_a: read(part(parameters, Part::LoraA)),
+            lora_b: read(part(parameters, Part::LoraB)),
+            grad_magnitude: read(part(gradients, Part::Magnitude)),
+            grad_lora_a: write(part(gradients, Part::LoraA)),
+            grad_lora_b: write(part(gradients, Part::LoraB)),
+        };
+        layer.finish(&kernels, &stream, &mut workspace, through_the_norm)?;
+        let measured = GradientNorm {
+            len: layout.len(),
+            parts: &parts,
+            gradients: read(gradients),
+            norm: write(norm),
+        };
+        kernels.gradient_norm(&stream, &mut workspace, measured)?;
+        let adamw = AdamW {
+            len: layout.len(),
+            parts: &parts,
+            schedule: Schedule::Host { learning_rate: 0.01, step },
+            clip: Some(Clip { max_norm: 1.0, norm: read(norm) }),
+            parameters: write(parameters),
+            gradients: read(gradients),
+            exp_avg: write(exp_avg),
+            exp_avg_sq: write(exp_avg_sq),
+        };
+        kernels.adamw(&stream, &AdamWConfig::default(), adamw)?;
         if step == 1 || step % 10 == 0 {
             println!("{step:>4} {loss:>10.6} {:>10.6}", trainer.read(norm, 1)?[0]);
         }

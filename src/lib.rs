@@ -104,7 +104,7 @@ mod tensor;
 pub use cudarc;
 #[doc(hidden)]
 pub use device::{F32Math, load_image};
-pub use device::{Kernels, Tiles, Workspace, borrow_context, open_device};
+pub use device::{Kernels, Tiles, Workspace, borrow_context, open_device, probe_driver};
 pub use dropout::{Dropout, DropoutForm};
 pub use dtype::{Dtype, ElementType};
 pub use error::{Error, Result};

@@ -16,7 +16,7 @@ pub use kernels::Kernels;
 pub use kernels::load_image;
 pub(crate) use launch::{Kernel, Launch, THREADS};
 pub(crate) use memory::DeviceMemory;
-pub use open::open_device;
+pub use open::{open_device, probe_driver};
 #[doc(hidden)]
 pub use tiling::F32Math;
 pub use tiling::Tiles;

@@ -31,8 +31,14 @@ pub fn open_device(ordinal: usize) -> Result<Arc<CudaContext>> {
     }
 }
 
-/// Makes sure that a driver library can be opened.
-pub(crate) fn probe_driver() -> Result<()> {
+/// Checks that a CUDA driver library can be opened. Without one, cudarc's functions panic: call this
+/// function before the first of them, unless [`open_device`] or [`borrow_context`] does.
+///
+/// [`borrow_context`]: crate::borrow_context
+///
+/// # Errors
+/// [`Error::DriverMissing`] with what was tried.
+pub fn probe_driver() -> Result<()> {
     let mut tried = Vec::new();
     for name in DRIVER_NAMES {
         // SAFETY: opening the CUDA driver runs its initialisers, which have no preconditions.

@@ -465,8 +465,6 @@ fn place(
     [rows, cols]: Shape,
 ) -> Result<Placed> {
     let (rows, cols) = (rows.1, cols.1);
-    stride.map_or(Ok(()), |stride| check_stride(tensor, stride, cols))?;
-    let stride = stride.unwrap_or(cols);
     if rows > 0 && cols > 0 && address == 0 {
         return Err(Error::MissingTensor { tensor, reason: "its address is 0" });
     }
@@ -474,6 +472,8 @@ fn place(
     if !address.is_multiple_of(alignment as u64) {
         return Err(Error::Misaligned { tensor, address, alignment });
     }
+    stride.map_or(Ok(()), |stride| check_stride(tensor, stride, cols))?;
+    let stride = stride.unwrap_or(cols);
     let is_whole = |len: usize| len.saturating_mul(alignment).is_multiple_of(VECTOR_BYTES);
     Ok(Placed {
         address,

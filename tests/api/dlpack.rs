@@ -1,16 +1,19 @@
-//! DLPack tensors by their addresses: what the descriptor may say, and what is refused.
+//! DLPack tensors as arguments of an op: what the descriptor may say, and what is refused.
 
 use std::ffi::c_void;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use fused_dora::cudarc::driver::{CudaSlice, DevicePtr};
-use fused_dora::raw::dlpack::dlpark::ffi::{
+use fused_dora::dlpack::dlpark::ffi::{
     DLDataType, DLDevice, DLManagedTensorVersioned, DLPackVersion, DLTensor,
 };
-use fused_dora::raw::dlpack::dlpark::{DlpackFlags, tensor, versioned};
-use fused_dora::raw::dlpack::{DlpackError, dense, matrix};
-use fused_dora::{DoraSpec, Dtype, Error, Kernels, Norm, NormGrad, Scaling, raw};
+use fused_dora::dlpack::dlpark::{DlpackFlags, tensor, versioned};
+use fused_dora::dlpack::{DlpackError, dense, matrix};
+use fused_dora::{
+    Base, DoraSpec, Dtype, ElementType, Error, Forward, Kernels, Layer, Norm, NormGrad, Prepare,
+    Read, Scaling, Workspace, Write,
+};
 
 /// A tensor as a framework exports it.
 #[derive(Clone)]
@@ -87,6 +90,12 @@ fn upload(kernels: &Kernels, values: &[f32]) -> (CudaSlice<f32>, u64) {
     (slice, address)
 }
 
+/// A and B of rank 0.
+fn nothing() -> Read<'static> {
+    // SAFETY: the tensor is empty.
+    unsafe { Read::from_address(0, ElementType::F32) }
+}
+
 /// y = x·Wᵀ of a `[batch, sequence, features]` slice of a wider tensor.
 #[test]
 fn a_strided_batch_goes_through_a_layer() {
@@ -108,30 +117,36 @@ fn a_strided_batch_goes_through_a_layer() {
     let (weight, _) = Tensor::new(weight, &[3, 4], &[4, 1]).export();
     let (mut y, _) = Tensor::new(y, &[2, 3, 3], &[9, 3, 1]).export();
 
-    let size = raw::WorkspaceSize::new(&kernels, &[spec], tokens).expect("few tokens");
-    let scratch = stream.alloc_zeros::<u8>(size.bytes).expect("memory");
-    let workspace = raw::Workspace { pointer: scratch.device_ptr(&stream).0, size };
     let descriptor = x.validate().expect("a descriptor");
     let rows = matrix("x", &descriptor, &kernels, Dtype::F32, [tokens, inputs]).expect("x");
-    assert_eq!(rows.stride, 10);
     let weight = weight.validate().expect("a descriptor");
+    let weight = dense("weight", &weight, &kernels, Dtype::F32, &[outputs, inputs]).expect("W");
     let written = y.validate_mut().expect("a descriptor");
-    let io = raw::Forward {
-        tokens,
-        x: rows,
-        base: Base::new(
-            dense("weight", &weight, &kernels, Dtype::F32, &[outputs, inputs]).expect("W"),
-        )
-        .with_bias(0),
-        seed: 0,
-        dropout: None,
-        z: 0,
-        y: matrix("y", &written, &kernels, Dtype::F32, [tokens, outputs]).expect("y"),
-        h: 0,
-    };
-    let prepared = raw::Prepared { norm: 0, gain: 0, a: 0, sb: 0, gsb: 0, bias: 0 };
+    let written = matrix("y", &written, &kernels, Dtype::F32, [tokens, outputs]).expect("y");
+    let mut workspace = Workspace::new(&kernels, &stream, &[spec], tokens).expect("memory");
+    let mut layer = Layer::new(&stream, &spec).expect("memory");
     // SAFETY: the tensors have the layer's shapes, and live until the stream is read.
-    unsafe { kernels.forward_raw(&stream, &spec, &prepared, &workspace, &io) }.expect("y");
+    let (rows, weight, written) = unsafe { (rows.read(), weight.read(), written.write()) };
+    let io = Prepare {
+        weight: weight.clone().into(),
+        lora_a: nothing(),
+        lora_b: nothing(),
+        magnitude: None::<Read<'_>>.into(),
+        bias: None,
+    };
+    layer.prepare(&kernels, &stream, &mut workspace, io).expect("nothing to prepare");
+    let io = Forward {
+        tokens,
+        base: Base::new(weight),
+        x: rows,
+        y: written,
+        // SAFETY: H of rank 0 is empty.
+        h: unsafe { Write::from_address(0, ElementType::F32) },
+        z: None,
+        dropout: None,
+        seed: 0,
+    };
+    layer.forward(&kernels, &stream, &mut workspace, io).expect("y");
     let found = stream.clone_dtoh(&y_memory).expect("a copy");
     for (at, found) in found.iter().enumerate() {
         let (row, col) = (at / outputs, at % outputs);
@@ -154,9 +169,17 @@ fn what_is_refused() {
         matrix("x", &tensor.validate()?, &kernels, Dtype::F32, [4, 6])
     };
     let refused = |tensor| as_matrix(tensor).expect_err("a mistake");
-    assert_eq!(as_matrix(good.clone()).expect("a matrix"), raw::Matrix::dense(data, 6));
+    let accepted = |tensor| as_matrix(tensor).expect("a matrix");
     let wide = Tensor { strides: &[16, 1], ..good.clone() };
-    assert_eq!(as_matrix(wide).expect("a matrix").stride, 16);
+    assert_ne!(accepted(wide.clone()), accepted(good.clone()));
+    // Two batches of two rows, of the same rows.
+    let batches = Tensor { shape: &[2, 2, 6], strides: &[32, 16, 1], ..good.clone() };
+    assert_eq!(accepted(batches), accepted(wide));
+    // The offset may be a part of the address.
+    let offset = Tensor { byte_offset: 4, ..good.clone() };
+    let moved = Tensor { data: data + 4, ..good.clone() };
+    assert_eq!(accepted(offset.clone()), accepted(moved));
+    assert_ne!(accepted(offset), accepted(good.clone()));
 
     for device in [DLDevice::CPU, DLDevice::cuda(1), DLDevice::cuda(-1)] {
         let error = refused(Tensor { device, ..good.clone() });
@@ -191,7 +214,7 @@ fn what_is_refused() {
     );
     // A dimension of one element may have any stride.
     let lone = Tensor { shape: &[1, 4, 6], strides: &[7, 6, 1], ..good.clone() };
-    assert_eq!(as_matrix(lone).expect("a matrix").stride, 6);
+    assert_eq!(accepted(lone), accepted(good.clone()));
 
     let error = refused(Tensor { data: 0, byte_offset: 4, ..good.clone() });
     assert!(matches!(error, DlpackError::Tensor(Error::MissingTensor { .. })), "{error:?}");
@@ -219,6 +242,5 @@ fn nothing_is_nowhere() {
     let kernels = kernels();
     let (nothing, _) = Tensor::new(0, &[0, 6], &[6, 1]).export();
     let nothing = nothing.validate().expect("a descriptor");
-    let found = matrix("x", &nothing, &kernels, Dtype::F32, [0, 6]).expect("an empty matrix");
-    assert_eq!(found, raw::Matrix::dense(0, 6));
+    matrix("x", &nothing, &kernels, Dtype::F32, [0, 6]).expect("an empty matrix");
 }

@@ -1,5 +1,6 @@
-/* What fused-dora says to mistakes: the status, and the text with its numbers. */
+/* Each mistake, with its status and a part of its text. */
 
+#include <pthread.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -86,6 +87,45 @@ static void specs(void) {
     EXPECT(fused_dora_sizes_of(&spec, &sizes), INVALID_SPEC, "plain LoRA");
 }
 
+/* What a thread calls a layer with. */
+typedef struct {
+    const fused_dora_layer *layer;
+    const fused_dora_workspace *workspace;
+    CUstream stream;
+    const fused_dora_forward_io *forward;
+    int failures;
+} fused_thread;
+
+static void *forwards(void *argument) {
+    fused_thread *thread = argument;
+    for (int call = 0; call < 4; call++) {
+        if (fused_dora_forward(thread->layer, thread->workspace, thread->stream,
+                               thread->forward) != FUSED_DORA_STATUS_OK) {
+            thread->failures++;
+        }
+    }
+    /* This thread's text is its own. */
+    if (fused_dora_forward(NULL, NULL, NULL, NULL) != FUSED_DORA_STATUS_NULL_ARGUMENT ||
+        !strstr(fused_dora_last_error(), "layer is null")) {
+        thread->failures++;
+    }
+    return NULL;
+}
+
+/* Two threads use one layer and one workspace, on one stream. */
+static void threads(fused_thread thread) {
+    pthread_t started[2];
+    fused_thread arguments[2] = {thread, thread};
+    for (int i = 0; i < 2; i++) {
+        if (pthread_create(&started[i], NULL, forwards, &arguments[i]) != 0) exit(1);
+    }
+    for (int i = 0; i < 2; i++) {
+        pthread_join(started[i], NULL);
+        failures += arguments[i].failures;
+        if (arguments[i].failures) printf("thread %d: %d failures\n", i, arguments[i].failures);
+    }
+}
+
 /* A layer of a larger rank than its workspace and its memory were made for, and other misuse. */
 static void memory(fused_dora_kernels *kernels, CUstream stream) {
     fused_dora_workspace *workspace = NULL;
@@ -101,14 +141,16 @@ static void memory(fused_dora_kernels *kernels, CUstream stream) {
     EXPECT(fused_dora_workspace_bytes(kernels, NULL, 1, TOKENS, &bytes), NULL_ARGUMENT, "specs");
     EXPECT(fused_dora_workspace_open(kernels, &SPEC, 1, TOKENS, scratch, bytes - 1, stream,
                                      &workspace),
-           SHAPE, "the workspace holds");
+           MEMORY_TOO_SMALL, "ask fused_dora_workspace_bytes for the size");
     EXPECT(fused_dora_workspace_open(kernels, &SPEC, 1, TOKENS, scratch + 8, bytes, stream,
                                      &workspace),
            MISALIGNED, "not a multiple of 256 bytes");
     EXPECT(fused_dora_workspace_open(kernels, &SPEC, 1, TOKENS, 0, bytes, stream, &workspace),
            MISSING_TENSOR, "its address is 0");
-    EXPECT(fused_dora_layer_open(kernels, &wide, operands, sizes.layer_bytes, &layer), SHAPE,
-           "the layer's memory holds");
+    EXPECT(fused_dora_layer_open(kernels, &wide, operands, sizes.layer_bytes, &layer),
+           MEMORY_TOO_SMALL, "ask fused_dora_sizes_of for the size");
+    EXPECT(fused_dora_layer_open(kernels, &SPEC, 0, sizes.layer_bytes, &layer), MISSING_TENSOR,
+           "its address is 0");
     EXPECT(fused_dora_layer_open(NULL, &SPEC, operands, sizes.layer_bytes, &layer), NULL_ARGUMENT,
            "kernels is null");
     if (workspace || layer) {
@@ -144,12 +186,28 @@ static void memory(fused_dora_kernels *kernels, CUstream stream) {
     prepare.bias = tensor;
     EXPECT(fused_dora_prepare(layer, workspace, stream, &prepare), UNEXPECTED_TENSOR, "bias");
     prepare.bias = 0;
+    prepare.magnitude_out = tensor;
+    EXPECT(fused_dora_prepare(layer, workspace, stream, &prepare), UNEXPECTED_TENSOR,
+           "magnitude_out is given too");
+    prepare.magnitude = prepare.magnitude_out = 0;
+    EXPECT(fused_dora_prepare(layer, workspace, stream, &prepare), MISSING_TENSOR,
+           "magnitude is missing");
+    prepare.magnitude = tensor;
+    prepare.weight = 0;
+    EXPECT(fused_dora_prepare(layer, workspace, stream, &prepare), MISSING_TENSOR,
+           "weight is missing: its address is 0");
+    prepare.weight = tensor;
     OK(fused_dora_prepare(layer, workspace, stream, &prepare));
+    forward.y.pointer = tensor + 16384;
+    forward.h = tensor + 32768;
+    threads((fused_thread){layer, workspace, stream, &forward, 0});
     EXPECT(fused_dora_forward(layer, workspace, stream, NULL), NULL_ARGUMENT, "io is null");
     EXPECT(fused_dora_forward(NULL, workspace, stream, &forward), NULL_ARGUMENT, "layer is null");
     EXPECT(fused_dora_forward(layer, NULL, stream, &forward), NULL_ARGUMENT, "workspace is null");
-    forward.x.pointer = 0;
-    EXPECT(fused_dora_forward(layer, workspace, stream, &forward), MISSING_TENSOR, "x is missing");
+    forward.x = (fused_dora_matrix){0, 0};
+    EXPECT(fused_dora_forward(layer, workspace, stream, &forward), MISSING_TENSOR,
+           "x is missing: its address is 0");
+    forward.x.stride = INPUTS;
     forward.x.pointer = tensor + 2;
     EXPECT(fused_dora_forward(layer, workspace, stream, &forward), MISALIGNED, "multiple of 4");
     forward.x = (fused_dora_matrix){tensor, INPUTS - 1};
@@ -184,7 +242,7 @@ static void memory(fused_dora_kernels *kernels, CUstream stream) {
         .weight = tensor,
     };
     EXPECT(fused_dora_unmerge(layer, workspace, stream, &unmerge), LOST_FEATURE,
-           "output feature 0 has a gain of 0");
+           "the gain of output feature 0 is 0");
 
     const fused_dora_optimizer_part parts[] = {{0, 8, 1, 0}, {4, 8, 1, 0}};
     fused_dora_gradient_norm_io norm = {.parts = parts, .part_count = 2, .len = 16,

@@ -1,4 +1,5 @@
-//! The C API: its header, and a C program that trains a layer through it.
+//! The C API: its header and statuses, a C program that trains a layer, and one that makes
+//! mistakes.
 
 #![cfg(unix)]
 
@@ -9,19 +10,26 @@ use std::process::{Command, Output};
 use std::sync::LazyLock;
 
 use cuda_emulator::client::{Choice, Selected, select};
+use regex::Regex;
 
 /// Set to 1 to write the header anew.
 const BLESS: &str = "FUSED_DORA_BLESS";
 
+/// The package's folder.
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// The header that the sources ask for.
+fn read(path: &str) -> String {
+    let path = root().join(path);
+    fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+/// The header that the sources declare.
 fn generated() -> String {
     let config =
         cbindgen::Config::from_file(root().join("cbindgen.toml")).expect("a configuration");
-    let files = ["src/ffi/status.rs", "src/ffi/types.rs", "src/ffi.rs"];
+    let files = ["src/status.rs", "src/types.rs", "src/lib.rs"];
     let builder = cbindgen::Builder::new().with_config(config);
     let builder = files.iter().fold(builder, |builder, file| builder.with_src(root().join(file)));
     let mut header = Vec::new();
@@ -30,7 +38,7 @@ fn generated() -> String {
 }
 
 #[test]
-fn the_header_is_that_of_the_sources() {
+fn the_header_is_current() {
     let path = root().join("include/fused_dora.h");
     let generated = generated();
     if env::var_os(BLESS).is_some_and(|value| value == "1") {
@@ -40,16 +48,37 @@ fn the_header_is_that_of_the_sources() {
     let committed = fs::read_to_string(&path).unwrap_or_default();
     assert!(
         committed == generated,
-        "{} is not what src/ffi.rs declares: {BLESS}=1 cargo test --features ffi --test ffi",
+        "{} is not what src/lib.rs declares: {BLESS}=1 cargo test -p fused-dora-capi",
         path.display()
     );
 }
 
-/// The libraries that the crate's Cargo builds for C, dynamic and static, as README.md says.
+/// Each error of the crate has the status of its name. The crate's errors may grow, so that the
+/// compiler does not notice one without a status.
+#[test]
+fn each_error_has_a_status() {
+    let source = read("../src/error.rs");
+    let (_, body) = source.split_once("pub enum Error {").expect("the errors");
+    let (body, _) = body.split_once("\n}").expect("their end");
+    let variant = Regex::new(r"(?m)^    ([A-Z]\w*)[ ,]").expect("a pattern");
+    let names: Vec<&str> = variant
+        .captures_iter(body)
+        .map(|found| found.get(1))
+        .map(|name| name.expect("a name").as_str())
+        .collect();
+    assert!(names.len() > 20, "{names:?}");
+    let statuses = read("src/status.rs");
+    for name in names {
+        let arm = Regex::new(&format!(r"Error::{name}\b[^=]*=> Self::{name},")).expect("a pattern");
+        assert!(arm.is_match(&statuses), "Error::{name} has no status");
+    }
+}
+
+/// The libraries for C, shared and static, built by the command in README.md.
 static LIBRARIES: LazyLock<[PathBuf; 2]> = LazyLock::new(|| {
     let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().expect("the target's folder");
     let mut cargo = Command::new(env!("CARGO"));
-    cargo.args(["rustc", "--lib", "--features", "ffi", "--crate-type", "cdylib,staticlib"]);
+    cargo.args(["build", "-p", "fused-dora-capi"]);
     cargo.args(["--message-format", "json-render-diagnostics", "--target-dir"]).arg(target);
     if !cfg!(debug_assertions) {
         cargo.arg("--release");
@@ -70,15 +99,15 @@ static LIBRARIES: LazyLock<[PathBuf; 2]> = LazyLock::new(|| {
     [file("so"), file("a")]
 });
 
-/// Where the driver is: a folder in which the emulator's library goes by its names, and whether a
-/// GPU's driver is to be used instead when the program runs.
+/// A folder with the emulator's library under the driver's names, and whether the program is to run
+/// with a GPU's driver instead.
 fn driver(test: &str) -> (PathBuf, bool) {
     let choice = Choice::from_env().expect("a choice");
     let is_gpu = matches!(select(choice).expect("a device"), Selected::Cuda(_));
     let profile = env::current_exe().expect("the test's own path");
     let library = profile.with_file_name("libcuda_emulator.so");
     assert!(library.is_file(), "{} is missing", library.display());
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("ffi-{test}"));
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("c-{test}"));
     let _ = fs::remove_dir_all(&folder);
     fs::create_dir_all(&folder).expect("a folder");
     for name in ["libcuda.so", "libcuda.so.1"] {
@@ -87,7 +116,7 @@ fn driver(test: &str) -> (PathBuf, bool) {
     (folder, is_gpu)
 }
 
-/// The compiler of a variable, or its usual name.
+/// The compiler that the variable names, or the usual one.
 fn compiler(variable: &str, usual: &str) -> Command {
     let mut command = Command::new(env::var_os(variable).unwrap_or_else(|| usual.into()));
     command.args(["-Wall", "-Wextra", "-Werror", "-I"]).arg(root().join("include"));
@@ -103,7 +132,7 @@ fn run(source: &str, library: &Path, test: &str) -> Output {
     let (driver, is_gpu) = driver(test);
     let program = driver.join("program");
     let mut compile = compiler("CC", "cc");
-    compile.arg("-std=c11").arg("-I").arg(root().join("emulator/include"));
+    compile.arg("-std=c11").arg("-I").arg(root().join("../emulator/include"));
     compile.arg(root().join(source)).arg("-o").arg(&program);
     match library.extension().is_some_and(|extension| extension == "a") {
         true => compile.arg(library),
@@ -122,7 +151,7 @@ fn run(source: &str, library: &Path, test: &str) -> Output {
     run.output().expect("the program")
 }
 
-/// `examples/raw.c` compares what it gets with its own numbers, and its loss falls.
+/// `examples/raw.c` compares y with its own sums, and its loss falls.
 #[test]
 fn a_c_program_trains_a_layer() {
     for (library, test) in LIBRARIES.iter().zip(["dynamic", "static"]) {
@@ -133,14 +162,14 @@ fn a_c_program_trains_a_layer() {
     }
 }
 
-/// Each mistake gives its code and its text, and nothing is undefined that need not be.
+/// Each mistake returns its status and its text.
 #[test]
-fn mistakes_are_told_to_c() {
-    let output = run("tests/ffi/mistakes.c", &LIBRARIES[0], "mistakes");
+fn each_mistake_has_its_status_and_text() {
+    let output = run("tests/interface/mistakes.c", &LIBRARIES[0], "mistakes");
     assert!(output.status.success(), "{}", text(&output));
 }
 
-/// The header is C11 and C++ by itself, where there is a C++ compiler.
+/// The header compiles by itself as C11, and as C++17 if there is a C++ compiler.
 #[test]
 fn the_header_stands_alone() {
     let header = root().join("include/fused_dora.h");

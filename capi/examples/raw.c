@@ -1,12 +1,14 @@
 /*
- * A DoRA layer trained from C: the context, the stream and all memory are the program's own, and
- * fused-dora is told their addresses. What it computes is compared with the same in double.
+ * A DoRA layer trained from C. The program owns the context, the stream and all memory, and passes
+ * their addresses to fused-dora. It compares y with its own sums in double.
  *
- *   cargo rustc --release --features ffi --crate-type cdylib
- *   cc -std=c11 -I include -I "$CUDA_HOME/include" examples/raw.c -o raw \
+ *   cargo build --release -p fused-dora-capi
+ *   cc -std=c11 -I capi/include -I "$CUDA_HOME/include" capi/examples/raw.c -o raw \
  *       -L target/release -lfused_dora -lcuda -lm
+ *   LD_LIBRARY_PATH=target/release ./raw
  *
- * Without a CUDA toolkit, emulator/include has a cuda.h, and emulator/README.md a libcuda.
+ * Without a CUDA toolkit, use the cuda.h in emulator/include. emulator/README.md says how to get a
+ * libcuda without a GPU.
  */
 
 #include <math.h>
@@ -22,7 +24,7 @@ enum { TOKENS = 32, INPUTS = 40, OUTPUTS = 24, RANK = 4, STEPS = 40 };
 
 static const float ALPHA = 8.0f;
 
-/* The driver's errors and fused-dora's end the program, with their texts. */
+/* An error of the driver or of fused-dora ends the program with its text. */
 
 static void cuda(CUresult result, const char *call) {
     const char *text = "unknown";
@@ -62,7 +64,7 @@ static void download(float *values, CUdeviceptr memory, size_t len) {
     CUDA(cuMemcpyDtoH(values, memory, len * sizeof *values));
 }
 
-/* Numbers from -bound to bound, by a linear congruence. */
+/* Numbers from -bound to bound, by a linear congruential generator. */
 static void fill(float *values, size_t len, float bound) {
     static uint32_t state = 1;
     for (size_t i = 0; i < len; i++) {
@@ -72,8 +74,8 @@ static void fill(float *values, size_t len, float bound) {
 }
 
 /*
- * How far y is from m * (W + s B A) / norm of its rows, applied to x, at most, as a share of the
- * bound on the error of products in f32.
+ * The largest distance of y from x times m * (W + s B A) / (norm of its rows), as a share of the
+ * error bound of products in f32.
  */
 static double worst_error(const float *y, const float *x, const float *weight, const float *a,
                           const float *b, const float *m) {
@@ -119,7 +121,7 @@ int main(void) {
     CUDA(cuCtxSetCurrent(context));
     CUDA(cuStreamCreate(&stream, CU_STREAM_DEFAULT));
 
-    /* PEFT's LoraConfig(r=4, lora_alpha=8, use_dora=True), but with exact gradients. */
+    /* PEFT's LoraConfig(r=4, lora_alpha=8, use_dora=True), except that the gradients are exact. */
     const fused_dora_spec spec = {
         .in_features = INPUTS,
         .out_features = OUTPUTS,
@@ -142,7 +144,7 @@ int main(void) {
     DORA(fused_dora_workspace_open(kernels, &spec, 1, TOKENS, scratch, bytes, stream, &workspace));
     DORA(fused_dora_layer_open(kernels, &spec, operands, sizes.layer_bytes, &layer));
 
-    /* Tensors: A is random, B zero, and m the norm that is found at first. */
+    /* Tensors: A is random and B is zero. The first prepare writes m. */
     fill(weight, OUTPUTS * INPUTS, 0.15f);
     fill(x, TOKENS * INPUTS, 1);
     fill(wanted, TOKENS * OUTPUTS, 1);
@@ -215,7 +217,7 @@ int main(void) {
         }
         DORA(fused_dora_forward(layer, workspace, stream, &forward));
 
-        /* The loss is the program's own: the squared distance, halved, per token. */
+        /* The program computes the loss: half the squared distance, per token. */
         CUDA(cuStreamSynchronize(stream));
         download(y, y_rows.pointer, TOKENS * OUTPUTS);
         download(adapter, parameters, sizes.adapter_len);

@@ -1,4 +1,4 @@
-//! What the functions return, what they leave to be read of a failure, and the border itself.
+//! What the functions return, the text of the last failure, and the border that no panic crosses.
 
 use std::any::Any;
 use std::cell::RefCell;
@@ -6,64 +6,68 @@ use std::ffi::{CString, c_char};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr::null_mut;
 
-use cudarc::driver::sys;
+use fused_dora::Error;
+use fused_dora::cudarc::driver::sys;
 
-use crate::error::Error;
-
-/// Whether a function did what it was asked. All checks come before any launch: unless the status
-/// is `FUSED_DORA_STATUS_DRIVER` or `FUSED_DORA_STATUS_PANIC`, an op that failed has touched no
-/// device memory. `fused_dora_last_error` has the numbers, and the cure.
+/// Whether a function succeeded. An op makes all checks before it launches anything: unless the
+/// status is `FUSED_DORA_STATUS_DRIVER` or `FUSED_DORA_STATUS_PANIC`, an op that failed has not
+/// touched device memory. `fused_dora_last_error` returns the text, with the numbers and the
+/// remedy.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Status {
-    /// Done, or on its way on the stream.
+    /// Success: done, or queued on the stream.
     Ok = 0,
-    /// A pointer of the host is null, or not aligned for what it points to.
+    /// A host pointer is null, or not aligned for what it points to.
     NullArgument,
-    /// A defect of the library.
+    /// A bug in the library.
     Panic,
     /// A layer that cannot exist, or a setting that makes no sense.
     InvalidSpec,
-    /// Memory of the wrong size.
+    /// A tensor of the wrong length. No function of this interface returns it.
     Shape,
     /// Rows that overlap, or lie too far apart.
     Stride,
-    /// A device address that no element can have.
+    /// A device address that is not a multiple of what it must be.
     Misaligned,
-    /// Buffers of another dtype than the spec's.
+    /// A tensor of another dtype than the spec's. No function of this interface returns it.
     Dtype,
-    /// A tensor that is needed has the address 0.
+    /// A tensor that the op needs has address 0.
     MissingTensor,
     /// A tensor was given that this kind of layer does not have.
     UnexpectedTensor,
-    /// A gradient through the norm of a layer that has none.
+    /// `fused_dora_norm_gradient` for a layer whose gradients do not flow through a norm.
     NoNormGradient,
     /// An op before `fused_dora_prepare`.
     NotPrepared,
-    /// A workspace made for less.
+    /// A workspace that was opened for smaller layers or fewer tokens.
     WorkspaceTooSmall,
     /// An unmerge where a gain is 0.
     LostFeature,
-    /// An adapter that does not fit its layer.
+    /// An adapter that does not fit its layer. No function of this interface returns it.
     Adapter,
-    /// A launch larger than the device allows.
+    /// A launch that is larger than the device allows.
     DeviceLimit,
     /// A GPU before Ampere.
     UnsupportedArchitecture,
-    /// The library was built without NVRTC, and holds no kernels.
+    /// The library was built without NVRTC and holds no kernels.
     KernelsNotBuilt,
     /// No CUDA driver.
     DriverMissing,
-    /// A device that is not there.
+    /// A device that does not exist.
     NoDevice,
-    /// A driver older than the NVRTC that compiled the kernels.
+    /// A driver that is older than the NVRTC that compiled the kernels.
     PtxTooNew,
     /// Handles of different CUDA contexts.
     ContextMismatch,
     /// The CUDA driver reported an error, perhaps of an earlier launch.
     Driver,
-    /// Ranks that disagree in a sum over them. No function of this interface makes one yet.
+    /// Ranks that disagree in a sum over them. No function of this interface returns it.
     Ranks,
+    /// Memory for a layer or a workspace that has too few bytes.
+    MemoryTooSmall,
+    /// A step without an active adapter. No function of this interface returns it.
+    NoActiveAdapter,
 }
 
 impl Status {
@@ -90,12 +94,16 @@ impl Status {
             Error::ContextMismatch => Self::ContextMismatch,
             Error::Driver { .. } => Self::Driver,
             Error::Ranks { .. } => Self::Ranks,
+            Error::MemoryTooSmall { .. } => Self::MemoryTooSmall,
+            Error::NoActiveAdapter { .. } => Self::NoActiveAdapter,
+            // `Error` may grow, and a test finds each variant that is not listed here.
+            _ => Self::Panic,
         }
     }
 }
 
 /// Why a function failed.
-pub(super) struct Failure {
+pub(crate) struct Failure {
     status: Status,
     message: String,
 }
@@ -108,7 +116,7 @@ impl From<Error> for Failure {
 
 impl Failure {
     /// An argument that is null.
-    pub(super) fn null(argument: &'static str) -> Self {
+    pub(crate) fn null(argument: &'static str) -> Self {
         let message = format!("{argument} is null: give its address");
         Self { status: Status::NullArgument, message }
     }
@@ -124,7 +132,7 @@ impl Failure {
     fn panic(payload: &(dyn Any + Send)) -> Self {
         let text = payload.downcast_ref::<String>().map(String::as_str);
         let text = text.or_else(|| payload.downcast_ref().copied()).unwrap_or("no message");
-        let message = format!("a defect of fused-dora: {text}");
+        let message = format!("a bug in fused-dora: {text}");
         Self { status: Status::Panic, message }
     }
 }
@@ -133,17 +141,17 @@ thread_local! {
     static LAST_ERROR: RefCell<CString> = RefCell::default();
 }
 
-/// What went wrong in the last call of this thread that failed, with its numbers and what to do
-/// about it; empty if none has. Valid until the thread's next call that fails, or its end.
+/// The text of the last failure in this thread, with its numbers and the remedy; empty if no call
+/// has failed. The text is valid until the next call that fails in this thread, or until the thread
+/// ends.
 #[unsafe(no_mangle)]
 pub extern "C" fn fused_dora_last_error() -> *const c_char {
-    // A thread that is ending has nothing any more.
+    // The text of a thread that is ending is gone.
     LAST_ERROR.try_with(|last| last.borrow().as_ptr()).unwrap_or(c"".as_ptr())
 }
 
-/// Runs what a function does. Nothing unwinds to the caller, a failure is kept to be read, and the
-/// thread's current context is what it was.
-pub(super) fn entry(work: impl FnOnce() -> Result<(), Failure>) -> Status {
+/// Runs a function's work. No panic unwinds to the caller, and the text of a failure is kept.
+pub(crate) fn entry(work: impl FnOnce() -> Result<(), Failure>) -> Status {
     let result = catch_unwind(AssertUnwindSafe(work))
         .unwrap_or_else(|payload| Err(Failure::panic(payload.as_ref())));
     let Err(Failure { status, message }) = result else { return Status::Ok };
@@ -153,13 +161,13 @@ pub(super) fn entry(work: impl FnOnce() -> Result<(), Failure>) -> Status {
     status
 }
 
-/// Puts the thread's current context back when it is dropped. There is to be a driver.
-pub(super) struct CurrentContext(sys::CUcontext);
+/// Restores the thread's current context when it is dropped. It needs a driver.
+pub(crate) struct CurrentContext(sys::CUcontext);
 
 impl CurrentContext {
-    pub(super) fn keep() -> Self {
+    pub(crate) fn keep() -> Self {
         let mut context = null_mut();
-        // SAFETY: the place is writable. Where the driver is not initialised, it stays null.
+        // SAFETY: the place is writable. It stays null if the driver is not initialised.
         let _ = unsafe { sys::cuCtxGetCurrent(&mut context) };
         Self(context)
     }
@@ -167,30 +175,29 @@ impl CurrentContext {
 
 impl Drop for CurrentContext {
     fn drop(&mut self) {
-        // SAFETY: the context was current a call ago. There is nobody to tell of an error.
+        // SAFETY: the context was current before this call. Nobody could use the status.
         let _ = unsafe { sys::cuCtxSetCurrent(self.0) };
     }
 }
 
 /// What a pointer of the caller points to.
 ///
-/// # Safety
-/// Unless it is null or not aligned, the pointer is that of a `T`, which stays as it is for as long
-/// as the result is used.
-pub(super) unsafe fn given<'a, T>(
+/// # Safety Unless it is null or misaligned, the pointer is of a `T` that does not change while the
+/// result is used.
+pub(crate) unsafe fn given<'a, T>(
     argument: &'static str,
     pointer: *const T,
 ) -> Result<&'a T, Failure> {
     check(argument, pointer)?;
-    // SAFETY: it is neither null nor out of alignment; for the rest, the caller vouches.
+    // SAFETY: the pointer is not null and not misaligned. The caller vouches for the rest.
     Ok(unsafe { &*pointer })
 }
 
-/// As [`given`], `count` of them; of none, the pointer does not matter.
+/// Like [`given`], for `count` of them. If there are none, any pointer is right.
 ///
 /// # Safety
 /// That of [`given`].
-pub(super) unsafe fn given_all<'a, T>(
+pub(crate) unsafe fn given_all<'a, T>(
     argument: &'static str,
     pointer: *const T,
     count: usize,
@@ -199,22 +206,22 @@ pub(super) unsafe fn given_all<'a, T>(
         return Ok(&[]);
     }
     check(argument, pointer)?;
-    // SAFETY: it is neither null nor out of alignment; for the rest, the caller vouches.
+    // SAFETY: the pointer is not null and not misaligned. The caller vouches for the rest.
     Ok(unsafe { std::slice::from_raw_parts(pointer, count) })
 }
 
 /// Writes a result.
 ///
 /// # Safety
-/// Unless it is null or not aligned, the place is writable.
-pub(super) unsafe fn give<T>(
+/// Unless it is null or misaligned, the place is writable.
+pub(crate) unsafe fn give<T>(
     argument: &'static str,
     place: *mut T,
     value: impl FnOnce() -> Result<T, Failure>,
 ) -> Result<(), Failure> {
     check(argument, place)?;
     let value = value()?;
-    // SAFETY: it is neither null nor out of alignment; for the rest, the caller vouches.
+    // SAFETY: the pointer is not null and not misaligned. The caller vouches for the rest.
     unsafe { place.write(value) };
     Ok(())
 }
@@ -245,9 +252,9 @@ mod tests {
     fn a_panic_stays_on_this_side() {
         let number = 7;
         assert_eq!(entry(|| panic!("number {number}")), Status::Panic);
-        assert_eq!(last_error(), "a defect of fused-dora: number 7");
+        assert_eq!(last_error(), "a bug in fused-dora: number 7");
         assert_eq!(entry(|| Ok(())), Status::Ok);
-        assert_eq!(last_error(), "a defect of fused-dora: number 7");
+        assert_eq!(last_error(), "a bug in fused-dora: number 7");
     }
 
     #[test]
