@@ -173,7 +173,6 @@ fn main() -> Result<(), Box<dyn Error>> {
         gradients: Gradients::Overwrite,
         x,
         weight,
-        bias: 0,
         output: y,
         z: 0,
         dropout: None,

@@ -2,9 +2,6 @@
 
 use std::fmt;
 
-use cudarc::driver::{DeviceRepr, ValidAsZeroBits};
-use half::{bf16, f16};
-
 /// The type that x, W, b, y and their gradients are stored in, and that products are computed in
 /// (always accumulated in f32).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -42,53 +39,6 @@ impl Dtype {
 impl fmt::Display for Dtype {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())
-    }
-}
-
-mod sealed {
-    pub trait Sealed {}
-    impl Sealed for half::bf16 {}
-    impl Sealed for half::f16 {}
-    impl Sealed for f32 {}
-}
-
-/// A Rust type that a [`Dtype`] stands for.
-pub trait Element: DeviceRepr + ValidAsZeroBits + Copy + sealed::Sealed + 'static {
-    /// The matching compute type.
-    const DTYPE: Dtype;
-    /// Rounds to nearest.
-    fn from_f32(value: f32) -> Self;
-    /// Widens exactly.
-    fn to_f32(self) -> f32;
-}
-
-impl Element for bf16 {
-    const DTYPE: Dtype = Dtype::Bf16;
-    fn from_f32(value: f32) -> Self {
-        Self::from_f32(value)
-    }
-    fn to_f32(self) -> f32 {
-        Self::to_f32(self)
-    }
-}
-
-impl Element for f16 {
-    const DTYPE: Dtype = Dtype::F16;
-    fn from_f32(value: f32) -> Self {
-        Self::from_f32(value)
-    }
-    fn to_f32(self) -> f32 {
-        Self::to_f32(self)
-    }
-}
-
-impl Element for f32 {
-    const DTYPE: Dtype = Dtype::F32;
-    fn from_f32(value: f32) -> Self {
-        value
-    }
-    fn to_f32(self) -> f32 {
-        self
     }
 }
 

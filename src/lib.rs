@@ -102,11 +102,11 @@ mod spec;
 mod tensor;
 
 pub use cudarc;
-pub use device::{Kernels, Tiles, Workspace, borrow_context, open_device};
 #[doc(hidden)]
 pub use device::{F32Math, load_image};
+pub use device::{Kernels, Tiles, Workspace, borrow_context, open_device};
 pub use dropout::{Dropout, DropoutForm};
-pub use dtype::{Dtype, Element, ElementType};
+pub use dtype::{Dtype, ElementType};
 pub use error::{Error, Result};
 pub use layer::parallel::{self, AllReduce, HostRank};
 pub use layer::{
@@ -127,7 +127,7 @@ pub use ops::prepared::Prepared;
 pub use spec::{DoraSpec, Norm, NormGrad, Scaling};
 #[cfg(feature = "dlpack")]
 pub use tensor::dlpack;
-pub use tensor::{Base, Read, SharedTensor, SharedWeight, TensorElement, Weight, Write};
+pub use tensor::{Base, Element, Read, SharedTensor, SharedWeight, TensorElement, Weight, Write};
 
 /// The guides' examples are tests.
 #[cfg(doctest)]

@@ -8,7 +8,11 @@ pub(crate) mod dropout {
         pub(crate) threshold: u32,
         pub(crate) scale: f32,
     }
-    impl Default for Dropout { fn default() -> Self { unsafe { std::mem::zeroed() } } }
+    impl Default for Dropout {
+        fn default() -> Self {
+            unsafe { std::mem::zeroed() }
+        }
+    }
     unsafe impl cudarc::driver::DeviceRepr for Dropout {}
 }
 pub(crate) mod forward {
@@ -48,7 +52,11 @@ pub(crate) mod forward {
         pub(crate) aligned: i32,
         pub(crate) _padding: i32,
     }
-    impl Default for ForwardParams { fn default() -> Self { unsafe { std::mem::zeroed() } } }
+    impl Default for ForwardParams {
+        fn default() -> Self {
+            unsafe { std::mem::zeroed() }
+        }
+    }
     unsafe impl cudarc::driver::DeviceRepr for ForwardParams {}
 }
 pub(crate) mod backward {
@@ -107,7 +115,11 @@ pub(crate) mod backward {
         pub(crate) accumulate: i32,
         pub(crate) _padding: i32,
     }
-    impl Default for BackwardParams { fn default() -> Self { unsafe { std::mem::zeroed() } } }
+    impl Default for BackwardParams {
+        fn default() -> Self {
+            unsafe { std::mem::zeroed() }
+        }
+    }
     unsafe impl cudarc::driver::DeviceRepr for BackwardParams {}
 }
 pub(crate) mod prepare {
@@ -141,7 +153,11 @@ pub(crate) mod prepare {
         pub(crate) aligned_b: i32,
         pub(crate) part: i32,
     }
-    impl Default for PrepareParams { fn default() -> Self { unsafe { std::mem::zeroed() } } }
+    impl Default for PrepareParams {
+        fn default() -> Self {
+            unsafe { std::mem::zeroed() }
+        }
+    }
     unsafe impl cudarc::driver::DeviceRepr for PrepareParams {}
 }
 pub(crate) mod norm_gradient {
@@ -172,7 +188,11 @@ pub(crate) mod norm_gradient {
         pub(crate) aligned_a: i32,
         pub(crate) aligned_b: i32,
     }
-    impl Default for NormGradientParams { fn default() -> Self { unsafe { std::mem::zeroed() } } }
+    impl Default for NormGradientParams {
+        fn default() -> Self {
+            unsafe { std::mem::zeroed() }
+        }
+    }
     unsafe impl cudarc::driver::DeviceRepr for NormGradientParams {}
 }
 pub(crate) mod merge {
@@ -198,7 +218,11 @@ pub(crate) mod merge {
         pub(crate) aligned_b: i32,
         pub(crate) _padding: i32,
     }
-    impl Default for MergeParams { fn default() -> Self { unsafe { std::mem::zeroed() } } }
+    impl Default for MergeParams {
+        fn default() -> Self {
+            unsafe { std::mem::zeroed() }
+        }
+    }
     unsafe impl cudarc::driver::DeviceRepr for MergeParams {}
 }
 pub(crate) mod decompose {
@@ -228,7 +252,11 @@ pub(crate) mod decompose {
         pub(crate) aligned_b: i32,
         pub(crate) _padding: i32,
     }
-    impl Default for DecomposeParams { fn default() -> Self { unsafe { std::mem::zeroed() } } }
+    impl Default for DecomposeParams {
+        fn default() -> Self {
+            unsafe { std::mem::zeroed() }
+        }
+    }
     unsafe impl cudarc::driver::DeviceRepr for DecomposeParams {}
 }
 pub(crate) mod adamw {
@@ -242,7 +270,11 @@ pub(crate) mod adamw {
         pub(crate) weight_decay: f32,
         pub(crate) _padding: u32,
     }
-    impl Default for Part { fn default() -> Self { unsafe { std::mem::zeroed() } } }
+    impl Default for Part {
+        fn default() -> Self {
+            unsafe { std::mem::zeroed() }
+        }
+    }
     unsafe impl cudarc::driver::DeviceRepr for Part {}
     #[repr(C)]
     #[derive(Debug, Clone, Copy)]
@@ -251,7 +283,11 @@ pub(crate) mod adamw {
         pub(crate) count: u32,
         pub(crate) chunks: u32,
     }
-    impl Default for Parts { fn default() -> Self { unsafe { std::mem::zeroed() } } }
+    impl Default for Parts {
+        fn default() -> Self {
+            unsafe { std::mem::zeroed() }
+        }
+    }
     unsafe impl cudarc::driver::DeviceRepr for Parts {}
     #[repr(C)]
     #[derive(Debug, Clone, Copy)]
@@ -274,7 +310,11 @@ pub(crate) mod adamw {
         pub(crate) aligned: i32,
         pub(crate) parts: Parts,
     }
-    impl Default for AdamWParams { fn default() -> Self { unsafe { std::mem::zeroed() } } }
+    impl Default for AdamWParams {
+        fn default() -> Self {
+            unsafe { std::mem::zeroed() }
+        }
+    }
     unsafe impl cudarc::driver::DeviceRepr for AdamWParams {}
     #[repr(C)]
     #[derive(Debug, Clone, Copy)]
@@ -289,6 +329,10 @@ pub(crate) mod adamw {
         pub(crate) _padding: i32,
         pub(crate) parts: Parts,
     }
-    impl Default for GradientNormParams { fn default() -> Self { unsafe { std::mem::zeroed() } } }
+    impl Default for GradientNormParams {
+        fn default() -> Self {
+            unsafe { std::mem::zeroed() }
+        }
+    }
     unsafe impl cudarc::driver::DeviceRepr for GradientNormParams {}
 }

@@ -68,8 +68,11 @@ fn run(arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_limits")).args(arguments).output().unwrap()
 }
 
-/// All lines, of a document, too. Ranks beyond those of the lines are left to
-/// `cargo xtask limits`.
+/// The architectures that this test checks.
+const ARCHITECTURES: [&str; 2] = ["sm_80", "sm_90"];
+
+/// All lines, of a document, too. Other architectures, and ranks beyond those of the lines, are left
+/// to `cargo xtask limits`.
 #[test]
 fn all_lines_hold() {
     if std::env::var_os("CUDA_EMULATOR_SEED").is_some() {
@@ -81,7 +84,9 @@ fn all_lines_hold() {
     let [folder, document] = ["limits", "document.md"].map(|name| fresh.path().join(name));
     std::fs::write(&document, "before\n<!-- limits -->\nold\n<!-- /limits -->\nafter\n").unwrap();
     let [out, path] = [&folder, &document].map(|path| path.to_str().unwrap());
-    let output = run(&["--rank", "16", "--out", out, "--write", path]);
+    let mut arguments = vec!["--rank", "16", "--out", out, "--write", path];
+    arguments.extend(ARCHITECTURES.iter().flat_map(|name| ["--arch", name]));
+    let output = run(&arguments);
     let text = String::from_utf8_lossy(&output.stdout);
     let errors = String::from_utf8_lossy(&output.stderr);
     let json = std::fs::read_to_string(folder.join("limits.json"))
@@ -94,6 +99,9 @@ fn all_lines_hold() {
     let document = std::fs::read_to_string(&document).unwrap();
     let tables = std::fs::read_to_string(folder.join("limits.md")).unwrap();
     assert_eq!(document, format!("before\n<!-- limits -->\n{tables}<!-- /limits -->\nafter\n"));
+    for name in ARCHITECTURES {
+        assert!(lines.iter().any(|line| line.what.starts_with(&format!("{name}: "))), "{name}");
+    }
     let failing: Vec<_> = text.lines().filter(|line| line.ends_with("FAILS")).collect();
     assert_eq!(lines.iter().filter(|line| !line.holds).count(), failing.len());
     assert!(failing.is_empty() && output.status.success(), "{}\n{errors}", failing.join("\n"));
@@ -109,7 +117,11 @@ fn a_folder_that_cannot_be_is_refused_at_once() {
 
 #[test]
 fn bad_arguments_are_refused() {
-    for (arguments, complaint) in [(["--rank", "many"], "many"), (["--wride", "x"], "--wride")] {
+    for (arguments, complaint) in [
+        (["--rank", "many"], "many"),
+        (["--wride", "x"], "--wride"),
+        (["--arch", "sm_75"], "sm_75"),
+    ] {
         let output = run(&arguments);
         assert_eq!(output.status.code(), Some(2), "{arguments:?}");
         let text = String::from_utf8_lossy(&output.stderr);

@@ -11,11 +11,11 @@ use cudarc::driver::{
 };
 use cudarc::nvrtc::Ptx;
 
-use super::launch::{Kernel, Launch};
 use super::arch::Arch;
+use super::launch::{Kernel, Launch};
 use super::tiling::{F32Math, Tiles, Tiling};
-use crate::error::{During, Error, Result};
 use crate::dtype::Dtype;
+use crate::error::{During, Error, Result};
 use crate::tensor::check_context;
 
 mod embedded {

@@ -22,6 +22,4 @@ pub use tiling::F32Math;
 pub use tiling::Tiles;
 pub(crate) use tiling::Tiling;
 pub use workspace::Workspace;
-pub(crate) use workspace::{
-    Needs, Regions, Scratch, Split, WorkspaceSize, queue_counters,
-};
+pub(crate) use workspace::{Needs, Regions, Scratch, Split, WorkspaceSize, queue_counters};

@@ -8,15 +8,15 @@ use cudarc::driver::{CudaSlice, CudaStream};
 use super::{Adapter, Layer, Saved};
 use crate::device::{Kernels, Workspace};
 use crate::dropout::{Dropout, DropoutForm, uniform};
+use crate::dtype::Dtype;
 use crate::error::{During, Error, Result};
 use crate::layout::AdapterLayout;
 use crate::ops::adamw::{AdamW, AdamWConfig, AdapterGroups, Clip, OptimizerPart, Schedule};
 use crate::ops::backward::{Backward, Gradients};
 use crate::ops::forward::Forward;
-use crate::ops::merge::{Merge, Unmerge};
+use crate::ops::merge::{Merge, Unmerge, check_outputs};
 use crate::ops::norm_gradient::NormGradient;
 use crate::ops::prepare::{Magnitude, Prepare};
-use crate::dtype::Dtype;
 use crate::spec::{DoraSpec, Norm, NormGrad, Scaling};
 use crate::tensor::{
     Base, Read, SharedTensor, SharedWeight, Tensors, Write, check_context, check_len, matrix,
@@ -462,10 +462,11 @@ impl DoraLinear {
     pub fn merge<'a>(
         &mut self,
         merged: impl Into<Write<'a>>,
-        report: Option<Write<'a>>,
+        mut report: Option<Write<'a>>,
     ) -> Result<()> {
         let Self { kernels, stream, workspace, weight, adapters, active, .. } = self;
-        let adapter = active_of(adapters, active, "merge")?;
+        let (adapter, mut merged) = (active_of(adapters, active, "merge")?, merged.into());
+        check_outputs(kernels, stream, adapter.spec(), &mut merged, &mut report)?;
         let workspace = &mut lock(workspace);
         adapter.prepare(kernels, stream, workspace, weight.read())?;
         let parameters = adapter.layout.view(adapter.parameters())?;
@@ -473,7 +474,7 @@ impl DoraLinear {
             weight: weight.read(),
             lora_a: parameters.lora_a.into(),
             lora_b: parameters.lora_b.into(),
-            merged: merged.into(),
+            merged,
             report,
         };
         kernels.merge(stream, adapter.spec(), adapter.prepared(), workspace, io)

@@ -135,11 +135,8 @@ impl Layer {
     ) -> Result<()> {
         let keeps_z = self.keeps_z(io.dropout.as_ref())?;
         let takes_y = self.takes_y(io.dropout.as_ref())?;
-        let io = Backward {
-            output: io.output.filter(|_| takes_y),
-            z: io.z.filter(|_| keeps_z),
-            ..io
-        };
+        let io =
+            Backward { output: io.output.filter(|_| takes_y), z: io.z.filter(|_| keeps_z), ..io };
         kernels.backward(stream, &self.spec, &self.prepared, workspace, io)
     }
 

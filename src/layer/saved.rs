@@ -7,8 +7,8 @@ use half::{bf16, f16};
 
 use super::Layer;
 use crate::dropout::{Dropout, DropoutForm};
-use crate::error::{During, Error, Result};
 use crate::dtype::Dtype;
+use crate::error::{During, Error, Result};
 use crate::spec::{DoraSpec, Norm};
 use crate::tensor::{Read, Write};
 
@@ -86,12 +86,7 @@ impl Saved {
     }
 
     /// The elements of H and z of a call, if there is room for them.
-    fn check(
-        &self,
-        layer: &Layer,
-        tokens: usize,
-        dropout: Option<&Dropout>,
-    ) -> Result<[usize; 2]> {
+    fn check(&self, layer: &Layer, tokens: usize, dropout: Option<&Dropout>) -> Result<[usize; 2]> {
         let outputs = layer.spec().out_features();
         let z_len = if layer.keeps_z(dropout)? { tokens.saturating_mul(outputs) } else { 0 };
         let lens = [layer.h_len(tokens), z_len];

@@ -7,10 +7,10 @@ use cudarc::driver::CudaStream;
 
 use super::gradient_norm::SIZE_OF_NORM_PARAMS;
 use crate::device::{Kernel, Kernels, Launch, THREADS};
+use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::layout::{AdapterLayout, Part};
 use crate::params::adamw::{AdamWParams, Part as KernelPart, Parts as KernelParts};
-use crate::dtype::Dtype;
 use crate::tensor::{ElementType, Read, Tensors, Write, vector};
 
 const ADAMW: Kernel = Kernel::f32_only("adamw", "adamw");
@@ -235,9 +235,8 @@ impl Kernels {
         config.check()?;
         check_parts(io.parts, io.len)?;
         let batches: Vec<_> = io.parts.chunks(MAX_PARTS).map(kernel_parts).collect();
-        let launch = |parts: &KernelParts| {
-            Launch::new(ADAMW, Dtype::F32, [parts.chunks as usize, 1, 1])
-        };
+        let launch =
+            |parts: &KernelParts| Launch::new(ADAMW, Dtype::F32, [parts.chunks as usize, 1, 1]);
         batches.iter().try_for_each(|parts| self.check_launch(&launch(parts)))?;
         let params = io.params(&mut t, config)?;
         for parts in batches.into_iter().filter(|parts| parts.chunks > 0) {
@@ -252,11 +251,7 @@ impl Kernels {
 
 impl AdamW<'_> {
     /// The kernel's parameters without the parts: each tensor is checked here, once.
-    fn params<'t>(
-        &'t mut self,
-        t: &mut Tensors<'t>,
-        config: &AdamWConfig,
-    ) -> Result<AdamWParams> {
+    fn params<'t>(&'t mut self, t: &mut Tensors<'t>, config: &AdamWConfig) -> Result<AdamWParams> {
         let (f32, elements) = (ElementType::F32, vector(("elements", self.len)));
         let (schedule, learning_rate, step) = match &self.schedule {
             &Schedule::Host { learning_rate, step } => {

@@ -10,9 +10,7 @@ use crate::device::{Kernel, Kernels, Launch, Needs, Regions, Split, THREADS, Wor
 use crate::error::{During, Error, Result};
 use crate::params::decompose::DecomposeParams;
 use crate::spec::{DoraSpec, Norm};
-use crate::tensor::{
-    Dim, ElementType, Read, Tensors, Weight, Write, check_len, matrix, vector,
-};
+use crate::tensor::{Dim, ElementType, Read, Tensors, Weight, Write, check_len, matrix, vector};
 
 const DECOMPOSE: Kernel = Kernel::new("decompose", "decompose");
 

@@ -6,11 +6,11 @@ use cudarc::driver::CudaStream;
 
 use super::adamw::{MAX_PARTS, OptimizerPart, check_parts, kernel_parts};
 use crate::device::{Kernel, Kernels, Launch, Needs, Regions, Workspace};
+use crate::dtype::Dtype;
 #[cfg(doc)]
 use crate::error::Error;
 use crate::error::Result;
 use crate::params::adamw::GradientNormParams;
-use crate::dtype::Dtype;
 use crate::tensor::{ElementType, Read, Tensors, Write, vector};
 
 const GRADIENT_NORM: Kernel = Kernel::f32_only("adamw", "gradient_norm");

@@ -9,9 +9,7 @@ use crate::device::{Kernel, Kernels, Launch, Needs, Regions, THREADS, Workspace}
 use crate::error::{During, Error, Result};
 use crate::params::merge::MergeParams;
 use crate::spec::{DoraSpec, Norm};
-use crate::tensor::{
-    ElementType, Placed, Read, Tensors, Weight, Write, check_len, matrix, vector,
-};
+use crate::tensor::{ElementType, Placed, Read, Tensors, Weight, Write, check_len, matrix, vector};
 
 const MERGE: Kernel = Kernel::new("merge", "merge");
 const UNMERGE: Kernel = Kernel::new("merge", "unmerge");
@@ -222,7 +220,8 @@ impl Kernels {
         let merged = spec.dtype().into();
         let shape = matrix(spec.outputs(), spec.inputs());
         let weight = t.write_as(merged, "weight", &mut io.weight, shape)?;
-        let weights = Weights { kernel: UNMERGE, source: weight, target: weight, merged, report: 0 };
+        let weights =
+            Weights { kernel: UNMERGE, source: weight, target: weight, merged, report: 0 };
         self.convert(stream, spec, prepared, workspace, (&io.lora_a, &io.lora_b), t, weights)
     }
 
@@ -307,6 +306,21 @@ pub(super) fn factors<'t>(
         t.read_as(f32, "lora_A", lora_a, matrix(ranks, spec.inputs()))?,
         t.read_as(f32, "lora_B", lora_b, matrix(spec.outputs(), ranks))?,
     ))
+}
+
+/// Whether what a merge writes is of the right shape and in the kernels' context: for a layer that
+/// has to prepare its adapter before the merge.
+pub(crate) fn check_outputs(
+    kernels: &Kernels,
+    stream: &CudaStream,
+    spec: &DoraSpec,
+    merged: &mut Write<'_>,
+    report_to: &mut Option<Write<'_>>,
+) -> Result<()> {
+    let mut t = Tensors::new(kernels.context(), stream, spec.dtype())?;
+    let (element, shape) = (merged.element(), matrix(spec.outputs(), spec.inputs()));
+    t.write_as(element, "merged", merged, shape)?;
+    report(&mut t, report_to).map(drop)
 }
 
 fn report<'t>(t: &mut Tensors<'t>, report: &'t mut Option<Write<'_>>) -> Result<u64> {

@@ -7,9 +7,9 @@ use cudarc::driver::CudaStream;
 
 use super::prepared::Prepared;
 use crate::device::{Kernel, Kernels, Launch, Needs, Regions, Split, THREADS, Workspace};
+use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::params::norm_gradient::NormGradientParams;
-use crate::dtype::Dtype;
 use crate::spec::{DoraSpec, Norm, NormGrad};
 use crate::tensor::{ElementType, Read, Tensors, Weight, Write, matrix, vector};
 

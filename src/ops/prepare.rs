@@ -225,12 +225,8 @@ impl Magnitude<'_> {
         let shape = vector(spec.magnitudes());
         match self {
             Self::None | Self::Sharded => Ok((0, 0)),
-            Self::Given(m) => {
-                Ok((t.read_as(ElementType::F32, "magnitude", m, shape)?.address, 0))
-            }
-            Self::Init(m) => {
-                Ok((0, t.write_as(ElementType::F32, "magnitude", m, shape)?.address))
-            }
+            Self::Given(m) => Ok((t.read_as(ElementType::F32, "magnitude", m, shape)?.address, 0)),
+            Self::Init(m) => Ok((0, t.write_as(ElementType::F32, "magnitude", m, shape)?.address)),
         }
     }
 }

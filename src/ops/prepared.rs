@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use cudarc::driver::{CudaStream, CudaViewMut};
 
-use crate::device::{DeviceMemory, Regions};
 #[cfg(doc)]
 use crate::device::Kernels;
+use crate::device::{DeviceMemory, Regions};
 use crate::error::{During, Error, Result};
 use crate::spec::{DoraSpec, Norm};
 use crate::tensor::{Tensors, check_len, vector};
@@ -79,7 +79,8 @@ impl Operands {
 
 /// What the other ops need of an adapter: c, g and the packed operands, on the device.
 ///
-/// Valid until A, B, m or a trained bias change; then call [`Kernels::prepare`] again.
+/// Valid until A, B, m or a trained bias change; then call [`Kernels::prepare`] again. A plain linear
+/// layer, of rank 0 and without a norm, needs no `prepare`, unless it trains its bias.
 #[derive(Debug)]
 pub struct Prepared {
     spec: DoraSpec,
@@ -122,7 +123,10 @@ impl Prepared {
 
     fn within(memory: DeviceMemory, spec: &DoraSpec) -> Self {
         let (spec, layout) = (*spec, Layout::new(spec));
-        Self { spec, layout, state: State::Empty, has_bias: false, memory }
+        // A plain linear layer has neither norms nor operands to pack.
+        let is_plain = spec.norm() == Norm::None && spec.rank() == 0;
+        let state = if is_plain { State::Ready } else { State::Empty };
+        Self { spec, layout, state, has_bias: false, memory }
     }
 
     /// Operands for [`Kernels::unmerge`] alone, with the gains `[I]` or `[O]` that
@@ -224,7 +228,9 @@ impl Prepared {
         self.check_spec(spec)?;
         match self.state {
             State::Gains | State::Ready => {}
-            State::Empty => return Err(Error::NotPrepared { problem: "have not been computed yet" }),
+            State::Empty => {
+                return Err(Error::NotPrepared { problem: "have not been computed yet" });
+            }
             State::Squares => {
                 let problem = "are those of a shard that finish_prepare has not completed";
                 return Err(Error::NotPrepared { problem });

@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use cudarc::driver::CudaStream;
 
+use crate::dtype::Dtype;
+use crate::error::{During, Error, Result};
 use crate::layer::Adapter;
 use crate::layout::{AdapterLayout, Part};
-use crate::error::{During, Error, Result};
-use crate::dtype::Dtype;
 use crate::spec::{DoraSpec, Norm, NormGrad, Scaling};
 use crate::tensor::{check_len, matrix, vector};
 

@@ -1,13 +1,12 @@
 //! The checks that an op makes of its tensors, one line per tensor.
 
 use cudarc::driver::{
-    CudaContext, CudaSlice, CudaStream, DevicePtr, DevicePtrMut, DriverError,
-    SyncOnDrop, result,
+    CudaContext, CudaSlice, CudaStream, DevicePtr, DevicePtrMut, DriverError, SyncOnDrop, result,
 };
 
 use super::{ElementType, Memory, MemoryMut, Read, Weight, WeightFormat, Write};
-use crate::error::{Error, Result};
 use crate::dtype::Dtype;
+use crate::error::{Error, Result};
 use crate::spec::MAX_DIMENSION;
 
 /// Rows that start at multiples of this many bytes, and are multiples of it long, are moved by

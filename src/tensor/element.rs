@@ -4,7 +4,7 @@ use cudarc::driver::{CudaView, CudaViewMut, DeviceRepr, ValidAsZeroBits};
 use half::{bf16, f16};
 
 use super::{Memory, MemoryMut};
-use crate::dtype::ElementType;
+use crate::dtype::{Dtype, ElementType};
 
 mod sealed {
     use super::{CudaView, CudaViewMut, Memory, MemoryMut};
@@ -42,3 +42,43 @@ macro_rules! tensor_elements {
 }
 
 tensor_elements!(bf16: Bf16, f16: F16, f32: F32, f64: F64);
+
+/// A Rust type that a [`Dtype`] stands for.
+pub trait Element: TensorElement {
+    /// The matching compute type.
+    const DTYPE: Dtype;
+    /// Rounds to nearest.
+    fn from_f32(value: f32) -> Self;
+    /// Widens exactly.
+    fn to_f32(self) -> f32;
+}
+
+impl Element for bf16 {
+    const DTYPE: Dtype = Dtype::Bf16;
+    fn from_f32(value: f32) -> Self {
+        Self::from_f32(value)
+    }
+    fn to_f32(self) -> f32 {
+        Self::to_f32(self)
+    }
+}
+
+impl Element for f16 {
+    const DTYPE: Dtype = Dtype::F16;
+    fn from_f32(value: f32) -> Self {
+        Self::from_f32(value)
+    }
+    fn to_f32(self) -> f32 {
+        Self::to_f32(self)
+    }
+}
+
+impl Element for f32 {
+    const DTYPE: Dtype = Dtype::F32;
+    fn from_f32(value: f32) -> Self {
+        value
+    }
+    fn to_f32(self) -> f32 {
+        self
+    }
+}

@@ -19,7 +19,7 @@ pub use crate::dtype::ElementType;
 pub(crate) use check::{
     Dim, Need, Placed, Tensors, check_context, check_given, check_len, matrix, vector,
 };
-pub use element::TensorElement;
+pub use element::{Element, TensorElement};
 pub(crate) use memory::{Memory, MemoryMut};
 pub(crate) use weight::WeightFormat;
 pub use weight::{Base, SharedTensor, SharedWeight, Weight};

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use cudarc::driver::{CudaSlice, CudaStream, DriverError};
 use half::{bf16, f16};
 
-use super::Read;
-use crate::dtype::{Dtype, Element};
+use super::{Element, Read};
+use crate::dtype::Dtype;
 
 /// The frozen weight W `[O, I]`, as an op reads it.
 ///

@@ -19,9 +19,9 @@ impl<E: Element> Layer<'_, E> {
         let changed = self.device.upload::<F>(changed);
         let io = Decompose {
             axis,
-            weight: self.weight.view(),
-            changed: changed.view(),
-            result: result.as_view_mut(),
+            weight: self.weight.read().into(),
+            changed: changed.read(),
+            result: (&mut result).into(),
         };
         let (kernels, stream) = (&self.device.kernels, &self.device.stream);
         kernels.decompose(stream, &self.spec, &mut self.workspace, io)?;
@@ -33,10 +33,10 @@ impl<E: Element> Layer<'_, E> {
         let mut result = self.poisoned_result();
         let io = DecomposeAdapter {
             axis,
-            weight: self.weight.view(),
-            lora_a: self.lora_a.view(),
-            lora_b: self.lora_b.view(),
-            result: result.as_view_mut(),
+            weight: self.weight.read().into(),
+            lora_a: self.lora_a.read(),
+            lora_b: self.lora_b.read(),
+            result: (&mut result).into(),
         };
         let (kernels, stream) = (&self.device.kernels, &self.device.stream);
         kernels.decompose_adapter(stream, &self.spec, &self.prepared, &mut self.workspace, io)?;

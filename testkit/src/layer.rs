@@ -3,9 +3,11 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use fused_dora::cudarc::driver::{CudaSlice, CudaStream, CudaView, CudaViewMut};
+use fused_dora::cudarc::driver::{CudaSlice, CudaStream};
 use fused_dora::reference::Case;
-use fused_dora::{DoraSpec, Element, Kernels, Magnitude, Norm, Prepare, Prepared, Workspace};
+use fused_dora::{
+    DoraSpec, Element, Kernels, Norm, Prepare, Prepared, Read, TensorElement, Workspace, Write,
+};
 
 const POISON: f32 = f32::from_bits(u32::MAX);
 
@@ -61,13 +63,13 @@ pub struct Buffer<E> {
     pub range: Range<usize>,
 }
 
-impl<E> Buffer<E> {
-    pub fn view(&self) -> CudaView<'_, E> {
-        self.slice.slice(self.range.clone())
+impl<E: TensorElement> Buffer<E> {
+    pub fn read(&self) -> Read<'_> {
+        self.slice.slice(self.range.clone()).into()
     }
 
-    pub fn view_mut(&mut self) -> CudaViewMut<'_, E> {
-        self.slice.slice_mut(self.range.clone())
+    pub fn write(&mut self) -> Write<'_> {
+        self.slice.slice_mut(self.range.clone()).into()
     }
 }
 
@@ -79,7 +81,7 @@ pub struct Layer<'a, E> {
     pub weight: Buffer<E>,
     pub lora_a: Buffer<f32>,
     pub lora_b: Buffer<f32>,
-    pub prepared: Prepared<E>,
+    pub prepared: Prepared,
     pub workspace: Workspace,
     /// g as the device has it.
     pub gain: Vec<f64>,
@@ -94,23 +96,19 @@ impl<'a, E: Element> Layer<'a, E> {
         let mut prepared = Prepared::new(stream, &spec).expect("memory");
         let weight = device.upload(&case.weight);
         let (lora_a, lora_b) = (device.upload(&case.lora_a), device.upload(&case.lora_b));
-        let magnitude = device.upload(&case.magnitude);
+        let magnitude = device.upload::<f32>(&case.magnitude);
         let adapter = Prepare {
-            weight: weight.view(),
-            lora_a: lora_a.view(),
-            lora_b: lora_b.view(),
-            magnitude: match case.norm {
-                Norm::None => Magnitude::None,
-                Norm::Input | Norm::Output => Magnitude::Given(magnitude.view()),
-            },
+            weight: weight.read().into(),
+            lora_a: lora_a.read(),
+            lora_b: lora_b.read(),
+            magnitude: (case.norm != Norm::None).then(|| magnitude.read()).into(),
             bias: None,
         };
         device
             .kernels
             .prepare(stream, &spec, &mut workspace, &mut prepared, adapter)
             .expect("prepare");
-        let gain = stream.clone_dtoh(&prepared.gain()).expect("g");
-        let gain = gain.into_iter().take(case.magnitudes()).map(f64::from).collect();
+        let gain = prepared.read_gain(stream).expect("g").into_iter().map(f64::from).collect();
         Self { device, case, spec, weight, lora_a, lora_b, prepared, workspace, gain }
     }
 }

@@ -12,11 +12,11 @@ impl<E: Element> Layer<'_, E> {
         let stream = &self.device.stream;
         let mut report = stream.clone_htod(&[f64::NAN; MergeReport::LEN]).expect("memory");
         let io = Merge {
-            weight: self.weight.view(),
-            lora_a: self.lora_a.view(),
-            lora_b: self.lora_b.view(),
-            merged: merged.view_mut(),
-            report: Some(report.as_view_mut()),
+            weight: self.weight.read().into(),
+            lora_a: self.lora_a.read(),
+            lora_b: self.lora_b.read(),
+            merged: merged.write(),
+            report: Some((&mut report).into()),
         };
         let (spec, prepared, workspace) = (&self.spec, &self.prepared, &mut self.workspace);
         self.device.kernels.merge(stream, spec, prepared, workspace, io).expect("the merge");
@@ -26,10 +26,10 @@ impl<E: Element> Layer<'_, E> {
     pub fn unmerge<F: Element>(&mut self, merged: &Buffer<F>) -> Result<Vec<f32>> {
         let mut weight = self.device.poisoned::<E>(self.case.weight.len());
         let io = Unmerge {
-            merged: merged.view(),
-            lora_a: self.lora_a.view(),
-            lora_b: self.lora_b.view(),
-            weight: weight.view_mut(),
+            merged: merged.read(),
+            lora_a: self.lora_a.read(),
+            lora_b: self.lora_b.read(),
+            weight: weight.write(),
         };
         let (spec, prepared, workspace) = (&self.spec, &self.prepared, &mut self.workspace);
         let stream = &self.device.stream;
@@ -41,9 +41,8 @@ impl<E: Element> Layer<'_, E> {
         let Self { device, spec, weight, lora_a, lora_b, prepared, workspace, .. } = self;
         let stream = &device.stream;
         let mut report = stream.clone_htod(&[f64::NAN; MergeReport::LEN]).expect("memory");
-        let io =
-            InPlace { weight: weight.view_mut(), lora_a: lora_a.view(), lora_b: lora_b.view() };
-        let out = Some(report.as_view_mut());
+        let io = InPlace { weight: weight.write(), lora_a: lora_a.read(), lora_b: lora_b.read() };
+        let out = Some((&mut report).into());
         let kernels = &device.kernels;
         kernels.merge_in_place(stream, spec, prepared, workspace, io, out).expect("the merge");
         MergeReport::read(stream, &report.as_view()).expect("the report")
@@ -51,8 +50,7 @@ impl<E: Element> Layer<'_, E> {
 
     pub fn unmerge_in_place(&mut self) -> Result<()> {
         let Self { device, spec, weight, lora_a, lora_b, prepared, workspace, .. } = self;
-        let io =
-            InPlace { weight: weight.view_mut(), lora_a: lora_a.view(), lora_b: lora_b.view() };
+        let io = InPlace { weight: weight.write(), lora_a: lora_a.read(), lora_b: lora_b.read() };
         device.kernels.unmerge_in_place(&device.stream, spec, prepared, workspace, io)
     }
 

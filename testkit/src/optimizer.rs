@@ -59,7 +59,12 @@ impl Device {
     pub fn norm(&mut self, parts: &[OptimizerPart], gradients: &[f32]) -> Result<f32> {
         let gradients = self.upload(gradients);
         let mut norm = self.upload(&[POISON]);
-        let io = GradientNorm { parts, gradients: gradients.as_view(), norm: norm.as_view_mut() };
+        let io = GradientNorm {
+            len: gradients.len(),
+            parts,
+            gradients: (&gradients).into(),
+            norm: (&mut norm).into(),
+        };
         self.kernels.gradient_norm(&self.stream, &mut self.workspace, io)?;
         Ok(self.stream.clone_dtoh(&norm).expect("a copy")[0])
     }
@@ -129,27 +134,29 @@ impl Problem {
                 Clipping::None => None,
                 Clipping::Norm(max_norm) => {
                     let io = GradientNorm {
+                        len: self.len,
                         parts: &self.parts,
-                        gradients: on_device.slice(self.offset..),
-                        norm: norm.as_view_mut(),
+                        gradients: on_device.slice(self.offset..).into(),
+                        norm: (&mut norm).into(),
                     };
                     let workspace = &mut device.workspace;
                     device.kernels.gradient_norm(&stream, workspace, io).expect("the norm");
-                    Some(Clip { max_norm, norm: norm.as_view() })
+                    Some(Clip { max_norm, norm: (&norm).into() })
                 }
             };
             let [exp_avg, exp_avg_sq] = &mut moments;
             let io = AdamW {
+                len: self.len,
                 parts: &self.parts,
                 schedule: match from {
                     From::Host => Schedule::Host { learning_rate, step },
-                    From::Device => Schedule::Device(numbers.as_view()),
+                    From::Device => Schedule::Device((&numbers).into()),
                 },
                 clip,
-                parameters: parameters.slice_mut(self.offset..),
-                gradients: on_device.slice(self.offset..),
-                exp_avg: exp_avg.slice_mut(self.offset..),
-                exp_avg_sq: exp_avg_sq.slice_mut(self.offset..),
+                parameters: parameters.slice_mut(self.offset..).into(),
+                gradients: on_device.slice(self.offset..).into(),
+                exp_avg: exp_avg.slice_mut(self.offset..).into(),
+                exp_avg_sq: exp_avg_sq.slice_mut(self.offset..).into(),
             };
             device.kernels.adamw(&stream, &CONFIG, io).expect("a step");
             let clip = self.clip(&gradients, clipping);

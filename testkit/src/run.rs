@@ -2,12 +2,11 @@
 
 use std::sync::Arc;
 
-use fused_dora::cudarc::driver::{CudaContext, CudaSlice, CudaStream, CudaView, CudaViewMut};
+use fused_dora::cudarc::driver::{CudaContext, CudaSlice, CudaStream, CudaView};
 use fused_dora::reference::Case;
 use fused_dora::{
-    Backward, DoraSpec, Dropout, DropoutForm, Dtype, Element, Error, F32Math, Forward, Gradients,
-    Kernels, Magnitude, MatrixView, MatrixViewMut, Norm, NormGrad, NormGradient, Prepare, Prepared,
-    Result, Rows, Scaling, Workspace,
+    Backward, Base, DoraSpec, Dropout, Dtype, Element, Error, F32Math, Forward, Gradients, Kernels,
+    Layer as DeviceLayer, Norm, NormGradient, Prepare, Read, Result, Scaling, Workspace, Write,
 };
 
 /// The device's answer that nothing overwrote: a NaN of all ones in every dtype.
@@ -81,9 +80,7 @@ impl Runner {
             layer.micro_batch(case, Gradients::Overwrite)?;
         }
         let [y, dx] = layer.micro_batch(case, Gradients::Overwrite)?;
-        if layer.spec.norm_grad() == NormGrad::Exact {
-            layer.norm_gradient()?;
-        }
+        layer.finish()?;
         let [da, db, dm, dbias] = layer.gradients()?;
         Ok([y, dx, da, db, dm, dbias])
     }
@@ -145,7 +142,7 @@ pub struct Layer<'a, E> {
     /// Of the stochastic rounding.
     pub seed: u64,
     workspace: Workspace,
-    prepared: Prepared<E>,
+    layer: DeviceLayer,
     weight: Buffer<E>,
     bias: Option<Buffer<E>>,
     lora_a: Buffer<f32>,
@@ -165,7 +162,7 @@ impl<'a, E: Element> Layer<'a, E> {
             spec,
             seed: 1,
             workspace: Workspace::new(kernels, stream, &[spec], case.tokens)?,
-            prepared: Prepared::new(stream, &spec)?,
+            layer: DeviceLayer::new(stream, &spec)?,
             weight: runner.upload(&case.weight)?,
             bias: case.bias.as_deref().map(|bias| runner.upload(bias)).transpose()?,
             lora_a: runner.upload(&case.lora_a)?,
@@ -178,18 +175,15 @@ impl<'a, E: Element> Layer<'a, E> {
             ],
         };
         let magnitude = runner.upload::<f32>(&case.magnitude)?;
-        let Self { workspace, prepared, weight, lora_a, lora_b, .. } = &mut layer;
+        let Self { workspace, layer: prepared, weight, lora_a, lora_b, .. } = &mut layer;
         let inputs = Prepare {
-            weight: weight.view(),
-            lora_a: lora_a.view(),
-            lora_b: lora_b.view(),
-            magnitude: match case.norm {
-                Norm::None => Magnitude::None,
-                Norm::Input | Norm::Output => Magnitude::Given(magnitude.view()),
-            },
+            weight: weight.read().into(),
+            lora_a: lora_a.read(),
+            lora_b: lora_b.read(),
+            magnitude: (case.norm != Norm::None).then(|| magnitude.read()).into(),
             bias: None,
         };
-        kernels.prepare(stream, &spec, workspace, prepared, inputs)?;
+        prepared.prepare(kernels, stream, workspace, inputs)?;
         Ok(layer)
     }
 
@@ -204,24 +198,22 @@ impl<'a, E: Element> Layer<'a, E> {
         let tokens = batch.tokens;
         let x = runner.rows::<E>(&batch.input, spec.in_features())?;
         let mut y = runner.poisoned_rows::<E>(tokens, spec.out_features())?;
-        let form = runner.dropout.map(|dropout| dropout.form());
-        let keeps_z = spec.norm() == Norm::Output && form == Some(DropoutForm::Peft);
+        let keeps_z = self.layer.keeps_z(runner.dropout.as_ref())?;
         let z = keeps_z.then(|| runner.poisoned::<E>(tokens * spec.out_features()));
         let mut z = z.transpose()?;
-        let mut h = runner.poisoned::<E>(tokens * spec.padded_rank())?;
+        let mut h = runner.poisoned::<E>(self.layer.h_len(tokens))?;
         let io = Forward {
             tokens,
+            base: Base::new(self.weight.read()).with_bias(self.bias.as_ref().map(Buffer::read)),
             x: x.rows(),
-            weight: self.weight.view(),
-            bias: self.bias.as_ref().map(Buffer::view),
-            seed: self.seed,
-            dropout: runner.dropout,
-            z: z.as_mut().map(Buffer::view_mut),
             y: y.rows_mut(),
-            h: h.view_mut(),
+            h: h.write(),
+            z: z.as_mut().map(Buffer::write),
+            dropout: runner.dropout,
+            seed: self.seed,
         };
         let Runner { stream, kernels, .. } = runner;
-        kernels.forward(stream, spec, &self.prepared, &mut self.workspace, io)?;
+        self.layer.forward(kernels, stream, &mut self.workspace, io)?;
         Ok(Activations { x, y, z, h })
     }
 
@@ -232,41 +224,53 @@ impl<'a, E: Element> Layer<'a, E> {
         let grad_output = runner.rows::<E>(&batch.grad_output, spec.out_features())?;
         let mut grad_input = runner.poisoned_rows::<E>(batch.tokens, spec.in_features())?;
         let [grad_lora_a, grad_lora_b, grad_magnitude, grad_bias] = &mut self.gradients;
-        let mut io = Backward {
+        let io = Backward {
             tokens: batch.tokens,
             gradients,
+            base: Base::new(self.weight.read()).with_bias(self.bias.as_ref().map(Buffer::read)),
             x: x.rows(),
-            weight: self.weight.view(),
-            bias: self.bias.as_ref().map(Buffer::view),
-            output: z.is_none().then(|| y.rows()),
-            z: z.as_ref().map(Buffer::view),
+            output: Some(y.rows()),
+            z: z.as_ref().map(Buffer::read),
             dropout: runner.dropout,
             grad_output: grad_output.rows(),
-            h: h.view(),
+            h: h.read(),
             grad_input: Some(grad_input.rows_mut()),
-            grad_lora_a: grad_lora_a.view_mut(),
-            grad_lora_b: grad_lora_b.view_mut(),
-            grad_magnitude: (spec.norm() != Norm::None).then(|| grad_magnitude.view_mut()),
-            grad_bias: Some(grad_bias.view_mut()),
+            grad_lora_a: grad_lora_a.write(),
+            grad_lora_b: grad_lora_b.write(),
+            grad_magnitude: (spec.norm() != Norm::None).then(|| grad_magnitude.write()),
+            grad_bias: Some(grad_bias.write()),
         };
         let Runner { stream, kernels, .. } = runner;
-        kernels.backward(stream, spec, &self.prepared, &mut self.workspace, &mut io)?;
+        self.layer.backward(kernels, stream, &mut self.workspace, io)?;
         Ok([runner.download_rows(&y)?, runner.download_rows(&grad_input)?])
     }
 
     /// Subtracts what flows through the norm from dA and dB.
     pub fn norm_gradient(&mut self) -> Result<()> {
-        let [grad_lora_a, grad_lora_b, grad_magnitude, _] = &mut self.gradients;
-        let io = NormGradient {
-            weight: self.weight.view(),
-            lora_a: self.lora_a.view(),
-            lora_b: self.lora_b.view(),
-            grad_magnitude: grad_magnitude.view(),
-            grad_lora_a: grad_lora_a.view_mut(),
-            grad_lora_b: grad_lora_b.view_mut(),
-        };
         let Runner { stream, kernels, .. } = self.runner;
-        kernels.norm_gradient(stream, &self.spec, &self.prepared, &mut self.workspace, io)
+        let (spec, workspace, layer, io) = self.norm_gradient_io();
+        kernels.norm_gradient(stream, spec, layer.prepared(), workspace, io)
+    }
+
+    /// The same where the case's gradients flow through the norm, and otherwise nothing.
+    fn finish(&mut self) -> Result<()> {
+        let Runner { stream, kernels, .. } = self.runner;
+        let (_, workspace, layer, io) = self.norm_gradient_io();
+        layer.finish(kernels, stream, workspace, io)
+    }
+
+    fn norm_gradient_io(&mut self) -> (&DoraSpec, &mut Workspace, &DeviceLayer, NormGradient<'_>) {
+        let Self { spec, workspace, layer, weight, lora_a, lora_b, gradients, .. } = self;
+        let [grad_lora_a, grad_lora_b, grad_magnitude, _] = gradients;
+        let io = NormGradient {
+            weight: weight.read().into(),
+            lora_a: lora_a.read(),
+            lora_b: lora_b.read(),
+            grad_magnitude: grad_magnitude.read(),
+            grad_lora_a: grad_lora_a.write(),
+            grad_lora_b: grad_lora_b.write(),
+        };
+        (spec, workspace, layer, io)
     }
 
     /// dA, dB, dm and db.
@@ -287,10 +291,8 @@ impl<'a, E: Element> Layer<'a, E> {
 
     /// c and g; empty for plain LoRA.
     pub fn norm_and_gain(&self) -> Result<[Vec<f32>; 2]> {
-        let features = self.spec.magnitude_len();
-        let download =
-            |view: CudaView<'_, f32>| self.runner.download(&view.slice(..features), |value| value);
-        Ok([download(self.prepared.norm())?, download(self.prepared.gain())?])
+        let (prepared, stream) = (self.layer.prepared(), &self.runner.stream);
+        Ok([prepared.read_norm(stream)?, prepared.read_gain(stream)?])
     }
 }
 
@@ -328,23 +330,29 @@ impl<E> Buffer<E> {
     fn view(&self) -> CudaView<'_, E> {
         self.slice.slice(self.offset..self.offset + self.len)
     }
+}
 
-    fn view_mut(&mut self) -> CudaViewMut<'_, E> {
-        self.slice.slice_mut(self.offset..self.offset + self.len)
+impl<E: Element> Buffer<E> {
+    fn read(&self) -> Read<'_> {
+        self.view().into()
     }
 
-    fn rows(&self) -> MatrixView<'_, E> {
+    fn write(&mut self) -> Write<'_> {
+        self.slice.slice_mut(self.offset..self.offset + self.len).into()
+    }
+
+    fn rows(&self) -> Read<'_> {
         match self.gap {
-            0 => self.view().into(),
-            gap => Rows::strided(self.view(), self.cols + gap),
+            0 => self.read(),
+            gap => self.read().with_row_stride(self.cols + gap),
         }
     }
 
-    fn rows_mut(&mut self) -> MatrixViewMut<'_, E> {
-        let stride = self.cols + self.gap;
-        match self.gap {
-            0 => self.view_mut().into(),
-            _ => Rows::strided(self.view_mut(), stride),
+    fn rows_mut(&mut self) -> Write<'_> {
+        let (gap, stride) = (self.gap, self.cols + self.gap);
+        match gap {
+            0 => self.write(),
+            _ => self.write().with_row_stride(stride),
         }
     }
 }

@@ -119,8 +119,10 @@ fn a_strided_batch_goes_through_a_layer() {
     let io = raw::Forward {
         tokens,
         x: rows,
-        weight: dense("weight", &weight, &kernels, Dtype::F32, &[outputs, inputs]).expect("W"),
-        bias: 0,
+        base: Base::new(
+            dense("weight", &weight, &kernels, Dtype::F32, &[outputs, inputs]).expect("W"),
+        )
+        .with_bias(0),
         seed: 0,
         dropout: None,
         z: 0,

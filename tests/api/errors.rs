@@ -70,7 +70,7 @@ struct Layer {
     stream: Arc<CudaStream>,
     spec: DoraSpec,
     workspace: Workspace,
-    prepared: Prepared<bf16>,
+    prepared: Prepared,
     x: CudaSlice<bf16>,
     weight: CudaSlice<bf16>,
     bias: CudaSlice<bf16>,
@@ -124,11 +124,11 @@ impl Layer {
         bias: Option<&CudaSlice<f32>>,
     ) -> Result<(), Error> {
         let inputs = Prepare {
-            weight: self.weight.as_view(),
-            lora_a: self.lora_a.as_view(),
-            lora_b: self.lora_b.as_view(),
+            weight: (&self.weight).into(),
+            lora_a: (&self.lora_a).into(),
+            lora_b: (&self.lora_b).into(),
             magnitude: match has_magnitude {
-                true => Magnitude::Given(self.magnitude.as_view()),
+                true => Magnitude::Given((&self.magnitude).into()),
                 false => Magnitude::None,
             },
             bias: bias.map(CudaSlice::as_view),
@@ -140,14 +140,13 @@ impl Layer {
     fn forward(&mut self, tokens: usize) -> Result<(), Error> {
         let io = Forward {
             tokens,
-            x: self.x.as_view().into(),
-            weight: self.weight.as_view(),
-            bias: Some(self.bias.as_view()),
+            x: (&self.x).into(),
+            base: Base::new(&self.weight).with_bias(Some((&self.bias).into())),
             seed: 0,
             dropout: None,
             z: None,
-            y: self.y.as_view_mut().into(),
-            h: self.h.as_view_mut(),
+            y: (&mut self.y).into(),
+            h: (&mut self.h).into(),
         };
         let Self { kernels, stream, spec, workspace, prepared, .. } = self;
         kernels.forward(stream, spec, prepared, workspace, io)
@@ -160,26 +159,25 @@ impl Layer {
         let mut grad_bias = f32s(OUTPUTS);
         let grad_output = self.y.clone();
         let has_magnitude = self.spec.norm() != Norm::None;
-        let mut io = Backward {
+        let io = Backward {
             tokens: TOKENS,
             gradients: Gradients::Overwrite,
-            x: self.x.as_view().into(),
-            weight: self.weight.as_view(),
-            bias: Some(self.bias.as_view()),
-            output: Some(self.y.as_view().into()),
+            x: (&self.x).into(),
+            base: Base::new(&self.weight).with_bias(Some((&self.bias).into())),
+            output: Some((&self.y).into()),
             z: None,
             dropout: None,
-            grad_output: grad_output.as_view().into(),
-            h: self.h.as_view(),
+            grad_output: (&grad_output).into(),
+            h: (&self.h).into(),
             grad_input: None,
-            grad_lora_a: grad_a.as_view_mut(),
-            grad_lora_b: grad_b.as_view_mut(),
-            grad_magnitude: has_magnitude.then(|| self.grad_magnitude.as_view_mut()),
-            grad_bias: Some(grad_bias.as_view_mut()),
+            grad_lora_a: (&mut grad_a).into(),
+            grad_lora_b: (&mut grad_b).into(),
+            grad_magnitude: has_magnitude.then(|| (&mut self.grad_magnitude).into()),
+            grad_bias: Some((&mut grad_bias).into()),
         };
         change(&mut io);
         let Self { kernels, stream, spec, workspace, prepared, .. } = self;
-        kernels.backward(stream, spec, prepared, workspace, &mut io)
+        kernels.backward(stream, spec, prepared, workspace, io)
     }
 
     /// Runs `norm_gradient` on tensors that `change` may replace.
@@ -190,12 +188,12 @@ impl Layer {
         let f32s = |n| self.stream.alloc_zeros::<f32>(n).expect("memory");
         let (mut grad_a, mut grad_b) = (f32s(RANK * INPUTS), f32s(OUTPUTS * RANK));
         let mut io = NormGradient {
-            weight: self.weight.as_view(),
-            lora_a: self.lora_a.as_view(),
-            lora_b: self.lora_b.as_view(),
-            grad_magnitude: self.grad_magnitude.as_view(),
-            grad_lora_a: grad_a.as_view_mut(),
-            grad_lora_b: grad_b.as_view_mut(),
+            weight: (&self.weight).into(),
+            lora_a: (&self.lora_a).into(),
+            lora_b: (&self.lora_b).into(),
+            grad_magnitude: (&self.grad_magnitude).into(),
+            grad_lora_a: (&mut grad_a).into(),
+            grad_lora_b: (&mut grad_b).into(),
         };
         change(&mut io);
         let Self { kernels, stream, spec, workspace, prepared, .. } = self;
@@ -254,7 +252,7 @@ fn wrong_order() {
 #[test]
 fn wrong_dtype() {
     let layer = Layer::new(Norm::Input);
-    let wrong = Prepared::<f32>::new(&layer.stream, &layer.spec).expect_err("bf16 spec");
+    let wrong = Prepared::new(&layer.stream, &layer.spec).expect_err("bf16 spec");
     assert!(matches!(wrong, Error::Dtype { spec: Dtype::Bf16, buffers: Dtype::F32 }));
     assert!(wrong.to_string().contains("bf16") && wrong.to_string().contains("f32"));
 }
@@ -372,24 +370,24 @@ fn foreign_to_the_adapter_ops(layer: &mut Layer, other: &Arc<CudaContext>) {
         parts: &[],
         schedule: Schedule::Host { learning_rate: 1e-3, step: 1 },
         clip: None,
-        parameters: parameters.as_view_mut(),
-        gradients: foreign.as_view(),
-        exp_avg: exp_avg.as_view_mut(),
-        exp_avg_sq: exp_avg_sq.as_view_mut(),
+        parameters: (&mut parameters).into(),
+        gradients: (&foreign).into(),
+        exp_avg: (&mut exp_avg).into(),
+        exp_avg_sq: (&mut exp_avg_sq).into(),
     };
     let of_step = kernels.adamw(stream, &AdamWConfig::default(), io);
     let io = Decompose {
         axis: Norm::Input,
-        weight: weight.as_view(),
-        changed: foreign.as_view(),
-        result: sums.slice_mut(..Decomposition::LEN),
+        weight: (&weight).into(),
+        changed: (&foreign).into(),
+        result: sums.slice_mut(..Decomposition::LEN).into(),
     };
     let of_change = kernels.decompose(stream, spec, workspace, io);
     let io = Merge {
-        weight: weight.as_view(),
-        lora_a: lora_a.as_view(),
-        lora_b: lora_b.as_view(),
-        merged: foreign.as_view_mut(),
+        weight: (&weight).into(),
+        lora_a: (&lora_a).into(),
+        lora_b: (&lora_b).into(),
+        merged: (&mut foreign).into(),
         report: None,
     };
     let of_merge = kernels.merge(stream, spec, prepared, workspace, io);

@@ -97,7 +97,7 @@ impl<E: Element> Caller<E> {
         if (POOL..1 << 45).contains(&elements) {
             return;
         }
-        let prepared = self.call("prepared", |own| Prepared::<E>::new(&own.stream, &spec));
+        let prepared = self.call("prepared", |own| Prepared::new(&own.stream, &spec));
         let workspace = self.call("workspace", |own| {
             let tokens = own.dice.dimension(tokens);
             if (1 << 8..=1 << 32).contains(&tokens) {
@@ -140,7 +140,7 @@ impl<E: Element> Caller<E> {
         });
     }
 
-    fn prepare(&mut self, spec: &DoraSpec, prepared: &mut Prepared<E>, workspace: &mut Workspace) {
+    fn prepare(&mut self, spec: &DoraSpec, prepared: &mut Prepared, workspace: &mut Workspace) {
         self.call("prepare", |own| {
             let Self { dice, kernels, stream, pools, .. } = own;
             let [a, b, m, bias, _] = &pools.read_f32;
@@ -182,7 +182,7 @@ impl<E: Element> Caller<E> {
     fn forward(
         &mut self,
         spec: &DoraSpec,
-        prepared: &Prepared<E>,
+        prepared: &Prepared,
         workspace: &mut Workspace,
         tokens: usize,
         dropout: Option<Dropout>,
@@ -196,8 +196,8 @@ impl<E: Element> Caller<E> {
             let io = Forward {
                 tokens,
                 x: read_rows(dice, x, tokens, inputs),
-                weight: dice.view(weight, outputs, inputs),
-                bias: dice.one_in(2).then(|| dice.view(bias, 1, outputs)),
+                base: Base::new(dice.view(weight, outputs, inputs))
+                    .with_bias(dice.one_in(2).then(|| dice.view(bias, 1, outputs))),
                 seed: dice.random.random(),
                 dropout,
                 z: {
@@ -214,7 +214,7 @@ impl<E: Element> Caller<E> {
     fn backward(
         &mut self,
         spec: &DoraSpec,
-        prepared: &Prepared<E>,
+        prepared: &Prepared,
         workspace: &mut Workspace,
         tokens: usize,
         dropout: Option<Dropout>,
@@ -227,12 +227,12 @@ impl<E: Element> Caller<E> {
             let [a, b, m, grad_bias] = &mut pools.write_f32;
             let (inputs, outputs) = (spec.in_features(), spec.out_features());
             let has_norm = spec.norm() != Norm::None;
-            let mut io = Backward {
+            let io = Backward {
                 tokens,
                 gradients: dice.of(Gradients::Overwrite, &[Gradients::Accumulate]),
                 x: read_rows(dice, x, tokens, inputs),
-                weight: dice.view(weight, outputs, inputs),
-                bias: dice.one_in(2).then(|| dice.view(bias, 1, outputs)),
+                base: Base::new(dice.view(weight, outputs, inputs))
+                    .with_bias(dice.one_in(2).then(|| dice.view(bias, 1, outputs))),
                 output: {
                     let rows = read_rows(dice, output, tokens, outputs);
                     dice.maybe(spec.norm() == Norm::Output && !peft, rows)
@@ -256,16 +256,11 @@ impl<E: Element> Caller<E> {
                 },
                 grad_bias: dice.one_in(2).then(|| dice.view_mut(grad_bias, 1, outputs)),
             };
-            kernels.backward(stream, spec, prepared, workspace, &mut io)
+            kernels.backward(stream, spec, prepared, workspace, io)
         });
     }
 
-    fn norm_gradient(
-        &mut self,
-        spec: &DoraSpec,
-        prepared: &Prepared<E>,
-        workspace: &mut Workspace,
-    ) {
+    fn norm_gradient(&mut self, spec: &DoraSpec, prepared: &Prepared, workspace: &mut Workspace) {
         self.call("norm_gradient", |own| {
             let Self { dice, kernels, stream, pools, .. } = own;
             let [a, b, m, ..] = &pools.read_f32;
@@ -283,7 +278,7 @@ impl<E: Element> Caller<E> {
         });
     }
 
-    fn merge(&mut self, spec: &DoraSpec, prepared: &Prepared<E>, workspace: &mut Workspace) {
+    fn merge(&mut self, spec: &DoraSpec, prepared: &Prepared, workspace: &mut Workspace) {
         let (inputs, outputs, rank) = (spec.in_features(), spec.out_features(), spec.rank());
         self.call("merge", |own| {
             let Self { dice, kernels, stream, pools, .. } = own;
@@ -331,7 +326,7 @@ impl<E: Element> Caller<E> {
         });
     }
 
-    fn decompose(&mut self, spec: &DoraSpec, prepared: &Prepared<E>, workspace: &mut Workspace) {
+    fn decompose(&mut self, spec: &DoraSpec, prepared: &Prepared, workspace: &mut Workspace) {
         let (inputs, outputs, rank) = (spec.in_features(), spec.out_features(), spec.rank());
         self.call("decompose", |own| {
             let Self { dice, kernels, stream, pools, .. } = own;

@@ -86,8 +86,8 @@ impl Network {
             let mut y = self.stream.alloc_zeros::<f32>(TOKENS * outputs).expect("memory");
             let io = LinearForward {
                 tokens: TOKENS,
-                x: source.as_view().into(),
-                y: y.as_view_mut().into(),
+                x: (&source).into(),
+                y: (&mut y).into(),
                 seed: 0,
                 dropout: None,
             };

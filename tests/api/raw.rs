@@ -101,8 +101,8 @@ impl Layer {
         let forward = raw::Forward {
             tokens,
             x: raw::Matrix::dense(memory.bf16(&case.input), inputs),
-            weight: prepare.weight,
-            bias: case.bias.as_ref().map_or(0, |bias| memory.bf16(bias)),
+            base: Base::new(prepare.weight)
+                .with_bias(case.bias.as_ref().map_or(0, |bias| memory.bf16(bias))),
             seed: 1,
             dropout: None,
             z: 0,
@@ -113,8 +113,7 @@ impl Layer {
             tokens,
             gradients: Gradients::Overwrite,
             x: forward.x,
-            weight: forward.weight,
-            bias: forward.bias,
+            base: Base::new(forward.weight).with_bias(forward.bias),
             output: forward.y,
             z: 0,
             dropout: None,

@@ -1,9 +1,10 @@
 //! What a step asks of the driver: few launches, and nothing else.
 
 use fused_dora::{
-    AdamW, AdamWConfig, AdapterGroups, AdapterLayout, Backward, Clip, Decompose, DecomposeAdapter,
-    Decomposition, DoraSpec, Dtype, Forward, GradientNorm, Gradients, Kernels, Magnitude, Merge,
-    MergeReport, Norm, NormGrad, NormGradient, Prepare, Prepared, Scaling, Schedule, Workspace,
+    AdamW, AdamWConfig, AdapterGroups, AdapterLayout, Backward, Base, Clip, Decompose,
+    DecomposeAdapter, Decomposition, DoraSpec, Dtype, Forward, GradientNorm, Gradients, Kernels,
+    Magnitude, Merge, MergeReport, Norm, NormGrad, NormGradient, Prepare, Prepared, Scaling,
+    Schedule, Workspace,
 };
 use fused_dora_testkit::device::{Choice, open_choice};
 use half::bf16;
@@ -57,14 +58,14 @@ fn few_launches_and_nothing_else() {
 
         counted("prepare", 1, &mut || {
             let inputs = Prepare {
-                weight: weight.as_view(),
-                lora_a: lora_a.slice(..len_a),
-                lora_b: lora_b.slice(..len_b),
+                weight: (&weight).into(),
+                lora_a: lora_a.slice(..len_a).into(),
+                lora_b: lora_b.slice(..len_b).into(),
                 magnitude: match has_norm {
-                    true => Magnitude::Given(m.as_view()),
+                    true => Magnitude::Given((&m).into()),
                     false => Magnitude::None,
                 },
-                bias: Some(bias.as_view()),
+                bias: Some((&bias).into()),
             };
             kernels
                 .prepare(&stream, &spec, &mut workspace, &mut prepared, inputs)
@@ -73,54 +74,52 @@ fn few_launches_and_nothing_else() {
         if has_norm {
             counted("prepare of a shard", 1, &mut || {
                 let inputs = Prepare {
-                    weight: weight.as_view(),
-                    lora_a: lora_a.slice(..len_a),
-                    lora_b: lora_b.slice(..len_b),
+                    weight: (&weight).into(),
+                    lora_a: lora_a.slice(..len_a).into(),
+                    lora_b: lora_b.slice(..len_b).into(),
                     magnitude: Magnitude::Sharded,
-                    bias: Some(bias.as_view()),
+                    bias: Some((&bias).into()),
                 };
                 kernels
                     .prepare(&stream, &spec, &mut workspace, &mut prepared, inputs)
                     .expect("prepare");
             });
             counted("finish_prepare", 1, &mut || {
-                let (lora_b, m) = (lora_b.slice(..len_b), Magnitude::Given(m.as_view()));
+                let (lora_b, m) = (lora_b.slice(..len_b), Magnitude::Given((&m).into()));
                 kernels.finish_prepare(&stream, &spec, &mut prepared, lora_b, m).expect("gains");
             });
         }
         counted("forward", 1, &mut || {
             let io = Forward {
                 tokens: TOKENS,
-                x: x.as_view().into(),
-                weight: weight.as_view(),
-                bias: prepared.bias(),
+                x: (&x).into(),
+                base: Base::new(&weight),
                 seed: 0,
                 dropout: None,
                 z: None,
-                y: y.as_view_mut().into(),
-                h: h.slice_mut(..len_h),
+                y: (&mut y).into(),
+                h: h.slice_mut(..len_h).into(),
             };
             kernels.forward(&stream, &spec, &prepared, &mut workspace, io).expect("forward");
         });
         let mut backward = |with_grad_input: bool| {
-            let mut io = Backward {
+            let io = Backward {
                 tokens: TOKENS,
                 gradients: Gradients::Overwrite,
-                x: x.as_view().into(),
-                weight: weight.as_view(),
-                bias: prepared.bias(),
-                output: Some(y.as_view().into()),
+                x: (&x).into(),
+                base: Base::new(&weight),
+                output: (norm == Norm::Output).then(|| (&y).into()),
                 z: None,
                 dropout: None,
-                grad_output: grad_output.as_view().into(),
-                h: h.slice(..len_h),
-                grad_input: with_grad_input.then(|| grad_input.as_view_mut().into()),
-                grad_lora_a: grad_a.slice_mut(..len_a),
-                grad_lora_b: grad_b.slice_mut(..len_b),
-                grad_magnitude: has_norm.then(|| grad_m.as_view_mut()),
+                grad_output: (&grad_output).into(),
+                h: h.slice(..len_h).into(),
+                grad_input: with_grad_input.then(|| (&mut grad_input).into()),
+                grad_lora_a: grad_a.slice_mut(..len_a).into(),
+                grad_lora_b: grad_b.slice_mut(..len_b).into(),
+                grad_magnitude: has_norm.then(|| (&mut grad_m).into()),
                 grad_bias: None,
             };
-            kernels.backward(&stream, &spec, &prepared, &mut workspace, &mut io).expect("backward");
+            kernels.backward(&stream, &spec, &prepared, &mut workspace, io).expect("backward");
         };
         counted("backward", 1, &mut || backward(true));
         // Of a frozen base layer nothing is wanted then.
@@ -130,12 +129,12 @@ fn few_launches_and_nothing_else() {
         if has_norm && rank > 0 {
             counted("norm_gradient", 2, &mut || {
                 let io = NormGradient {
-                    weight: weight.as_view(),
-                    lora_a: lora_a.slice(..len_a),
-                    lora_b: lora_b.slice(..len_b),
-                    grad_magnitude: grad_m.as_view(),
-                    grad_lora_a: grad_a.slice_mut(..len_a),
-                    grad_lora_b: grad_b.slice_mut(..len_b),
+                    weight: (&weight).into(),
+                    lora_a: lora_a.slice(..len_a).into(),
+                    lora_b: lora_b.slice(..len_b).into(),
+                    grad_magnitude: (&grad_m).into(),
+                    grad_lora_a: grad_a.slice_mut(..len_a).into(),
+                    grad_lora_b: grad_b.slice_mut(..len_b).into(),
                 };
                 kernels
                     .norm_gradient(&stream, &spec, &prepared, &mut workspace, io)
@@ -143,31 +142,35 @@ fn few_launches_and_nothing_else() {
             });
         }
         let (mut merged, mut report) =
-            (f32s(OUTPUTS * INPUTS), stream.alloc_zeros(MergeReport::LEN).expect("memory"));
+            (f32s(OUTPUTS * INPUTS), stream.alloc_zeros::<f64>(MergeReport::LEN).expect("memory"));
         counted("merge", 1, &mut || {
             let io = Merge {
-                weight: weight.as_view(),
-                lora_a: lora_a.slice(..len_a),
-                lora_b: lora_b.slice(..len_b),
-                merged: merged.as_view_mut(),
-                report: Some(report.as_view_mut()),
+                weight: (&weight).into(),
+                lora_a: lora_a.slice(..len_a).into(),
+                lora_b: lora_b.slice(..len_b).into(),
+                merged: (&mut merged).into(),
+                report: Some((&mut report).into()),
             };
             kernels.merge(&stream, &spec, &prepared, &mut workspace, io).expect("merge");
         });
 
-        let mut result = stream.alloc_zeros(Decomposition::LEN).expect("memory");
+        let mut result = stream.alloc_zeros::<f64>(Decomposition::LEN).expect("memory");
         counted("decompose", 1, &mut || {
-            let (axis, weight, changed) = (Norm::Output, weight.as_view(), merged.as_view());
-            let io = Decompose { axis, weight, changed, result: result.as_view_mut() };
+            let io = Decompose {
+                axis: Norm::Output,
+                weight: (&weight).into(),
+                changed: (&merged).into(),
+                result: (&mut result).into(),
+            };
             kernels.decompose(&stream, &spec, &mut workspace, io).expect("decompose");
         });
         counted("decompose_adapter", 1, &mut || {
             let io = DecomposeAdapter {
                 axis: Norm::Input,
-                weight: weight.as_view(),
-                lora_a: lora_a.slice(..len_a),
-                lora_b: lora_b.slice(..len_b),
-                result: result.as_view_mut(),
+                weight: (&weight).into(),
+                lora_a: lora_a.slice(..len_a).into(),
+                lora_b: lora_b.slice(..len_b).into(),
+                result: (&mut result).into(),
             };
             kernels
                 .decompose_adapter(&stream, &spec, &prepared, &mut workspace, io)
@@ -180,19 +183,24 @@ fn few_launches_and_nothing_else() {
         let [parameters, gradients, exp_avg, exp_avg_sq] = &mut buffers;
         let mut length = f32s(1);
         counted("gradient_norm", 1, &mut || {
-            let (parts, gradients) = (parts.as_slice(), gradients.as_view());
-            let io = GradientNorm { parts, gradients, norm: length.as_view_mut() };
+            let io = GradientNorm {
+                len: gradients.len(),
+                parts: &parts,
+                gradients: (&*gradients).into(),
+                norm: (&mut length).into(),
+            };
             kernels.gradient_norm(&stream, &mut workspace, io).expect("the norm");
         });
         counted("adamw", 1, &mut || {
             let io = AdamW {
+                len: gradients.len(),
                 parts: &parts,
                 schedule: Schedule::Host { learning_rate: 1e-3, step: 1 },
-                clip: Some(Clip { max_norm: 1.0, norm: length.as_view() }),
-                parameters: parameters.as_view_mut(),
-                gradients: gradients.as_view(),
-                exp_avg: exp_avg.as_view_mut(),
-                exp_avg_sq: exp_avg_sq.as_view_mut(),
+                clip: Some(Clip { max_norm: 1.0, norm: (&length).into() }),
+                parameters: parameters.as_view_mut().into(),
+                gradients: gradients.as_view().into(),
+                exp_avg: exp_avg.as_view_mut().into(),
+                exp_avg_sq: exp_avg_sq.as_view_mut().into(),
             };
             kernels.adamw(&stream, &AdamWConfig::default(), io).expect("a step");
         });
@@ -222,33 +230,32 @@ fn a_refused_backward_launches_nothing() {
     let mut workspace = Workspace::new(&kernels, &stream, &[spec], tokens - 1).expect("memory");
     let mut prepared = Prepared::new(&stream, &spec).expect("memory");
     let adapter = Prepare {
-        weight: weight.as_view(),
-        lora_a: lora_a.as_view(),
-        lora_b: lora_b.as_view(),
-        magnitude: Magnitude::Given(m.as_view()),
+        weight: (&weight).into(),
+        lora_a: (&lora_a).into(),
+        lora_b: (&lora_b).into(),
+        magnitude: Magnitude::Given((&m).into()),
         bias: None,
     };
     kernels.prepare(&stream, &spec, &mut workspace, &mut prepared, adapter).expect("prepare");
     stream.synchronize().expect("no fault");
     let before = device.launches();
-    let mut io = Backward {
+    let io = Backward {
         tokens,
         gradients: Gradients::Overwrite,
-        x: x.as_view().into(),
-        weight: weight.as_view(),
-        bias: None,
-        output: Some(y.as_view().into()),
+        x: (&x).into(),
+        base: Base::new(&weight),
+        output: Some((&y).into()),
         z: None,
         dropout: None,
-        grad_output: dy.as_view().into(),
-        h: h.as_view(),
+        grad_output: (&dy).into(),
+        h: (&h).into(),
         grad_input: None,
-        grad_lora_a: grad_a.as_view_mut(),
-        grad_lora_b: grad_b.as_view_mut(),
-        grad_magnitude: Some(grad_m.as_view_mut()),
+        grad_lora_a: (&mut grad_a).into(),
+        grad_lora_b: (&mut grad_b).into(),
+        grad_magnitude: Some((&mut grad_m).into()),
         grad_bias: None,
     };
-    let refused = kernels.backward(&stream, &spec, &prepared, &mut workspace, &mut io);
+    let refused = kernels.backward(&stream, &spec, &prepared, &mut workspace, io);
     assert!(
         matches!(refused, Err(fused_dora::Error::WorkspaceTooSmall { tokens: 65, .. })),
         "{refused:?}"

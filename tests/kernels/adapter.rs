@@ -6,8 +6,8 @@ use std::sync::Arc;
 use fused_dora::cudarc::driver::{CudaContext, CudaStream};
 use fused_dora::reference::{Case, Results, evaluate};
 use fused_dora::{
-    AdapterLayout, Backward, DoraSpec, Dtype, Element, Error, Forward, Gradients, Kernels,
-    Magnitude, Norm, NormGrad, Part, Prepare, Prepared, Scaling, Workspace,
+    AdapterLayout, Backward, Base, DoraSpec, Dtype, Element, Error, Forward, Gradients, Kernels,
+    Norm, NormGrad, Part, Prepare, Prepared, Scaling, Workspace,
 };
 use fused_dora_testkit::compare::{self, Comparison};
 use fused_dora_testkit::random::{fresh_seed, random_case};
@@ -136,49 +136,47 @@ fn step<E: Element>(kernels: &Kernels, buffers: &Buffers, case: &Case) -> [Vec<f
     let parameters = stream.clone_htod(&buffers.parameters(case)).expect("memory");
     let mut gradients = stream.clone_htod(&vec![POISON; layout.len()]).expect("memory");
     let mut workspace = Workspace::new(kernels, stream, &[spec], tokens).expect("memory");
-    let mut prepared = Prepared::<E>::new(stream, &spec).expect("memory");
+    let mut prepared = Prepared::new(stream, &spec).expect("memory");
 
     let adapter = layout.view(parameters.as_view()).expect("the layout's length");
     let adapter = Prepare {
-        weight: weight.as_view(),
-        lora_a: adapter.lora_a,
-        lora_b: adapter.lora_b,
-        magnitude: adapter.magnitude.map_or(Magnitude::None, Magnitude::Given),
-        bias: adapter.bias,
+        weight: (&weight).into(),
+        lora_a: adapter.lora_a.into(),
+        lora_b: adapter.lora_b.into(),
+        magnitude: adapter.magnitude.into(),
+        bias: adapter.bias.map(Into::into),
     };
-    assert!(prepared.bias().is_none(), "nothing is prepared");
+    assert!(!prepared.has_bias(), "nothing is prepared");
     kernels.prepare(stream, &spec, &mut workspace, &mut prepared, adapter).expect("prepare");
     let io = Forward {
         tokens,
-        x: x.as_view().into(),
-        weight: weight.as_view(),
-        bias: prepared.bias(),
+        x: (&x).into(),
+        base: Base::new(&weight),
         seed: 1,
         dropout: None,
         z: None,
-        y: y.as_view_mut().into(),
-        h: h.slice_mut(..tokens * spec.padded_rank()),
+        y: (&mut y).into(),
+        h: h.slice_mut(..tokens * spec.padded_rank()).into(),
     };
     kernels.forward(stream, &spec, &prepared, &mut workspace, io).expect("forward");
     let grad = layout.view_mut(gradients.as_view_mut()).expect("the layout's length");
-    let mut io = Backward {
+    let io = Backward {
         tokens,
         gradients: Gradients::Overwrite,
-        x: x.as_view().into(),
-        weight: weight.as_view(),
-        bias: prepared.bias(),
-        output: Some(y.as_view().into()),
+        x: (&x).into(),
+        base: Base::new(&weight),
+        output: (case.norm == Norm::Output).then(|| (&y).into()),
         z: None,
         dropout: None,
-        grad_output: dy.as_view().into(),
-        h: h.slice(..tokens * spec.padded_rank()),
-        grad_input: Some(dx.as_view_mut().into()),
-        grad_lora_a: grad.lora_a,
-        grad_lora_b: grad.lora_b,
-        grad_magnitude: grad.magnitude,
-        grad_bias: grad.bias,
+        grad_output: (&dy).into(),
+        h: h.slice(..tokens * spec.padded_rank()).into(),
+        grad_input: Some((&mut dx).into()),
+        grad_lora_a: grad.lora_a.into(),
+        grad_lora_b: grad.lora_b.into(),
+        grad_magnitude: grad.magnitude.map(Into::into),
+        grad_bias: grad.bias.map(Into::into),
     };
-    kernels.backward(stream, &spec, &prepared, &mut workspace, &mut io).expect("backward");
+    kernels.backward(stream, &spec, &prepared, &mut workspace, io).expect("backward");
 
     let gradients = stream.clone_dtoh(&gradients).expect("a copy");
     buffers.assert_padding(&gradients);

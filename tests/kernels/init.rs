@@ -2,8 +2,8 @@
 
 use fused_dora::cudarc::driver::CudaStream;
 use fused_dora::{
-    DoraSpec, Element, Forward, Kernels, Magnitude, Norm, NormGrad, Prepare, Prepared, Scaling,
-    Workspace,
+    Base, DoraSpec, Element, Forward, Kernels, Magnitude, Norm, NormGrad, Prepare, Prepared,
+    Scaling, Workspace,
 };
 use half::{bf16, f16};
 use rand::rngs::StdRng;
@@ -43,17 +43,17 @@ fn fresh<E: Element>(
     let mut y = stream.alloc_zeros::<E>(tokens * outputs).expect("y");
     let mut h = stream.alloc_zeros::<E>((tokens * spec.padded_rank()).max(1)).expect("H");
     let mut workspace = Workspace::new(kernels, stream, &[spec], tokens).expect("workspace");
-    let mut prepared = Prepared::<E>::new(stream, &spec).expect("prepared operands");
+    let mut prepared = Prepared::new(stream, &spec).expect("prepared operands");
     // Twice, as in a training, whose later steps give m: c comes out the same.
     for first in [true, false] {
         let inputs = Prepare {
-            weight: device_weight.as_view(),
-            lora_a: lora_a.slice(..rank * inputs),
-            lora_b: lora_b.slice(..outputs * rank),
+            weight: (&device_weight).into(),
+            lora_a: lora_a.slice(..rank * inputs).into(),
+            lora_b: lora_b.slice(..outputs * rank).into(),
             magnitude: match norm {
                 Norm::None => Magnitude::None,
-                _ if first => Magnitude::Init(magnitude.as_view_mut()),
-                _ => Magnitude::Given(magnitude.as_view()),
+                _ if first => Magnitude::Init((&mut magnitude).into()),
+                _ => Magnitude::Given((&magnitude).into()),
             },
             bias: None,
         };
@@ -61,20 +61,19 @@ fn fresh<E: Element>(
     }
     let io = Forward {
         tokens,
-        x: x.as_view().into(),
-        weight: device_weight.as_view(),
-        bias: Some(bias.as_view()),
+        x: (&x).into(),
+        base: Base::new(&device_weight).with_bias(Some(&bias)),
         seed: 5,
         dropout: None,
         z: None,
-        y: y.as_view_mut().into(),
-        h: h.slice_mut(..tokens * spec.padded_rank()),
+        y: (&mut y).into(),
+        h: h.slice_mut(..tokens * spec.padded_rank()).into(),
     };
     kernels.forward(stream, &spec, &prepared, &mut workspace, io).expect("forward");
     Fresh {
         y: stream.clone_dtoh(&y).expect("y"),
-        gain: stream.clone_dtoh(&prepared.gain()).expect("g")[..features].to_vec(),
-        norm: stream.clone_dtoh(&prepared.norm()).expect("c")[..features].to_vec(),
+        gain: prepared.read_gain(stream).expect("g"),
+        norm: prepared.read_norm(stream).expect("c"),
         magnitude: stream.clone_dtoh(&magnitude).expect("m")[..features].to_vec(),
         weight: weight.into_iter().map(E::to_f32).collect(),
     }

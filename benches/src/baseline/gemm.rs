@@ -1,10 +1,14 @@
 //! Matrix products: cuBLASLt's, or the crate's own.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::sync::Arc;
 
 use fused_dora::cudarc::driver::CudaStream;
-use fused_dora::{DoraSpec, Element, Gradients, Kernels, Norm, NormGrad, Scaling, raw};
+use fused_dora::{
+    Backward, Base, DoraSpec, Element, ElementType, Forward, Gradients, Kernels, Layer, Norm,
+    NormGrad, Read, Scaling, Workspace, Write,
+};
 
 use super::Outcome;
 #[cfg(feature = "cublaslt")]
@@ -124,7 +128,7 @@ impl Gemm {
 /// that takes launches of its own here.
 pub struct OwnGemm {
     kernels: Arc<Kernels>,
-    plans: HashMap<(Layout, [usize; 3]), (DoraSpec, raw::Workspace)>,
+    plans: HashMap<(Layout, [usize; 3]), (Layer, Workspace)>,
     scratch: HashMap<(&'static str, [usize; 2]), u64>,
 }
 
@@ -193,78 +197,74 @@ impl OwnGemm {
     /// The layer that a product is, and scratch memory for it.
     fn plan<E: Element>(
         &mut self,
-        ops: &mut Ops<E>,
+        ops: &Ops<E>,
         layout: Layout,
         [m, n, k]: [usize; 3],
-    ) -> Outcome<(DoraSpec, raw::Workspace)> {
-        if let Some(plan) = self.plans.get(&(layout, [m, n, k])) {
-            return Ok(*plan);
+    ) -> Outcome<&mut (Layer, Workspace)> {
+        match self.plans.entry((layout, [m, n, k])) {
+            Entry::Occupied(plan) => Ok(plan.into_mut()),
+            Entry::Vacant(place) => {
+                let (inputs, outputs) = if layout == Layout::Nt { (k, n) } else { (n, k) };
+                let (scaling, detached) = (Scaling::Value(1.0), NormGrad::Detached);
+                let spec =
+                    DoraSpec::new(inputs, outputs, 0, scaling, Norm::None, detached, E::DTYPE)?;
+                let workspace = Workspace::new(&self.kernels, &ops.stream, &[spec], m)?;
+                Ok(place.insert((Layer::new(&ops.stream, &spec)?, workspace)))
+            }
         }
-        let (inputs, outputs) = if layout == Layout::Nt { (k, n) } else { (n, k) };
-        let (scaling, detached) = (Scaling::Value(1.0), NormGrad::Detached);
-        let spec = DoraSpec::new(inputs, outputs, 0, scaling, Norm::None, detached, E::DTYPE)?;
-        let size = raw::WorkspaceSize::new(&self.kernels, &[spec], m)?;
-        let pointer = ops.alloc::<u8>(1, size.bytes)?.pointer;
-        let plan = (spec, raw::Workspace { pointer, size });
-        self.plans.insert((layout, [m, n, k]), plan);
-        Ok(plan)
     }
 
     /// out = a·bᵀ or a·b, in one launch.
     fn multiply<E: Element>(
         &mut self,
-        ops: &mut Ops<E>,
+        ops: &Ops<E>,
         layout: Layout,
         a: Matrix<E>,
         b: Matrix<E>,
         out: Matrix<E>,
     ) -> Outcome {
-        let (spec, workspace) = self.plan(ops, layout, layout.extents(a.shape(), b.shape())?)?;
-        let prepared = raw::Prepared { norm: 0, gain: 0, a: 0, sb: 0, gsb: 0, bias: 0 };
-        let dense = |matrix: Matrix<E>| raw::Matrix::dense(matrix.pointer, matrix.cols);
-        let none = raw::Matrix::dense(0, out.cols);
+        let (kernels, stream) = (self.kernels.clone(), &ops.stream);
+        let (layer, workspace) = self.plan(ops, layout, layout.extents(a.shape(), b.shape())?)?;
+        let element = E::DTYPE.into();
+        // SAFETY: the matrices are of `ops`, which keeps them, and their shapes are the spec's; one
+        // stream runs everything. Of a layer of rank 0, H, dA and dB have no elements.
+        let read = |address| unsafe { Read::from_address(address, element) };
+        // SAFETY: likewise.
+        let write = |address, element| unsafe { Write::from_address(address, element) };
+        let none = || write(0, ElementType::F32);
         match layout {
             Layout::Nt => {
-                let io = raw::Forward {
+                let io = Forward {
                     tokens: a.rows,
-                    x: dense(a),
-                    weight: b.pointer,
-                    bias: 0,
-                    seed: 0,
+                    base: Base::new(read(b.pointer)),
+                    x: read(a.pointer),
+                    y: write(out.pointer, element),
+                    h: write(0, element),
+                    z: None,
                     dropout: None,
-                    z: 0,
-                    y: dense(out),
-                    h: 0,
+                    seed: 0,
                 };
-                // SAFETY: the matrices are of `ops`, and their shapes are the spec's; the workspace
-                // is as large as it says.
-                unsafe {
-                    self.kernels.forward_raw(&ops.stream, &spec, &prepared, &workspace, &io)?;
-                };
+                layer.forward(&kernels, stream, workspace, io)?;
             }
             Layout::Nn => {
-                let io = raw::Backward {
+                let io = Backward {
                     tokens: a.rows,
                     gradients: Gradients::Overwrite,
+                    base: Base::new(read(b.pointer)),
                     // Not read: neither A nor m wants a gradient.
-                    x: dense(out),
-                    weight: b.pointer,
-                    bias: 0,
-                    output: none,
-                    z: 0,
+                    x: read(out.pointer),
+                    output: None,
+                    z: None,
                     dropout: None,
-                    grad_output: dense(a),
-                    h: 0,
-                    grad_input: dense(out),
-                    grad_lora_a: 0,
-                    grad_lora_b: 0,
-                    grad_magnitude: 0,
-                    grad_bias: 0,
+                    grad_output: read(a.pointer),
+                    h: read(0),
+                    grad_input: Some(write(out.pointer, element)),
+                    grad_lora_a: none(),
+                    grad_lora_b: none(),
+                    grad_magnitude: None,
+                    grad_bias: None,
                 };
-                // SAFETY: as above.
-                unsafe {
-                    self.kernels.backward_raw(&ops.stream, &spec, &prepared, &workspace, &io)?;
-                }
+                layer.backward(&kernels, stream, workspace, io)?;
             }
             Layout::Tn => return Err("the first factor is transposed beforehand".into()),
         }

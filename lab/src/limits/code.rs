@@ -13,7 +13,7 @@ const KERNELS: [&str; 4] = ["forward_bf16", "forward_f16", "backward_bf16", "bac
 /// Those that multiply f32 matrices as tf32 ones: in a k-step of eight, 32 16×8 tiles take three
 /// products, four additions each, and 32 factors are split.
 const SPLIT_KERNELS: [&str; 2] = ["forward_tf32x3_f32", "backward_tf32x3_f32"];
-const ARCHITECTURE: &str = "sm_80";
+pub const ARCHITECTURE: &str = "sm_80";
 
 const LEAST_ALIGNED: f64 = 0.48;
 const LEAST_RAGGED: f64 = 0.43;

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::error::Error;
 
 use cuda_emulator::MeasuredLaunch;
-use fused_dora::{DoraSpec, Norm, forward};
+use fused_dora::ops::forward;
+use fused_dora::{DoraSpec, Norm};
 
 use super::layer::{Case, Device};
 use super::line::{Group, Limit, Line};

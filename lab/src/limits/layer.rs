@@ -8,12 +8,11 @@ use cuda_emulator::profile::Profile;
 use cuda_emulator::{Config, MeasuredLaunch};
 use fused_dora::cudarc::driver::CudaStream;
 use fused_dora::{
-    Backward, DoraSpec, Dtype, Element, F32Math, Forward, Gradients, Kernels, Magnitude, Norm,
-    NormGrad, NormGradient, Prepare, Prepared, Scaling, Tiles, Workspace, open_device,
+    DoraSpec, Dtype, Element, F32Math, Kernels, Norm, NormGrad, Scaling, Tiles, open_device,
 };
+use fused_dora_testkit::bench::Outcome;
+use fused_dora_testkit::bench::layer::Layer;
 use half::bf16;
-use rand::rngs::StdRng;
-use rand::{Rng, SeedableRng};
 
 /// One layer and its batch, in bf16 but where something else is said.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,13 +26,9 @@ pub struct Case {
 
 impl Case {
     pub fn spec(&self) -> fused_dora::Result<DoraSpec> {
-        self.spec_in(Dtype::Bf16)
-    }
-
-    fn spec_in(&self, dtype: Dtype) -> fused_dora::Result<DoraSpec> {
         let Self { inputs, outputs, rank, norm, .. } = *self;
         let grad = if norm == Norm::None { NormGrad::Detached } else { NormGrad::Exact };
-        DoraSpec::new(inputs, outputs, rank, Scaling::Value(2.0), norm, grad, dtype)
+        DoraSpec::new(inputs, outputs, rank, Scaling::Value(2.0), norm, grad, Dtype::Bf16)
     }
 }
 
@@ -57,8 +52,8 @@ impl Step {
 pub struct Device {
     emulator: Emulator,
     /// Of large tiles, whose counts are scaled to many tokens, and of those that the crate picks.
-    large: Kernels,
-    picked: Kernels,
+    large: Arc<Kernels>,
+    picked: Arc<Kernels>,
     stream: Arc<CudaStream>,
     sm_count: usize,
 }
@@ -71,8 +66,8 @@ impl Device {
         let config = Config { measure: true, sanitizer: false, threads: 1, ..Config::default() };
         emulator.configure(&config).map_err(|status| status.name())?;
         let context = open_device(0)?;
-        let large = Kernels::load(&context)?.with_tiles(Some(Tiles::Large));
-        let picked = Kernels::load(&context)?;
+        let large = Arc::new(Kernels::load(&context)?.with_tiles(Some(Tiles::Large)));
+        let picked = Arc::new(Kernels::load(&context)?);
         let name = emulator.device_name();
         let known = Profile::ALL.iter().find(|(_, profile)| profile.name == name);
         let (_, profile) = known.ok_or_else(|| format!("{name}: no such emulated device"))?;
@@ -103,7 +98,7 @@ impl Device {
     /// The same of an f32 layer whose products are of this kind.
     pub fn f32_step(&self, case: &Case, math: F32Math) -> Result<Step, Box<dyn Error>> {
         let kernels = Kernels::load(self.large.context())?;
-        let kernels = kernels.with_tiles(Some(Tiles::Large)).with_f32_math(math);
+        let kernels = Arc::new(kernels.with_tiles(Some(Tiles::Large)).with_f32_math(math));
         self.explained(case, self.run::<f32>(&kernels, case, false))
     }
 
@@ -122,103 +117,25 @@ impl Device {
 
     fn run<E: Element>(
         &self,
-        kernels: &Kernels,
+        kernels: &Arc<Kernels>,
         case: &Case,
         exact: bool,
     ) -> Result<Step, Box<dyn Error>> {
-        let stream = &self.stream;
         let Case { tokens, inputs, outputs, rank, norm } = *case;
-        let spec = case.spec_in(E::DTYPE)?;
-        let mut random = StdRng::seed_from_u64(7);
-        let mut f32s = |n: usize| -> Vec<f32> {
-            (0..n.max(1)).map(|_| random.random_range(-0.05..0.05)).collect()
-        };
-        let mut elements = |n: usize| -> Vec<E> { f32s(n).into_iter().map(E::from_f32).collect() };
-        let x = stream.clone_htod(&elements(tokens * inputs))?;
-        let weight = stream.clone_htod(&elements(outputs * inputs))?;
-        let grad_output = stream.clone_htod(&elements(tokens * outputs))?;
-        let lora_a = stream.clone_htod(&f32s(rank * inputs))?;
-        let lora_b = stream.clone_htod(&f32s(outputs * rank))?;
-        let zeros = |n: usize| stream.alloc_zeros::<f32>(n.max(1));
-        let (mut magnitude, mut grad_m) =
-            (zeros(spec.magnitude_len())?, zeros(spec.magnitude_len())?);
-        let (mut grad_a, mut grad_b) = (zeros(rank * inputs)?, zeros(outputs * rank)?);
-        let mut y = stream.alloc_zeros::<E>(tokens * outputs)?;
-        let mut h = stream.alloc_zeros::<E>((tokens * spec.padded_rank()).max(1))?;
-        let mut grad_input = stream.alloc_zeros::<E>(tokens * inputs)?;
-        let mut workspace = Workspace::new(kernels, stream, &[spec], tokens)?;
-        let mut prepared = Prepared::new(stream, &spec)?;
-        let (len_a, len_b, len_h) = (rank * inputs, outputs * rank, tokens * spec.padded_rank());
-
-        let prepare = self.launches(|| {
-            let magnitude = match norm {
-                Norm::None => Magnitude::None,
-                _ => Magnitude::Init(magnitude.as_view_mut()),
-            };
-            let io = Prepare {
-                weight: weight.as_view(),
-                lora_a: lora_a.slice(..len_a),
-                lora_b: lora_b.slice(..len_b),
-                magnitude,
-                bias: None,
-            };
-            kernels.prepare(stream, &spec, &mut workspace, &mut prepared, io)
-        })?;
-        let forward = self.launches(|| {
-            let io = Forward {
-                tokens,
-                x: x.as_view().into(),
-                weight: weight.as_view(),
-                bias: None,
-                seed: 1,
-                dropout: None,
-                z: None,
-                y: y.as_view_mut().into(),
-                h: h.slice_mut(..len_h),
-            };
-            kernels.forward(stream, &spec, &prepared, &mut workspace, io)
-        })?;
-        let backward = self.launches(|| {
-            let mut io = Backward {
-                tokens,
-                gradients: Gradients::Overwrite,
-                x: x.as_view().into(),
-                weight: weight.as_view(),
-                bias: None,
-                output: Some(y.as_view().into()),
-                z: None,
-                dropout: None,
-                grad_output: grad_output.as_view().into(),
-                h: h.slice(..len_h),
-                grad_input: Some(grad_input.as_view_mut().into()),
-                grad_lora_a: grad_a.slice_mut(..len_a),
-                grad_lora_b: grad_b.slice_mut(..len_b),
-                grad_magnitude: (norm != Norm::None).then(|| grad_m.as_view_mut()),
-                grad_bias: None,
-            };
-            kernels.backward(stream, &spec, &prepared, &mut workspace, &mut io)
-        })?;
-        let norm_gradient = self.launches(|| {
-            if norm == Norm::None || !exact {
-                return Ok(());
-            }
-            let io = NormGradient {
-                weight: weight.as_view(),
-                lora_a: lora_a.slice(..len_a),
-                lora_b: lora_b.slice(..len_b),
-                grad_magnitude: grad_m.as_view(),
-                grad_lora_a: grad_a.slice_mut(..len_a),
-                grad_lora_b: grad_b.slice_mut(..len_b),
-            };
-            kernels.norm_gradient(stream, &spec, &prepared, &mut workspace, io)
-        })?;
-        Ok(Step { prepare, forward, backward, norm_gradient })
+        let shape = [tokens, inputs, outputs, rank];
+        let mut layer = Layer::<E>::unprepared(kernels, &self.stream, shape, norm, 1)?;
+        Ok(Step {
+            prepare: self.launches(|| layer.init())?,
+            forward: self.launches(|| layer.forward())?,
+            backward: self.launches(|| layer.backward())?,
+            norm_gradient: self.launches(|| if exact { layer.norm_gradient() } else { Ok(()) })?,
+        })
     }
 
     /// What was counted of each launch of an op.
     fn launches(
         &self,
-        op: impl FnOnce() -> fused_dora::Result<()>,
+        op: impl FnOnce() -> Outcome,
     ) -> Result<Vec<MeasuredLaunch>, Box<dyn Error>> {
         self.emulator.reset_counters();
         op()?;

@@ -1,4 +1,4 @@
-//! The lines of the evidence: what was counted, and the limit that it must keep.
+//! The lines of the report: what was counted, and the limit that it must keep.
 
 use serde::{Deserialize, Serialize};
 

@@ -66,14 +66,14 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// All of the evidence.
+/// Everything that is checked.
 fn collect(options: &Options) -> Result<Evidence, Box<dyn Error>> {
     fs::create_dir_all(&options.out)
         .map_err(|error| format!("--out {}: cannot be created: {error}", options.out.display()))?;
     let program = std::env::current_exe()?;
     let nvrtc = Nvrtc::find(&program)?;
     let nvdisasm = Nvdisasm::find(nvdisasm::fetched_folder(&program).as_deref())?;
-    let compiled = compile(&nvrtc)?;
+    let compiled = compile(&nvrtc, &options.architectures)?;
 
     let bar = bar("disassembling", compiled.len())?;
     let codes = code::disassemble(&nvdisasm, &compiled, || bar.inc(1))?;
@@ -82,7 +82,7 @@ fn collect(options: &Options) -> Result<Evidence, Box<dyn Error>> {
 
     let device = Device::open()?;
     let (plain, fused) = laws(&device, &options.ranks)?;
-    let mut lines = ptxas::lines(&compiled, &dynamic_shared(&device)?)?;
+    let mut lines = ptxas::lines(&compiled, &options.architectures, &dynamic_shared(&device)?)?;
     lines.extend(code::lines(&codes, &loops, &counters::ragged(&device)?)?);
     for law in fused.iter().filter(|law| law.rank == counters::RANK) {
         lines.extend(counters::lines(&device, law)?);
@@ -112,13 +112,12 @@ fn collect(options: &Options) -> Result<Evidence, Box<dyn Error>> {
     })
 }
 
-/// All kernels for all architectures.
-fn compile(nvrtc: &Nvrtc) -> Result<Vec<Compiled>, Box<dyn Error>> {
+/// All kernels for some architectures.
+fn compile(nvrtc: &Nvrtc, architectures: &[&'static str]) -> Result<Vec<Compiled>, Box<dyn Error>> {
     let bar = bar("compiling", 1)?;
     let kernels = workspace().join("kernels");
-    let architectures = ptxas::ARCHITECTURES.map(|(name, _)| name);
     let wanted = |dtype: &str, architecture: &str| dtype != TWIN || architecture == TWIN_ON;
-    let compiled = compile::folder(nvrtc, &kernels, &architectures, wanted, |count| {
+    let compiled = compile::folder(nvrtc, &kernels, architectures, wanted, |count| {
         bar.set_length(count as u64);
         bar.inc(1);
     })?;
@@ -160,7 +159,7 @@ fn bar(prefix: &'static str, length: usize) -> Result<ProgressBar, Box<dyn Error
     Ok(bar)
 }
 
-/// Prints and writes the evidence; whether all of it holds.
+/// Prints and writes the lines; whether all of them hold.
 fn write(options: &Options, evidence: &Evidence) -> Result<bool, Box<dyn Error>> {
     print!("{}", table::text(evidence));
     let cannot = |path: &Path, error| format!("{} cannot be written: {error}", path.display());

@@ -50,10 +50,14 @@ const DESIGN: [(&str, u32); 21] = [
 ];
 
 /// The lines. `dynamic` is the shared memory that launches of a kernel of that name ask for.
-pub fn lines(compiled: &[Compiled], dynamic: &BTreeMap<String, u32>) -> Result<Vec<Line>, String> {
+pub fn lines(
+    compiled: &[Compiled],
+    architectures: &[&str],
+    dynamic: &BTreeMap<String, u32>,
+) -> Result<Vec<Line>, String> {
     let mut lines = Vec::new();
     let group = Group::Resources;
-    for (architecture, _) in &ARCHITECTURES {
+    for architecture in architectures {
         let of_architecture = compiled.iter().filter(|file| file.architecture == *architecture);
         let kernels: Vec<_> = of_architecture.flat_map(|file| &file.resources).collect();
         let bytes = |r: &crate::resources::Resources| {

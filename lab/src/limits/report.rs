@@ -6,7 +6,7 @@ use super::bounds::Ratio;
 use super::code;
 use super::line::Line;
 
-/// What the figures are, and are not: it goes with every form of the evidence.
+/// What the figures are, and are not: it goes with every form of the report.
 pub const NOTE: &str = "Everything here is counted, in compiled code or on an emulated device that \
      executes the kernels' PTX, or modelled from such counts and published peak rates. Nothing is \
      a time that a GPU took.";

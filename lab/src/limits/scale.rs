@@ -9,7 +9,8 @@ use std::collections::BTreeMap;
 use std::error::Error;
 
 use cuda_emulator::MeasuredLaunch;
-use fused_dora::{Norm, Tiles, backward, forward};
+use fused_dora::ops::{backward, forward};
+use fused_dora::{Norm, Tiles};
 
 use super::layer::{Case, Device};
 use crate::work::Kernel;

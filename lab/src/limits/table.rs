@@ -1,4 +1,4 @@
-//! The evidence as text and as Markdown.
+//! The limits as text and as Markdown.
 
 use std::fmt::Write as _;
 
@@ -6,7 +6,7 @@ use super::bounds::Ratio;
 use super::line::{Group, Line};
 use super::report::Evidence;
 
-const COMMAND: &str = "cargo xtask evidence";
+const COMMAND: &str = "cargo xtask limits";
 
 /// For a terminal.
 pub fn text(evidence: &Evidence) -> String {

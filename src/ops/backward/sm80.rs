@@ -6,9 +6,9 @@ use crate::device::{
     F32Math, Kernel, Launch, Needs, Regions, Scratch, Split, THREADS, Tiles, Tiling, queue_counters,
 };
 use crate::dropout::DropoutMode;
+use crate::dtype::Dtype;
 use crate::ops::tiles::{GROUP, LARGE, PARTIAL, SMALL, partial_floats};
 use crate::params::backward::BackwardParams;
-use crate::dtype::Dtype;
 use crate::spec::{DoraSpec, Norm};
 
 /// Output features of a strip of dY, in 16 bit and in f32 (Adapter in the kernel).

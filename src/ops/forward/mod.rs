@@ -9,9 +9,9 @@ use cudarc::driver::CudaStream;
 use super::prepared::{Operands, Prepared};
 use crate::device::{Arch, Kernel, Kernels, Needs, Tiling, Workspace};
 use crate::dropout::{Dropout, DropoutMode};
-use crate::error::Result;
 #[cfg(doc)]
 use crate::error::Error;
+use crate::error::Result;
 use crate::params::forward::ForwardParams;
 use crate::spec::{DoraSpec, Norm};
 use crate::tensor::{Base, Need, Read, Tensors, Write, check_given, matrix};

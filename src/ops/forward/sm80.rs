@@ -5,9 +5,9 @@ use crate::device::{
     F32Math, Kernel, Launch, Needs, Regions, Scratch, Split, THREADS, Tiles, Tiling, queue_counters,
 };
 use crate::dropout::DropoutMode;
+use crate::dtype::Dtype;
 use crate::ops::tiles::{GROUP, LARGE, PARTIAL, SMALL, partial_floats};
 use crate::params::forward::ForwardParams;
-use crate::dtype::Dtype;
 use crate::spec::{DoraSpec, Norm};
 
 /// Tokens and ranks of one tile of H (LowRank in the kernel).
@@ -29,15 +29,8 @@ const PEFT_DROPOUT: Kernel = Kernel::new("forward", "forward_peft_dropout");
 
 /// The kernels for layers of a dtype.
 pub(super) const fn kernels(dtype: Dtype) -> &'static [Kernel] {
-    const ALL: [Kernel; 7] = [
-        LARGE_TILES,
-        MEDIUM_TILES,
-        FEW_TOKENS,
-        DROPOUT,
-        PEFT_DROPOUT,
-        LARGE_TF32X3,
-        MEDIUM_TF32X3,
-    ];
+    const ALL: [Kernel; 7] =
+        [LARGE_TILES, MEDIUM_TILES, FEW_TOKENS, DROPOUT, PEFT_DROPOUT, LARGE_TF32X3, MEDIUM_TF32X3];
     match dtype {
         Dtype::F32 => &ALL,
         Dtype::Bf16 | Dtype::F16 => ALL.split_at(5).0,

@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use fused_dora::cudarc::driver::{CudaSlice, CudaStream};
 use fused_dora::{
-    AdamW, AdamWConfig, AdapterGroups, AdapterLayout, Backward, DecomposeAdapter, Decomposition,
-    DoraSpec, Element, Forward, GradientNorm, Gradients, Kernels, Magnitude, Merge, MergeReport,
-    Norm, NormGrad, NormGradient, OptimizerPart, Prepare, Prepared, Scaling, Schedule, Workspace,
-    open_device,
+    AdamW, AdamWConfig, AdapterGroups, AdapterLayout, Backward, Base, DecomposeAdapter,
+    Decomposition, DoraSpec, Element, Forward, GradientNorm, Gradients, Kernels, Magnitude, Merge,
+    MergeReport, Norm, NormGrad, NormGradient, OptimizerPart, Prepare, Prepared, Scaling, Schedule,
+    Workspace, open_device,
 };
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -21,7 +21,7 @@ pub struct Layer<E> {
     spec: DoraSpec,
     tokens: usize,
     workspace: Workspace,
-    prepared: Prepared<E>,
+    prepared: Prepared,
     batches: Vec<Batch<E>>,
     /// The batch that ops take.
     current: usize,
@@ -57,16 +57,35 @@ impl<E: Element> Layer<E> {
         Self::on(&kernels, &stream, shape, norm, 1)
     }
 
-    /// A layer of (T, I, O, r) with so many batches, prepared, and run once so that every buffer
-    /// holds something. x and dY are of unit variance, W, A and B of a trained layer's sizes.
+    /// A layer of (T, I, O, r) with so many batches, prepared, and run once such that every buffer
+    /// holds something.
     pub fn on(
+        kernels: &Arc<Kernels>,
+        stream: &Arc<CudaStream>,
+        shape: [usize; 4],
+        norm: Norm,
+        batches: usize,
+    ) -> Outcome<Self> {
+        let mut layer = Self::unprepared(kernels, stream, shape, norm, batches)?;
+        layer.init()?;
+        for _ in 0..batches {
+            layer.forward()?;
+            layer.rotate();
+        }
+        layer.backward()?;
+        Ok(layer)
+    }
+
+    /// A layer on which no op has run. x and dY are of unit variance, W, A and B of a trained layer's
+    /// sizes.
+    pub fn unprepared(
         kernels: &Arc<Kernels>,
         stream: &Arc<CudaStream>,
         [tokens, inputs, outputs, rank]: [usize; 4],
         norm: Norm,
         batches: usize,
     ) -> Outcome<Self> {
-        let scaling = Scaling::Standard { alpha: 2.0 * rank as f32 };
+        let scaling = Scaling::Value(2.0);
         let norm_grad = if norm == Norm::None { NormGrad::Detached } else { NormGrad::Exact };
         let spec = DoraSpec::new(inputs, outputs, rank, scaling, norm, norm_grad, E::DTYPE)?;
         let mut normal = Normal::new(7);
@@ -75,14 +94,14 @@ impl<E: Element> Layer<E> {
                 x: stream.clone_htod(&normal.of(tokens * inputs, 1.0))?,
                 grad_output: stream.clone_htod(&normal.of(tokens * outputs, 1.0))?,
                 y: stream.alloc_zeros(tokens * outputs)?,
-                h: stream.alloc_zeros(tokens * spec.padded_rank())?,
+                h: stream.alloc_zeros((tokens * spec.padded_rank()).max(1))?,
             })
         };
         let batches = (0..batches).map(|_| batch()).collect::<Outcome<Vec<_>>>()?;
         let layout = AdapterLayout::new(&spec);
         let optimized = [1.0, 1e-3, 0.0, 0.0].map(|value| vec![value; layout.len()]);
         let [parameters, gradients, exp_avg, exp_avg_sq] = &optimized;
-        let mut layer = Self {
+        Ok(Self {
             parts: AdapterGroups::default().parts(&layout, 0).collect(),
             optimized: [
                 stream.clone_htod(parameters)?,
@@ -96,11 +115,12 @@ impl<E: Element> Layer<E> {
             current: 0,
             weight: stream.clone_htod(&normal.of(outputs * inputs, 0.02))?,
             grad_input: stream.alloc_zeros(tokens * inputs)?,
-            lora_a: stream.clone_htod(&normal.of(rank * inputs, (inputs as f32).powf(-0.5)))?,
-            lora_b: stream.clone_htod(&normal.of(outputs * rank, 0.02))?,
+            lora_a: stream
+                .clone_htod(&normal.of((rank * inputs).max(1), (inputs as f32).powf(-0.5)))?,
+            lora_b: stream.clone_htod(&normal.of((outputs * rank).max(1), 0.02))?,
             magnitude: stream.alloc_zeros(spec.magnitude_len().max(1))?,
-            grad_lora_a: stream.alloc_zeros(rank * inputs)?,
-            grad_lora_b: stream.alloc_zeros(outputs * rank)?,
+            grad_lora_a: stream.alloc_zeros((rank * inputs).max(1))?,
+            grad_lora_b: stream.alloc_zeros((outputs * rank).max(1))?,
             grad_magnitude: stream.alloc_zeros(spec.magnitude_len().max(1))?,
             merged: stream.alloc_zeros(outputs * inputs)?,
             report: stream.alloc_zeros(MergeReport::LEN)?,
@@ -109,14 +129,7 @@ impl<E: Element> Layer<E> {
             stream: stream.clone(),
             spec,
             tokens,
-        };
-        layer.prepare_as(true)?;
-        for _ in 0..layer.batches.len() {
-            layer.forward()?;
-            layer.rotate();
-        }
-        layer.backward()?;
-        Ok(layer)
+        })
     }
 
     /// What the layer is.
@@ -135,21 +148,34 @@ impl<E: Element> Layer<E> {
         self.current
     }
 
+    /// Elements of A, B and H: a buffer of none is one of one.
+    fn lens(&self) -> [usize; 3] {
+        let (spec, rank) = (&self.spec, self.spec.rank());
+        let h = self.tokens * spec.padded_rank();
+        [rank * spec.in_features(), spec.out_features() * rank, h]
+    }
+
+    /// A new adapter: m becomes the norm.
+    pub fn init(&mut self) -> Outcome {
+        self.prepare_as(true)
+    }
+
     /// W once (and the packed operands) against one launch.
     pub fn prepare(&mut self) -> Outcome {
         self.prepare_as(false)
     }
 
     fn prepare_as(&mut self, fresh: bool) -> Outcome {
+        let [len_a, len_b, _] = self.lens();
         let magnitude = match self.spec.norm() {
             Norm::None => Magnitude::None,
-            _ if fresh => Magnitude::Init(self.magnitude.as_view_mut()),
-            _ => Magnitude::Given(self.magnitude.as_view()),
+            _ if fresh => Magnitude::Init((&mut self.magnitude).into()),
+            _ => Magnitude::Given((&self.magnitude).into()),
         };
         let inputs = Prepare {
-            weight: self.weight.as_view(),
-            lora_a: self.lora_a.as_view(),
-            lora_b: self.lora_b.as_view(),
+            weight: (&self.weight).into(),
+            lora_a: self.lora_a.slice(..len_a).into(),
+            lora_b: self.lora_b.slice(..len_b).into(),
             magnitude,
             bias: None,
         };
@@ -159,17 +185,17 @@ impl<E: Element> Layer<E> {
 
     /// H and y.
     pub fn forward(&mut self) -> Outcome {
+        let [_, _, len_h] = self.lens();
         let batch = &mut self.batches[self.current];
         let io = Forward {
             tokens: self.tokens,
-            x: batch.x.as_view().into(),
-            weight: self.weight.as_view(),
-            bias: None,
+            x: (&batch.x).into(),
+            base: Base::new(&self.weight),
             seed: 1,
             dropout: None,
             z: None,
-            y: batch.y.as_view_mut().into(),
-            h: batch.h.as_view_mut(),
+            y: (&mut batch.y).into(),
+            h: batch.h.slice_mut(..len_h).into(),
         };
         let Self { kernels, stream, spec, workspace, prepared, .. } = self;
         Ok(kernels.forward(stream, spec, prepared, workspace, io)?)
@@ -179,13 +205,14 @@ impl<E: Element> Layer<E> {
     pub fn adamw(&mut self) -> Outcome {
         let [parameters, gradients, exp_avg, exp_avg_sq] = &mut self.optimized;
         let io = AdamW {
+            len: gradients.len(),
             parts: &self.parts,
             schedule: Schedule::Host { learning_rate: 1e-4, step: 1 },
             clip: None,
-            parameters: parameters.as_view_mut(),
-            gradients: gradients.as_view(),
-            exp_avg: exp_avg.as_view_mut(),
-            exp_avg_sq: exp_avg_sq.as_view_mut(),
+            parameters: parameters.as_view_mut().into(),
+            gradients: gradients.as_view().into(),
+            exp_avg: exp_avg.as_view_mut().into(),
+            exp_avg_sq: exp_avg_sq.as_view_mut().into(),
         };
         Ok(self.kernels.adamw(&self.stream, &AdamWConfig::default(), io)?)
     }
@@ -194,25 +221,27 @@ impl<E: Element> Layer<E> {
     pub fn gradient_norm(&mut self) -> Outcome {
         let [_, gradients, ..] = &self.optimized;
         let io = GradientNorm {
+            len: gradients.len(),
             parts: &self.parts,
-            gradients: gradients.as_view(),
-            norm: self.norm.as_view_mut(),
+            gradients: gradients.as_view().into(),
+            norm: (&mut self.norm).into(),
         };
         Ok(self.kernels.gradient_norm(&self.stream, &mut self.workspace, io)?)
     }
 
     /// The gradient through the norm; nothing for plain LoRA, which has none.
     pub fn norm_gradient(&mut self) -> Outcome {
+        let [len_a, len_b, _] = self.lens();
         if self.spec.norm() == Norm::None {
             return Ok(());
         }
         let io = NormGradient {
-            weight: self.weight.as_view(),
-            lora_a: self.lora_a.as_view(),
-            lora_b: self.lora_b.as_view(),
-            grad_magnitude: self.grad_magnitude.as_view(),
-            grad_lora_a: self.grad_lora_a.as_view_mut(),
-            grad_lora_b: self.grad_lora_b.as_view_mut(),
+            weight: (&self.weight).into(),
+            lora_a: self.lora_a.slice(..len_a).into(),
+            lora_b: self.lora_b.slice(..len_b).into(),
+            grad_magnitude: (&self.grad_magnitude).into(),
+            grad_lora_a: self.grad_lora_a.slice_mut(..len_a).into(),
+            grad_lora_b: self.grad_lora_b.slice_mut(..len_b).into(),
         };
         let Self { kernels, stream, spec, workspace, prepared, .. } = self;
         Ok(kernels.norm_gradient(stream, spec, prepared, workspace, io)?)
@@ -237,12 +266,13 @@ impl<E: Element> Layer<E> {
 
     /// W and W' once each, and the report.
     pub fn merge(&mut self) -> Outcome {
+        let [len_a, len_b, _] = self.lens();
         let io = Merge {
-            weight: self.weight.as_view(),
-            lora_a: self.lora_a.as_view(),
-            lora_b: self.lora_b.as_view(),
-            merged: self.merged.as_view_mut(),
-            report: Some(self.report.as_view_mut()),
+            weight: (&self.weight).into(),
+            lora_a: self.lora_a.slice(..len_a).into(),
+            lora_b: self.lora_b.slice(..len_b).into(),
+            merged: (&mut self.merged).into(),
+            report: Some((&mut self.report).into()),
         };
         let Self { kernels, stream, spec, workspace, prepared, .. } = self;
         Ok(kernels.merge(stream, spec, prepared, workspace, io)?)
@@ -250,12 +280,13 @@ impl<E: Element> Layer<E> {
 
     /// The adapter's change along the columns: W once.
     pub fn decompose(&mut self) -> Outcome {
+        let [len_a, len_b, _] = self.lens();
         let io = DecomposeAdapter {
             axis: Norm::Input,
-            weight: self.weight.as_view(),
-            lora_a: self.lora_a.as_view(),
-            lora_b: self.lora_b.as_view(),
-            result: self.report.slice_mut(..Decomposition::LEN),
+            weight: (&self.weight).into(),
+            lora_a: self.lora_a.slice(..len_a).into(),
+            lora_b: self.lora_b.slice(..len_b).into(),
+            result: self.report.slice_mut(..Decomposition::LEN).into(),
         };
         let Self { kernels, stream, spec, workspace, prepared, .. } = self;
         Ok(kernels.decompose_adapter(stream, spec, prepared, workspace, io)?)
@@ -263,27 +294,27 @@ impl<E: Element> Layer<E> {
 
     /// dX, dA, dB and dm.
     pub fn backward(&mut self) -> Outcome {
+        let [len_a, len_b, len_h] = self.lens();
         let has_magnitude = self.spec.norm() != Norm::None;
         let batch = &self.batches[self.current];
-        let mut io = Backward {
+        let io = Backward {
             tokens: self.tokens,
             gradients: Gradients::Overwrite,
-            x: batch.x.as_view().into(),
-            weight: self.weight.as_view(),
-            bias: None,
-            output: Some(batch.y.as_view().into()),
+            x: (&batch.x).into(),
+            base: Base::new(&self.weight),
+            output: (self.spec.norm() == Norm::Output).then(|| (&batch.y).into()),
             z: None,
             dropout: None,
-            grad_output: batch.grad_output.as_view().into(),
-            h: batch.h.as_view(),
-            grad_input: Some(self.grad_input.as_view_mut().into()),
-            grad_lora_a: self.grad_lora_a.as_view_mut(),
-            grad_lora_b: self.grad_lora_b.as_view_mut(),
-            grad_magnitude: has_magnitude.then(|| self.grad_magnitude.as_view_mut()),
+            grad_output: (&batch.grad_output).into(),
+            h: batch.h.slice(..len_h).into(),
+            grad_input: Some((&mut self.grad_input).into()),
+            grad_lora_a: self.grad_lora_a.slice_mut(..len_a).into(),
+            grad_lora_b: self.grad_lora_b.slice_mut(..len_b).into(),
+            grad_magnitude: has_magnitude.then(|| (&mut self.grad_magnitude).into()),
             grad_bias: None,
         };
         let Self { kernels, stream, spec, workspace, prepared, .. } = self;
-        Ok(kernels.backward(stream, spec, prepared, workspace, &mut io)?)
+        Ok(kernels.backward(stream, spec, prepared, workspace, io)?)
     }
 
     /// Waits for all ops so far.

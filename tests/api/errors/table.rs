@@ -122,8 +122,8 @@ impl Linear {
     fn forward(&mut self) -> Result<()> {
         let io = LinearForward {
             tokens: TOKENS,
-            x: self.x.as_view().into(),
-            y: self.y.as_view_mut().into(),
+            x: (&self.x).into(),
+            y: (&mut self.y).into(),
             seed: 0,
             dropout: None,
         };
@@ -134,10 +134,10 @@ impl Linear {
         let io = LinearBackward {
             tokens: TOKENS,
             gradients: Gradients::Overwrite,
-            x: self.x.as_view().into(),
-            y: self.y.as_view().into(),
+            x: (&self.x).into(),
+            y: (&self.y).into(),
             dropout: None,
-            grad_output: self.y.as_view().into(),
+            grad_output: (&self.y).into(),
             grad_input: None,
         };
         self.layer.backward(&self.saved, io)
@@ -188,10 +188,10 @@ fn adamw(
         parts: &parts,
         schedule: Schedule::Host { learning_rate, step },
         clip: Some(Clip { max_norm, norm: norm.slice(..1) }),
-        parameters: parameters.as_view_mut(),
-        gradients: gradients.as_view(),
-        exp_avg: exp_avg.as_view_mut(),
-        exp_avg_sq: exp_avg_sq.as_view_mut(),
+        parameters: (&mut parameters).into(),
+        gradients: (&gradients).into(),
+        exp_avg: (&mut exp_avg).into(),
+        exp_avg_sq: (&mut exp_avg_sq).into(),
     };
     layer.kernels.adamw(&layer.stream, config, io)
 }
@@ -199,9 +199,9 @@ fn adamw(
 impl Layer {
     fn prepare_shard(&mut self) -> Result<()> {
         let inputs = Prepare {
-            weight: self.weight.as_view(),
-            lora_a: self.lora_a.as_view(),
-            lora_b: self.lora_b.as_view(),
+            weight: (&self.weight).into(),
+            lora_a: (&self.lora_a).into(),
+            lora_b: (&self.lora_b).into(),
             magnitude: Magnitude::Sharded,
             bias: None,
         };
@@ -210,7 +210,7 @@ impl Layer {
     }
 
     fn finish_prepare(&mut self) -> Result<()> {
-        let magnitude = Magnitude::Given(self.magnitude.as_view());
+        let magnitude = Magnitude::Given((&self.magnitude).into());
         let Self { kernels, stream, spec, prepared, lora_b, .. } = self;
         kernels.finish_prepare(stream, spec, prepared, lora_b.as_view(), magnitude)
     }
@@ -219,14 +219,13 @@ impl Layer {
     fn forward_with<'a>(&'a mut self, change: impl FnOnce(&mut Forward<'a, bf16>)) -> Result<()> {
         let mut io = Forward {
             tokens: TOKENS,
-            x: self.x.as_view().into(),
-            weight: self.weight.as_view(),
-            bias: None,
+            x: (&self.x).into(),
+            base: Base::new(&self.weight),
             seed: 0,
             dropout: None,
             z: None,
-            y: self.y.as_view_mut().into(),
-            h: self.h.as_view_mut(),
+            y: (&mut self.y).into(),
+            h: (&mut self.h).into(),
         };
         change(&mut io);
         let Self { kernels, stream, spec, workspace, prepared, .. } = self;
@@ -254,8 +253,7 @@ impl Layer {
         let mut io = raw::Forward {
             tokens: TOKENS,
             x: raw::Matrix::dense(SOMEWHERE, INPUTS),
-            weight: SOMEWHERE,
-            bias: 0,
+            base: Base::new(SOMEWHERE).with_bias(0),
             seed: 0,
             dropout: None,
             z: 0,
@@ -308,9 +306,9 @@ fn specs(table: &mut Table) {
     let mut result = stream.alloc_zeros(2).expect("memory");
     let io = Decompose {
         axis: Norm::None,
-        weight: weight.as_view(),
-        changed: weight.as_view(),
-        result: result.as_view_mut(),
+        weight: (&weight).into(),
+        changed: (&weight).into(),
+        result: (&mut result).into(),
     };
     table.row("a decomposition along no axis", [kernels.decompose(stream, spec, workspace, io)]);
 }
@@ -397,7 +395,7 @@ fn tensors(table: &mut Table) {
             raw(|_, workspace| workspace.pointer = 0),
         ],
     );
-    let wrong = Prepared::<f32>::new(&layer.stream, &layer.spec);
+    let wrong = Prepared::new(&layer.stream, &layer.spec);
     table.row("buffers of another dtype than the spec's", [wrong]);
     let Layer { kernels, stream, spec, .. } = &layer;
     let prepared = raw::Prepared { norm: 256, gain: 256, a: 256, sb: 256, gsb: 256, bias: 0 };
@@ -518,9 +516,9 @@ fn order(table: &mut Table) {
     let Layer { kernels, stream, spec, workspace, prepared, weight, lora_a, lora_b, .. } =
         &mut table.prepared(Norm::Input);
     let io = InPlace {
-        weight: weight.as_view_mut(),
-        lora_a: lora_a.as_view(),
-        lora_b: lora_b.as_view(),
+        weight: (&mut weight).into(),
+        lora_a: (&lora_a).into(),
+        lora_b: (&lora_b).into(),
     };
     let lost = kernels.unmerge_in_place(stream, spec, prepared, workspace, io);
     table.row("`unmerge` where a gain is 0", [lost]);
@@ -613,7 +611,7 @@ fn device(table: &mut Table) {
     table.row(
         "more memory than the device has",
         [
-            Prepared::<bf16>::new(&stream, &large).map(drop),
+            Prepared::new(&stream, &large).map(drop),
             Adapter::<bf16>::new(&stream, &large, false).map(drop),
             Workspace::new(&table.kernels, &stream, &[large], 1 << 30).map(drop),
         ],
