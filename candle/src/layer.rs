@@ -1,178 +1,176 @@
-//! A frozen layer of one dtype, and the layer with an adapter's values.
+//! A frozen layer, and the layer with an adapter's values.
 
-use std::fmt::Debug;
 use std::sync::Arc;
 
-use candle_core::{DType, Device, Error, Result, Tensor, WithDType};
-use fused_dora::cudarc::driver::CudaSlice;
-use fused_dora::{AdapterLayout, DoraSpec, Dropout, Dtype, Magnitude, Merge, Prepare, Prepared};
-use half::{bf16, f16};
+use candle_core::{DType, Device, Result, Tensor};
+use candle_nn::Linear;
+use fused_dora::cudarc::driver::{CudaSlice, CudaStream};
+use fused_dora::{
+    AdapterLayout, Base, DoraSpec, Dropout, DropoutForm, Kernels, Layer, Merge, Part, Prepare,
+    Workspace,
+};
 
-use crate::error::OrCandle;
+use crate::error::{OrCandle, check_dtype, check_shape};
+use crate::linear::DoraConfig;
 use crate::op::Op;
 use crate::runtime::Runtime;
-use crate::tensor::{Constant, Element, Lent, into_tensor, uninitialised};
-
-/// A frozen layer, whatever its dtype.
-pub(crate) trait Frozen: Debug + Send + Sync {
-    /// Makes the layer ready for forwards with an adapter's values as they are now.
-    fn prepare(self: Arc<Self>, adapter: &Tensor) -> Result<Arc<dyn Ready>>;
-
-    /// c of W alone.
-    fn norms(&self) -> Result<Vec<f32>>;
-}
-
-/// A frozen layer and an adapter's values, whatever their dtype.
-pub(crate) trait Ready: Debug + Send + Sync {
-    /// y `[…, O]` of x `[…, I]`, with a backward that gives gradients of x and of `adapter`.
-    fn forward(
-        self: Arc<Self>,
-        x: &Tensor,
-        adapter: &Tensor,
-        seed: u64,
-        dropout: Option<Dropout>,
-    ) -> Result<Tensor>;
-
-    /// W' `[O, I]`.
-    fn merged(&self, dtype: Dtype, device: &Device) -> Result<Tensor>;
-}
-
-/// The kernels' name for candle's dtype.
-pub(crate) fn kernel_dtype(dtype: DType) -> Result<Dtype> {
-    match dtype {
-        DType::BF16 => Ok(Dtype::Bf16),
-        DType::F16 => Ok(Dtype::F16),
-        DType::F32 => Ok(Dtype::F32),
-        other => Err(Error::UnsupportedDTypeForOp(other, "fused-dora").bt()),
-    }
-}
+use crate::tensor::{Buffer, Constant, copy_of_f32, kernel_dtype};
 
 /// W and b, and what their adapter is.
 #[derive(Debug)]
-pub(crate) struct Layer<E> {
+pub(crate) struct Frozen {
     pub(crate) runtime: Runtime,
     pub(crate) spec: DoraSpec,
     pub(crate) layout: AdapterLayout,
-    pub(crate) weight: Constant<E>,
-    pub(crate) bias: Option<Constant<E>>,
+    pub(crate) dropout: Option<(f32, DropoutForm)>,
+    /// b, as candle has it.
+    pub(crate) bias: Option<Tensor>,
+    dtype: DType,
+    weight_on_device: Constant,
+    bias_on_device: Option<Constant>,
 }
 
-impl<E: Element> Layer<E> {
-    pub(crate) fn new(
-        runtime: &Runtime,
-        spec: DoraSpec,
-        layout: AdapterLayout,
-        weight: &Tensor,
-        bias: Option<&Tensor>,
-    ) -> Result<Self> {
+impl Frozen {
+    pub(crate) fn new(runtime: &Runtime, config: &DoraConfig, linear: &Linear) -> Result<Self> {
+        let &DoraConfig { rank, scaling, norm, norm_grad, dropout, train_bias } = config;
+        let (weight, bias) = (linear.weight(), linear.bias());
+        let (outputs, inputs) = weight.dims2()?;
+        let dtype = kernel_dtype(weight.dtype())?;
+        let spec =
+            DoraSpec::new(inputs, outputs, rank, scaling, norm, norm_grad, dtype).or_candle()?;
+        if let Some((probability, form)) = dropout {
+            Dropout::new(probability, form, 0).or_candle()?;
+        }
+        if let Some(bias) = bias {
+            check_shape("the bias does not fit the layer", bias.shape(), outputs.into())?;
+        }
+        let layout = match train_bias {
+            true => AdapterLayout::with_bias(&spec),
+            false => AdapterLayout::new(&spec),
+        };
+        // A trained bias takes the place of the frozen one.
+        let frozen_bias = bias.filter(|_| !train_bias);
+        if let Some(bias) = frozen_bias {
+            check_dtype("the bias must have the dtype of the weight", bias, weight.dtype())?;
+        }
         let constant = |tensor| Constant::new(runtime.stream(), tensor);
         Ok(Self {
             runtime: runtime.clone(),
             spec,
             layout,
-            weight: constant(weight)?,
-            bias: bias.map(constant).transpose()?,
+            dropout,
+            bias: bias.map(Tensor::detach),
+            dtype: weight.dtype(),
+            weight_on_device: constant(weight)?,
+            bias_on_device: frozen_bias.map(constant).transpose()?,
         })
     }
-}
 
-impl<E: Element> Frozen for Layer<E> {
-    fn prepare(self: Arc<Self>, adapter: &Tensor) -> Result<Arc<dyn Ready>> {
-        let Self { runtime, spec, layout, weight, .. } = &*self;
-        let stream = runtime.stream();
-        let adapter = adapter.contiguous()?;
-        let parameters = Lent::<f32>::new(stream, &adapter)?.into_copy(stream)?;
-        let mut prepared = Prepared::<E>::new(stream, spec).or_candle()?;
-        let parts = layout.view(parameters.slice(..layout.len())).or_candle()?;
-        let weight = weight.lend(stream)?;
-        let inputs = Prepare {
-            weight: weight.view()?,
-            lora_a: parts.lora_a,
-            lora_b: parts.lora_b,
-            magnitude: parts.magnitude.map_or(Magnitude::None, Magnitude::Given),
-            bias: parts.bias,
-        };
-        runtime.with_workspace(spec, 0, |workspace| {
-            runtime.kernels().prepare(stream, spec, workspace, &mut prepared, inputs)
-        })?;
-        drop(weight);
-        Ok(Arc::new(Adapted { layer: self, parameters, prepared }))
+    pub(crate) fn check_adapter(&self, adapter: &Tensor) -> Result<()> {
+        check_dtype("adapters are f32, whatever the dtype of the weight", adapter, DType::F32)?;
+        let expected = self.layout.len().into();
+        check_shape("the adapter does not fit the layer", adapter.shape(), expected)
     }
 
-    fn norms(&self) -> Result<Vec<f32>> {
-        let Self { runtime, spec, layout, weight, .. } = self;
-        let stream = runtime.stream();
-        let mut zeros = stream.alloc_zeros::<f32>(layout.len().max(1)).or_candle()?;
-        let parts = layout.view_mut(zeros.slice_mut(..layout.len())).or_candle()?;
-        let Some(mut magnitude) = parts.magnitude else { return Ok(Vec::new()) };
-        let mut prepared = Prepared::<E>::new(stream, spec).or_candle()?;
-        let weight = weight.lend(stream)?;
-        let inputs = Prepare {
-            weight: weight.view()?,
-            lora_a: parts.lora_a.as_view(),
-            lora_b: parts.lora_b.as_view(),
-            magnitude: Magnitude::Init(magnitude.slice_mut(..)),
-            bias: None,
+    /// The values of a fresh adapter, which leaves the layer's output as it was.
+    pub(crate) fn initial(self: &Arc<Self>) -> Result<Vec<f32>> {
+        let mut values = vec![0.0; self.layout.len()];
+        let mut set = |part, from: Vec<f32>| {
+            let to = values[self.layout.range(part)].iter_mut();
+            to.zip(from).for_each(|(to, from)| *to = from);
         };
-        runtime.with_workspace(spec, 0, |workspace| {
-            runtime.kernels().prepare(stream, spec, workspace, &mut prepared, inputs)
+        let bound = 1.0 / (self.spec.in_features() as f32).sqrt();
+        let lora_a = self.spec.rank() * self.spec.in_features();
+        set(Part::LoraA, Tensor::rand(-bound, bound, lora_a, &Device::Cpu)?.to_vec1()?);
+        if let Some(bias) = &self.bias {
+            // Nothing, where the adapter has no bias.
+            set(Part::Bias, bias.to_dtype(DType::F32)?.to_vec1()?);
+        }
+        let zeros = self.runtime.stream().alloc_zeros(self.layout.len().max(1)).or_candle()?;
+        set(Part::Magnitude, self.adapted(zeros)?.norms()?);
+        Ok(values)
+    }
+
+    /// Makes the layer ready for forwards with an adapter's values as they are now.
+    pub(crate) fn prepare(self: &Arc<Self>, adapter: &Tensor) -> Result<Adapted> {
+        self.adapted(copy_of_f32(self.runtime.stream(), adapter)?)
+    }
+
+    fn adapted(self: &Arc<Self>, parameters: CudaSlice<f32>) -> Result<Adapted> {
+        let mut layer = Layer::new(self.runtime.stream(), &self.spec).or_candle()?;
+        let parts = self.layout.view(parameters.slice(..self.layout.len())).or_candle()?;
+        self.run(0, |kernels, stream, workspace, base| {
+            let inputs = Prepare {
+                weight: base.weight,
+                lora_a: parts.lora_a.into(),
+                lora_b: parts.lora_b.into(),
+                magnitude: parts.magnitude.into(),
+                bias: parts.bias.map(Into::into),
+            };
+            layer.prepare(kernels, stream, workspace, inputs)
         })?;
-        stream.clone_dtoh(&magnitude).or_candle()
+        Ok(Adapted { frozen: self.clone(), parameters, layer })
+    }
+
+    /// Runs an op on W and b, with scratch memory for so many tokens.
+    pub(crate) fn run(
+        &self,
+        tokens: usize,
+        op: impl FnOnce(&Kernels, &Arc<CudaStream>, &mut Workspace, Base<'_>) -> fused_dora::Result<()>,
+    ) -> Result<()> {
+        let (kernels, stream) = (self.runtime.kernels(), self.runtime.stream());
+        let weight = self.weight_on_device.lend(stream)?;
+        let bias = self.bias_on_device.as_ref().map(|bias| bias.lend(stream)).transpose()?;
+        let bias = bias.as_ref().map(|bias| bias.read()).transpose()?;
+        let base = Base::new(weight.read()?).with_bias(bias);
+        let op = |workspace: &mut Workspace| op(kernels, stream, workspace, base);
+        self.runtime.with_workspace(&self.spec, tokens, op)
     }
 }
 
 /// A layer with an adapter's values: a copy of them, and what was prepared of it.
 #[derive(Debug)]
-pub(crate) struct Adapted<E> {
-    pub(crate) layer: Arc<Layer<E>>,
+pub(crate) struct Adapted {
+    pub(crate) frozen: Arc<Frozen>,
     pub(crate) parameters: CudaSlice<f32>,
-    pub(crate) prepared: Prepared<E>,
+    pub(crate) layer: Layer,
 }
 
-impl<E: Element> Ready for Adapted<E> {
-    fn forward(
-        self: Arc<Self>,
+impl Adapted {
+    /// y `[…, O]` of x `[…, I]`, with a backward that gives gradients of x and of `adapter`.
+    pub(crate) fn forward(
+        self: &Arc<Self>,
         x: &Tensor,
         adapter: &Tensor,
         seed: u64,
         dropout: Option<Dropout>,
     ) -> Result<Tensor> {
-        let (expected, got) = (<E as WithDType>::DTYPE, x.dtype());
-        if got != expected {
-            let msg = "x must have the dtype of the layer's weight";
-            return Err(Error::UnexpectedDType { msg, expected, got }.bt());
-        }
+        check_dtype("x must have the dtype of the layer's weight", x, self.frozen.dtype)?;
         x.contiguous()?.apply_op2(adapter, Op::new(self, seed, dropout))
     }
 
-    fn merged(&self, dtype: Dtype, device: &Device) -> Result<Tensor> {
-        match dtype {
-            Dtype::Bf16 => self.merged_as::<bf16>(device),
-            Dtype::F16 => self.merged_as::<f16>(device),
-            Dtype::F32 => self.merged_as::<f32>(device),
-        }
-    }
-}
-
-impl<E: Element> Adapted<E> {
-    fn merged_as<F: Element>(&self, device: &Device) -> Result<Tensor> {
-        let Self { layer, parameters, prepared } = self;
-        let Layer { runtime, spec, layout, weight, .. } = &**layer;
-        let stream = runtime.stream();
+    /// W' `[O, I]`.
+    pub(crate) fn merged(&self, dtype: DType, device: &Device) -> Result<Tensor> {
+        let Frozen { runtime, spec, layout, .. } = &*self.frozen;
         let shape = (spec.out_features(), spec.in_features());
-        let mut merged = uninitialised::<F>(stream, shape.0 * shape.1)?;
-        let values = layout.view(parameters.slice(..layout.len())).or_candle()?;
-        let weight = weight.lend(stream)?;
-        let io = Merge {
-            weight: weight.view()?,
-            lora_a: values.lora_a,
-            lora_b: values.lora_b,
-            merged: merged.as_view_mut(),
-            report: None,
-        };
-        runtime.with_workspace(spec, 0, |workspace| {
-            runtime.kernels().merge(stream, spec, prepared, workspace, io)
+        let dtype = kernel_dtype(dtype)?;
+        let mut merged = Buffer::uninitialised(runtime.stream(), dtype, shape.0 * shape.1)?;
+        let values = layout.view(self.parameters.slice(..layout.len())).or_candle()?;
+        self.frozen.run(0, |kernels, stream, workspace, base| {
+            let io = Merge {
+                weight: base.weight,
+                lora_a: values.lora_a.into(),
+                lora_b: values.lora_b.into(),
+                merged: merged.write(),
+                report: None,
+            };
+            kernels.merge(stream, spec, self.layer.prepared(), workspace, io)
         })?;
-        into_tensor(stream, device, merged, &shape.into())
+        merged.into_tensor(runtime.stream(), device, &shape.into())
+    }
+
+    /// c.
+    fn norms(&self) -> Result<Vec<f32>> {
+        self.layer.prepared().read_norm(self.frozen.runtime.stream()).or_candle()
     }
 }

@@ -5,169 +5,125 @@ use std::sync::{Arc, OnceLock};
 #[cfg(feature = "cuda")]
 use candle_core::CudaStorage;
 use candle_core::{CpuStorage, CustomOp2, Error, Layout, Result, Shape, Tensor};
-use fused_dora::cudarc::driver::CudaSlice;
-use fused_dora::{
-    Backward, Dropout, DropoutForm, Forward, Gradients, Norm, NormGrad, NormGradient,
-};
+use fused_dora::{Backward, Dropout, Forward, Gradients, NormGradient, Saved};
 
-use crate::error::OrCandle;
-use crate::layer::Adapted;
-use crate::tensor::{Element, Lent, downloaded, into_tensor, uninitialised};
+use crate::error::{OrCandle, check_shape};
+use crate::layer::{Adapted, Frozen};
+use crate::tensor::{Buffer, Lent};
 
 /// One forward, and its backward: of x `[…, I]` and the adapter's buffer, y `[…, O]`.
 ///
 /// The adapter's values are those that were prepared: its tensor is there for autograd alone.
 #[derive(Debug)]
-pub(crate) struct Op<E> {
-    adapted: Arc<Adapted<E>>,
+pub(crate) struct Op {
+    adapted: Arc<Adapted>,
     seed: u64,
     dropout: Option<Dropout>,
-    saved: OnceLock<Saved<E>>,
+    saved: OnceLock<Saved>,
 }
 
-/// What the forward keeps for its backward.
-#[derive(Debug)]
-struct Saved<E> {
-    h: CudaSlice<E>,
-    z: Option<CudaSlice<E>>,
-}
-
-/// Rows of a batch, and the shape of its y.
-struct Batch {
-    tokens: usize,
-    output: Shape,
-}
-
-impl<E: Element> Op<E> {
-    pub(crate) fn new(adapted: Arc<Adapted<E>>, seed: u64, dropout: Option<Dropout>) -> Self {
-        Self { adapted, seed, dropout, saved: OnceLock::new() }
+impl Op {
+    pub(crate) fn new(adapted: &Arc<Adapted>, seed: u64, dropout: Option<Dropout>) -> Self {
+        Self { adapted: adapted.clone(), seed, dropout, saved: OnceLock::new() }
     }
 
-    fn batch(&self, input: &Shape) -> Result<Batch> {
-        let spec = &self.adapted.layer.spec;
-        let mut dims = input.dims().to_vec();
-        match dims.last_mut() {
-            Some(last) if *last == spec.in_features() => *last = spec.out_features(),
-            _ => {
-                let mut expected = input.dims()[..input.rank().saturating_sub(1)].to_vec();
-                expected.push(spec.in_features());
-                return Err(Error::UnexpectedShape {
-                    msg: "x must have the layer's input features as its last dimension".to_owned(),
-                    expected: expected.into(),
-                    got: input.clone(),
-                }
-                .bt());
-            }
-        }
-        let tokens = input.elem_count() / spec.in_features();
-        Ok(Batch { tokens, output: dims.into() })
-    }
-
-    /// Whether the forward keeps z, and the backward takes it in place of y.
-    fn keeps_z(&self) -> bool {
-        let peft = self.dropout.is_some_and(|dropout| dropout.form() == DropoutForm::Peft);
-        peft && self.adapted.layer.spec.norm() == Norm::Output
-    }
-
-    /// y, with room for one element at least.
-    fn forward(&self, x: &Lent<'_, E>, tokens: usize) -> Result<CudaSlice<E>> {
-        let Adapted { layer, prepared, .. } = &*self.adapted;
-        let (runtime, spec) = (&layer.runtime, &layer.spec);
-        let stream = runtime.stream();
-        let (h_len, y_len) = (tokens * spec.padded_rank(), tokens * spec.out_features());
-        let mut y = uninitialised::<E>(stream, y_len)?;
-        let mut h = uninitialised::<E>(stream, h_len)?;
-        let mut z = self.keeps_z().then(|| uninitialised::<E>(stream, y_len)).transpose()?;
-        let weight = layer.weight.lend(stream)?;
-        let frozen = layer.bias.as_ref().map(|bias| bias.lend(stream)).transpose()?;
-        let frozen = frozen.as_ref().map(Lent::view).transpose()?;
-        let io = Forward {
-            tokens,
-            x: x.view()?.into(),
-            weight: weight.view()?,
-            bias: prepared.bias().or(frozen),
-            seed: self.seed,
-            dropout: self.dropout,
-            z: z.as_mut().map(|z| z.slice_mut(..y_len)),
-            y: y.slice_mut(..y_len).into(),
-            h: h.slice_mut(..h_len),
+    /// Rows of a batch x, and the shape of its y.
+    fn batch(&self, input: &Shape) -> Result<(usize, Shape)> {
+        let spec = &self.adapted.frozen.spec;
+        let with_last = |features| {
+            let mut dims = input.dims()[..input.rank().saturating_sub(1)].to_vec();
+            dims.push(features);
+            Shape::from(dims)
         };
-        runtime.with_workspace(spec, tokens, |workspace| {
-            runtime.kernels().forward(stream, spec, prepared, workspace, io)
+        let msg = "x must have the layer's input features as its last dimension";
+        check_shape(msg, input, with_last(spec.in_features()))?;
+        Ok((input.elem_count() / spec.in_features(), with_last(spec.out_features())))
+    }
+
+    /// y.
+    fn forward(&self, x: &Lent<'_>, tokens: usize) -> Result<Buffer> {
+        let Self { adapted, seed, dropout, .. } = self;
+        let Frozen { runtime, spec, .. } = &*adapted.frozen;
+        let (stream, y_len) = (runtime.stream(), tokens * spec.out_features());
+        let mut y = Buffer::uninitialised(stream, spec.dtype(), y_len)?;
+        let form = dropout.map(|dropout| dropout.form());
+        let mut saved = Saved::new(stream, &[*spec], tokens, form).or_candle()?;
+        let (h, z) = saved.write(&adapted.layer, tokens, dropout.as_ref()).or_candle()?;
+        let x = x.read()?;
+        adapted.frozen.run(tokens, |kernels, stream, workspace, base| {
+            let io =
+                Forward { tokens, base, x, y: y.write(), h, z, dropout: *dropout, seed: *seed };
+            adapted.layer.forward(kernels, stream, workspace, io)
         })?;
         // An op is run once.
-        let _ = self.saved.set(Saved { h, z });
+        let _ = self.saved.set(saved);
         Ok(y)
     }
 
-    /// The gradients of x, where it is wanted, and of the adapter, with room for one element at
-    /// least.
+    /// The gradients of x, where it is wanted, and of the adapter.
     fn backward(
         &self,
         tokens: usize,
         x: &Tensor,
         y: &Tensor,
         grad_output: &Tensor,
-    ) -> Result<(Option<CudaSlice<E>>, CudaSlice<f32>)> {
-        let Adapted { layer, parameters, prepared } = &*self.adapted;
-        let (runtime, spec, layout) = (&layer.runtime, &layer.spec, &layer.layout);
+    ) -> Result<(Option<Buffer>, Buffer)> {
+        let Adapted { frozen, parameters, layer } = &*self.adapted;
+        let Frozen { runtime, spec, layout, .. } = &**frozen;
+        let (stream, dropout, len) = (runtime.stream(), self.dropout, layout.len());
         let saved = self.saved.get();
-        let Saved { h, z } = saved.ok_or_else(|| Error::msg("the layer's forward did not run"))?;
-        let stream = runtime.stream();
-        let x_len = tokens * spec.in_features();
-        let mut grad_x = x.track_op().then(|| uninitialised::<E>(stream, x_len)).transpose()?;
+        let saved = saved.ok_or_else(|| Error::msg("the layer's forward did not run"))?;
+        let (h, z) = saved.read(layer, tokens, dropout.as_ref()).or_candle()?;
+        let new_grad_x =
+            || Buffer::uninitialised(stream, spec.dtype(), tokens * spec.in_features());
+        let mut grad_x = x.track_op().then(new_grad_x).transpose()?;
         // Nothing writes the padding between the parts.
-        let mut grads = stream.alloc_zeros::<f32>(layout.len().max(1)).or_candle()?;
-        let parts = layout.view_mut(grads.slice_mut(..layout.len())).or_candle()?;
+        let mut grads = stream.alloc_zeros::<f32>(len.max(1)).or_candle()?;
 
-        let weight = layer.weight.lend(stream)?;
-        let frozen = layer.bias.as_ref().map(|bias| bias.lend(stream)).transpose()?;
-        let frozen = frozen.as_ref().map(Lent::view).transpose()?;
-        let needs_y = spec.norm() == Norm::Output && z.is_none();
-        let y = needs_y.then(|| Lent::<E>::new(stream, y)).transpose()?;
+        let takes_y = layer.takes_y(dropout.as_ref()).or_candle()?;
+        let y = takes_y.then(|| Lent::new(stream, y)).transpose()?;
+        let output = y.as_ref().map(Lent::read).transpose()?;
         let (x, grad_output) = (Lent::new(stream, x)?, Lent::new(stream, grad_output)?);
-        let mut io = Backward {
-            tokens,
-            gradients: Gradients::Overwrite,
-            x: x.view()?.into(),
-            weight: weight.view()?,
-            bias: prepared.bias().or(frozen),
-            output: y.as_ref().map(Lent::view).transpose()?.map(Into::into),
-            z: z.as_ref().map(|z| z.slice(..tokens * spec.out_features())),
-            dropout: self.dropout,
-            grad_output: grad_output.view()?.into(),
-            h: h.slice(..tokens * spec.padded_rank()),
-            grad_input: grad_x.as_mut().map(|grad| grad.slice_mut(..x_len).into()),
-            grad_lora_a: parts.lora_a,
-            grad_lora_b: parts.lora_b,
-            grad_magnitude: parts.magnitude,
-            grad_bias: parts.bias,
-        };
-        runtime.with_workspace(spec, tokens, |workspace| {
-            runtime.kernels().backward(stream, spec, prepared, workspace, &mut io)
+        let (x, grad_output) = (x.read()?, grad_output.read()?);
+        let values = layout.view(parameters.slice(..len)).or_candle()?;
+        frozen.run(tokens, |kernels, stream, workspace, base| {
+            let weight = base.weight.clone();
+            let parts = layout.view_mut(grads.slice_mut(..len))?;
+            let io = Backward {
+                tokens,
+                gradients: Gradients::Overwrite,
+                base,
+                x,
+                output,
+                z,
+                dropout,
+                grad_output,
+                h,
+                grad_input: grad_x.as_mut().map(Buffer::write),
+                grad_lora_a: parts.lora_a.into(),
+                grad_lora_b: parts.lora_b.into(),
+                grad_magnitude: parts.magnitude.map(Into::into),
+                grad_bias: parts.bias.map(Into::into),
+            };
+            layer.backward(kernels, stream, workspace, io)?;
+            let parts = layout.view_mut(grads.slice_mut(..len))?;
+            // Plain LoRA has no norm through which gradients could flow.
+            let Some(grad_magnitude) = &parts.magnitude else { return Ok(()) };
+            let io = NormGradient {
+                weight,
+                lora_a: values.lora_a.into(),
+                lora_b: values.lora_b.into(),
+                grad_magnitude: grad_magnitude.as_view().into(),
+                grad_lora_a: parts.lora_a.into(),
+                grad_lora_b: parts.lora_b.into(),
+            };
+            layer.finish(kernels, stream, workspace, io)
         })?;
-        if spec.norm_grad() == NormGrad::Exact {
-            let values = layout.view(parameters.slice(..layout.len())).or_candle()?;
-            let parts = layout.view_mut(grads.slice_mut(..layout.len())).or_candle()?;
-            if let Some(grad_magnitude) = &parts.magnitude {
-                let io = NormGradient {
-                    weight: weight.view()?,
-                    lora_a: values.lora_a,
-                    lora_b: values.lora_b,
-                    grad_magnitude: grad_magnitude.as_view(),
-                    grad_lora_a: parts.lora_a,
-                    grad_lora_b: parts.lora_b,
-                };
-                runtime.with_workspace(spec, tokens, |workspace| {
-                    runtime.kernels().norm_gradient(stream, spec, prepared, workspace, io)
-                })?;
-            }
-        }
-        Ok((grad_x, grads))
+        Ok((grad_x, Buffer::of_f32(grads, len)))
     }
 }
 
-impl<E: Element> CustomOp2 for Op<E> {
+impl CustomOp2 for Op {
     fn name(&self) -> &'static str {
         "fused-dora"
     }
@@ -179,10 +135,10 @@ impl<E: Element> CustomOp2 for Op<E> {
         _adapter: &CpuStorage,
         _adapter_layout: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        let Batch { tokens, output } = self.batch(x_layout.shape())?;
-        let stream = self.adapted.layer.runtime.stream();
-        let y = self.forward(&Lent::copied(stream, x, x_layout)?, tokens)?;
-        Ok((downloaded(stream, &y, output.elem_count())?, output))
+        let (tokens, output) = self.batch(x_layout.shape())?;
+        let stream = self.adapted.frozen.runtime.stream();
+        let x = Lent::Copied(Buffer::upload(stream, x, x_layout)?);
+        Ok((self.forward(&x, tokens)?.into_cpu(stream)?, output))
     }
 
     #[cfg(feature = "cuda")]
@@ -193,10 +149,9 @@ impl<E: Element> CustomOp2 for Op<E> {
         _adapter: &CudaStorage,
         _adapter_layout: &Layout,
     ) -> Result<(CudaStorage, Shape)> {
-        let Batch { tokens, output } = self.batch(x_layout.shape())?;
-        let stream = self.adapted.layer.runtime.stream();
-        let y = self.forward(&Lent::borrowed(stream, x, x_layout)?, tokens)?;
-        Ok((CudaStorage::wrap_cuda_slice(y, x.device.clone()), output))
+        let (tokens, output) = self.batch(x_layout.shape())?;
+        let lent = Lent::borrowed(self.adapted.frozen.runtime.stream(), x, x_layout)?;
+        Ok((self.forward(&lent, tokens)?.into_cuda(&x.device), output))
     }
 
     fn bwd(
@@ -206,14 +161,12 @@ impl<E: Element> CustomOp2 for Op<E> {
         y: &Tensor,
         grad_output: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let Batch { tokens, .. } = self.batch(x.shape())?;
-        let grad_output = grad_output.contiguous()?;
-        let (grad_x, grads) = self.backward(tokens, x, y, &grad_output)?;
-        let stream = self.adapted.layer.runtime.stream();
-        let grad_x = grad_x.map(|grad| into_tensor(stream, x.device(), grad, x.shape()));
-        let grads = adapter
-            .track_op()
-            .then(|| into_tensor(stream, adapter.device(), grads, adapter.shape()));
+        let (tokens, _) = self.batch(x.shape())?;
+        let (grad_x, grads) = self.backward(tokens, x, y, &grad_output.contiguous()?)?;
+        let stream = self.adapted.frozen.runtime.stream();
+        let grad_x = grad_x.map(|grad| grad.into_tensor(stream, x.device(), x.shape()));
+        let has_graph = adapter.track_op();
+        let grads = has_graph.then(|| grads.into_tensor(stream, adapter.device(), adapter.shape()));
         Ok((grad_x.transpose()?, grads.transpose()?))
     }
 }

@@ -59,14 +59,14 @@ impl DoraLinear {
         let ours = ([spec.out_features(), spec.in_features()], spec.rank(), spec.norm());
         let theirs = (adapter.shape(), adapter.rank(), adapter.norm());
         if ours != theirs || spec.scaling() != adapter.scaling() {
-            let told = |([outputs, inputs], rank, norm): ([usize; 2], usize, _), scaling: f32| {
+            let named = |([outputs, inputs], rank, norm): ([usize; 2], usize, _), scaling: f32| {
                 format!("[{outputs}, {inputs}] of rank {rank}, scaling {scaling} and {norm:?} norm")
             };
             return Err(Error::msg(format!(
                 "an adapter of a weight {} does not fit a layer of {}: make the layer with \
                  `DoraConfig::of_peft`, of the weight that the adapter is for",
-                told(theirs, adapter.scaling()),
-                told(ours, spec.scaling()),
+                named(theirs, adapter.scaling()),
+                named(ours, spec.scaling()),
             )));
         }
         if !self.adapter().is_variable() {

@@ -41,8 +41,8 @@ struct Scratch {
 
 impl Runtime {
     /// Loads the kernels for tensors of `device`: where that is the CPU, tensors go to the first
-    /// CUDA device that the driver has, be it emulated, and results come back; those of a CUDA
-    /// device stay there, and are launched on candle's own stream (feature `cuda`).
+    /// CUDA device that the driver has, be it emulated, and results come back. Tensors of a CUDA
+    /// device stay there, and kernels are launched on candle's own stream (feature `cuda`).
     ///
     /// # Errors
     /// Those of [`open_device`] and [`Kernels::load`]; a device that is neither.
@@ -82,12 +82,12 @@ impl Runtime {
     }
 
     /// Runs an op with scratch memory that is large enough.
-    pub(crate) fn with_workspace<T>(
+    pub(crate) fn with_workspace(
         &self,
         spec: &DoraSpec,
         tokens: usize,
-        op: impl FnOnce(&mut Workspace) -> fused_dora::Result<T>,
-    ) -> Result<T> {
+        op: impl FnOnce(&mut Workspace) -> fused_dora::Result<()>,
+    ) -> Result<()> {
         let Shared { kernels, stream, scratch, .. } = &*self.shared;
         let mut scratch = scratch.lock().unwrap_or_else(PoisonError::into_inner);
         let Scratch { workspace, specs, tokens: most, thread: last } = &mut *scratch;

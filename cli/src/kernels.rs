@@ -9,12 +9,12 @@ use cuda_emulator::client::{self, Choice, Selected};
 use fused_dora::cudarc::driver::{CudaSlice, CudaStream, DriverError};
 use fused_dora::peft::LayerAdapter;
 use fused_dora::{
-    Decompose, Decomposition, DoraSpec, Dtype, Element, InPlace, Kernels, Magnitude, MergeReport,
-    Norm, NormGrad, Prepare, Prepared, Scaling, Workspace, open_device,
+    Decompose, Decomposition, DoraLinear, Dtype, InPlace, Kernels, MergeReport, Norm, NormGrad,
+    Prepare, Prepared, Read, Workspace, Write, open_device,
 };
 use half::{bf16, f16};
 
-use crate::engine::{Engine, Merged, NOT_FINITE, decode, encode, of_layer};
+use crate::engine::{Engine, Merged, NOT_FINITE, decode, of_layer};
 use crate::error::Failure;
 use crate::output::Sink;
 use crate::weight::{CHUNK, Weight};
@@ -29,26 +29,6 @@ pub struct Gpu {
     selected: Selected,
 }
 
-/// Runs a generic function for a weight's type.
-macro_rules! for_dtype {
-    ($dtype:expr, $E:ident => $call:expr) => {
-        match $dtype {
-            Dtype::Bf16 => {
-                type $E = bf16;
-                $call
-            }
-            Dtype::F16 => {
-                type $E = f16;
-                $call
-            }
-            Dtype::F32 => {
-                type $E = f32;
-                $call
-            }
-        }
-    };
-}
-
 impl Engine for Gpu {
     fn name(&self) -> String {
         self.name.clone()
@@ -60,7 +40,33 @@ impl Engine for Gpu {
         layer: &LayerAdapter,
         target: &mut Sink<'_>,
     ) -> Result<Merged, Failure> {
-        for_dtype!(weight.dtype, E => self.merge_in::<E>(weight, layer, target))
+        let mut matrix = self.upload(weight)?;
+        let mut run = || -> Result<_, Problem> {
+            let (stream, spec) = (&self.stream, layer.spec(NormGrad::Detached, weight.dtype)?);
+            let mut workspace = Workspace::new(&self.kernels, stream, &[spec], 0)?;
+            let mut prepared = Prepared::new(stream, &spec)?;
+            let factors = Factors::upload(stream, layer)?;
+            let magnitude = match layer.norm() {
+                Norm::None => None,
+                Norm::Input | Norm::Output => Some(stream.clone_htod(layer.magnitude())?),
+            };
+            let inputs = Prepare {
+                weight: matrix.read().into(),
+                lora_a: (&factors.a).into(),
+                lora_b: (&factors.b).into(),
+                magnitude: magnitude.as_ref().into(),
+                bias: None,
+            };
+            self.kernels.prepare(stream, &spec, &mut workspace, &mut prepared, inputs)?;
+            let mut report = stream.alloc_zeros::<f64>(MergeReport::LEN)?;
+            let (io, sums) = (factors.with(&mut matrix), Some((&mut report).into()));
+            self.kernels.merge_in_place(stream, &spec, &prepared, &mut workspace, io, sums)?;
+            let report = MergeReport::read(stream, &report.as_view())?;
+            Ok(Merged { report, gain: prepared.read_gain(stream)? })
+        };
+        let merged = run().map_err(|problem| self.explained(weight, problem))?;
+        self.download(weight, &matrix, target)?;
+        Ok(merged)
     }
 
     fn unmerge(
@@ -70,7 +76,21 @@ impl Engine for Gpu {
         gain: &[f32],
         target: &mut Sink<'_>,
     ) -> Result<(), Failure> {
-        for_dtype!(merged.dtype, E => self.unmerge_in::<E>(merged, layer, gain, target))
+        let mut matrix = self.upload(merged)?;
+        let mut run = || -> Result<_, Problem> {
+            let (stream, spec) = (&self.stream, layer.spec(NormGrad::Detached, merged.dtype)?);
+            let mut workspace = Workspace::new(&self.kernels, stream, &[spec], 0)?;
+            let prepared = Prepared::for_unmerge(stream, &spec, gain)?;
+            let factors = Factors::upload(stream, layer)?;
+            let io = factors.with(&mut matrix);
+            self.kernels.unmerge_in_place(stream, &spec, &prepared, &mut workspace, io)?;
+            Ok(())
+        };
+        run().map_err(|problem| self.explained(merged, problem))?;
+        match self.download(merged, &matrix, target)? {
+            true => Ok(()),
+            false => Err(of_layer(merged, NOT_FINITE)),
+        }
     }
 
     fn decompose(
@@ -79,9 +99,22 @@ impl Engine for Gpu {
         after: &Weight<'_>,
         axis: Norm,
     ) -> Result<Decomposition, Failure> {
-        for_dtype!(before.dtype, E => for_dtype!(after.dtype, F => {
-            self.decompose_in::<E, F>(before, after, axis)
-        }))
+        let (weight, changed) = (self.upload(before)?, self.upload(after)?);
+        let run = || -> Result<_, Problem> {
+            let (stream, [rows, columns]) = (&self.stream, before.shape);
+            let spec = DoraLinear::base_spec(columns, rows, before.dtype)?;
+            let mut workspace = Workspace::new(&self.kernels, stream, &[spec], 0)?;
+            let mut result = stream.alloc_zeros::<f64>(Decomposition::LEN)?;
+            let io = Decompose {
+                axis,
+                weight: weight.read().into(),
+                changed: changed.read(),
+                result: (&mut result).into(),
+            };
+            self.kernels.decompose(stream, &spec, &mut workspace, io)?;
+            Ok(Decomposition::read(stream, &result.as_view())?)
+        };
+        run().map_err(|problem| self.explained(before, problem))
     }
 }
 
@@ -106,131 +139,33 @@ impl Gpu {
         Ok(Self { kernels, stream, name, selected })
     }
 
-    fn merge_in<E: Element>(
-        &self,
-        weight: &Weight<'_>,
-        layer: &LayerAdapter,
-        target: &mut Sink<'_>,
-    ) -> Result<Merged, Failure> {
-        let mut on_device = self.upload::<E>(weight)?;
-        let mut run = || -> Result<_, Problem> {
-            let (stream, spec) = (&self.stream, layer.spec(NormGrad::Detached, E::DTYPE)?);
-            let mut workspace = Workspace::new(&self.kernels, stream, &[spec], 0)?;
-            let mut prepared = Prepared::<E>::new(stream, &spec)?;
-            let factors = Factors::upload(stream, layer)?;
-            let magnitude = match layer.norm() {
-                Norm::None => None,
-                Norm::Input | Norm::Output => Some(stream.clone_htod(layer.magnitude())?),
-            };
-            let given = magnitude.as_ref().map(|m| Magnitude::Given(m.as_view()));
-            let inputs = Prepare {
-                weight: on_device.as_view(),
-                lora_a: factors.a.as_view(),
-                lora_b: factors.b.as_view(),
-                magnitude: given.unwrap_or(Magnitude::None),
-                bias: None,
-            };
-            self.kernels.prepare(stream, &spec, &mut workspace, &mut prepared, inputs)?;
-            let mut report = stream.alloc_zeros::<f64>(MergeReport::LEN)?;
-            let io = factors.with(&mut on_device);
-            let sums = Some(report.as_view_mut());
-            self.kernels.merge_in_place(stream, &spec, &prepared, &mut workspace, io, sums)?;
-            let report = MergeReport::read(stream, &report.as_view())?;
-            let gain = match layer.norm() {
-                Norm::None => Vec::new(),
-                Norm::Input | Norm::Output => stream.clone_dtoh(&prepared.gain())?,
-            };
-            Ok(Merged { report, gain })
-        };
-        let merged = run().map_err(|problem| self.explained(weight, problem))?;
-        self.download(weight, &on_device, target)?;
-        Ok(merged)
-    }
-
-    fn unmerge_in<E: Element>(
-        &self,
-        merged: &Weight<'_>,
-        layer: &LayerAdapter,
-        gain: &[f32],
-        target: &mut Sink<'_>,
-    ) -> Result<(), Failure> {
-        let mut on_device = self.upload::<E>(merged)?;
-        let mut run = || -> Result<_, Problem> {
-            let (stream, spec) = (&self.stream, layer.spec(NormGrad::Detached, E::DTYPE)?);
-            let mut workspace = Workspace::new(&self.kernels, stream, &[spec], 0)?;
-            let prepared = Prepared::<E>::for_unmerge(stream, &spec, gain)?;
-            let factors = Factors::upload(stream, layer)?;
-            let io = factors.with(&mut on_device);
-            self.kernels.unmerge_in_place(stream, &spec, &prepared, &mut workspace, io)?;
-            Ok(())
-        };
-        run().map_err(|problem| self.explained(merged, problem))?;
-        match self.download(merged, &on_device, target)? {
-            true => Ok(()),
-            false => Err(of_layer(merged, NOT_FINITE)),
-        }
-    }
-
-    fn decompose_in<E: Element, F: Element>(
-        &self,
-        before: &Weight<'_>,
-        after: &Weight<'_>,
-        axis: Norm,
-    ) -> Result<Decomposition, Failure> {
-        let (weight, changed) = (self.upload::<E>(before)?, self.upload::<F>(after)?);
-        let run = || -> Result<_, Problem> {
-            let (stream, [rows, columns]) = (&self.stream, before.shape);
-            let scaling = Scaling::Value(1.0);
-            let spec =
-                DoraSpec::new(columns, rows, 0, scaling, Norm::None, NormGrad::Detached, E::DTYPE)?;
-            let mut workspace = Workspace::new(&self.kernels, stream, &[spec], 0)?;
-            let mut result = stream.alloc_zeros::<f64>(Decomposition::LEN)?;
-            let io = Decompose {
-                axis,
-                weight: weight.as_view(),
-                changed: changed.as_view(),
-                result: result.as_view_mut(),
-            };
-            self.kernels.decompose(stream, &spec, &mut workspace, io)?;
-            Ok(Decomposition::read(stream, &result.as_view())?)
-        };
-        run().map_err(|problem| self.explained(before, problem))
-    }
-
     /// A weight on the device, copied by chunks.
-    fn upload<E: Element>(&self, weight: &Weight<'_>) -> Result<CudaSlice<E>, Failure> {
+    fn upload(&self, weight: &Weight<'_>) -> Result<Matrix, Failure> {
         let failed = |error: DriverError| self.explained(weight, error.into());
-        let mut on_device = self.stream.alloc_zeros::<E>(weight.elements()).map_err(failed)?;
-        let mut host = Vec::new();
-        weight.chunks(|first, bytes| {
-            host.clear();
-            decode(bytes, weight.dtype, |value| host.push(E::from_f32(value)));
-            let at = first * weight.shape[1];
-            let mut part = on_device.slice_mut(at..at + host.len());
-            self.stream.memcpy_htod(&host, &mut part).map_err(failed)?;
+        let (dtype, elements) = (weight.dtype, weight.elements());
+        let mut bytes = self.stream.alloc_zeros(elements * dtype.bytes()).map_err(failed)?;
+        weight.chunks(|first, chunk| {
+            let at = first * weight.shape[1] * dtype.bytes();
+            let mut part = bytes.slice_mut(at..at + chunk.len());
+            self.stream.memcpy_htod(chunk, &mut part).map_err(failed)?;
             self.stream.synchronize().map_err(failed)
         })?;
-        Ok(on_device)
+        Ok(Matrix { bytes, dtype, elements })
     }
 
     /// Writes what is on the device, by chunks; whether all of it is finite.
-    fn download<E: Element>(
+    fn download(
         &self,
         weight: &Weight<'_>,
-        on_device: &CudaSlice<E>,
+        matrix: &Matrix,
         target: &mut Sink<'_>,
     ) -> Result<bool, Failure> {
         let failed = |error: DriverError| self.explained(weight, error.into());
-        let (len, step) = (on_device.len(), CHUNK / size_of::<E>());
-        let (mut bytes, mut is_finite) = (Vec::new(), true);
-        for at in (0..len).step_by(step) {
-            let part = on_device.slice(at..len.min(at + step));
-            let host = self.stream.clone_dtoh(&part).map_err(failed)?;
-            bytes.clear();
-            for value in host {
-                let value = encode(f64::from(value.to_f32()), weight.dtype, &mut bytes);
-                is_finite &= value.is_finite();
-            }
+        let (len, mut is_finite) = (matrix.bytes.len(), true);
+        for at in (0..len).step_by(CHUNK) {
+            let part = matrix.bytes.slice(at..len.min(at + CHUNK));
+            let bytes = self.stream.clone_dtoh(&part).map_err(failed)?;
+            decode(&bytes, matrix.dtype, |value| is_finite &= value.is_finite());
             target.write(&bytes)?;
         }
         Ok(is_finite)
@@ -241,6 +176,42 @@ impl Gpu {
         let known = self.selected.emulator().and_then(|emulator| emulator.last_fault());
         let known = known.map_or_else(String::new, |fault| format!("\n{fault}"));
         of_layer(weight, format!("{problem}{known}"))
+    }
+}
+
+/// A weight on the device, in the file's bytes: little-endian, as devices have their numbers.
+struct Matrix {
+    bytes: CudaSlice<u8>,
+    dtype: Dtype,
+    elements: usize,
+}
+
+impl Matrix {
+    fn read(&self) -> Read<'_> {
+        let (bytes, elements) = (&self.bytes, self.elements);
+        // SAFETY: any bits are numbers; an allocation is aligned for them, and `upload` made this
+        // one as long as so many elements of the dtype.
+        let read: Option<Read<'_>> = unsafe {
+            match self.dtype {
+                Dtype::Bf16 => bytes.transmute::<bf16>(elements).map(Into::into),
+                Dtype::F16 => bytes.transmute::<f16>(elements).map(Into::into),
+                Dtype::F32 => bytes.transmute::<f32>(elements).map(Into::into),
+            }
+        };
+        read.expect("memory for the elements")
+    }
+
+    fn write(&mut self) -> Write<'_> {
+        let (bytes, elements) = (&mut self.bytes, self.elements);
+        // SAFETY: as in `read`.
+        let write: Option<Write<'_>> = unsafe {
+            match self.dtype {
+                Dtype::Bf16 => bytes.transmute_mut::<bf16>(elements).map(Into::into),
+                Dtype::F16 => bytes.transmute_mut::<f16>(elements).map(Into::into),
+                Dtype::F32 => bytes.transmute_mut::<f32>(elements).map(Into::into),
+            }
+        };
+        write.expect("memory for the elements")
     }
 }
 
@@ -257,8 +228,8 @@ impl Factors {
     }
 
     /// The arguments of an op that replaces a weight.
-    fn with<'a, E>(&'a self, weight: &'a mut CudaSlice<E>) -> InPlace<'a, E> {
-        InPlace { weight: weight.as_view_mut(), lora_a: self.a.as_view(), lora_b: self.b.as_view() }
+    fn with<'a>(&'a self, weight: &'a mut Matrix) -> InPlace<'a> {
+        InPlace { weight: weight.write(), lora_a: (&self.a).into(), lora_b: (&self.b).into() }
     }
 }
 

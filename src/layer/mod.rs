@@ -84,6 +84,14 @@ impl Layer {
         Ok(Dropout::mode(dropout, &self.spec)? == DropoutMode::Peft)
     }
 
+    /// Whether a backward reads y: with norm axis output, unless it reads z.
+    ///
+    /// # Errors
+    /// [`Error::InvalidSpec`](crate::Error::InvalidSpec) if the form does not fit the norm axis.
+    pub fn takes_y(&self, dropout: Option<&Dropout>) -> Result<bool> {
+        Ok(self.spec.norm() == Norm::Output && !self.keeps_z(dropout)?)
+    }
+
     /// [`Kernels::prepare`].
     ///
     /// # Errors
@@ -126,7 +134,7 @@ impl Layer {
         io: Backward<'_>,
     ) -> Result<()> {
         let keeps_z = self.keeps_z(io.dropout.as_ref())?;
-        let takes_y = self.spec.norm() == Norm::Output && !keeps_z;
+        let takes_y = self.takes_y(io.dropout.as_ref())?;
         let io =
             Backward { output: io.output.filter(|_| takes_y), z: io.z.filter(|_| keeps_z), ..io };
         kernels.backward(stream, &self.spec, &self.prepared, workspace, io)
