@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::sync::LazyLock;
 
 use crate::support::SCALE;
 
@@ -38,9 +39,11 @@ fn run(arguments: &str) -> Output {
     let profile = test.parent().and_then(Path::parent).expect("a folder");
     let program = profile.join(format!("examples/run_ptx{}", std::env::consts::EXE_SUFFIX));
     assert!(program.is_file(), "{} is missing: cargo build --examples", program.display());
-    let kernels = write("kernels.ptx", format!("{SCALE}{PAIR}").as_bytes());
+    // Written once: other tests of the process may read it at this moment.
+    static KERNELS: LazyLock<PathBuf> =
+        LazyLock::new(|| write("kernels.ptx", format!("{SCALE}{PAIR}").as_bytes()));
     let mut command = Command::new(program);
-    command.arg(kernels).args(arguments.split_whitespace()).output().expect("the example")
+    command.arg(&*KERNELS).args(arguments.split_whitespace()).output().expect("the example")
 }
 
 /// The exit code, and all that was printed.
