@@ -87,8 +87,8 @@ impl Data {
         let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("data");
         let (train, test) = digits::data::read_digits(&folder.join("digits.csv.gz"))?;
         let base = digits::data::read_network(&folder.join("digits-mlp.safetensors"))?;
-        if batch > train.len() {
-            let rows = train.len();
+        if batch > train.labels.len() {
+            let rows = train.labels.len();
             return Err(format!("--batch {batch}: there are {rows} images to train with").into());
         }
         Ok(Self { train, test, base })

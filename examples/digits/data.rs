@@ -57,13 +57,6 @@ pub struct Digits {
     pub labels: Vec<u8>,
 }
 
-impl Digits {
-    /// How many images there are.
-    pub fn len(&self) -> usize {
-        self.labels.len()
-    }
-}
-
 /// Reads the images, rotates each by 90° counter-clockwise, and parts them into training and test.
 pub fn read_digits(path: &Path) -> Result<(Digits, Digits), DataError> {
     let at = || path.to_owned();
@@ -168,7 +161,7 @@ pub fn read_network(path: &Path) -> Result<Vec<Linear>, DataError> {
             return Err(mismatch(tensor, problem));
         }
         if bias_shape != [out_features] {
-            let problem = format!("has shape {bias_shape:?} beside a weight of {shape:?}");
+            let problem = format!("has shape {bias_shape:?}, but its weight has {shape:?}");
             return Err(mismatch(bias_tensor, problem));
         }
         features = out_features;

@@ -1,34 +1,34 @@
-//! One linear layer: an adapter beside a frozen weight, or the weight itself trained.
+//! One linear layer: a frozen weight with an adapter, or the weight itself trained.
 
 use std::ops::Range;
 
 use fused_dora::cudarc::driver::CudaSlice;
 use fused_dora::{
-    AdapterGroups, AdapterLayout, Backward, Decompose, DecomposeAdapter, Decomposition, DoraSpec,
-    Dtype, Element, Forward, Gradients, Magnitude, Merge, Norm, NormGrad, OptimizerGroup,
-    OptimizerPart, Part, Prepare, Prepared, Result, Scaling, Workspace,
+    AdapterGroups, AdapterLayout, Backward, Base, Decompose, DecomposeAdapter, Decomposition,
+    DoraLinear, DoraSpec, Dtype, Forward, Gradients, Layer as DoraLayer, Magnitude, Merge, Norm,
+    NormGrad, OptimizerGroup, OptimizerPart, Part, Prepare, Read, Result, Saved, Scaling,
+    Workspace,
 };
+use fused_dora_testkit::run::driver;
 use rand::Rng;
 
 use crate::data::Linear;
-use crate::network::{Adapter, Engine, Method};
+use crate::network::{Adapter, Engine, Method, Number};
 use crate::optimizer::Optimizer;
-use fused_dora_testkit::run::driver;
 
 /// One layer, and what the backward needs of the forward.
 pub struct Layer<E> {
     /// Of rank 0 and without a norm where there is no adapter.
-    spec: DoraSpec,
+    layer: DoraLayer,
     /// Its adapter's parameters, if any, among the network's.
     layout: AdapterLayout,
     adapter: Range<usize>,
     master: Option<Master<E>>,
     weight: CudaSlice<E>,
     bias: CudaSlice<E>,
-    prepared: Prepared<E>,
+    saved: Saved,
     x: CudaSlice<E>,
     y: CudaSlice<E>,
-    h: CudaSlice<E>,
     grad_output: CudaSlice<E>,
     grad_input: CudaSlice<E>,
 }
@@ -40,11 +40,10 @@ struct Master<E> {
     /// W before training.
     base: CudaSlice<E>,
     /// Rounding is a merge in a layer of f32 that has no adapter.
-    spec: DoraSpec,
-    prepared: Prepared<f32>,
+    layer: DoraLayer,
 }
 
-impl<E: Element> Layer<E> {
+impl<E: Number> Layer<E> {
     /// A layer whose parameters are the network's from `start` on.
     pub fn new(
         engine: &Engine,
@@ -56,37 +55,39 @@ impl<E: Element> Layer<E> {
     ) -> Result<Self> {
         let stream = &engine.stream;
         let (inputs, outputs) = (linear.in_features, linear.out_features);
-        let make = |rank, norm, dtype| {
-            let scaling = Scaling::Standard { alpha: adapter.alpha };
-            DoraSpec::new(inputs, outputs, rank, scaling, norm, NormGrad::Detached, dtype)
-        };
         let upload = |values: &[f32]| {
             let values: Vec<_> = values.iter().map(|&value| E::from_f32(value)).collect();
             stream.clone_htod(&values).map_err(driver("copying to the device"))
         };
         let space =
             |len: usize| stream.alloc_zeros(len.max(1)).map_err(driver("allocating activations"));
+        let plain = |dtype| DoraLinear::base_spec(inputs, outputs, dtype);
         let (spec, master) = match method {
-            Method::Adapter(norm) => (make(adapter.rank, norm, E::DTYPE)?, None),
+            Method::Adapter(norm) => {
+                let (rank, scaling) = (adapter.rank, Scaling::Standard { alpha: adapter.alpha });
+                let norm_grad = NormGrad::Detached;
+                let spec =
+                    DoraSpec::new(inputs, outputs, rank, scaling, norm, norm_grad, E::DTYPE)?;
+                (spec, None)
+            }
             Method::Full => {
                 let range = start..start + linear.weight.len();
-                let spec = make(0, Norm::None, Dtype::F32)?;
-                let (base, prepared) = (upload(&linear.weight)?, Prepared::new(stream, &spec)?);
-                (make(0, Norm::None, E::DTYPE)?, Some(Master { range, base, spec, prepared }))
+                let layer = DoraLayer::new(stream, &plain(Dtype::F32)?)?;
+                let base = upload(&linear.weight)?;
+                (plain(E::DTYPE)?, Some(Master { range, base, layer }))
             }
         };
         let layout = AdapterLayout::new(&spec);
         Ok(Self {
-            spec,
+            layer: DoraLayer::new(stream, &spec)?,
             layout,
             adapter: start..start + layout.len(),
             master,
             weight: upload(&linear.weight)?,
             bias: upload(&linear.bias)?,
-            prepared: Prepared::new(stream, &spec)?,
+            saved: Saved::new(stream, &[spec], max_tokens, None)?,
             x: space(max_tokens * inputs)?,
             y: space(max_tokens * outputs)?,
-            h: space(max_tokens * spec.padded_rank())?,
             grad_output: space(max_tokens * outputs)?,
             grad_input: space(max_tokens * inputs)?,
         })
@@ -94,7 +95,8 @@ impl<E: Element> Layer<E> {
 
     /// What the workspace has to fit.
     pub fn specs(&self) -> impl Iterator<Item = DoraSpec> {
-        [self.spec].into_iter().chain(self.master.as_ref().map(|master| master.spec))
+        let master = self.master.as_ref().map(|master| &master.layer);
+        [&self.layer].into_iter().chain(master).map(|layer| *layer.spec())
     }
 
     /// What the optimizer does with its parameters: matrices decay, magnitudes do not.
@@ -113,7 +115,7 @@ impl<E: Element> Layer<E> {
         if self.master.is_some() {
             return linear.weight.iter().map(|&w| E::from_f32(w).to_f32()).collect();
         }
-        let limit = 1.0 / (self.spec.in_features() as f32).sqrt();
+        let limit = 1.0 / (self.layer.spec().in_features() as f32).sqrt();
         let mut parameters = vec![0.0; self.layout.len()];
         let lora_a = &mut parameters[self.layout.range(Part::LoraA)];
         lora_a.iter_mut().for_each(|value| *value = rng.random_range(-limit..limit));
@@ -129,26 +131,23 @@ impl<E: Element> Layer<E> {
         optimizer: &mut Optimizer,
     ) -> Result<()> {
         let Engine { stream, kernels } = engine;
-        if let Some(Master { range, spec, prepared, .. }) = &mut self.master {
-            let empty = optimizer.parameters(&(0..0));
-            let inputs = Prepare {
-                weight: optimizer.parameters(range),
-                lora_a: empty.slice(..),
-                lora_b: empty,
-                magnitude: Magnitude::None,
-                bias: None,
-            };
-            kernels.prepare(stream, spec, workspace, prepared, inputs)?;
+        if let Some(Master { range, layer, .. }) = &mut self.master {
+            let [lora_a, lora_b] = no_factors(optimizer);
+            let weight = optimizer.parameters(range).into();
+            let (magnitude, bias) = (Magnitude::None, None);
+            let inputs = Prepare { weight, lora_a, lora_b, magnitude, bias };
+            layer.prepare(kernels, stream, workspace, inputs)?;
         }
         let adapter = self.layout.view_mut(optimizer.parameters_mut(&self.adapter))?;
+        let fresh = adapter.magnitude.map(|magnitude| Magnitude::Init(magnitude.into()));
         let inputs = Prepare {
-            weight: self.weight.as_view(),
-            lora_a: adapter.lora_a.as_view(),
-            lora_b: adapter.lora_b.as_view(),
-            magnitude: adapter.magnitude.map_or(Magnitude::None, Magnitude::Init),
+            weight: (&self.weight).into(),
+            lora_a: adapter.lora_a.as_view().into(),
+            lora_b: adapter.lora_b.as_view().into(),
+            magnitude: fresh.unwrap_or(Magnitude::None),
             bias: None,
         };
-        kernels.prepare(stream, &self.spec, workspace, &mut self.prepared, inputs)
+        self.layer.prepare(kernels, stream, workspace, inputs)
     }
 
     /// Makes the layer compute with the parameters as they are now.
@@ -159,26 +158,22 @@ impl<E: Element> Layer<E> {
         optimizer: &Optimizer,
     ) -> Result<()> {
         let Engine { stream, kernels } = engine;
-        if let Some(Master { range, spec, prepared, .. }) = &self.master {
-            let empty = optimizer.parameters(&(0..0));
-            let io = Merge {
-                weight: optimizer.parameters(range),
-                lora_a: empty.slice(..),
-                lora_b: empty,
-                merged: self.weight.as_view_mut(),
-                report: None,
-            };
-            return kernels.merge(stream, spec, prepared, workspace, io);
+        if let Some(Master { range, layer, .. }) = &self.master {
+            let [lora_a, lora_b] = no_factors(optimizer);
+            let weight = optimizer.parameters(range).into();
+            let merged = (&mut self.weight).into();
+            let io = Merge { weight, lora_a, lora_b, merged, report: None };
+            return kernels.merge(stream, layer.spec(), layer.prepared(), workspace, io);
         }
         let adapter = self.layout.view(optimizer.parameters(&self.adapter))?;
         let inputs = Prepare {
-            weight: self.weight.as_view(),
-            lora_a: adapter.lora_a,
-            lora_b: adapter.lora_b,
-            magnitude: adapter.magnitude.map_or(Magnitude::None, Magnitude::Given),
+            weight: (&self.weight).into(),
+            lora_a: adapter.lora_a.into(),
+            lora_b: adapter.lora_b.into(),
+            magnitude: adapter.magnitude.into(),
             bias: None,
         };
-        kernels.prepare(stream, &self.spec, workspace, &mut self.prepared, inputs)
+        self.layer.prepare(kernels, stream, workspace, inputs)
     }
 
     /// y `[tokens, O]` of x `[tokens, I]`.
@@ -190,20 +185,20 @@ impl<E: Element> Layer<E> {
         input: &[f32],
         seed: u64,
     ) -> Result<Vec<f32>> {
-        let outputs = tokens * self.spec.out_features();
+        let outputs = tokens * self.layer.spec().out_features();
         engine.upload(input, &mut self.x)?;
+        let (h, z) = self.saved.write(&self.layer, tokens, None)?;
         let io = Forward {
             tokens,
+            base: Base::new(&self.weight).with_bias(Some(&self.bias)),
             x: self.x.slice(..input.len()).into(),
-            weight: self.weight.as_view(),
-            bias: Some(self.bias.as_view()),
-            seed,
-            dropout: None,
-            z: None,
             y: self.y.slice_mut(..outputs).into(),
-            h: self.h.slice_mut(..tokens * self.spec.padded_rank()),
+            h,
+            z,
+            dropout: None,
+            seed,
         };
-        engine.kernels.forward(&engine.stream, &self.spec, &self.prepared, workspace, io)?;
+        self.layer.forward(&engine.kernels, &engine.stream, workspace, io)?;
         engine.download(&self.y, outputs)
     }
 
@@ -217,29 +212,29 @@ impl<E: Element> Layer<E> {
         grad_output: &[f32],
         wants_input: bool,
     ) -> Result<()> {
-        let spec = &self.spec;
+        let spec = self.layer.spec();
         let (inputs, outputs) = (tokens * spec.in_features(), tokens * spec.out_features());
         engine.upload(grad_output, &mut self.grad_output)?;
+        let (h, z) = self.saved.read(&self.layer, tokens, None)?;
         let gradients = self.layout.view_mut(optimizer.gradients_mut(&self.adapter))?;
-        let mut io = Backward {
+        let io = Backward {
             tokens,
             gradients: Gradients::Overwrite,
+            base: Base::new(&self.weight).with_bias(Some(&self.bias)),
             x: self.x.slice(..inputs).into(),
-            weight: self.weight.as_view(),
-            bias: Some(self.bias.as_view()),
             output: Some(self.y.slice(..outputs).into()),
-            z: None,
+            z,
             dropout: None,
             grad_output: self.grad_output.slice(..outputs).into(),
-            h: self.h.slice(..tokens * spec.padded_rank()),
+            h,
             grad_input: wants_input.then(|| self.grad_input.slice_mut(..inputs).into()),
-            grad_lora_a: gradients.lora_a,
-            grad_lora_b: gradients.lora_b,
-            grad_magnitude: gradients.magnitude,
-            grad_bias: gradients.bias,
+            grad_lora_a: gradients.lora_a.into(),
+            grad_lora_b: gradients.lora_b.into(),
+            grad_magnitude: gradients.magnitude.map(Into::into),
+            grad_bias: gradients.bias.map(Into::into),
         };
         let Engine { stream, kernels } = engine;
-        kernels.backward(stream, spec, &self.prepared, workspace, &mut io)?;
+        self.layer.backward(kernels, stream, workspace, io)?;
         if let Some(Master { range, .. }) = &self.master {
             let x = self.input(engine, tokens)?;
             let gradient = weight_gradient(grad_output, &x, tokens);
@@ -251,12 +246,12 @@ impl<E: Element> Layer<E> {
 
     /// x `[tokens, I]` of the last forward.
     pub fn input(&self, engine: &Engine, tokens: usize) -> Result<Vec<f32>> {
-        engine.download(&self.x, tokens * self.spec.in_features())
+        engine.download(&self.x, tokens * self.layer.spec().in_features())
     }
 
     /// dX `[tokens, I]` of the last backward.
     pub fn grad_input(&self, engine: &Engine, tokens: usize) -> Result<Vec<f32>> {
-        engine.download(&self.grad_input, tokens * self.spec.in_features())
+        engine.download(&self.grad_input, tokens * self.layer.spec().in_features())
     }
 
     /// How far the weight has moved from the base, along its columns as in the paper.
@@ -269,24 +264,29 @@ impl<E: Element> Layer<E> {
         let Engine { stream, kernels } = engine;
         let during = "allocating a decomposition";
         let mut result = stream.alloc_zeros(Decomposition::LEN).map_err(driver(during))?;
-        let axis = Norm::Input;
+        let (axis, spec) = (Norm::Input, self.layer.spec());
         if let Some(Master { range, base, .. }) = &self.master {
-            let (weight, changed) = (base.as_view(), optimizer.parameters(range));
-            let io = Decompose { axis, weight, changed, result: result.as_view_mut() };
-            kernels.decompose(stream, &self.spec, workspace, io)?;
+            let (weight, changed) = (base.into(), optimizer.parameters(range).into());
+            let io = Decompose { axis, weight, changed, result: (&mut result).into() };
+            kernels.decompose(stream, spec, workspace, io)?;
         } else {
             let adapter = self.layout.view(optimizer.parameters(&self.adapter))?;
             let io = DecomposeAdapter {
                 axis,
-                weight: self.weight.as_view(),
-                lora_a: adapter.lora_a,
-                lora_b: adapter.lora_b,
-                result: result.as_view_mut(),
+                weight: (&self.weight).into(),
+                lora_a: adapter.lora_a.into(),
+                lora_b: adapter.lora_b.into(),
+                result: (&mut result).into(),
             };
-            kernels.decompose_adapter(stream, &self.spec, &self.prepared, workspace, io)?;
+            kernels.decompose_adapter(stream, spec, self.layer.prepared(), workspace, io)?;
         }
         Decomposition::read(stream, &result.as_view())
     }
+}
+
+/// A and B of a layer that has none.
+fn no_factors(optimizer: &Optimizer) -> [Read<'_>; 2] {
+    [optimizer.parameters(&(0..0)).into(), optimizer.parameters(&(0..0)).into()]
 }
 
 /// dW = dYᵀ·x `[O, I]`, on the host: the crate's ops have no dense gradient of a weight.

@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use fused_dora::cudarc::driver::{CudaContext, CudaSlice, CudaStream};
-use fused_dora::{AllReduce, Decomposition, Element, Kernels, Norm, Result, Workspace};
+use fused_dora::{
+    AllReduce, Decomposition, Element, Kernels, Norm, Result, TensorElement, Workspace,
+};
 use rand::Rng;
 
 use crate::data::Linear;
@@ -13,6 +15,11 @@ use fused_dora_testkit::run::driver;
 
 const TO_DEVICE: &str = "copying to the device";
 const FROM_DEVICE: &str = "copying from the device";
+
+/// What a layer computes in.
+pub trait Number: Element + TensorElement {}
+
+impl<E: Element + TensorElement> Number for E {}
 
 /// What all layers of a network share.
 pub struct Engine {
@@ -45,7 +52,7 @@ impl Engine {
 pub enum Method {
     /// Every weight.
     Full,
-    /// An adapter beside each weight, with this norm axis.
+    /// An adapter for each weight, with this norm axis.
     Adapter(Norm),
 }
 
@@ -66,7 +73,7 @@ pub struct Network<'a, E> {
     optimizer: Optimizer,
 }
 
-impl<'a, E: Element> Network<'a, E> {
+impl<'a, E: Number> Network<'a, E> {
     /// Uploads the base, with fresh adapters where there are some, so that the network computes what
     /// the base does.
     pub fn new(

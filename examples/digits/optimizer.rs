@@ -72,13 +72,14 @@ impl Optimizer {
     pub fn update(&mut self, engine: &Engine, learning_rate: f32) -> Result<()> {
         self.step += 1;
         let io = AdamW {
+            len: self.parameters.len(),
             parts: &self.parts,
             schedule: Schedule::Host { learning_rate: learning_rate.into(), step: self.step },
             clip: None,
-            parameters: self.parameters.as_view_mut(),
-            gradients: self.gradients.as_view(),
-            exp_avg: self.exp_avg.as_view_mut(),
-            exp_avg_sq: self.exp_avg_sq.as_view_mut(),
+            parameters: (&mut self.parameters).into(),
+            gradients: (&self.gradients).into(),
+            exp_avg: (&mut self.exp_avg).into(),
+            exp_avg_sq: (&mut self.exp_avg_sq).into(),
         };
         engine.kernels.adamw(&engine.stream, &AdamWConfig::default(), io)
     }

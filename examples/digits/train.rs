@@ -1,12 +1,12 @@
 //! The training loop: batches and softmax cross-entropy, on the host in f32.
 
-use fused_dora::{AllReduce, Decomposition, Element, Result};
+use fused_dora::{AllReduce, Decomposition, Result};
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
 
 use crate::data::{CLASSES, Digits, PIXELS};
-use crate::network::Network;
+use crate::network::{Network, Number};
 
 /// Test images of one forward.
 const TEST_BATCH: usize = 128;
@@ -34,7 +34,7 @@ impl Schedule {
 /// How often a training looks at how far the weights have moved.
 const CHECKPOINTS: usize = 10;
 
-/// What a training leaves behind, beside a trained network.
+/// What a training leaves behind in addition to a trained network.
 pub struct Trained {
     /// The loss of each step.
     pub losses: Vec<f32>,
@@ -42,9 +42,9 @@ pub struct Trained {
     pub checkpoints: Vec<Vec<Decomposition>>,
 }
 
-/// Trains a network; `on_step` is told each step's loss. Where it is one of several ranks, it takes
+/// Trains a network; `on_step` gets each step's loss. Where it is one of several ranks, it takes
 /// its part of each batch, its losses are parts of the batches', and gradients are summed.
-pub fn train<E: Element>(
+pub fn train<E: Number>(
     network: &mut Network<'_, E>,
     digits: &Digits,
     schedule: Schedule,
@@ -52,7 +52,7 @@ pub fn train<E: Element>(
     mut on_step: impl FnMut(f32),
 ) -> Result<Trained> {
     let mut rng = StdRng::seed_from_u64(schedule.seed);
-    let mut order = Order::new(digits.len());
+    let mut order = Order::new(digits.labels.len());
     let mut trained = Trained { losses: Vec::new(), checkpoints: Vec::new() };
     let interval = schedule.steps.div_ceil(CHECKPOINTS);
     let (own, ranks) = rank.map_or((0, 1), |rank| (rank.rank(), rank.ranks()));
@@ -80,7 +80,7 @@ pub fn train<E: Element>(
 }
 
 /// The share of images whose largest logit is the right one.
-pub fn accuracy<E: Element>(network: &mut Network<'_, E>, digits: &Digits) -> Result<f64> {
+pub fn accuracy<E: Number>(network: &mut Network<'_, E>, digits: &Digits) -> Result<f64> {
     let mut right = 0;
     for (images, labels) in
         digits.images.chunks(TEST_BATCH * PIXELS).zip(digits.labels.chunks(TEST_BATCH))
@@ -91,7 +91,7 @@ pub fn accuracy<E: Element>(network: &mut Network<'_, E>, digits: &Digits) -> Re
             right += usize::from(best == Some(usize::from(label)));
         }
     }
-    Ok(right as f64 / digits.len() as f64)
+    Ok(right as f64 / digits.labels.len() as f64)
 }
 
 fn image(digits: &Digits, row: usize) -> &[f32] {

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
-use fused_dora::{Decomposition, Dtype, Element, Norm};
+use fused_dora::{Decomposition, Dtype, Norm};
 use fused_dora_testkit::device::{self, Device};
 use indicatif::{ProgressBar, ProgressStyle};
 use rand::SeedableRng;
@@ -21,7 +21,7 @@ use rand::rngs::StdRng;
 
 use decomposition::Fit;
 use digits::data::{Digits, Linear};
-use digits::network::{Adapter, Engine, Method, Network};
+use digits::network::{Adapter, Engine, Method, Network, Number};
 use digits::train::{self, Trained};
 use options::Options;
 
@@ -79,7 +79,7 @@ impl Data {
     fn read(options: &Options) -> Result<Self, Box<dyn Error>> {
         let (train, test) = digits::data::read_digits(&options.data.join("digits.csv.gz"))?;
         let base = digits::data::read_network(&options.data.join("digits-mlp.safetensors"))?;
-        let (batch, rows) = (options.schedule.batch, train.len());
+        let (batch, rows) = (options.schedule.batch, train.labels.len());
         if batch > rows {
             return Err(format!("--batch {batch}: there are {rows} images to train with").into());
         }
@@ -98,7 +98,7 @@ struct Outcome {
     trained: Trained,
 }
 
-fn demonstrate<E: Element>(options: &Options, data: &Data) -> Result<(), Box<dyn Error>> {
+fn demonstrate<E: Number>(options: &Options, data: &Data) -> Result<(), Box<dyn Error>> {
     std::fs::create_dir_all(&options.out)
         .map_err(|error| format!("--out {}: cannot be created: {error}", options.out.display()))?;
     let device = device::open_choice(Some(options.device))?;
@@ -134,7 +134,7 @@ fn demonstrate<E: Element>(options: &Options, data: &Data) -> Result<(), Box<dyn
     Ok(())
 }
 
-fn run_method<E: Element>(
+fn run_method<E: Number>(
     options: &Options,
     data: &Data,
     device: &Device,

@@ -1,14 +1,14 @@
 //! What candle's optimizers, variables and checkpoints do with a layer.
 
-mod common;
-
 use std::env;
 use std::fs;
 use std::thread;
 
+use crate::common::{
+    Result, adapted, candle_dtype, config, host, linear, norm_grads, runtime, tensor,
+};
 use candle_core::{DType, Device, Tensor, Var};
 use candle_nn::{AdamW, Linear, Module, Optimizer, ParamsAdamW, VarBuilder, VarMap};
-use common::{Result, adapted, candle_dtype, config, host, linear, norm_grads, runtime, tensor};
 use fused_dora_candle::fused_dora::reference::Case;
 use fused_dora_candle::fused_dora::{Dtype, Norm, NormGrad, Part, Scaling};
 use fused_dora_candle::{DoraConfig, DoraLinear, Runtime};

@@ -1,7 +1,4 @@
 //! What the tests share: a device, and layers in candle's tensors.
-#![allow(dead_code, reason = "each of them uses its own part")]
-
-use std::sync::OnceLock;
 
 use candle_core::{DType, Device, Tensor, Var};
 use candle_nn::{Linear, VarBuilder, VarMap};
@@ -12,14 +9,17 @@ use fused_dora_candle::{DoraConfig, DoraLinear, Runtime};
 
 pub use candle_core::Result;
 
-/// The runtime of all tests of a process, on the device that `CUDA_EMULATOR_DEVICE` names.
-pub fn runtime() -> Runtime {
-    static RUNTIME: OnceLock<Runtime> = OnceLock::new();
-    let open = || {
+thread_local! {
+    static RUNTIME: Runtime = {
         client::select(Choice::from_env().expect("a choice")).expect("a device");
         Runtime::new(&Device::Cpu).expect("kernels")
     };
-    RUNTIME.get_or_init(open).clone()
+}
+
+/// The runtime of a test, on the device that `CUDA_EMULATOR_DEVICE` names. Other tests have others,
+/// so that none takes its seeds.
+pub fn runtime() -> Runtime {
+    RUNTIME.with(Runtime::clone)
 }
 
 pub fn candle_dtype(dtype: Dtype) -> DType {
