@@ -6,15 +6,19 @@ use std::thread;
 
 use fused_dora::cudarc::driver::CudaSlice;
 use fused_dora::{
-    AdamW, AdamWConfig, Adapter, AdapterGroups, AdapterLayout, AllReduce, Clip, Decompose,
-    DoraLinear, DoraSpec, Dropout, DropoutForm, Dtype, Error, Forward, Gradients, HostRank,
-    InPlace, Kernels, LinearBackward, LinearForward, Magnitude, Moments, Norm, NormGrad,
-    OptimizerGroup, OptimizerPart, Prepare, Prepared, Result, Rows, Saved, Scaling, Schedule,
-    Workspace, load_image, open_device, raw,
+    AdamW, AdamWConfig, Adapter, AdapterGroups, AdapterLayout, AllReduce, Base, Clip, Decompose,
+    Decomposition, DoraLinear, DoraSpec, Dropout, DropoutForm, Dtype, ElementType, Error, Forward,
+    GradientNorm, Gradients, HostRank, InPlace, Kernels, LinearBackward, LinearForward, Magnitude,
+    Merge, MergeReport, Moments, Norm, NormGrad, OptimizerGroup, OptimizerPart, Prepare, Prepared,
+    Read, Result, Saved, Scaling, Schedule, Workspace, Write, borrow_context, load_image,
+    open_device,
 };
 use half::bf16;
 
 use super::{INPUTS, Layer, OUTPUTS, RANK, TOKENS, kernels, second_context, spec, spec_with};
+
+/// An address as memory has them. Nothing is launched where it is used.
+const SOMEWHERE: u64 = 1 << 20;
 
 /// Rows whose device or driver takes a process of its own: the file that tests them.
 const ELSEWHERE: [(&str, &str, &str); 3] = [
@@ -50,7 +54,7 @@ impl Table {
         for outcome in outcomes {
             let Err(error) = outcome else { panic!("{misuse}: no error") };
             self.found.push((misuse, variant(&error)));
-            // Numbers or names, and the cure.
+            // Numbers or names, and what to do.
             assert!(error.to_string().len() > 20, "{misuse}: {error}");
         }
     }
@@ -69,8 +73,10 @@ fn variant(error: &Error) -> &'static str {
         Error::NoNormGradient { .. } => "NoNormGradient",
         Error::NotPrepared { .. } => "NotPrepared",
         Error::WorkspaceTooSmall { .. } => "WorkspaceTooSmall",
+        Error::MemoryTooSmall { .. } => "MemoryTooSmall",
         Error::LostFeature { .. } => "LostFeature",
         Error::Adapter { .. } => "Adapter",
+        Error::NoActiveAdapter { .. } => "NoActiveAdapter",
         Error::DeviceLimit { .. } => "DeviceLimit",
         Error::ContextMismatch => "ContextMismatch",
         Error::Ranks { .. } => "Ranks",
@@ -86,8 +92,8 @@ fn variant(error: &Error) -> &'static str {
 
 /// A layer that owns its adapters, with one of them attached and active.
 struct Linear {
-    layer: DoraLinear<bf16>,
-    saved: Saved<bf16>,
+    layer: DoraLinear,
+    saved: Saved,
     x: CudaSlice<bf16>,
     y: CudaSlice<bf16>,
     kernels: Arc<Kernels>,
@@ -97,7 +103,7 @@ impl Linear {
     fn new(kernels: &Arc<Kernels>, spec: &DoraSpec) -> Self {
         let stream = kernels.context().default_stream();
         let zeros = |len| stream.alloc_zeros::<bf16>(len).expect("memory");
-        let base = DoraLinear::<bf16>::base_spec(INPUTS, OUTPUTS).expect("a layer");
+        let base = DoraLinear::base_spec(INPUTS, OUTPUTS, Dtype::Bf16).expect("a layer");
         let workspace = Workspace::new(kernels, &stream, &[base, *spec], TOKENS).expect("memory");
         let workspace = Arc::new(Mutex::new(workspace));
         let (shape, weight) = ([OUTPUTS, INPUTS], Arc::new(zeros(OUTPUTS * INPUTS)));
@@ -111,10 +117,9 @@ impl Linear {
         Self { layer, saved, x, y, kernels: kernels.clone() }
     }
 
-    fn adapter(&self, [inputs, outputs]: [usize; 2]) -> Adapter<bf16> {
+    fn adapter(&self, [inputs, outputs]: [usize; 2], dtype: Dtype) -> Adapter {
         let (scaling, norm_grad) = (Scaling::Value(1.0), NormGrad::Detached);
-        let spec =
-            DoraSpec::new(inputs, outputs, RANK, scaling, Norm::Input, norm_grad, Dtype::Bf16);
+        let spec = DoraSpec::new(inputs, outputs, RANK, scaling, Norm::Input, norm_grad, dtype);
         let stream = self.kernels.context().default_stream();
         Adapter::new(&stream, &spec.expect("a layer"), false).expect("memory")
     }
@@ -146,14 +151,14 @@ impl Linear {
     fn merge(&mut self) -> Result<()> {
         let stream = self.kernels.context().default_stream();
         let mut merged = stream.alloc_zeros::<f32>(OUTPUTS * INPUTS).expect("memory");
-        self.layer.merge(merged.as_view_mut(), None)
+        self.layer.merge(&mut merged, None)
     }
 
     fn unmerge(&mut self) -> Result<()> {
         let stream = self.kernels.context().default_stream();
         let merged = stream.alloc_zeros::<f32>(OUTPUTS * INPUTS).expect("memory");
-        let mut weight = stream.alloc_zeros(OUTPUTS * INPUTS).expect("memory");
-        self.layer.unmerge(merged.as_view(), weight.as_view_mut())
+        let mut weight = stream.alloc_zeros::<bf16>(OUTPUTS * INPUTS).expect("memory");
+        self.layer.unmerge(&merged, &mut weight)
     }
 
     fn adamw(&mut self) -> Result<()> {
@@ -185,9 +190,10 @@ fn adamw(
     let parts: Vec<_> =
         ranges.iter().map(|&[start, end]| OptimizerPart { range: start..end, group }).collect();
     let io = AdamW {
+        len: 16,
         parts: &parts,
         schedule: Schedule::Host { learning_rate, step },
-        clip: Some(Clip { max_norm, norm: norm.slice(..1) }),
+        clip: Some(Clip { max_norm, norm: norm.slice(..1).into() }),
         parameters: (&mut parameters).into(),
         gradients: (&gradients).into(),
         exp_avg: (&mut exp_avg).into(),
@@ -212,57 +218,68 @@ impl Layer {
     fn finish_prepare(&mut self) -> Result<()> {
         let magnitude = Magnitude::Given((&self.magnitude).into());
         let Self { kernels, stream, spec, prepared, lora_b, .. } = self;
-        kernels.finish_prepare(stream, spec, prepared, lora_b.as_view(), magnitude)
+        kernels.finish_prepare(stream, spec, prepared, &*lora_b, magnitude)
     }
 
-    /// A forward whose tensors `change` may replace.
-    fn forward_with<'a>(&'a mut self, change: impl FnOnce(&mut Forward<'a, bf16>)) -> Result<()> {
-        let mut io = Forward {
-            tokens: TOKENS,
-            x: (&self.x).into(),
-            base: Base::new(&self.weight),
-            seed: 0,
-            dropout: None,
+    /// A merge into a weight of this type, at an address of its own or W's.
+    fn merge_at(&mut self, merged: ElementType, in_place: bool) -> Result<()> {
+        let Self { kernels, stream, spec, workspace, prepared, lora_a, lora_b, .. } = self;
+        let weight = at(SOMEWHERE, spec.dtype().into());
+        let target = if in_place { SOMEWHERE } else { 2 * SOMEWHERE };
+        let io = Merge {
+            weight: weight.into(),
+            lora_a: (&*lora_a).into(),
+            lora_b: (&*lora_b).into(),
+            // SAFETY: as of `at`.
+            merged: unsafe { Write::from_address(target, merged) },
+            report: None,
+        };
+        kernels.merge(stream, spec, prepared, workspace, io)
+    }
+}
+
+/// A tensor at an address.
+fn at(address: u64, element: ElementType) -> Read<'static> {
+    // SAFETY: the callers ask for what is refused before anything is launched.
+    unsafe { Read::from_address(address, element) }
+}
+
+/// A layer's prepared operands in memory of the caller.
+fn prepared_at(address: u64, bytes: usize) -> Result<()> {
+    // SAFETY: nothing uses them.
+    unsafe { Prepared::at_address(&spec(Norm::Output), address, bytes) }.map(drop)
+}
+
+impl Table {
+    /// A forward of many tokens with prepared operands that are nowhere.
+    fn huge(&self, spec: &DoraSpec) -> Result<()> {
+        let mut layer = self.layer(Norm::None);
+        let (bf16, Layer { kernels, stream, workspace, .. }) = (ElementType::Bf16, &mut layer);
+        // SAFETY: the launch is refused before anything looks there.
+        let (prepared, [y, h]) = unsafe {
+            let written = || Write::from_address(SOMEWHERE, bf16);
+            (Prepared::at_address(spec, SOMEWHERE, usize::MAX)?, [written(), written()])
+        };
+        let io = Forward {
+            tokens: 1 << 13,
+            base: Base::new(at(SOMEWHERE, bf16)),
+            x: at(SOMEWHERE, bf16),
+            y,
+            h,
             z: None,
-            y: (&mut self.y).into(),
-            h: (&mut self.h).into(),
+            dropout: None,
+            seed: 0,
         };
-        change(&mut io);
-        let Self { kernels, stream, spec, workspace, prepared, .. } = self;
-        kernels.forward(stream, spec, prepared, workspace, io)
+        kernels.forward(stream, spec, &prepared, workspace, io)
     }
 
-    /// A forward on addresses, of which `change` may replace some, for a spec of any rank.
-    fn forward_raw(
-        &self,
-        spec: &DoraSpec,
-        change: impl FnOnce(&mut raw::Forward, &mut raw::Workspace),
-    ) -> Result<()> {
-        // Aligned as memory is; nothing is launched, so that nothing looks there.
-        const SOMEWHERE: u64 = 1 << 20;
-        let prepared = raw::Prepared {
-            norm: SOMEWHERE,
-            gain: SOMEWHERE,
-            a: SOMEWHERE,
-            sb: SOMEWHERE,
-            gsb: SOMEWHERE,
-            bias: 0,
-        };
-        let size = raw::WorkspaceSize { bytes: usize::MAX, counter_bytes: 1 << 20 };
-        let mut workspace = raw::Workspace { pointer: SOMEWHERE, size };
-        let mut io = raw::Forward {
-            tokens: TOKENS,
-            x: raw::Matrix::dense(SOMEWHERE, INPUTS),
-            base: Base::new(SOMEWHERE).with_bias(0),
-            seed: 0,
-            dropout: None,
-            z: 0,
-            y: raw::Matrix::dense(SOMEWHERE, OUTPUTS),
-            h: SOMEWHERE,
-        };
-        change(&mut io, &mut workspace);
-        // SAFETY: the callers ask for what is refused before anything is launched.
-        unsafe { self.kernels.forward_raw(&self.stream, spec, &prepared, &workspace, &io) }
+    /// A workspace in memory of the caller.
+    fn workspace_at(&self, address: u64, bytes: usize) -> Result<()> {
+        let (stream, specs) = (self.kernels.context().default_stream(), [spec(Norm::Output)]);
+        // SAFETY: the callers give memory that is refused.
+        unsafe {
+            Workspace::at_address(&self.kernels, &stream, &specs, TOKENS, address, bytes).map(drop)
+        }
     }
 }
 
@@ -303,11 +320,11 @@ fn specs(table: &mut Table) {
         ],
     );
     let Layer { kernels, stream, spec, workspace, weight, .. } = &mut table.layer(Norm::Input);
-    let mut result = stream.alloc_zeros(2).expect("memory");
+    let mut result = stream.alloc_zeros::<f64>(2).expect("memory");
     let io = Decompose {
         axis: Norm::None,
-        weight: (&weight).into(),
-        changed: (&weight).into(),
+        weight: (&*weight).into(),
+        changed: (&*weight).into(),
         result: (&mut result).into(),
     };
     table.row("a decomposition along no axis", [kernels.decompose(stream, spec, workspace, io)]);
@@ -349,17 +366,18 @@ fn tensors(table: &mut Table) {
     prepare.weight = short(&prepare);
     let mut forward = table.prepared(Norm::Input);
     forward.weight = short(&forward);
+    let h = forward.resize(forward.h.len() - 1);
     table.row(
         "a tensor of another length than its shape's",
         [
             prepare.prepare(),
             forward.forward(TOKENS),
             table.prepared(Norm::Input).forward(TOKENS + 1),
-            table.prepared(Norm::Output).backward(|io| io.h = io.h.slice(1..)),
+            table.prepared(Norm::Output).backward(|io| io.h = (&h).into()),
         ],
     );
     let layout = AdapterLayout::new(&spec(Norm::Input));
-    let buffer = prepare.stream.alloc_zeros(layout.len() + 1).expect("memory");
+    let buffer = prepare.stream.alloc_zeros::<f32>(layout.len() + 1).expect("memory");
     table.row(
         "an adapter's buffer of another length than its layout's",
         [layout.view(buffer.as_view()), layout.view(buffer.slice(1..layout.len()))],
@@ -367,51 +385,128 @@ fn tensors(table: &mut Table) {
     let mut linear = table.linear(Norm::Input);
     linear.saved = linear.layer.saved(TOKENS - 1, None).expect("memory");
     table.row("a `Saved` made for fewer tokens", [linear.forward()]);
+    let long = prepare.resize(TOKENS * (INPUTS + 1));
     let strided = |stride| {
-        let mut layer = table.prepared(Norm::Input);
-        layer.forward_with(|io| io.x = Rows::strided(io.x.view().slice(..), stride))
+        let x = Read::from(&long).with_row_stride(stride);
+        table.prepared(Norm::Input).forward_with(|io| io.x = x)
     };
     let outcomes = [strided(INPUTS - 1), strided((1 << 30) + 1)];
     table.row("rows that overlap, or start more than 2³⁰ elements apart", outcomes);
-    let layer = table.layer(Norm::Output);
-    let raw = |change: fn(&mut raw::Forward, &mut raw::Workspace)| {
-        layer.forward_raw(&spec(Norm::Output), change)
-    };
+    let apart = || Read::from(&long).with_row_stride(INPUTS + 1);
+    let mut layer = table.prepared(Norm::Input);
     table.row(
-        "a device address that no element can have",
+        "a row stride of a tensor that must be contiguous",
         [
-            raw(|io, _| io.x.pointer += 1),
-            raw(|io, _| io.weight += 1),
-            raw(|_, workspace| workspace.pointer += 16),
+            layer.forward_with(|io| io.base = Base::new(apart())),
+            layer.backward(|io| io.h = apart()),
         ],
     );
+    addresses(table);
+    types(table);
     table.row(
-        "an address of 0 for a tensor or a context that is needed",
+        "a merge over W itself into another dtype, by address",
+        [table.prepared(Norm::Output).merge_at(ElementType::F32, true)],
+    );
+}
+
+/// What is wrong with an address.
+fn addresses(table: &mut Table) {
+    let mut layer = table.prepared(Norm::Output);
+    let bf16 = ElementType::Bf16;
+    let mut forward = |x, weight| {
+        layer.forward_with(|io| {
+            io.x = at(x, bf16);
+            io.base = Base::new(at(weight, bf16));
+        })
+    };
+    let (odd_x, odd_weight) =
+        (forward(SOMEWHERE + 1, SOMEWHERE), forward(SOMEWHERE, SOMEWHERE + 1));
+    let (no_x, no_weight) = (forward(0, SOMEWHERE), forward(SOMEWHERE, 0));
+    // SAFETY: it is never written.
+    let no_h = layer.forward_with(|io| io.h = unsafe { Write::from_address(0, bf16) });
+    table.row("a device address that no element can have", [odd_x, odd_weight]);
+    table.row(
+        "memory of the caller that starts at no multiple of 256 bytes",
+        [table.workspace_at(SOMEWHERE + 16, usize::MAX), prepared_at(SOMEWHERE + 16, usize::MAX)],
+    );
+    table.row(
+        "an address of 0 for a tensor, a context or memory that is needed",
         [
             // SAFETY: it is refused.
-            unsafe { raw::borrow_context(std::ptr::null_mut()) }.map(drop),
-            raw(|io, _| io.x.pointer = 0),
-            raw(|io, _| io.h = 0),
-            raw(|_, workspace| workspace.pointer = 0),
+            unsafe { borrow_context(std::ptr::null_mut()) }.map(drop),
+            no_x,
+            no_weight,
+            no_h,
+            table.workspace_at(0, usize::MAX),
+            prepared_at(0, usize::MAX),
         ],
     );
-    let wrong = Prepared::new(&layer.stream, &layer.spec);
-    table.row("buffers of another dtype than the spec's", [wrong]);
-    let Layer { kernels, stream, spec, .. } = &layer;
-    let prepared = raw::Prepared { norm: 256, gain: 256, a: 256, sb: 256, gsb: 256, bias: 0 };
-    let size = raw::WorkspaceSize { bytes: usize::MAX, counter_bytes: 1 << 20 };
-    let workspace = raw::Workspace { pointer: 256, size };
-    let io = raw::Merge {
-        weight: 256,
-        lora_a: 256,
-        lora_b: 256,
-        merged: 256,
-        merged_dtype: Dtype::F32,
-        report: 0,
+    let bytes = Workspace::bytes(&table.kernels, &[spec(Norm::Output)], TOKENS).expect("a size");
+    table.row(
+        "memory of the caller with too few bytes",
+        [
+            table.workspace_at(SOMEWHERE, bytes - 1),
+            prepared_at(SOMEWHERE, Prepared::bytes(&spec(Norm::Output)) - 1),
+        ],
+    );
+}
+
+/// Elements of another type than the op takes.
+fn types(table: &mut Table) {
+    let mut layer = table.prepared(Norm::Output);
+    let (bf16, f16) = (ElementType::Bf16, ElementType::F16);
+    let (f32, f64) = (ElementType::F32, ElementType::F64);
+    let tensor = |element| at(SOMEWHERE, element);
+    // SAFETY: as of `at`.
+    let written = |element| unsafe { Write::from_address(SOMEWHERE, element) };
+    table.row(
+        "x, W, b, y, H, z, or a gradient of x or y, of another dtype than the spec's",
+        [
+            layer.forward_with(|io| io.x = tensor(f32)),
+            layer.forward_with(|io| io.base = Base::new(tensor(f16))),
+            layer.forward_with(|io| io.base.bias = Some(tensor(f32))),
+            layer.forward_with(|io| io.y = written(f64)),
+            layer.forward_with(|io| io.h = written(f32)),
+            layer.backward(|io| io.output = Some(tensor(f16))),
+            layer.backward(|io| io.grad_output = tensor(f32)),
+            layer.backward(|io| io.grad_input = Some(written(f16))),
+        ],
+    );
+    let Layer { kernels, stream, workspace, .. } = &mut layer;
+    let norm = GradientNorm { len: 4, parts: &[], gradients: tensor(bf16), norm: written(f32) };
+    let norm = kernels.gradient_norm(stream, workspace, norm);
+    table.row(
+        "parameters, their gradients, or a buffer of the optimizer that are not f32",
+        [
+            layer.backward(|io| io.grad_lora_a = written(bf16)),
+            layer.backward(|io| io.grad_magnitude = Some(written(f64))),
+            norm,
+        ],
+    );
+    let Layer { kernels, stream, spec, workspace, prepared, weight, lora_a, lora_b, .. } =
+        &mut layer;
+    let mut merged = stream.alloc_zeros::<f32>(OUTPUTS * INPUTS).expect("memory");
+    let mut sums = stream.alloc_zeros::<f32>(MergeReport::LEN).expect("memory");
+    let io = Merge {
+        weight: (&*weight).into(),
+        lora_a: (&*lora_a).into(),
+        lora_b: (&*lora_b).into(),
+        merged: (&mut merged).into(),
+        report: Some((&mut sums).into()),
     };
-    // SAFETY: it is refused before anything is launched.
-    let wider = unsafe { kernels.merge_raw(stream, spec, &prepared, &workspace, &io) };
-    table.row("a merge over W itself into another dtype, by address", [wider]);
+    let report = kernels.merge(stream, spec, prepared, workspace, io);
+    let mut change = |changed: Read<'_>, result: Write<'_>| {
+        let (axis, weight) = (Norm::Input, (&*weight).into());
+        let io = Decompose { axis, weight, changed, result };
+        kernels.decompose(stream, spec, workspace, io)
+    };
+    let result = change((&merged).into(), sums.slice_mut(..Decomposition::LEN).into());
+    let of_f64 = change(tensor(f64), written(f64));
+    table.row("a merge's report, or a decomposition's result, that is not f64", [report, result]);
+    table.row(
+        "W' of a merge, or W_t of a decomposition, in f64",
+        [table.prepared(Norm::Output).merge_at(f64, false), of_f64],
+    );
 }
 
 fn absent_and_superfluous(table: &mut Table) {
@@ -443,23 +538,18 @@ fn absent_and_superfluous(table: &mut Table) {
         ],
     );
     let mut z = table.layer(Norm::Output).y;
-    let outcome = table.prepared(Norm::Output).forward_with(|io| io.z = Some(z.as_view_mut()));
+    let outcome = table.prepared(Norm::Output).forward_with(|io| io.z = Some((&mut z).into()));
     table.row("z without PEFT's dropout", [outcome]);
-    let Layer { kernels, stream, spec, .. } = &table.layer(Norm::Input);
-    let prepared = raw::Prepared { norm: 256, gain: 256, a: 256, sb: 256, gsb: 0, bias: 0 };
-    let size = raw::WorkspaceSize { bytes: usize::MAX, counter_bytes: 1 << 20 };
-    let workspace = raw::Workspace { pointer: 256, size };
-    let inputs = raw::Prepare {
-        weight: 256,
-        lora_a: 256,
-        lora_b: 256,
-        magnitude: 256,
-        magnitude_out: 256,
-        bias: 0,
-    };
-    // SAFETY: it is refused before anything is launched.
-    let both = unsafe { kernels.prepare_raw(stream, spec, &workspace, &prepared, &inputs) };
-    table.row("the address of a magnitude, and of room for a fresh one", [both]);
+    let row = "an adapter with a trained bias, in a file of adapters";
+    #[cfg(feature = "peft")]
+    {
+        let stream = table.kernels.context().default_stream();
+        let adapter = Adapter::new(&stream, &spec(Norm::Input), true).expect("memory");
+        table.row(row, [fused_dora::peft::LayerAdapter::download(&stream, &adapter)]);
+    }
+    // Only the feature reads and writes files.
+    #[cfg(not(feature = "peft"))]
+    table.found.push((row, "UnexpectedTensor"));
 }
 
 fn order(table: &mut Table) {
@@ -509,24 +599,23 @@ fn order(table: &mut Table) {
     layer.x = layer.resize(MANY * INPUTS);
     layer.y = layer.resize(MANY * OUTPUTS);
     layer.h = layer.resize(MANY * layer.spec.padded_rank());
-    let raw = table.layer(Norm::Input).forward_raw(&spec(Norm::Input), |_, workspace| {
-        workspace.size.bytes = 512;
-    });
-    table.row("a workspace made for less", [layer.forward(MANY), raw]);
+    let many = layer.forward(MANY);
+    let mut layer = table.prepared(Norm::Input);
+    let tiny = make([1, 1], 0, 1.0, NormGrad::Detached).expect("a layer");
+    layer.workspace =
+        Workspace::new(&table.kernels, &layer.stream, &[tiny], 1).expect("little memory");
+    table.row("a workspace made for less", [many, layer.prepare(), layer.forward(TOKENS)]);
     let Layer { kernels, stream, spec, workspace, prepared, weight, lora_a, lora_b, .. } =
         &mut table.prepared(Norm::Input);
-    let io = InPlace {
-        weight: (&mut weight).into(),
-        lora_a: (&lora_a).into(),
-        lora_b: (&lora_b).into(),
-    };
+    let io =
+        InPlace { weight: weight.into(), lora_a: (&*lora_a).into(), lora_b: (&*lora_b).into() };
     let lost = kernels.unmerge_in_place(stream, spec, prepared, workspace, io);
     table.row("`unmerge` where a gain is 0", [lost]);
 }
 
 fn adapters(table: &mut Table) {
     let Linear { layer, .. } = &mut table.linear(Norm::Input);
-    let another = table.linear(Norm::Input).adapter([INPUTS, OUTPUTS]);
+    let another = table.linear(Norm::Input).adapter([INPUTS, OUTPUTS], Dtype::Bf16);
     table.row(
         "an adapter's name that is not attached, or is already",
         [
@@ -538,8 +627,12 @@ fn adapters(table: &mut Table) {
             layer.attach("one", another),
         ],
     );
-    let other = table.linear(Norm::Input).adapter([INPUTS + 1, OUTPUTS]);
-    table.row("an adapter for other features than its layer's", [layer.attach("two", other)]);
+    let others = [([INPUTS + 1, OUTPUTS], Dtype::Bf16), ([INPUTS, OUTPUTS], Dtype::F32)];
+    let others = others.map(|(features, dtype)| {
+        let other = table.linear(Norm::Input).adapter(features, dtype);
+        layer.attach("two", other)
+    });
+    table.row("an adapter for other features, or another dtype, than its layer's", others);
     let mut linear = table.linear(Norm::Input);
     linear.forward().expect("an active adapter");
     linear.adamw().expect("an active adapter");
@@ -552,11 +645,7 @@ fn adapters(table: &mut Table) {
 
 fn device(table: &mut Table) {
     let huge = make([INPUTS, OUTPUTS], 1 << 30, 1.0, NormGrad::Detached).expect("a layer");
-    let layer = table.layer(Norm::None);
-    table.row(
-        "a rank that takes a larger grid than the device has",
-        [layer.forward_raw(&huge, |io, _| io.tokens = 1 << 13)],
-    );
+    table.row("a rank that takes a larger grid than the device has", [table.huge(&huge)]);
     let mut layer = table.prepared(Norm::Input);
     let mut linear = table.linear(Norm::Input);
     let other = second_context(&table.kernels);
@@ -612,7 +701,7 @@ fn device(table: &mut Table) {
         "more memory than the device has",
         [
             Prepared::new(&stream, &large).map(drop),
-            Adapter::<bf16>::new(&stream, &large, false).map(drop),
+            Adapter::new(&stream, &large, false).map(drop),
             Workspace::new(&table.kernels, &stream, &[large], 1 << 30).map(drop),
         ],
     );
