@@ -1,5 +1,5 @@
-//! The ops on device addresses: the same bits as from cudarc's buffers, and errors for mistakes that
-//! the numbers show.
+//! The ops on device addresses: the same bits as from cudarc's buffers, and errors for mistakes
+//! that the numbers show.
 
 use std::sync::Arc;
 
@@ -58,8 +58,8 @@ impl Memory {
 
 /// A tensor that an op reads.
 fn read(address: u64, element: ElementType) -> Read<'static> {
-    // SAFETY: `Layer::new` makes the addresses for the layer's shapes, and their memory lives as long
-    // as the layer. Tests that change an address expect an error before any launch.
+    // SAFETY: `Layer::new` makes the addresses for the layer's shapes, and their memory lives as
+    // long as the layer. Tests that change an address expect an error before any launch.
     unsafe { Read::from_address(address, element) }
 }
 

@@ -264,9 +264,11 @@ fn wrong_dtype() {
     layer.prepare().expect("a magnitude");
     let wide = layer.stream.alloc_zeros::<f32>(TOKENS * INPUTS).expect("memory");
     let wrong = layer.forward_with(|io| io.x = (&wide).into()).expect_err("a layer in bf16");
-    let (found, needed) = (ElementType::F32, ElementType::Bf16);
     assert!(
-        matches!(wrong, Error::Dtype { tensor: "x", found: f, needed: n } if (f, n) == (found, needed)),
+        matches!(
+            wrong,
+            Error::Dtype { tensor: "x", found: ElementType::F32, needed: ElementType::Bf16 }
+        ),
         "{wrong:?}"
     );
     assert_eq!(

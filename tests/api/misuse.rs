@@ -114,14 +114,6 @@ where
             let len = own.dice.len(spec.magnitude_len());
             Prepared::for_unmerge(&own.stream, &spec, &vec![1.0; len])
         });
-        self.call("saved for a spec", |own| {
-            let form = own.dice.dropout(spec.norm()).map(|dropout| dropout.form());
-            let specs = [spec, own.dice.spec(E::DTYPE).unwrap_or(spec)];
-            let specs = &specs[..own.dice.of(1, &[0, 2])];
-            let room = own.dice.dimension(tokens);
-            let room = if (1 << 8..=1 << 32).contains(&room) { tokens } else { room };
-            Saved::new(&own.stream, specs, room, form)
-        });
         let workspace = self.call("workspace", |own| {
             let tokens = own.dice.dimension(tokens);
             if (1 << 8..=1 << 32).contains(&tokens) {
@@ -131,6 +123,13 @@ where
         });
         self.linear(&spec, tokens);
         let (Some(mut prepared), Some(mut workspace)) = (prepared, workspace) else { return };
+        self.call("saved for a spec", |own| {
+            let form = own.dice.dropout(spec.norm()).map(|dropout| dropout.form());
+            let specs = &[spec; 2][..own.dice.of(1, &[0, 2])];
+            let room = own.dice.dimension(tokens);
+            let room = if (1 << 8..=1 << 32).contains(&room) { tokens } else { room };
+            Saved::new(&own.stream, specs, room, form)
+        });
         for _ in 0..2 {
             let tokens = self.dice.of(tokens, &EXTREMES);
             let dropout = self.dice.dropout(spec.norm());

@@ -1,8 +1,9 @@
 //! Every tensor of every op is checked: whatever is wrong with one of them, the error names it, and
 //! nothing is launched.
 //!
-//! An op asks [`Tensors`] for each of its tensors by name. It first runs with all of them right. Then
-//! each tensor that it asked for is wrong in each way that its type and shape allow, one at a time.
+//! An op asks [`Tensors`] for each of its tensors by name. It first runs with all of them right.
+//! Then each tensor that it asked for is wrong in each way that its type and shape allow, one at a
+//! time.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
@@ -140,8 +141,8 @@ impl Tensors<'_> {
     fn read(&mut self, tensor: &'static str, needed: Needed) -> Read<'static> {
         let (mistake, address) = self.ask(tensor, needed);
         let (element, len) = (needed.element, needed.len());
-        // SAFETY: the memory has the tensor's length, and lives until the stream has been waited for.
-        // With a mistake nothing is launched, as the test finds out.
+        // SAFETY: the memory has the tensor's length, and lives until the stream has been waited
+        // for. With a mistake nothing is launched, as the test finds out.
         let at = |address, element| unsafe { Read::from_address(address, element) };
         match mistake {
             None => at(address, element),
