@@ -22,20 +22,25 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 /// | optimizer parts that overlap, go backwards or leave their buffer | [`InvalidSpec`](Error::InvalidSpec) |
 /// | an optimizer's constant, rate or norm outside of its range | [`InvalidSpec`](Error::InvalidSpec) |
 /// | a merge over W itself into another dtype, by address | [`InvalidSpec`](Error::InvalidSpec) |
+/// | W' of a merge, or W_t of a decomposition, in f64 | [`InvalidSpec`](Error::InvalidSpec) |
 /// | the optimizer's step 0 | [`InvalidSpec`](Error::InvalidSpec) |
 /// | a tensor of another length than its shape's | [`Shape`](Error::Shape) |
 /// | an adapter's buffer of another length than its layout's | [`Shape`](Error::Shape) |
 /// | a [`Saved`](crate::Saved) made for fewer tokens | [`Shape`](Error::Shape) |
 /// | rows that overlap, or start more than 2³⁰ elements apart | [`Stride`](Error::Stride) |
+/// | a row stride of a tensor that must be contiguous | [`Stride`](Error::Stride) |
 /// | a device address that no element can have | [`Misaligned`](Error::Misaligned) |
-/// | buffers of another dtype than the spec's | [`Dtype`](Error::Dtype) |
+/// | memory of the caller that starts at no multiple of 256 bytes | [`Misaligned`](Error::Misaligned) |
+/// | x, W, b, y, H, z, or a gradient of x or y, of another dtype than the spec's | [`Dtype`](Error::Dtype) |
+/// | parameters, their gradients, or a buffer of the optimizer that are not f32 | [`Dtype`](Error::Dtype) |
+/// | a merge's report, or a decomposition's result, that is not f64 | [`Dtype`](Error::Dtype) |
 /// | DoRA without a magnitude, or without room for its gradient | [`MissingTensor`](Error::MissingTensor) |
 /// | the backward of norm axis output without y | [`MissingTensor`](Error::MissingTensor) |
 /// | PEFT's dropout without z | [`MissingTensor`](Error::MissingTensor) |
-/// | an address of 0 for a tensor or a context that is needed | [`MissingTensor`](Error::MissingTensor) |
+/// | an address of 0 for a tensor, a context or memory that is needed | [`MissingTensor`](Error::MissingTensor) |
 /// | plain LoRA with a magnitude, or room for its gradient | [`UnexpectedTensor`](Error::UnexpectedTensor) |
 /// | z without PEFT's dropout | [`UnexpectedTensor`](Error::UnexpectedTensor) |
-/// | the address of a magnitude, and of room for a fresh one | [`UnexpectedTensor`](Error::UnexpectedTensor) |
+/// | an adapter with a trained bias, in a file of adapters | [`UnexpectedTensor`](Error::UnexpectedTensor) |
 /// | `norm_gradient` of plain LoRA, or of a detached norm | [`NoNormGradient`](Error::NoNormGradient) |
 /// | an op before `prepare` | [`NotPrepared`](Error::NotPrepared) |
 /// | operands that were prepared for another spec | [`NotPrepared`](Error::NotPrepared) |

@@ -70,8 +70,8 @@ impl Kernels {
         let plan = Plan::new(spec, self.sm_count());
         let launches = plan.launches(spec);
         let mut t = Tensors::new(self.context(), stream, spec.dtype())?;
-        let operands = prepared.read(&mut t, spec)?;
         launches.iter().try_for_each(|launch| self.check_launch(launch))?;
+        let operands = prepared.read(&mut t, spec)?;
         let scratch = workspace.scratch(&mut t, plan.needs(), 0)?;
         let (inputs, outputs, ranks) = (spec.inputs(), spec.outputs(), spec.ranks());
         let f32 = ElementType::F32;

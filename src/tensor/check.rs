@@ -443,6 +443,7 @@ fn check_room(
             (expected, found == expected, String::new())
         }
         Some(stride) => {
+            check_stride(tensor, stride, cols.1)?;
             let before_last = rows.1.saturating_sub(1).saturating_mul(stride);
             let last = if rows.1 == 0 { 0 } else { cols.1 };
             let expected = before_last.saturating_add(last);

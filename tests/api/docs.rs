@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use fused_dora::{
-    AdapterLayout, DoraSpec, Dtype, Kernels, Norm, NormGrad, Scaling, Workspace, raw,
+    AdapterLayout, DoraSpec, Dtype, Kernels, Norm, NormGrad, Prepared, Scaling, Workspace,
 };
 use fused_dora_testkit::device::{Choice, open_choice};
 use regex::Regex;
@@ -66,7 +66,7 @@ fn each_error_has_an_entry() {
     for (file, name) in [
         ("src/error.rs", "Error"),
         ("src/peft/error.rs", "CheckpointError"),
-        ("src/raw/dlpack.rs", "DlpackError"),
+        ("src/tensor/dlpack.rs", "DlpackError"),
     ] {
         for (variant, message) in variants(file, name) {
             let heading = format!("{name}::{variant}");
@@ -80,7 +80,7 @@ fn each_error_has_an_entry() {
     // Statuses of the C API stand with the errors that they are of, or by themselves.
     let errors = variants("src/error.rs", "Error");
     let capital = regex("([a-z])([A-Z])");
-    for status in variants("src/ffi/status.rs", "Status").into_keys() {
+    for status in variants("capi/src/status.rs", "Status").into_keys() {
         let name = capital.replace_all(&status, "${1}_$2").to_uppercase();
         let name = format!("FUSED_DORA_STATUS_{name}");
         let is_there = match errors.contains_key(&status) {
@@ -181,7 +181,7 @@ fn memory_is_what_the_guide_says() {
     row("adapter", &buffer);
     row("gradients", &buffer);
     row("moments of AdamW", &|spec| 2 * buffer(spec));
-    row("prepared operands", &|spec| raw::Prepared::bytes(spec, true));
+    row("prepared operands", &|spec| Prepared::bytes(spec));
     row("H", &|spec| element * tokens * spec.padded_rank());
     row("z, with PEFT's dropout", &|spec| match spec.norm() {
         Norm::Output => element * tokens * spec.out_features(),

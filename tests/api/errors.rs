@@ -6,9 +6,9 @@ use std::sync::Arc;
 
 use fused_dora::cudarc::driver::{CudaContext, CudaSlice, CudaStream, sys};
 use fused_dora::{
-    AdamW, AdamWConfig, Backward, Decompose, Decomposition, DoraSpec, Dtype, Error, Forward,
-    GradientNorm, Gradients, Kernels, Magnitude, Merge, MergeReport, Norm, NormGrad, NormGradient,
-    Prepare, Prepared, Scaling, Schedule, Workspace, open_device,
+    AdamW, AdamWConfig, Backward, Base, Decompose, Decomposition, DoraSpec, Dtype, ElementType,
+    Error, Forward, GradientNorm, Gradients, Kernels, Magnitude, Merge, MergeReport, Norm,
+    NormGrad, NormGradient, Prepare, Prepared, Scaling, Schedule, Workspace, open_device,
 };
 use half::bf16;
 
@@ -79,7 +79,11 @@ struct Layer {
     lora_a: CudaSlice<f32>,
     lora_b: CudaSlice<f32>,
     magnitude: CudaSlice<f32>,
+    grad_output: CudaSlice<bf16>,
+    grad_lora_a: CudaSlice<f32>,
+    grad_lora_b: CudaSlice<f32>,
     grad_magnitude: CudaSlice<f32>,
+    grad_bias: CudaSlice<f32>,
 }
 
 impl Layer {
@@ -107,7 +111,11 @@ impl Layer {
             lora_a: f32s(RANK * INPUTS),
             lora_b: f32s(OUTPUTS * RANK),
             magnitude: f32s(spec.magnitude_len().max(1)),
+            grad_output: bf16s(TOKENS * OUTPUTS),
+            grad_lora_a: f32s(RANK * INPUTS),
+            grad_lora_b: f32s(OUTPUTS * RANK),
             grad_magnitude: f32s(spec.magnitude_len().max(1)),
+            grad_bias: f32s(OUTPUTS),
             kernels: kernels.clone(),
             stream,
             spec,
@@ -131,72 +139,72 @@ impl Layer {
                 true => Magnitude::Given((&self.magnitude).into()),
                 false => Magnitude::None,
             },
-            bias: bias.map(CudaSlice::as_view),
+            bias: bias.map(Into::into),
         };
         let Self { kernels, stream, spec, workspace, prepared, .. } = self;
         kernels.prepare(stream, spec, workspace, prepared, inputs)
     }
 
     fn forward(&mut self, tokens: usize) -> Result<(), Error> {
-        let io = Forward {
-            tokens,
+        self.forward_with(|io| io.tokens = tokens)
+    }
+
+    /// Runs a forward whose tensors `change` may replace.
+    fn forward_with<'a>(&'a mut self, change: impl FnOnce(&mut Forward<'a>)) -> Result<(), Error> {
+        let Self { kernels, stream, spec, workspace, prepared, .. } = self;
+        let mut io = Forward {
+            tokens: TOKENS,
+            base: Base::new(&self.weight).with_bias(Some(&self.bias)),
             x: (&self.x).into(),
-            base: Base::new(&self.weight).with_bias(Some((&self.bias).into())),
-            seed: 0,
-            dropout: None,
-            z: None,
             y: (&mut self.y).into(),
             h: (&mut self.h).into(),
+            z: None,
+            dropout: None,
+            seed: 0,
         };
-        let Self { kernels, stream, spec, workspace, prepared, .. } = self;
+        change(&mut io);
         kernels.forward(stream, spec, prepared, workspace, io)
     }
 
     /// Runs a backward whose tensors `change` may replace.
-    fn backward(&mut self, change: impl FnOnce(&mut Backward<'_, bf16>)) -> Result<(), Error> {
-        let f32s = |n| self.stream.alloc_zeros::<f32>(n).expect("memory");
-        let (mut grad_a, mut grad_b) = (f32s(RANK * INPUTS), f32s(OUTPUTS * RANK));
-        let mut grad_bias = f32s(OUTPUTS);
-        let grad_output = self.y.clone();
-        let has_magnitude = self.spec.norm() != Norm::None;
-        let io = Backward {
+    fn backward<'a>(&'a mut self, change: impl FnOnce(&mut Backward<'a>)) -> Result<(), Error> {
+        let Self { kernels, stream, spec, workspace, prepared, .. } = self;
+        let has_magnitude = spec.norm() != Norm::None;
+        let mut io = Backward {
             tokens: TOKENS,
             gradients: Gradients::Overwrite,
+            base: Base::new(&self.weight).with_bias(Some(&self.bias)),
             x: (&self.x).into(),
-            base: Base::new(&self.weight).with_bias(Some((&self.bias).into())),
             output: Some((&self.y).into()),
             z: None,
             dropout: None,
-            grad_output: (&grad_output).into(),
+            grad_output: (&self.grad_output).into(),
             h: (&self.h).into(),
             grad_input: None,
-            grad_lora_a: (&mut grad_a).into(),
-            grad_lora_b: (&mut grad_b).into(),
-            grad_magnitude: has_magnitude.then(|| (&mut self.grad_magnitude).into()),
-            grad_bias: Some((&mut grad_bias).into()),
+            grad_lora_a: (&mut self.grad_lora_a).into(),
+            grad_lora_b: (&mut self.grad_lora_b).into(),
+            grad_magnitude: has_magnitude.then_some((&mut self.grad_magnitude).into()),
+            grad_bias: Some((&mut self.grad_bias).into()),
         };
         change(&mut io);
-        let Self { kernels, stream, spec, workspace, prepared, .. } = self;
         kernels.backward(stream, spec, prepared, workspace, io)
     }
 
     /// Runs `norm_gradient` on tensors that `change` may replace.
-    fn norm_gradient(
-        &mut self,
-        change: impl FnOnce(&mut NormGradient<'_, bf16>),
+    fn norm_gradient<'a>(
+        &'a mut self,
+        change: impl FnOnce(&mut NormGradient<'a>),
     ) -> Result<(), Error> {
-        let f32s = |n| self.stream.alloc_zeros::<f32>(n).expect("memory");
-        let (mut grad_a, mut grad_b) = (f32s(RANK * INPUTS), f32s(OUTPUTS * RANK));
+        let Self { kernels, stream, spec, workspace, prepared, .. } = self;
         let mut io = NormGradient {
             weight: (&self.weight).into(),
             lora_a: (&self.lora_a).into(),
             lora_b: (&self.lora_b).into(),
             grad_magnitude: (&self.grad_magnitude).into(),
-            grad_lora_a: (&mut grad_a).into(),
-            grad_lora_b: (&mut grad_b).into(),
+            grad_lora_a: (&mut self.grad_lora_a).into(),
+            grad_lora_b: (&mut self.grad_lora_b).into(),
         };
         change(&mut io);
-        let Self { kernels, stream, spec, workspace, prepared, .. } = self;
         kernels.norm_gradient(stream, spec, prepared, workspace, io)
     }
 
@@ -234,7 +242,8 @@ fn wrong_shapes() {
     layer.h = layer.resize(TOKENS * 16);
     layer.forward(TOKENS).expect("all shapes right");
 
-    let result = layer.backward(|io| io.grad_output = io.grad_output.view().slice(..3).into());
+    let short = layer.resize(3);
+    let result = layer.backward(|io| io.grad_output = (&short).into());
     assert_shape(result, "grad_output", TOKENS * OUTPUTS, 3);
     layer.backward(|_| {}).expect("all shapes right");
 }
@@ -251,10 +260,21 @@ fn wrong_order() {
 
 #[test]
 fn wrong_dtype() {
-    let layer = Layer::new(Norm::Input);
-    let wrong = Prepared::new(&layer.stream, &layer.spec).expect_err("bf16 spec");
-    assert!(matches!(wrong, Error::Dtype { spec: Dtype::Bf16, buffers: Dtype::F32 }));
-    assert!(wrong.to_string().contains("bf16") && wrong.to_string().contains("f32"));
+    let mut layer = Layer::new(Norm::Input);
+    layer.prepare().expect("a magnitude");
+    let wide = layer.stream.alloc_zeros::<f32>(TOKENS * INPUTS).expect("memory");
+    let wrong = layer.forward_with(|io| io.x = (&wide).into()).expect_err("a layer in bf16");
+    assert!(
+        matches!(
+            wrong,
+            Error::Dtype { tensor: "x", found: ElementType::F32, needed: ElementType::Bf16 }
+        ),
+        "{wrong:?}"
+    );
+    assert_eq!(
+        wrong.to_string(),
+        "x holds f32, but bf16 is needed: convert it, or make a spec per dtype"
+    );
 }
 
 #[test]
@@ -317,11 +337,13 @@ fn wrong_norm_gradient() {
     assert!(matches!(layer.norm_gradient(|_| {}), Err(Error::NotPrepared { .. })));
     layer.prepare().expect("all shapes right");
     layer.norm_gradient(|_| {}).expect("all shapes right");
-    let result = layer.norm_gradient(|io| io.grad_magnitude = io.grad_magnitude.slice(..3));
+    let short = layer.resize(5);
+    let short_f32 = layer.stream.alloc_zeros::<f32>(3).expect("memory");
+    let result = layer.norm_gradient(|io| io.grad_magnitude = (&short_f32).into());
     assert_shape(result, "grad_magnitude", OUTPUTS, 3);
-    let result = layer.norm_gradient(|io| io.weight = io.weight.slice(..5));
+    let result = layer.norm_gradient(|io| io.weight = (&short).into());
     assert_shape(result, "weight", OUTPUTS * INPUTS, 5);
-    let result = layer.norm_gradient(|io| io.lora_b = io.lora_b.slice(..1));
+    let result = layer.norm_gradient(|io| io.lora_b = short_f32.slice(..1).into());
     assert_shape(result, "lora_B", OUTPUTS * RANK, 1);
 
     // What was prepared for a detached norm is another spec's.
@@ -351,42 +373,66 @@ fn foreign_context() {
     layer.kernels.context().bind_to_thread().expect("the first context");
     layer.x = foreign;
     assert!(matches!(layer.forward(TOKENS), Err(Error::ContextMismatch)));
+    layer.x = layer.resize(TOKENS * INPUTS);
+    layer.forward(TOKENS).expect("its own context");
     foreign_to_the_adapter_ops(&mut layer, &other);
+    foreign_memory_of_the_crate(&mut layer, &other);
     layer.stream = other.default_stream();
     assert!(matches!(layer.forward(TOKENS), Err(Error::ContextMismatch)));
 }
 
+/// Prepared operands and workspaces are memory of a context, too.
+fn foreign_memory_of_the_crate(layer: &mut Layer, other: &Arc<CudaContext>) {
+    let stream = other.default_stream();
+    let foreign = Prepared::for_unmerge(&stream, &layer.spec, &[1.0; INPUTS]).expect("memory");
+    let kernels = Kernels::load(other).expect("kernels");
+    let workspace = Workspace::new(&kernels, &stream, &[layer.spec], TOKENS).expect("memory");
+    layer.kernels.context().bind_to_thread().expect("the first context");
+    let own = std::mem::replace(&mut layer.prepared, foreign);
+    let outcome = layer.prepare();
+    assert!(matches!(outcome, Err(Error::ContextMismatch)), "{outcome:?}");
+    layer.prepared = own;
+    layer.forward(TOKENS).expect("its own context");
+    let own = std::mem::replace(&mut layer.workspace, workspace);
+    let outcome = layer.forward(TOKENS);
+    assert!(matches!(outcome, Err(Error::ContextMismatch)), "{outcome:?}");
+    layer.workspace = own;
+    layer.forward(TOKENS).expect("its own context");
+}
+
 fn foreign_to_the_adapter_ops(layer: &mut Layer, other: &Arc<CudaContext>) {
-    let mut foreign = other.default_stream().alloc_zeros(OUTPUTS * INPUTS).expect("memory");
+    let mut foreign = other.default_stream().alloc_zeros::<f32>(OUTPUTS * INPUTS).expect("memory");
     layer.kernels.context().bind_to_thread().expect("the first context");
     let Layer { kernels, stream, spec, workspace, prepared, weight, lora_a, lora_b, .. } = layer;
-    let mut own = [0; 4].map(|_| stream.alloc_zeros::<f32>(OUTPUTS * INPUTS).expect("memory"));
-    let mut sums = stream.alloc_zeros(MergeReport::LEN).expect("memory");
+    let len = OUTPUTS * INPUTS;
+    let mut own = [0; 4].map(|_| stream.alloc_zeros::<f32>(len).expect("memory"));
+    let mut sums = stream.alloc_zeros::<f64>(MergeReport::LEN).expect("memory");
     let [parameters, exp_avg, exp_avg_sq, norm] = &mut own;
-    let gradients = foreign.as_view();
-    let io = GradientNorm { parts: &[], gradients, norm: norm.slice_mut(..1) };
+    let norm = norm.slice_mut(..1).into();
+    let io = GradientNorm { len, parts: &[], gradients: (&foreign).into(), norm };
     let of_norm = kernels.gradient_norm(stream, workspace, io);
     let io = AdamW {
+        len,
         parts: &[],
         schedule: Schedule::Host { learning_rate: 1e-3, step: 1 },
         clip: None,
-        parameters: (&mut parameters).into(),
+        parameters: parameters.into(),
         gradients: (&foreign).into(),
-        exp_avg: (&mut exp_avg).into(),
-        exp_avg_sq: (&mut exp_avg_sq).into(),
+        exp_avg: exp_avg.into(),
+        exp_avg_sq: exp_avg_sq.into(),
     };
     let of_step = kernels.adamw(stream, &AdamWConfig::default(), io);
     let io = Decompose {
         axis: Norm::Input,
-        weight: (&weight).into(),
+        weight: (&*weight).into(),
         changed: (&foreign).into(),
         result: sums.slice_mut(..Decomposition::LEN).into(),
     };
     let of_change = kernels.decompose(stream, spec, workspace, io);
     let io = Merge {
-        weight: (&weight).into(),
-        lora_a: (&lora_a).into(),
-        lora_b: (&lora_b).into(),
+        weight: (&*weight).into(),
+        lora_a: (&*lora_a).into(),
+        lora_b: (&*lora_b).into(),
         merged: (&mut foreign).into(),
         report: None,
     };

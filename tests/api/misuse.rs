@@ -8,14 +8,13 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex};
 
 use dice::{Dice, EXTREMES};
-use fused_dora::cudarc::driver::{CudaSlice, CudaStream, CudaView, CudaViewMut};
-use fused_dora::raw::WorkspaceSize;
+use fused_dora::cudarc::driver::{CudaSlice, CudaStream};
 use fused_dora::{
-    AdamW, AdamWConfig, Adapter, AdapterGroups, AdapterLayout, Backward, Clip, Decompose,
+    AdamW, AdamWConfig, Adapter, AdapterGroups, AdapterLayout, Backward, Base, Clip, Decompose,
     DecomposeAdapter, Decomposition, DoraLinear, DoraSpec, Dropout, DropoutForm, Element, Forward,
     GradientNorm, Gradients, InPlace, Kernels, LinearBackward, LinearForward, Magnitude, Merge,
-    MergeReport, Moments, Norm, NormGradient, Prepare, Prepared, Result, Rows, Schedule, Unmerge,
-    Workspace,
+    MergeReport, Moments, Norm, NormGradient, Prepare, Prepared, Result, Saved, Schedule,
+    SharedTensor, TensorElement, Unmerge, Workspace,
 };
 use fused_dora_testkit::random::fresh_seed;
 use half::{bf16, f16};
@@ -32,13 +31,26 @@ const POOL: usize = 4096;
 /// How often each op came back with a result, and with an error.
 type Outcomes = BTreeMap<&'static str, [usize; 2]>;
 
+/// A buffer that a tensor is cut from, and one of another type.
+pub struct Pool<E, O = f64> {
+    right: CudaSlice<E>,
+    other: CudaSlice<O>,
+}
+
+impl<E: TensorElement, O: TensorElement> Pool<E, O> {
+    fn new(stream: &Arc<CudaStream>) -> Self {
+        let right = stream.alloc_zeros(POOL).expect("memory");
+        Self { right, other: stream.alloc_zeros(POOL).expect("memory") }
+    }
+}
+
 /// Buffers that tensors are cut from; each op takes from each at most once.
 struct Pools<E> {
-    read: [CudaSlice<E>; 6],
-    write: [CudaSlice<E>; 3],
-    read_f32: [CudaSlice<f32>; 5],
-    write_f32: [CudaSlice<f32>; 4],
-    sums: CudaSlice<f64>,
+    read: [Pool<E>; 6],
+    write: [Pool<E>; 3],
+    read_f32: [Pool<f32>; 5],
+    write_f32: [Pool<f32>; 4],
+    sums: Pool<f64, f32>,
 }
 
 struct Caller<E> {
@@ -49,21 +61,21 @@ struct Caller<E> {
     outcomes: Outcomes,
 }
 
-impl<E: Element> Caller<E> {
+impl<E: Element> Caller<E>
+where
+    SharedTensor: From<Arc<CudaSlice<E>>>,
+{
     fn new(kernels: &Arc<Kernels>, random: StdRng) -> Self {
         let stream = kernels.context().default_stream();
-        fn zeros<T, const N: usize>(stream: &Arc<CudaStream>) -> [CudaSlice<T>; N]
-        where
-            T: fused_dora::cudarc::driver::DeviceRepr + fused_dora::cudarc::driver::ValidAsZeroBits,
-        {
-            [0; N].map(|_| stream.alloc_zeros(POOL).expect("memory"))
+        fn pools<E: TensorElement, const N: usize>(stream: &Arc<CudaStream>) -> [Pool<E>; N] {
+            [0; N].map(|_| Pool::new(stream))
         }
         let pools = Pools {
-            read: zeros(&stream),
-            write: zeros(&stream),
-            read_f32: zeros(&stream),
-            write_f32: zeros(&stream),
-            sums: stream.alloc_zeros(POOL).expect("memory"),
+            read: pools(&stream),
+            write: pools(&stream),
+            read_f32: pools(&stream),
+            write_f32: pools(&stream),
+            sums: Pool::new(&stream),
         };
         let dice = Dice { random, careless: false };
         Self { dice, kernels: kernels.clone(), stream, pools, outcomes: Outcomes::new() }
@@ -98,6 +110,10 @@ impl<E: Element> Caller<E> {
             return;
         }
         let prepared = self.call("prepared", |own| Prepared::new(&own.stream, &spec));
+        self.call("gains", |own| {
+            let len = own.dice.len(spec.magnitude_len());
+            Prepared::for_unmerge(&own.stream, &spec, &vec![1.0; len])
+        });
         let workspace = self.call("workspace", |own| {
             let tokens = own.dice.dimension(tokens);
             if (1 << 8..=1 << 32).contains(&tokens) {
@@ -107,6 +123,13 @@ impl<E: Element> Caller<E> {
         });
         self.linear(&spec, tokens);
         let (Some(mut prepared), Some(mut workspace)) = (prepared, workspace) else { return };
+        self.call("saved for a spec", |own| {
+            let form = own.dice.dropout(spec.norm()).map(|dropout| dropout.form());
+            let specs = &[spec; 2][..own.dice.of(1, &[0, 2])];
+            let room = own.dice.dimension(tokens);
+            let room = if (1 << 8..=1 << 32).contains(&room) { tokens } else { room };
+            Saved::new(&own.stream, specs, room, form)
+        });
         for _ in 0..2 {
             let tokens = self.dice.of(tokens, &EXTREMES);
             let dropout = self.dice.dropout(spec.norm());
@@ -114,6 +137,7 @@ impl<E: Element> Caller<E> {
             let other = self.dice.spec(E::DTYPE).unwrap_or(spec);
             let spec = self.dice.of(spec, &[other]);
             self.prepare(&spec, &mut prepared, &mut workspace);
+            self.read(&prepared);
             self.forward(&spec, &prepared, &mut workspace, tokens, dropout);
             self.backward(&spec, &prepared, &mut workspace, tokens, dropout);
             self.norm_gradient(&spec, &prepared, &mut workspace);
@@ -127,7 +151,7 @@ impl<E: Element> Caller<E> {
     fn sizes(&mut self, spec: &DoraSpec) {
         let tokens = *EXTREMES.choose(&mut self.dice.random).expect("some");
         self.call("workspace size", |own| Workspace::bytes(&own.kernels, &[*spec], tokens));
-        self.call("raw workspace size", |own| WorkspaceSize::new(&own.kernels, &[*spec], tokens));
+        self.call("prepared size", |_| Ok(Prepared::bytes(spec)));
         self.call("adapter's parts", |own| {
             let layout = match own.dice.one_in(2) {
                 true => AdapterLayout::with_bias(spec),
@@ -135,8 +159,8 @@ impl<E: Element> Caller<E> {
             };
             AdapterGroups::default().parts(&layout, 0).for_each(drop);
             let len = own.dice.len(layout.len());
-            layout.view(own.pools.read_f32[0].slice(..len))?;
-            layout.view_mut(own.pools.write_f32[0].slice_mut(..len)).map(drop)
+            layout.view(own.pools.read_f32[0].right.slice(..len))?;
+            layout.view_mut(own.pools.write_f32[0].right.slice_mut(..len)).map(drop)
         });
     }
 
@@ -147,19 +171,19 @@ impl<E: Element> Caller<E> {
             let right = if dice.one_in(3) { 3 } else { 1 };
             let kind = dice.of(if spec.norm() == Norm::None { 0 } else { right }, &[0, 1, 2, 3]);
             let io = Prepare {
-                weight: dice.view(&pools.read[0], spec.out_features(), spec.in_features()),
-                lora_a: dice.view(a, spec.rank(), spec.in_features()),
-                lora_b: dice.view(b, spec.out_features(), spec.rank()),
+                weight: dice.read(&pools.read[0], spec.out_features(), spec.in_features()).into(),
+                lora_a: dice.read(a, spec.rank(), spec.in_features()),
+                lora_b: dice.read(b, spec.out_features(), spec.rank()),
                 magnitude: match kind {
                     0 => Magnitude::None,
-                    1 => Magnitude::Given(dice.view(m, 1, spec.magnitude_len())),
+                    1 => Magnitude::Given(dice.read(m, 1, spec.magnitude_len())),
                     3 => Magnitude::Sharded,
                     _ => {
                         let m = &mut pools.write_f32[0];
-                        Magnitude::Init(dice.view_mut(m, 1, spec.magnitude_len()))
+                        Magnitude::Init(dice.write(m, 1, spec.magnitude_len()))
                     }
                 },
-                bias: dice.one_in(2).then(|| dice.view(bias, 1, spec.out_features())),
+                bias: dice.one_in(2).then(|| dice.read(bias, 1, spec.out_features())),
             };
             kernels.prepare(stream, spec, workspace, prepared, io)
         });
@@ -170,13 +194,19 @@ impl<E: Element> Caller<E> {
             let Self { dice, kernels, stream, pools, .. } = own;
             let [_, b, m, ..] = &pools.read_f32;
             let magnitude = match dice.of(0, &[1, 2]) {
-                0 => Magnitude::Given(dice.view(m, 1, spec.magnitude_len())),
+                0 => Magnitude::Given(dice.read(m, 1, spec.magnitude_len())),
                 1 => Magnitude::Sharded,
                 _ => Magnitude::None,
             };
-            let lora_b = dice.view(b, spec.out_features(), spec.rank());
+            let lora_b = dice.read(b, spec.out_features(), spec.rank());
             kernels.finish_prepare(stream, spec, prepared, lora_b, magnitude)
         });
+    }
+
+    /// What prepared operands hold, copied to the host.
+    fn read(&mut self, prepared: &Prepared) {
+        self.call("read norm", |own| prepared.read_norm(&own.stream));
+        self.call("read gain", |own| prepared.read_gain(&own.stream));
     }
 
     fn forward(
@@ -195,17 +225,17 @@ impl<E: Element> Caller<E> {
             let (inputs, outputs) = (spec.in_features(), spec.out_features());
             let io = Forward {
                 tokens,
-                x: read_rows(dice, x, tokens, inputs),
-                base: Base::new(dice.view(weight, outputs, inputs))
-                    .with_bias(dice.one_in(2).then(|| dice.view(bias, 1, outputs))),
+                x: dice.read_rows(x, tokens, inputs),
+                base: Base::new(dice.read(weight, outputs, inputs))
+                    .with_bias(dice.one_in(2).then(|| dice.read(bias, 1, outputs))),
                 seed: dice.random.random(),
                 dropout,
                 z: {
-                    let view = dice.view_mut(z, tokens, outputs);
+                    let view = dice.write(z, tokens, outputs);
                     dice.maybe(peft, view)
                 },
-                y: written_rows(dice, y, tokens, outputs),
-                h: dice.view_mut(h, tokens, spec.padded_rank()),
+                y: dice.write_rows(y, tokens, outputs),
+                h: dice.write(h, tokens, spec.padded_rank()),
             };
             kernels.forward(stream, spec, prepared, workspace, io)
         });
@@ -230,31 +260,31 @@ impl<E: Element> Caller<E> {
             let io = Backward {
                 tokens,
                 gradients: dice.of(Gradients::Overwrite, &[Gradients::Accumulate]),
-                x: read_rows(dice, x, tokens, inputs),
-                base: Base::new(dice.view(weight, outputs, inputs))
-                    .with_bias(dice.one_in(2).then(|| dice.view(bias, 1, outputs))),
+                x: dice.read_rows(x, tokens, inputs),
+                base: Base::new(dice.read(weight, outputs, inputs))
+                    .with_bias(dice.one_in(2).then(|| dice.read(bias, 1, outputs))),
                 output: {
-                    let rows = read_rows(dice, output, tokens, outputs);
+                    let rows = dice.read_rows(output, tokens, outputs);
                     dice.maybe(spec.norm() == Norm::Output && !peft, rows)
                 },
                 z: {
-                    let view = dice.view(z, tokens, outputs);
+                    let view = dice.read(z, tokens, outputs);
                     dice.maybe(peft, view)
                 },
                 dropout,
-                grad_output: read_rows(dice, grad_output, tokens, outputs),
-                h: dice.view(h, tokens, spec.padded_rank()),
+                grad_output: dice.read_rows(grad_output, tokens, outputs),
+                h: dice.read(h, tokens, spec.padded_rank()),
                 grad_input: {
-                    let rows = written_rows(dice, grad_input, tokens, inputs);
+                    let rows = dice.write_rows(grad_input, tokens, inputs);
                     dice.random.random::<bool>().then_some(rows)
                 },
-                grad_lora_a: dice.view_mut(a, spec.rank(), inputs),
-                grad_lora_b: dice.view_mut(b, outputs, spec.rank()),
+                grad_lora_a: dice.write(a, spec.rank(), inputs),
+                grad_lora_b: dice.write(b, outputs, spec.rank()),
                 grad_magnitude: {
-                    let view = dice.view_mut(m, 1, spec.magnitude_len());
+                    let view = dice.write(m, 1, spec.magnitude_len());
                     dice.maybe(has_norm, view)
                 },
-                grad_bias: dice.one_in(2).then(|| dice.view_mut(grad_bias, 1, outputs)),
+                grad_bias: dice.one_in(2).then(|| dice.write(grad_bias, 1, outputs)),
             };
             kernels.backward(stream, spec, prepared, workspace, io)
         });
@@ -267,12 +297,12 @@ impl<E: Element> Caller<E> {
             let [grad_a, grad_b, ..] = &mut pools.write_f32;
             let (inputs, outputs, rank) = (spec.in_features(), spec.out_features(), spec.rank());
             let io = NormGradient {
-                weight: dice.view(&pools.read[0], outputs, inputs),
-                lora_a: dice.view(a, rank, inputs),
-                lora_b: dice.view(b, outputs, rank),
-                grad_magnitude: dice.view(m, 1, spec.magnitude_len()),
-                grad_lora_a: dice.view_mut(grad_a, rank, inputs),
-                grad_lora_b: dice.view_mut(grad_b, outputs, rank),
+                weight: dice.read(&pools.read[0], outputs, inputs).into(),
+                lora_a: dice.read(a, rank, inputs),
+                lora_b: dice.read(b, outputs, rank),
+                grad_magnitude: dice.read(m, 1, spec.magnitude_len()),
+                grad_lora_a: dice.write(grad_a, rank, inputs),
+                grad_lora_b: dice.write(grad_b, outputs, rank),
             };
             kernels.norm_gradient(stream, spec, prepared, workspace, io)
         });
@@ -282,12 +312,12 @@ impl<E: Element> Caller<E> {
         let (inputs, outputs, rank) = (spec.in_features(), spec.out_features(), spec.rank());
         self.call("merge", |own| {
             let Self { dice, kernels, stream, pools, .. } = own;
-            let report = dice.view_mut(&mut pools.sums, 1, MergeReport::LEN);
+            let report = dice.write(&mut pools.sums, 1, MergeReport::LEN);
             let io = Merge {
-                weight: dice.view(&pools.read[0], outputs, inputs),
-                lora_a: dice.view(&pools.read_f32[0], rank, inputs),
-                lora_b: dice.view(&pools.read_f32[1], outputs, rank),
-                merged: dice.view_mut(&mut pools.write[0], outputs, inputs),
+                weight: dice.read(&pools.read[0], outputs, inputs).into(),
+                lora_a: dice.read(&pools.read_f32[0], rank, inputs),
+                lora_b: dice.read(&pools.read_f32[1], outputs, rank),
+                merged: dice.write(&mut pools.write[0], outputs, inputs),
                 report: dice.one_in(2).then_some(report),
             };
             kernels.merge(stream, spec, prepared, workspace, io)
@@ -295,22 +325,22 @@ impl<E: Element> Caller<E> {
         self.call("unmerge", |own| {
             let Self { dice, kernels, stream, pools, .. } = own;
             let io = Unmerge {
-                merged: dice.view(&pools.read[0], outputs, inputs),
-                lora_a: dice.view(&pools.read_f32[0], rank, inputs),
-                lora_b: dice.view(&pools.read_f32[1], outputs, rank),
-                weight: dice.view_mut(&mut pools.write[0], outputs, inputs),
+                merged: dice.read(&pools.read[0], outputs, inputs),
+                lora_a: dice.read(&pools.read_f32[0], rank, inputs),
+                lora_b: dice.read(&pools.read_f32[1], outputs, rank),
+                weight: dice.write(&mut pools.write[0], outputs, inputs),
             };
             kernels.unmerge(stream, spec, prepared, workspace, io)
         });
         for op in ["merge_in_place", "unmerge_in_place"] {
             self.call(op, |own| {
                 let Self { dice, kernels, stream, pools, .. } = own;
-                let report = dice.view_mut(&mut pools.sums, 1, MergeReport::LEN);
+                let report = dice.write(&mut pools.sums, 1, MergeReport::LEN);
                 let report = dice.one_in(2).then_some(report);
                 let io = InPlace {
-                    weight: dice.view_mut(&mut pools.write[0], outputs, inputs),
-                    lora_a: dice.view(&pools.read_f32[0], rank, inputs),
-                    lora_b: dice.view(&pools.read_f32[1], outputs, rank),
+                    weight: dice.write(&mut pools.write[0], outputs, inputs),
+                    lora_a: dice.read(&pools.read_f32[0], rank, inputs),
+                    lora_b: dice.read(&pools.read_f32[1], outputs, rank),
                 };
                 match op {
                     "merge_in_place" => {
@@ -322,7 +352,7 @@ impl<E: Element> Caller<E> {
         }
         self.call("report", |own| {
             let len = own.dice.len(MergeReport::LEN);
-            MergeReport::read(&own.stream, &own.pools.sums.slice(..len))
+            MergeReport::read(&own.stream, &own.pools.sums.right.slice(..len))
         });
     }
 
@@ -332,9 +362,9 @@ impl<E: Element> Caller<E> {
             let Self { dice, kernels, stream, pools, .. } = own;
             let io = Decompose {
                 axis: dice.axis(),
-                weight: dice.view(&pools.read[0], outputs, inputs),
-                changed: dice.view(&pools.read[1], outputs, inputs),
-                result: dice.view_mut(&mut pools.sums, 1, Decomposition::LEN),
+                weight: dice.read(&pools.read[0], outputs, inputs).into(),
+                changed: dice.read(&pools.read[1], outputs, inputs),
+                result: dice.write(&mut pools.sums, 1, Decomposition::LEN),
             };
             kernels.decompose(stream, spec, workspace, io)
         });
@@ -342,16 +372,16 @@ impl<E: Element> Caller<E> {
             let Self { dice, kernels, stream, pools, .. } = own;
             let io = DecomposeAdapter {
                 axis: dice.axis(),
-                weight: dice.view(&pools.read[0], outputs, inputs),
-                lora_a: dice.view(&pools.read_f32[0], rank, inputs),
-                lora_b: dice.view(&pools.read_f32[1], outputs, rank),
-                result: dice.view_mut(&mut pools.sums, 1, Decomposition::LEN),
+                weight: dice.read(&pools.read[0], outputs, inputs).into(),
+                lora_a: dice.read(&pools.read_f32[0], rank, inputs),
+                lora_b: dice.read(&pools.read_f32[1], outputs, rank),
+                result: dice.write(&mut pools.sums, 1, Decomposition::LEN),
             };
             kernels.decompose_adapter(stream, spec, prepared, workspace, io)
         });
         self.call("decomposition", |own| {
             let len = own.dice.len(Decomposition::LEN);
-            Decomposition::read(&own.stream, &own.pools.sums.slice(..len))
+            Decomposition::read(&own.stream, &own.pools.sums.right.slice(..len))
         });
     }
 
@@ -361,9 +391,10 @@ impl<E: Element> Caller<E> {
             let Self { dice, kernels, stream, pools, .. } = own;
             let parts = dice.parts(len);
             let io = GradientNorm {
+                len: dice.dimension(len),
                 parts: &parts,
-                gradients: dice.view(&pools.read_f32[0], 1, len),
-                norm: dice.view_mut(&mut pools.write_f32[0], 1, 1),
+                gradients: dice.read(&pools.read_f32[0], 1, len),
+                norm: dice.write(&mut pools.write_f32[0], 1, 1),
             };
             kernels.gradient_norm(stream, workspace, io)
         });
@@ -380,17 +411,18 @@ impl<E: Element> Caller<E> {
             let step = dice.of(1, &[0, u64::MAX]);
             let schedule = match dice.one_in(2) {
                 true => Schedule::Host { learning_rate: dice.float(1e-3), step },
-                false => Schedule::Device(dice.view(numbers, 1, 2)),
+                false => Schedule::Device(dice.read(numbers, 1, 2)),
             };
-            let clip = Clip { max_norm: dice.float(1.0), norm: dice.view(norm, 1, 1) };
+            let clip = Clip { max_norm: dice.float(1.0), norm: dice.read(norm, 1, 1) };
             let io = AdamW {
+                len: dice.dimension(len),
                 parts: &parts,
                 schedule,
                 clip: dice.one_in(2).then_some(clip),
-                parameters: dice.view_mut(parameters, 1, len),
-                gradients: dice.view(gradients, 1, len),
-                exp_avg: dice.view_mut(exp_avg, 1, len),
-                exp_avg_sq: dice.view_mut(exp_avg_sq, 1, len),
+                parameters: dice.write(parameters, 1, len),
+                gradients: dice.read(gradients, 1, len),
+                exp_avg: dice.write(exp_avg, 1, len),
+                exp_avg_sq: dice.write(exp_avg_sq, 1, len),
             };
             kernels.adamw(stream, &config, io)
         });
@@ -401,19 +433,20 @@ impl<E: Element> Caller<E> {
         let (inputs, outputs) = (spec.in_features(), spec.out_features());
         let made = self.call("linear", |own| {
             let Self { dice, kernels, stream, .. } = own;
-            let base = DoraLinear::<E>::base_spec(inputs, outputs)?;
+            let base = DoraLinear::base_spec(inputs, outputs, E::DTYPE)?;
             let workspace = Workspace::new(kernels, stream, &[base, *spec], tokens)?;
             let workspace = Arc::new(Mutex::new(workspace));
             let weight = dice.product(outputs, inputs).max(1);
             let bias = dice.len(outputs).max(1);
             let zeros = |len| Arc::new(stream.alloc_zeros::<E>(len).expect("memory"));
             let (weight, bias) = (zeros(weight), zeros(bias));
+            let bias = if dice.wrong() { bias_of_f32(stream, outputs) } else { bias.into() };
             let bias = dice.one_in(2).then_some(bias);
             DoraLinear::new(kernels, stream, &workspace, [outputs, inputs], weight, bias)
         });
         let made_adapter = self.call("adapter", |own| {
             let trains_bias = own.dice.one_in(2);
-            Adapter::<E>::new(&own.stream, spec, trains_bias)
+            Adapter::new(&own.stream, spec, trains_bias)
         });
         let (Some(mut linear), Some(adapter)) = (made, made_adapter) else { return };
         let layout = *adapter.layout();
@@ -436,8 +469,8 @@ impl<E: Element> Caller<E> {
                 let Self { dice, pools, .. } = own;
                 let io = LinearForward {
                     tokens: called,
-                    x: read_rows(dice, &pools.read[0], called, inputs),
-                    y: written_rows(dice, &mut pools.write[0], called, outputs),
+                    x: dice.read_rows(&pools.read[0], called, inputs),
+                    y: dice.write_rows(&mut pools.write[0], called, outputs),
                     seed: dice.random.random(),
                     dropout,
                 };
@@ -446,14 +479,14 @@ impl<E: Element> Caller<E> {
             self.call("linear backward", |own| {
                 let Self { dice, pools, .. } = own;
                 let [x, y, grad_output, ..] = &pools.read;
-                let dx = written_rows(dice, &mut pools.write[0], called, inputs);
+                let dx = dice.write_rows(&mut pools.write[0], called, inputs);
                 let io = LinearBackward {
                     tokens: called,
                     gradients: Gradients::Accumulate,
-                    x: read_rows(dice, x, called, inputs),
-                    y: read_rows(dice, y, called, outputs),
+                    x: dice.read_rows(x, called, inputs),
+                    y: dice.read_rows(y, called, outputs),
                     dropout,
-                    grad_output: read_rows(dice, grad_output, called, outputs),
+                    grad_output: dice.read_rows(grad_output, called, outputs),
                     grad_input: dice.one_in(2).then_some(dx),
                 };
                 linear.backward(&saved, io)
@@ -477,31 +510,15 @@ fn is_peft(dropout: Option<Dropout>, spec: &DoraSpec) -> bool {
     form == Some(DropoutForm::Peft) && spec.norm() == Norm::Output
 }
 
-fn read_rows<'a, E>(
-    dice: &mut Dice,
-    pool: &'a CudaSlice<E>,
-    rows: usize,
-    cols: usize,
-) -> Rows<CudaView<'a, E>> {
-    match dice.stride(rows, cols) {
-        (None, len) => pool.slice(..len).into(),
-        (Some(stride), len) => Rows::strided(pool.slice(..len), stride),
-    }
+/// For a layer of any dtype, of which two refuse it.
+fn bias_of_f32(stream: &Arc<CudaStream>, len: usize) -> SharedTensor {
+    Arc::new(stream.alloc_zeros::<f32>(len).expect("memory")).into()
 }
 
-fn written_rows<'a, E>(
-    dice: &mut Dice,
-    pool: &'a mut CudaSlice<E>,
-    rows: usize,
-    cols: usize,
-) -> Rows<CudaViewMut<'a, E>> {
-    match dice.stride(rows, cols) {
-        (None, len) => pool.slice_mut(..len).into(),
-        (Some(stride), len) => Rows::strided(pool.slice_mut(..len), stride),
-    }
-}
-
-fn calls<E: Element>(kernels: &Arc<Kernels>, seed: u64) {
+fn calls<E: Element>(kernels: &Arc<Kernels>, seed: u64)
+where
+    SharedTensor: From<Arc<CudaSlice<E>>>,
+{
     let mut caller = Caller::<E>::new(kernels, StdRng::seed_from_u64(seed));
     (0..LAYERS).for_each(|_| caller.layer());
     caller.stream.synchronize().expect("no launch was at fault");

@@ -41,7 +41,7 @@ fn network() -> TensorFile {
 /// The samples' base model on a device, an adapter attached to each layer.
 struct Network {
     stream: Arc<CudaStream>,
-    layers: Vec<DoraLinear<f32>>,
+    layers: Vec<DoraLinear>,
     shapes: Vec<[usize; 2]>,
 }
 
@@ -53,7 +53,7 @@ impl Network {
         let mut specs = Vec::new();
         for layer in checkpoint.layers.values() {
             let [outputs, inputs] = layer.shape();
-            specs.push(DoraLinear::<f32>::base_spec(inputs, outputs).expect("a layer"));
+            specs.push(DoraLinear::base_spec(inputs, outputs, Dtype::F32).expect("a layer"));
             specs.push(layer.spec(NormGrad::Detached, Dtype::F32).expect("a layer"));
         }
         let workspace = Workspace::new(&kernels, &stream, &specs, TOKENS).expect("memory");
@@ -64,11 +64,11 @@ impl Network {
                 let values = base.floats(&format!("{name}.{part}")).expect("a tensor");
                 Arc::new(stream.clone_htod(&values).expect("memory"))
             };
-            let (weight, bias) = (tensor("weight"), Some(tensor("bias")));
+            let (weight, bias) = (tensor("weight"), Some(tensor("bias").into()));
             let shape = adapter.shape();
             let mut layer =
                 DoraLinear::new(&kernels, &stream, &workspace, shape, weight, bias).expect("fits");
-            let adapter = adapter.upload(&stream, NormGrad::Detached).expect("memory");
+            let adapter = adapter.upload(&stream, NormGrad::Detached, Dtype::F32).expect("memory");
             layer.attach("sample", adapter).expect("fits");
             layer.activate(Some("sample")).expect("attached");
             layers.push(layer);
@@ -103,9 +103,9 @@ impl Network {
 
     fn merged(&mut self) -> Vec<Vec<f32>> {
         let layers = self.layers.iter_mut().zip(&self.shapes);
-        let merge = |(layer, [outputs, inputs]): (&mut DoraLinear<f32>, &[usize; 2])| {
+        let merge = |(layer, [outputs, inputs]): (&mut DoraLinear, &[usize; 2])| {
             let mut merged = self.stream.alloc_zeros::<f32>(outputs * inputs).expect("memory");
-            layer.merge(merged.as_view_mut(), None).expect("a merge");
+            layer.merge(&mut merged, None).expect("a merge");
             self.stream.clone_dtoh(&merged).expect("a copy")
         };
         layers.map(merge).collect()

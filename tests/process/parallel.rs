@@ -8,8 +8,8 @@ use std::thread;
 use fused_dora::cudarc::driver::{CudaSlice, CudaStream};
 use fused_dora::reference::{Case, Results, evaluate, norm_gradient_bounds};
 use fused_dora::{
-    AdamWConfig, Adapter, AdapterGroups, AdapterLayout, AllReduce, Backward, DoraLinear, Dtype,
-    Element, Error, Forward, Gradients, HostRank, Kernels, LinearBackward, LinearForward,
+    AdamWConfig, Adapter, AdapterGroups, AdapterLayout, AllReduce, Backward, Base, DoraLinear,
+    Dtype, Element, Error, Forward, Gradients, HostRank, Kernels, LinearBackward, LinearForward,
     Magnitude, Moments, Norm, NormGrad, NormGradient, Part, Prepare, Prepared, Result, Schedule,
     Workspace, open_device,
 };
@@ -192,7 +192,7 @@ fn run_rank<E: Element>(
     let adapter = layout.view(parameters.as_view())?;
     let given = || {
         let magnitude = layout.view(parameters.as_view())?.magnitude;
-        Ok::<_, Error>(magnitude.map_or(Magnitude::None, Magnitude::Given))
+        Ok::<_, Error>(Magnitude::from(magnitude))
     };
     let inputs = Prepare {
         weight: (&weight).into(),
@@ -214,7 +214,7 @@ fn run_rank<E: Element>(
     let io = Forward {
         tokens,
         x: (&x).into(),
-        base: Base::new(&weight).with_bias(bias.as_ref().map(|bias| bias.as_view())),
+        base: Base::new(&weight).with_bias(bias.as_ref()),
         // Ranks with the same x round it alike.
         seed: if split == Split::Outputs { 1 } else { 1 + rank.rank() as u64 },
         dropout: None,
@@ -228,21 +228,21 @@ fn run_rank<E: Element>(
         tokens,
         gradients: Gradients::Overwrite,
         x: (&x).into(),
-        base: Base::new(&weight).with_bias(bias.as_ref().map(|bias| bias.as_view())),
+        base: Base::new(&weight).with_bias(bias.as_ref()),
         output: Some((&y).into()),
         z: None,
         dropout: None,
         grad_output: (&grad_output).into(),
         h: (&h).into(),
         grad_input: Some((&mut grad_input).into()),
-        grad_lora_a: grads.lora_a,
-        grad_lora_b: grads.lora_b,
-        grad_magnitude: grads.magnitude,
-        grad_bias: grads.bias,
+        grad_lora_a: grads.lora_a.into(),
+        grad_lora_b: grads.lora_b.into(),
+        grad_magnitude: grads.magnitude.map(Into::into),
+        grad_bias: grads.bias.map(Into::into),
     };
     kernels.backward(stream, &spec, &prepared, &mut workspace, io)?;
 
-    // The order that src/parallel.rs gives.
+    // The order that src/layer/parallel.rs gives.
     let mut sum = |kind: Part| rank.sum_over_ranks(gradients.slice_mut(layout.range(kind)));
     match split {
         Split::Tokens => rank.sum_over_ranks(gradients.as_view_mut())?,
@@ -253,11 +253,11 @@ fn run_rank<E: Element>(
         let grads = layout.view_mut(gradients.as_view_mut())?;
         let io = NormGradient {
             weight: (&weight).into(),
-            lora_a: adapter.lora_a,
-            lora_b: adapter.lora_b,
-            grad_magnitude: grads.magnitude.as_ref().expect("a magnitude").as_view(),
-            grad_lora_a: grads.lora_a,
-            grad_lora_b: grads.lora_b,
+            lora_a: adapter.lora_a.into(),
+            lora_b: adapter.lora_b.into(),
+            grad_magnitude: grads.magnitude.as_ref().expect("a magnitude").as_view().into(),
+            grad_lora_a: grads.lora_a.into(),
+            grad_lora_b: grads.lora_b.into(),
         };
         kernels.norm_gradient(stream, &spec, &prepared, &mut workspace, io)?;
     }
@@ -275,7 +275,7 @@ fn run_rank<E: Element>(
         let values = stream.clone_dtoh(buffer).map_err(&download)?;
         Ok(values.into_iter().map(Element::to_f32).collect())
     };
-    let norms = stream.clone_dtoh(&prepared.norm()).map_err(&download)?;
+    let norms = prepared.read_norm(stream)?;
     let [da, db, dm, dbias] = [Part::LoraA, Part::LoraB, Part::Magnitude, Part::Bias].map(of);
     Ok(Found { norms, results: [host(&y)?, host(&grad_input)?, da, db, dm, dbias] })
 }
@@ -340,7 +340,7 @@ fn expected(case: &Case, split: Split, dtype: Dtype) -> [(Vec<f64>, Vec<f64>); 6
     };
     let values: [Vec<f64>; 6] = array::from_fn(|i| join(i, [&parts[0].1, &parts[1].1]));
     for (i, values) in values.iter().enumerate() {
-        // The table of src/parallel.rs: the parts make the whole.
+        // The table of src/layer/parallel.rs: the parts make the whole.
         for (value, whole) in values.iter().zip(whole.tensors()[i]) {
             let scale = whole.abs().max(1.0);
             assert!((value - whole).abs() < 1e-9 * scale, "{}: {split:?}", Results::NAMES[i]);
@@ -432,7 +432,7 @@ fn trained(kernels: &Arc<Kernels>, part: &Case, rank: &HostRank) -> Result<Vec<f
     let stream = rank.stream();
     let spec = spec(part, Dtype::F32)?;
     let (base, tokens) =
-        (DoraLinear::<f32>::base_spec(part.in_features, part.out_features)?, part.tokens);
+        (DoraLinear::base_spec(part.in_features, part.out_features, Dtype::F32)?, part.tokens);
     let workspace = Workspace::new(kernels, stream, &[base, spec], tokens)?;
     let workspace = Arc::new(Mutex::new(workspace));
     let weight = Arc::new(upload::<f32>(stream, &part.weight)?);
@@ -445,7 +445,7 @@ fn trained(kernels: &Arc<Kernels>, part: &Case, rank: &HostRank) -> Result<Vec<f
     let mut moments = Moments::new(stream, &layout, AdapterGroups::default())?;
     let mut saved = layer.saved(tokens, None)?;
     let (x, grad_output) =
-        (upload::<f32>(stream, &part.input)?, upload(stream, &part.grad_output)?);
+        (upload::<f32>(stream, &part.input)?, upload::<f32>(stream, &part.grad_output)?);
     let mut y = upload::<f32>(stream, &vec![0.0; tokens * part.out_features])?;
     for step in 1..=STEPS {
         let io =

@@ -110,8 +110,8 @@ impl Kernels {
         };
         let launch = plan.launch(spec, tokens, wanted);
         let mut t = Tensors::new(self.context(), stream, spec.dtype())?;
-        let operands = prepared.read(&mut t, spec)?;
         self.check_launch(&launch)?;
+        let operands = prepared.read(&mut t, spec)?;
         let scratch = workspace.scratch(&mut t, plan.needs(), tokens)?;
         check_given("z", io.z.is_some(), need_of_z(dropout))?;
         let bias = prepared.has_bias().then_some(operands.bias);

@@ -1,5 +1,7 @@
 //! The table of misuses in the documentation of `Error`, row by row.
 
+mod tensors;
+
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -7,10 +9,10 @@ use std::thread;
 use fused_dora::cudarc::driver::CudaSlice;
 use fused_dora::{
     AdamW, AdamWConfig, Adapter, AdapterGroups, AdapterLayout, AllReduce, Clip, Decompose,
-    DoraLinear, DoraSpec, Dropout, DropoutForm, Dtype, Error, Forward, Gradients, HostRank,
-    InPlace, Kernels, LinearBackward, LinearForward, Magnitude, Moments, Norm, NormGrad,
-    OptimizerGroup, OptimizerPart, Prepare, Prepared, Result, Rows, Saved, Scaling, Schedule,
-    Workspace, load_image, open_device, raw,
+    DoraLinear, DoraSpec, Dropout, DropoutForm, Dtype, Error, Gradients, HostRank, InPlace,
+    Kernels, LinearBackward, LinearForward, Magnitude, Moments, Norm, NormGrad, OptimizerGroup,
+    OptimizerPart, Prepare, Prepared, Result, Saved, Scaling, Schedule, Workspace, load_image,
+    open_device,
 };
 use half::bf16;
 
@@ -50,7 +52,7 @@ impl Table {
         for outcome in outcomes {
             let Err(error) = outcome else { panic!("{misuse}: no error") };
             self.found.push((misuse, variant(&error)));
-            // Numbers or names, and the cure.
+            // Numbers or names, and what to do.
             assert!(error.to_string().len() > 20, "{misuse}: {error}");
         }
     }
@@ -69,8 +71,10 @@ fn variant(error: &Error) -> &'static str {
         Error::NoNormGradient { .. } => "NoNormGradient",
         Error::NotPrepared { .. } => "NotPrepared",
         Error::WorkspaceTooSmall { .. } => "WorkspaceTooSmall",
+        Error::MemoryTooSmall { .. } => "MemoryTooSmall",
         Error::LostFeature { .. } => "LostFeature",
         Error::Adapter { .. } => "Adapter",
+        Error::NoActiveAdapter { .. } => "NoActiveAdapter",
         Error::DeviceLimit { .. } => "DeviceLimit",
         Error::ContextMismatch => "ContextMismatch",
         Error::Ranks { .. } => "Ranks",
@@ -86,8 +90,8 @@ fn variant(error: &Error) -> &'static str {
 
 /// A layer that owns its adapters, with one of them attached and active.
 struct Linear {
-    layer: DoraLinear<bf16>,
-    saved: Saved<bf16>,
+    layer: DoraLinear,
+    saved: Saved,
     x: CudaSlice<bf16>,
     y: CudaSlice<bf16>,
     kernels: Arc<Kernels>,
@@ -97,7 +101,7 @@ impl Linear {
     fn new(kernels: &Arc<Kernels>, spec: &DoraSpec) -> Self {
         let stream = kernels.context().default_stream();
         let zeros = |len| stream.alloc_zeros::<bf16>(len).expect("memory");
-        let base = DoraLinear::<bf16>::base_spec(INPUTS, OUTPUTS).expect("a layer");
+        let base = DoraLinear::base_spec(INPUTS, OUTPUTS, Dtype::Bf16).expect("a layer");
         let workspace = Workspace::new(kernels, &stream, &[base, *spec], TOKENS).expect("memory");
         let workspace = Arc::new(Mutex::new(workspace));
         let (shape, weight) = ([OUTPUTS, INPUTS], Arc::new(zeros(OUTPUTS * INPUTS)));
@@ -111,10 +115,9 @@ impl Linear {
         Self { layer, saved, x, y, kernels: kernels.clone() }
     }
 
-    fn adapter(&self, [inputs, outputs]: [usize; 2]) -> Adapter<bf16> {
+    fn adapter(&self, [inputs, outputs]: [usize; 2], dtype: Dtype) -> Adapter {
         let (scaling, norm_grad) = (Scaling::Value(1.0), NormGrad::Detached);
-        let spec =
-            DoraSpec::new(inputs, outputs, RANK, scaling, Norm::Input, norm_grad, Dtype::Bf16);
+        let spec = DoraSpec::new(inputs, outputs, RANK, scaling, Norm::Input, norm_grad, dtype);
         let stream = self.kernels.context().default_stream();
         Adapter::new(&stream, &spec.expect("a layer"), false).expect("memory")
     }
@@ -146,14 +149,14 @@ impl Linear {
     fn merge(&mut self) -> Result<()> {
         let stream = self.kernels.context().default_stream();
         let mut merged = stream.alloc_zeros::<f32>(OUTPUTS * INPUTS).expect("memory");
-        self.layer.merge(merged.as_view_mut(), None)
+        self.layer.merge(&mut merged, None)
     }
 
     fn unmerge(&mut self) -> Result<()> {
         let stream = self.kernels.context().default_stream();
         let merged = stream.alloc_zeros::<f32>(OUTPUTS * INPUTS).expect("memory");
-        let mut weight = stream.alloc_zeros(OUTPUTS * INPUTS).expect("memory");
-        self.layer.unmerge(merged.as_view(), weight.as_view_mut())
+        let mut weight = stream.alloc_zeros::<bf16>(OUTPUTS * INPUTS).expect("memory");
+        self.layer.unmerge(&merged, &mut weight)
     }
 
     fn adamw(&mut self) -> Result<()> {
@@ -185,9 +188,10 @@ fn adamw(
     let parts: Vec<_> =
         ranges.iter().map(|&[start, end]| OptimizerPart { range: start..end, group }).collect();
     let io = AdamW {
+        len: 16,
         parts: &parts,
         schedule: Schedule::Host { learning_rate, step },
-        clip: Some(Clip { max_norm, norm: norm.slice(..1) }),
+        clip: Some(Clip { max_norm, norm: norm.slice(..1).into() }),
         parameters: (&mut parameters).into(),
         gradients: (&gradients).into(),
         exp_avg: (&mut exp_avg).into(),
@@ -212,57 +216,7 @@ impl Layer {
     fn finish_prepare(&mut self) -> Result<()> {
         let magnitude = Magnitude::Given((&self.magnitude).into());
         let Self { kernels, stream, spec, prepared, lora_b, .. } = self;
-        kernels.finish_prepare(stream, spec, prepared, lora_b.as_view(), magnitude)
-    }
-
-    /// A forward whose tensors `change` may replace.
-    fn forward_with<'a>(&'a mut self, change: impl FnOnce(&mut Forward<'a, bf16>)) -> Result<()> {
-        let mut io = Forward {
-            tokens: TOKENS,
-            x: (&self.x).into(),
-            base: Base::new(&self.weight),
-            seed: 0,
-            dropout: None,
-            z: None,
-            y: (&mut self.y).into(),
-            h: (&mut self.h).into(),
-        };
-        change(&mut io);
-        let Self { kernels, stream, spec, workspace, prepared, .. } = self;
-        kernels.forward(stream, spec, prepared, workspace, io)
-    }
-
-    /// A forward on addresses, of which `change` may replace some, for a spec of any rank.
-    fn forward_raw(
-        &self,
-        spec: &DoraSpec,
-        change: impl FnOnce(&mut raw::Forward, &mut raw::Workspace),
-    ) -> Result<()> {
-        // Aligned as memory is; nothing is launched, so that nothing looks there.
-        const SOMEWHERE: u64 = 1 << 20;
-        let prepared = raw::Prepared {
-            norm: SOMEWHERE,
-            gain: SOMEWHERE,
-            a: SOMEWHERE,
-            sb: SOMEWHERE,
-            gsb: SOMEWHERE,
-            bias: 0,
-        };
-        let size = raw::WorkspaceSize { bytes: usize::MAX, counter_bytes: 1 << 20 };
-        let mut workspace = raw::Workspace { pointer: SOMEWHERE, size };
-        let mut io = raw::Forward {
-            tokens: TOKENS,
-            x: raw::Matrix::dense(SOMEWHERE, INPUTS),
-            base: Base::new(SOMEWHERE).with_bias(0),
-            seed: 0,
-            dropout: None,
-            z: 0,
-            y: raw::Matrix::dense(SOMEWHERE, OUTPUTS),
-            h: SOMEWHERE,
-        };
-        change(&mut io, &mut workspace);
-        // SAFETY: the callers ask for what is refused before anything is launched.
-        unsafe { self.kernels.forward_raw(&self.stream, spec, &prepared, &workspace, &io) }
+        kernels.finish_prepare(stream, spec, prepared, &*lora_b, magnitude)
     }
 }
 
@@ -303,11 +257,11 @@ fn specs(table: &mut Table) {
         ],
     );
     let Layer { kernels, stream, spec, workspace, weight, .. } = &mut table.layer(Norm::Input);
-    let mut result = stream.alloc_zeros(2).expect("memory");
+    let mut result = stream.alloc_zeros::<f64>(2).expect("memory");
     let io = Decompose {
         axis: Norm::None,
-        weight: (&weight).into(),
-        changed: (&weight).into(),
+        weight: (&*weight).into(),
+        changed: (&*weight).into(),
         result: (&mut result).into(),
     };
     table.row("a decomposition along no axis", [kernels.decompose(stream, spec, workspace, io)]);
@@ -343,77 +297,6 @@ fn optimizer(table: &mut Table) {
     table.row("the optimizer's step 0", [adamw(&layer, &config, &[[0, 16]], rates, 0)]);
 }
 
-fn tensors(table: &mut Table) {
-    let short = |layer: &Layer| layer.resize(OUTPUTS * INPUTS - 1);
-    let mut prepare = table.layer(Norm::Input);
-    prepare.weight = short(&prepare);
-    let mut forward = table.prepared(Norm::Input);
-    forward.weight = short(&forward);
-    table.row(
-        "a tensor of another length than its shape's",
-        [
-            prepare.prepare(),
-            forward.forward(TOKENS),
-            table.prepared(Norm::Input).forward(TOKENS + 1),
-            table.prepared(Norm::Output).backward(|io| io.h = io.h.slice(1..)),
-        ],
-    );
-    let layout = AdapterLayout::new(&spec(Norm::Input));
-    let buffer = prepare.stream.alloc_zeros(layout.len() + 1).expect("memory");
-    table.row(
-        "an adapter's buffer of another length than its layout's",
-        [layout.view(buffer.as_view()), layout.view(buffer.slice(1..layout.len()))],
-    );
-    let mut linear = table.linear(Norm::Input);
-    linear.saved = linear.layer.saved(TOKENS - 1, None).expect("memory");
-    table.row("a `Saved` made for fewer tokens", [linear.forward()]);
-    let strided = |stride| {
-        let mut layer = table.prepared(Norm::Input);
-        layer.forward_with(|io| io.x = Rows::strided(io.x.view().slice(..), stride))
-    };
-    let outcomes = [strided(INPUTS - 1), strided((1 << 30) + 1)];
-    table.row("rows that overlap, or start more than 2³⁰ elements apart", outcomes);
-    let layer = table.layer(Norm::Output);
-    let raw = |change: fn(&mut raw::Forward, &mut raw::Workspace)| {
-        layer.forward_raw(&spec(Norm::Output), change)
-    };
-    table.row(
-        "a device address that no element can have",
-        [
-            raw(|io, _| io.x.pointer += 1),
-            raw(|io, _| io.weight += 1),
-            raw(|_, workspace| workspace.pointer += 16),
-        ],
-    );
-    table.row(
-        "an address of 0 for a tensor or a context that is needed",
-        [
-            // SAFETY: it is refused.
-            unsafe { raw::borrow_context(std::ptr::null_mut()) }.map(drop),
-            raw(|io, _| io.x.pointer = 0),
-            raw(|io, _| io.h = 0),
-            raw(|_, workspace| workspace.pointer = 0),
-        ],
-    );
-    let wrong = Prepared::new(&layer.stream, &layer.spec);
-    table.row("buffers of another dtype than the spec's", [wrong]);
-    let Layer { kernels, stream, spec, .. } = &layer;
-    let prepared = raw::Prepared { norm: 256, gain: 256, a: 256, sb: 256, gsb: 256, bias: 0 };
-    let size = raw::WorkspaceSize { bytes: usize::MAX, counter_bytes: 1 << 20 };
-    let workspace = raw::Workspace { pointer: 256, size };
-    let io = raw::Merge {
-        weight: 256,
-        lora_a: 256,
-        lora_b: 256,
-        merged: 256,
-        merged_dtype: Dtype::F32,
-        report: 0,
-    };
-    // SAFETY: it is refused before anything is launched.
-    let wider = unsafe { kernels.merge_raw(stream, spec, &prepared, &workspace, &io) };
-    table.row("a merge over W itself into another dtype, by address", [wider]);
-}
-
 fn absent_and_superfluous(table: &mut Table) {
     let row = "DoRA without a magnitude, or without room for its gradient";
     table.row(
@@ -443,23 +326,18 @@ fn absent_and_superfluous(table: &mut Table) {
         ],
     );
     let mut z = table.layer(Norm::Output).y;
-    let outcome = table.prepared(Norm::Output).forward_with(|io| io.z = Some(z.as_view_mut()));
+    let outcome = table.prepared(Norm::Output).forward_with(|io| io.z = Some((&mut z).into()));
     table.row("z without PEFT's dropout", [outcome]);
-    let Layer { kernels, stream, spec, .. } = &table.layer(Norm::Input);
-    let prepared = raw::Prepared { norm: 256, gain: 256, a: 256, sb: 256, gsb: 0, bias: 0 };
-    let size = raw::WorkspaceSize { bytes: usize::MAX, counter_bytes: 1 << 20 };
-    let workspace = raw::Workspace { pointer: 256, size };
-    let inputs = raw::Prepare {
-        weight: 256,
-        lora_a: 256,
-        lora_b: 256,
-        magnitude: 256,
-        magnitude_out: 256,
-        bias: 0,
-    };
-    // SAFETY: it is refused before anything is launched.
-    let both = unsafe { kernels.prepare_raw(stream, spec, &workspace, &prepared, &inputs) };
-    table.row("the address of a magnitude, and of room for a fresh one", [both]);
+    let row = "an adapter with a trained bias, in a file of adapters";
+    #[cfg(feature = "peft")]
+    {
+        let stream = table.kernels.context().default_stream();
+        let adapter = Adapter::new(&stream, &spec(Norm::Input), true).expect("memory");
+        table.row(row, [fused_dora::peft::LayerAdapter::download(&stream, &adapter)]);
+    }
+    // Only the feature reads and writes files.
+    #[cfg(not(feature = "peft"))]
+    table.found.push((row, "UnexpectedTensor"));
 }
 
 fn order(table: &mut Table) {
@@ -509,24 +387,23 @@ fn order(table: &mut Table) {
     layer.x = layer.resize(MANY * INPUTS);
     layer.y = layer.resize(MANY * OUTPUTS);
     layer.h = layer.resize(MANY * layer.spec.padded_rank());
-    let raw = table.layer(Norm::Input).forward_raw(&spec(Norm::Input), |_, workspace| {
-        workspace.size.bytes = 512;
-    });
-    table.row("a workspace made for less", [layer.forward(MANY), raw]);
+    let many = layer.forward(MANY);
+    let mut layer = table.prepared(Norm::Input);
+    let tiny = make([1, 1], 0, 1.0, NormGrad::Detached).expect("a layer");
+    layer.workspace =
+        Workspace::new(&table.kernels, &layer.stream, &[tiny], 1).expect("little memory");
+    table.row("a workspace made for less", [many, layer.prepare(), layer.forward(TOKENS)]);
     let Layer { kernels, stream, spec, workspace, prepared, weight, lora_a, lora_b, .. } =
         &mut table.prepared(Norm::Input);
-    let io = InPlace {
-        weight: (&mut weight).into(),
-        lora_a: (&lora_a).into(),
-        lora_b: (&lora_b).into(),
-    };
+    let io =
+        InPlace { weight: weight.into(), lora_a: (&*lora_a).into(), lora_b: (&*lora_b).into() };
     let lost = kernels.unmerge_in_place(stream, spec, prepared, workspace, io);
     table.row("`unmerge` where a gain is 0", [lost]);
 }
 
 fn adapters(table: &mut Table) {
     let Linear { layer, .. } = &mut table.linear(Norm::Input);
-    let another = table.linear(Norm::Input).adapter([INPUTS, OUTPUTS]);
+    let another = table.linear(Norm::Input).adapter([INPUTS, OUTPUTS], Dtype::Bf16);
     table.row(
         "an adapter's name that is not attached, or is already",
         [
@@ -538,8 +415,12 @@ fn adapters(table: &mut Table) {
             layer.attach("one", another),
         ],
     );
-    let other = table.linear(Norm::Input).adapter([INPUTS + 1, OUTPUTS]);
-    table.row("an adapter for other features than its layer's", [layer.attach("two", other)]);
+    let others = [([INPUTS + 1, OUTPUTS], Dtype::Bf16), ([INPUTS, OUTPUTS], Dtype::F32)];
+    let others = others.map(|(features, dtype)| {
+        let other = table.linear(Norm::Input).adapter(features, dtype);
+        layer.attach("two", other)
+    });
+    table.row("an adapter for other features, or another dtype, than its layer's", others);
     let mut linear = table.linear(Norm::Input);
     linear.forward().expect("an active adapter");
     linear.adamw().expect("an active adapter");
@@ -552,11 +433,7 @@ fn adapters(table: &mut Table) {
 
 fn device(table: &mut Table) {
     let huge = make([INPUTS, OUTPUTS], 1 << 30, 1.0, NormGrad::Detached).expect("a layer");
-    let layer = table.layer(Norm::None);
-    table.row(
-        "a rank that takes a larger grid than the device has",
-        [layer.forward_raw(&huge, |io, _| io.tokens = 1 << 13)],
-    );
+    table.row("a rank that takes a larger grid than the device has", [table.huge(&huge)]);
     let mut layer = table.prepared(Norm::Input);
     let mut linear = table.linear(Norm::Input);
     let other = second_context(&table.kernels);
@@ -612,7 +489,7 @@ fn device(table: &mut Table) {
         "more memory than the device has",
         [
             Prepared::new(&stream, &large).map(drop),
-            Adapter::<bf16>::new(&stream, &large, false).map(drop),
+            Adapter::new(&stream, &large, false).map(drop),
             Workspace::new(&table.kernels, &stream, &[large], 1 << 30).map(drop),
         ],
     );
@@ -644,7 +521,7 @@ fn every_row_of_the_table_is_true() {
     let mut table = Table { kernels: kernels(), found: Vec::new() };
     specs(&mut table);
     optimizer(&mut table);
-    tensors(&mut table);
+    tensors::all(&mut table);
     absent_and_superfluous(&mut table);
     order(&mut table);
     adapters(&mut table);

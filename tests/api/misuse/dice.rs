@@ -1,15 +1,14 @@
 //! Random arguments, right and wrong ones.
 
-use fused_dora::cudarc::driver::{CudaSlice, CudaView, CudaViewMut};
 use fused_dora::{
-    DoraSpec, Dropout, DropoutForm, Dtype, Norm, NormGrad, OptimizerGroup, OptimizerPart, Result,
-    Scaling,
+    DoraSpec, Dropout, DropoutForm, Dtype, Norm, NormGrad, OptimizerGroup, OptimizerPart, Read,
+    Result, Scaling, TensorElement, Write,
 };
 use rand::Rng;
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 
-use super::POOL;
+use super::{POOL, Pool};
 use fused_dora_testkit::random::NORMS;
 
 /// Numbers at which sums, products and conversions go wrong.
@@ -58,22 +57,88 @@ impl Dice {
         self.len(rows.saturating_mul(cols))
     }
 
-    pub fn view<'a, T>(
+    /// A matrix that is contiguous, unless its type or its stride is wrong.
+    pub fn read<'a, E: TensorElement, O: TensorElement>(
         &mut self,
-        pool: &'a CudaSlice<T>,
+        pool: &'a Pool<E, O>,
         rows: usize,
         cols: usize,
-    ) -> CudaView<'a, T> {
-        pool.slice(..self.product(rows, cols))
+    ) -> Read<'a> {
+        let len = self.product(rows, cols);
+        let stride = self.wrong_stride(cols);
+        self.cut(pool, stride, len)
     }
 
-    pub fn view_mut<'a, T>(
+    /// The same, to be written.
+    pub fn write<'a, E: TensorElement, O: TensorElement>(
         &mut self,
-        pool: &'a mut CudaSlice<T>,
+        pool: &'a mut Pool<E, O>,
         rows: usize,
         cols: usize,
-    ) -> CudaViewMut<'a, T> {
-        pool.slice_mut(..self.product(rows, cols))
+    ) -> Write<'a> {
+        let len = self.product(rows, cols);
+        let stride = self.wrong_stride(cols);
+        self.cut_mut(pool, stride, len)
+    }
+
+    /// A matrix whose rows may have a stride.
+    pub fn read_rows<'a, E: TensorElement, O: TensorElement>(
+        &mut self,
+        pool: &'a Pool<E, O>,
+        rows: usize,
+        cols: usize,
+    ) -> Read<'a> {
+        let (stride, len) = self.stride(rows, cols);
+        self.cut(pool, stride, len)
+    }
+
+    /// The same, to be written.
+    pub fn write_rows<'a, E: TensorElement, O: TensorElement>(
+        &mut self,
+        pool: &'a mut Pool<E, O>,
+        rows: usize,
+        cols: usize,
+    ) -> Write<'a> {
+        let (stride, len) = self.stride(rows, cols);
+        self.cut_mut(pool, stride, len)
+    }
+
+    fn cut<'a, E: TensorElement, O: TensorElement>(
+        &mut self,
+        pool: &'a Pool<E, O>,
+        stride: Option<usize>,
+        len: usize,
+    ) -> Read<'a> {
+        let read = match self.wrong() {
+            true => Read::from(pool.other.slice(..len)),
+            false => pool.right.slice(..len).into(),
+        };
+        match stride {
+            Some(stride) => read.with_row_stride(stride),
+            None => read,
+        }
+    }
+
+    fn cut_mut<'a, E: TensorElement, O: TensorElement>(
+        &mut self,
+        pool: &'a mut Pool<E, O>,
+        stride: Option<usize>,
+        len: usize,
+    ) -> Write<'a> {
+        let write = match self.wrong() {
+            true => Write::from(pool.other.slice_mut(..len)),
+            false => pool.right.slice_mut(..len).into(),
+        };
+        match stride {
+            Some(stride) => write.with_row_stride(stride),
+            None => write,
+        }
+    }
+
+    /// A stride of a matrix that must have none; its rows' length is as good as none.
+    fn wrong_stride(&mut self, cols: usize) -> Option<usize> {
+        let stride = self.of(cols, &EXTREMES);
+        (stride != cols || self.one_in(8)).then_some(stride)
     }
 
     /// The stride of a matrix, and the elements that it takes up; `None` where its rows are dense.
