@@ -1,14 +1,11 @@
 //! How many kernels a step launches.
 
-mod common;
-
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Device, Result, Tensor};
 use candle_nn::{Linear, Module, VarBuilder, VarMap};
-use common::Result;
 use cuda_emulator::client::{self, Choice, Selected};
 use fused_dora_candle::fused_dora::{NormGrad, Scaling};
 use fused_dora_candle::{DoraConfig, DoraLinear, Runtime};
-use fused_dora_testkit::random::NORMS;
+use fused_dora_testkit::random::{NORMS, norm_grads};
 
 #[test]
 fn launches_are_those_that_the_readme_names() -> Result<()> {
@@ -20,7 +17,7 @@ fn launches_are_those_that_the_readme_names() -> Result<()> {
     let linear = Linear::new(Tensor::ones((9, 16), DType::F32, &Device::Cpu)?, None);
     let x = Tensor::ones((4, 16), DType::F32, &Device::Cpu)?;
     for norm in NORMS {
-        for &norm_grad in common::norm_grads(norm) {
+        for &norm_grad in norm_grads(norm) {
             let (scaling, dropout) = (Scaling::Value(1.0), None);
             let config =
                 DoraConfig { rank: 2, scaling, norm, norm_grad, dropout, train_bias: false };

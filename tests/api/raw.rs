@@ -1,8 +1,6 @@
 //! The ops on device addresses: the same bits as from cudarc's buffers, and errors for what the
 //! numbers give away.
 
-use std::path::Path;
-use std::process::Command;
 use std::sync::Arc;
 
 use fused_dora::cudarc::driver::{CudaSlice, CudaStream, DevicePtr, sys};

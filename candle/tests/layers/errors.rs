@@ -1,10 +1,8 @@
 //! Misuse, and what candle's errors say of it.
 
-mod common;
-
+use crate::common::{Result, host, runtime};
 use candle_core::{DType, Device, Error, Tensor};
 use candle_nn::{Linear, Module};
-use common::{Result, host, runtime};
 use fused_dora_candle::fused_dora::{DropoutForm, Norm, NormGrad, Scaling};
 use fused_dora_candle::{DoraConfig, DoraLinear};
 

@@ -1,12 +1,10 @@
 //! Adapters on their way through PEFT's files.
 
-mod common;
-
 use std::collections::BTreeMap;
 
+use crate::common::{Result, adapted, config, host, linear, runtime, tensor};
 use candle_core::{DType, Device, Tensor};
 use candle_nn::{Module, VarBuilder, VarMap};
-use common::{Result, adapted, config, host, linear, runtime, tensor};
 use fused_dora_candle::fused_dora::peft::{LayerAdapter, PeftCheckpoint};
 use fused_dora_candle::fused_dora::reference::Case;
 use fused_dora_candle::fused_dora::{Dtype, Norm, NormGrad, Scaling};
