@@ -8,6 +8,14 @@ use rand::rngs::StdRng;
 /// Every norm axis, and none.
 pub const NORMS: [Norm; 3] = [Norm::None, Norm::Input, Norm::Output];
 
+/// The gradients through the norm that there can be.
+pub fn norm_grads(norm: Norm) -> &'static [NormGrad] {
+    match norm {
+        Norm::None => &[NormGrad::Detached],
+        Norm::Input | Norm::Output => &[NormGrad::Detached, NormGrad::Exact],
+    }
+}
+
 /// Calls `visit` for every dtype on every norm axis, and without a norm.
 pub fn each_dtype_and_norm(mut visit: impl FnMut(Dtype, Norm)) {
     for dtype in Dtype::ALL {

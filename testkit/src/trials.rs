@@ -28,6 +28,8 @@ pub struct Trial {
     pub files: &'static [&'static str],
     /// What it runs, in words.
     pub name: String,
+    /// Whether it is small enough to run under every setting of a list.
+    pub quick: bool,
     /// Runs it, and compares all results with float64.
     pub run: Run,
 }
@@ -40,7 +42,7 @@ pub fn trials<E: Element>(seed: u64) -> Vec<Trial> {
             run(kernels, &mut StdRng::seed_from_u64(seed));
             Ok(())
         };
-        all.push(Trial { files, name: name.to_owned(), run: Box::new(run) });
+        all.push(Trial { files, name: name.to_owned(), quick: true, run: Box::new(run) });
     };
     add(&["prepare/sm80.cu", "norm_gradient/sm80.cu"], "norm_gradient", norm_gradients::<E>);
     add(&["prepare/sm80.cu", "merge/sm80.cu"], "merge and unmerge", merges::<E>);
@@ -51,6 +53,9 @@ pub fn trials<E: Element>(seed: u64) -> Vec<Trial> {
     all
 }
 
+/// Elements of x, y and W of a quick layer.
+const QUICK: usize = 70_000;
+
 const LAYER: &[&str] = &["prepare/sm80.cu", "forward/sm80.cu", "backward/sm80.cu"];
 
 /// Prepare, forward and backward.
@@ -60,6 +65,7 @@ fn layers<E: Element>(random: &mut StdRng) -> Vec<Trial> {
         let case = case.rounded(E::DTYPE);
         let &Case { tokens, in_features, out_features, rank, norm, .. } = &case;
         let shape = [tokens, in_features, out_features, rank];
+        let quick = tokens * (in_features + out_features) + in_features * out_features < QUICK;
         let dropped = dropout.map_or("", |_| ", dropout");
         let name = format!("layer [T, I, O, r] = {shape:?}, norm {norm:?}, gap {gap}{dropped}");
         let run = move |kernels: &Arc<Kernels>| {
@@ -78,7 +84,7 @@ fn layers<E: Element>(random: &mut StdRng) -> Vec<Trial> {
                 None => Ok(()),
             }
         };
-        trials.push(Trial { files: LAYER, name, run: Box::new(run) });
+        trials.push(Trial { files: LAYER, name, quick, run: Box::new(run) });
     };
     for (shape, norm, bias, gap) in [
         ([140, 131, 150, 67], Norm::Output, true, 0),

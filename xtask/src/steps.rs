@@ -85,6 +85,8 @@ pub(crate) fn run(what: &str, command: &mut Command) -> Result<(), Failure> {
         return Ok(());
     }
     let code = status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1);
-    let words: Vec<_> = command.get_args().map(OsStr::to_string_lossy).collect();
-    Err(Failure::with_code(code, format!("{what} failed ({status}): cargo {}", words.join(" "))))
+    let program = Path::new(command.get_program()).file_name().unwrap_or_default();
+    let words: Vec<_> = [program].into_iter().chain(command.get_args()).collect();
+    let words: Vec<_> = words.into_iter().map(OsStr::to_string_lossy).collect();
+    Err(Failure::with_code(code, format!("{what} failed ({status}): {}", words.join(" "))))
 }
