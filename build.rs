@@ -125,7 +125,8 @@ fn compile(nvrtc: &Nvrtc, cache: &Cache, images: &[Image<'_>]) -> Result<Vec<Str
     ptx.into_inner().expect("no panic").into_iter().collect()
 }
 
-/// Says why the build took long, and where the images are kept for the next one.
+/// Says why the build took long, and where the images are kept for the next one. It is no warning:
+/// Cargo would repeat that at every later build. `cargo build -vv` shows it.
 fn report(nvrtc: &Nvrtc, images: usize, start: Instant, cache: &Cache) {
     let (major, minor) = nvrtc.version().unwrap_or_default();
     let seconds = start.elapsed().as_secs();
@@ -133,10 +134,7 @@ fn report(nvrtc: &Nvrtc, images: usize, start: Instant, cache: &Cache) {
         Some(folder) => format!("the next build takes them from {}", folder.display()),
         None => format!("{ENV_CACHE} keeps none of them"),
     };
-    println!(
-        "cargo:warning=compiled {images} kernel images with NVRTC {major}.{minor} in {seconds} s; \
-         {kept}"
-    );
+    println!("compiled {images} kernel images with NVRTC {major}.{minor} in {seconds} s; {kept}");
 }
 
 /// The Rust table of all images: per kernel file its op, its architecture and its images, one per
