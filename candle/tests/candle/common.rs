@@ -1,16 +1,10 @@
-<<<<<<<< HEAD:candle/tests/candle/common.rs
 //! What the tests share: a device, and layers in candle's tensors.
-========
-//! What these tests share: a device, and layers in candle's tensors.
-
-use std::sync::OnceLock;
->>>>>>>> b695a4188207695af0bbf761339928abdaa1573a:candle/tests/layers/common.rs
 
 use candle_core::{DType, Device, Tensor, Var};
 use candle_nn::{Linear, VarBuilder, VarMap};
 use cuda_emulator::client::{self, Choice};
 use fused_dora_candle::fused_dora::reference::Case;
-use fused_dora_candle::fused_dora::{Dtype, Part, Scaling};
+use fused_dora_candle::fused_dora::{Dtype, Norm, NormGrad, Part, Scaling};
 use fused_dora_candle::{DoraConfig, DoraLinear, Runtime};
 
 pub use candle_core::Result;
@@ -97,4 +91,12 @@ pub fn parts(layer: &DoraLinear, gradient: &Tensor) -> Result<[Vec<f32>; 4]> {
         }
     }
     Ok(found)
+}
+
+/// The gradients of the norm that there can be.
+pub fn norm_grads(norm: Norm) -> &'static [NormGrad] {
+    match norm {
+        Norm::None => &[NormGrad::Detached],
+        Norm::Input | Norm::Output => &[NormGrad::Detached, NormGrad::Exact],
+    }
 }

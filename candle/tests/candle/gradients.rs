@@ -1,21 +1,15 @@
 //! Outputs and gradients, against candle's own autograd on the composed ops in float64.
 
-<<<<<<<< HEAD:candle/tests/candle/gradients.rs
 use crate::common::{
     Result, adapted, candle_dtype, config, host, norm_grads, parts, runtime, tensor,
 };
-========
-use crate::common::{Result, adapted, candle_dtype, config, host, parts, runtime, tensor};
->>>>>>>> b695a4188207695af0bbf761339928abdaa1573a:candle/tests/layers/gradients.rs
 use candle_core::{DType, Device, Tensor, Var};
 use candle_nn::Module;
 use fused_dora_candle::DoraConfig;
 use fused_dora_candle::fused_dora::reference::Case;
 use fused_dora_candle::fused_dora::{Dropout, DropoutForm, Dtype, Norm, NormGrad};
 use fused_dora_testkit::compare::failures;
-use fused_dora_testkit::random::{
-    each_dtype_and_norm, fresh_seed, norm_grads, random_case, with_dropout,
-};
+use fused_dora_testkit::random::{each_dtype_and_norm, fresh_seed, random_case, with_dropout};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 

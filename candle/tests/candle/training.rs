@@ -4,19 +4,15 @@ use std::env;
 use std::fs;
 use std::thread;
 
-<<<<<<<< HEAD:candle/tests/candle/training.rs
 use crate::common::{
     Result, adapted, candle_dtype, config, host, linear, norm_grads, runtime, tensor,
 };
-========
-use crate::common::{Result, adapted, candle_dtype, config, host, linear, runtime, tensor};
->>>>>>>> b695a4188207695af0bbf761339928abdaa1573a:candle/tests/layers/training.rs
 use candle_core::{DType, Device, Tensor, Var};
 use candle_nn::{AdamW, Linear, Module, Optimizer, ParamsAdamW, VarBuilder, VarMap};
 use fused_dora_candle::fused_dora::reference::Case;
 use fused_dora_candle::fused_dora::{Dtype, Norm, NormGrad, Part, Scaling};
 use fused_dora_candle::{DoraConfig, DoraLinear, Runtime};
-use fused_dora_testkit::random::{NORMS, fresh_seed, norm_grads, random_case};
+use fused_dora_testkit::random::{NORMS, fresh_seed, random_case};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 
