@@ -373,12 +373,17 @@ fn foreign_context() {
     layer.kernels.context().bind_to_thread().expect("the first context");
     layer.x = foreign;
     assert!(matches!(layer.forward(TOKENS), Err(Error::ContextMismatch)));
-    layer.x = layer.resize(TOKENS * INPUTS);
+    let own = layer.resize(TOKENS * INPUTS);
+    let foreign = std::mem::replace(&mut layer.x, own);
     layer.forward(TOKENS).expect("its own context");
     foreign_to_the_adapter_ops(&mut layer, &other);
     foreign_memory_of_the_crate(&mut layer, &other);
     layer.stream = other.default_stream();
     assert!(matches!(layer.forward(TOKENS), Err(Error::ContextMismatch)));
+    // Memory is freed in the current context.
+    other.bind_to_thread().expect("the second context");
+    drop(foreign);
+    layer.kernels.context().bind_to_thread().expect("the first context");
 }
 
 /// Prepared operands and workspaces are memory of a context, too.
@@ -391,13 +396,16 @@ fn foreign_memory_of_the_crate(layer: &mut Layer, other: &Arc<CudaContext>) {
     let own = std::mem::replace(&mut layer.prepared, foreign);
     let outcome = layer.prepare();
     assert!(matches!(outcome, Err(Error::ContextMismatch)), "{outcome:?}");
-    layer.prepared = own;
+    let foreign = std::mem::replace(&mut layer.prepared, own);
     layer.forward(TOKENS).expect("its own context");
     let own = std::mem::replace(&mut layer.workspace, workspace);
     let outcome = layer.forward(TOKENS);
     assert!(matches!(outcome, Err(Error::ContextMismatch)), "{outcome:?}");
-    layer.workspace = own;
+    let workspace = std::mem::replace(&mut layer.workspace, own);
     layer.forward(TOKENS).expect("its own context");
+    other.bind_to_thread().expect("the second context");
+    drop((foreign, workspace, kernels));
+    layer.kernels.context().bind_to_thread().expect("the first context");
 }
 
 fn foreign_to_the_adapter_ops(layer: &mut Layer, other: &Arc<CudaContext>) {

