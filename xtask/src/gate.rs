@@ -220,11 +220,14 @@ fn changed_since(revision: &str) -> Result<Changed, Failure> {
         let output = Command::new("git").args(arguments).current_dir(workspace()).output();
         let output = output.map_err(|error| Failure::new(format!("git: {error}")))?;
         if !output.status.success() {
-            let words = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+            let words = String::from_utf8_lossy(&output.stderr).into_owned();
+            let words = words.lines().next().unwrap_or("git failed");
             return Err(usage(&format!("--since {revision}: {words}")));
         }
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     };
+    git(&["rev-parse", "--verify", "--quiet", &format!("{revision}^{{commit}}")])
+        .map_err(|_| usage(&format!("--since {revision}: it is not a commit here")))?;
     let known = git(&["diff", "--name-only", "--relative", revision, "--"])?;
     let new = git(&["ls-files", "--others", "--exclude-standard"])?;
     Ok(Changed::of(known.lines().chain(new.lines())))
