@@ -349,8 +349,8 @@ mod tests {
     #[test]
     fn changed_kernels_are_told_from_what_judges_them() {
         let kernel = |name: &str| BTreeSet::from([name.to_owned()]);
-        let changed = Changed::of(["kernels/adamw.cu", "README.md", "kernels/gone.cu"]);
-        assert_eq!(changed, Changed { kernels: kernel("adamw.cu"), sample: false });
+        let changed = Changed::of(["kernels/adamw/sm80.cu", "README.md", "kernels/gone.cu"]);
+        assert_eq!(changed, Changed { kernels: kernel("adamw/sm80.cu"), sample: false });
         let changed = Changed::of(["emulator/src/lib.rs", "src/lib.rs"]);
         assert_eq!(changed, Changed { kernels: BTreeSet::new(), sample: true });
     }
