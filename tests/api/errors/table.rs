@@ -471,7 +471,7 @@ fn device(table: &mut Table) {
         "a driver older than the NVRTC that compiled the kernels",
         [load_image(table.kernels.context(), "future.cu", image)],
     );
-    let without = Kernels::load_with(table.kernels.context(), &[("forward", None)]);
+    let without = Kernels::load_with(table.kernels.context(), &[("forward/sm80.cu", None)]);
     table.row("a build without NVRTC", [without]);
     let stream = table.kernels.context().default_stream();
     let large = DoraSpec::new(

@@ -84,7 +84,7 @@ fn every_mutant_is_noticed() {
     });
     let verdicts = verdicts.into_inner().expect("no panic");
     let rows: Vec<_> = mutants.into_iter().map(|(_, mutant)| mutant).zip(verdicts).collect();
-    let problems = judge(&rows);
+    let problems = judge(&rows, &[]);
     println!("{} mutants in {:.1} s", rows.len(), start.elapsed().as_secs_f64());
     assert!(problems.is_empty(), "{} problems\n{}", problems.len(), problems.join("\n"));
 }
