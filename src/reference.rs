@@ -237,7 +237,7 @@ impl Case {
         mask.map_or(Ok(()), |len| check("mask", len, self.tokens, self.in_features))
     }
 
-    /// Whether x is dropped as PEFT does, of which other norm axes know nothing.
+    /// Whether x is dropped as PEFT does, which only norm axis output supports.
     fn drops_as_peft(&self) -> bool {
         let form = self.dropout.as_ref().map(|dropout| dropout.form);
         form == Some(DropoutForm::Peft) && self.norm == Norm::Output

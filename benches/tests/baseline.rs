@@ -55,7 +55,7 @@ fn upload<E: Element>(stream: &Arc<CudaStream>, values: &[f64]) -> CudaSlice<E> 
     stream.clone_htod(&values).expect("memory")
 }
 
-/// What a form computes of a case; without db, of which there is none.
+/// What a form computes of a case, without db, which it does not have.
 fn run<E: Element + Default>(
     gemm: Gemm,
     stream: &Arc<CudaStream>,

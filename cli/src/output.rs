@@ -1,4 +1,4 @@
-//! What is written: beside its place first, and moved there when it is complete and on the disk.
+//! What is written: next to its place first, and moved there when it is complete and on the disk.
 
 use std::fs::{self, File};
 use std::io::Write;

@@ -33,7 +33,7 @@ pub struct Layer<E> {
     grad_input: CudaSlice<E>,
 }
 
-/// A trained weight: an f32 master, of which the layer computes with a rounded copy.
+/// A trained weight: an f32 master. The layer computes with a rounded copy of it.
 struct Master<E> {
     /// The master's elements among the network's parameters.
     range: Range<usize>,

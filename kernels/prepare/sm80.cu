@@ -122,7 +122,7 @@ __device__ __forceinline__ void square_sums(const PrepareParams& p, const Shared
 }
 
 // An element of V with B·A in twice the precision of f32: what rounding the products and the sums
-// loses is added up beside them (T. Ogita, S. Rump, S. Oishi, Accurate sum and dot product, 2005).
+// loses is added up separately (T. Ogita, S. Rump, S. Oishi, Accurate sum and dot product, 2005).
 __device__ __forceinline__ float careful_value(const PrepareParams& p, float w, int row, int col) {
     float sum = 0.0f, lost = 0.0f;
     for (int k = 0; k < p.rank; ++k) {

@@ -24,7 +24,7 @@ pub struct Compiled {
 }
 
 /// Compiles all kernels of a folder for each of the architectures that a dtype is wanted for. `done`
-/// is told how many compilations there are, and when one is done.
+/// receives how many compilations there are, and when one is done.
 pub fn folder(
     nvrtc: &Nvrtc,
     kernels: &Path,

@@ -81,8 +81,8 @@ pub const GPUS: [Gpu; 3] = [
         name: "H100",
         architecture: "sm_90",
         limits: profile::H100,
-        // 989.4 TFLOP/s with wgmma (NVIDIA H100 white paper, dense), of which mma.sync reaches
-        // 62.9 % on average.
+        // 989.4 TFLOP/s with wgmma (NVIDIA H100 white paper, dense). mma.sync reaches
+        // 62.9 % of that on average.
         tensor: cited(0.629 * 989.4e12, HOPPER_BENCHMARK),
         // NVIDIA publishes none: 4472.3 bytes per clock (table V, H800, the same chip).
         l2: cited(4472.3 * 1.98e9, HOPPER_BENCHMARK),

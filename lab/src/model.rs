@@ -1,9 +1,9 @@
 //! Modelled bounds: how long each resource of a GPU is busy at least, by what a launch counted.
 //!
 //! A bound is a lower limit at the published peak rates. It is no measurement, and no prediction:
-//! latencies, dependencies and what misses the L2 cache twice come on top. That of issue goes by
-//! the PTX text, of which a compiler for a device merges some instructions: it may be high by as
-//! much.
+//! latencies, dependencies and what misses the L2 cache twice come on top. The bound of
+//! issue counts instructions of the PTX text. A compiler for a device merges some of them, and the
+//! bound may be high by as much.
 
 use serde::{Deserialize, Serialize};
 

@@ -12,7 +12,7 @@ pub struct Resources {
     pub registers: u32,
     /// Static shared memory of a block.
     pub shared_bytes: u32,
-    /// Local memory of a thread, of which spilled registers are a part.
+    /// Local memory of a thread, including spilled registers.
     pub stack_bytes: u32,
     /// Bytes of registers that a thread stores to local memory, by instructions in the code.
     pub spill_store_bytes: u32,
@@ -20,7 +20,7 @@ pub struct Resources {
     pub spill_load_bytes: u32,
 }
 
-/// The options of the build script, but for a device's own code, and for a report.
+/// The options of the build script, changed to make a device's own code and a report.
 pub fn options(architecture: &str) -> [String; 3] {
     let architecture = format!("--gpu-architecture={architecture}");
     [architecture, "--std=c++17".to_owned(), "--ptxas-options=-v".to_owned()]

@@ -14,7 +14,7 @@ const F32: u64 = 4;
 /// Bytes of a sum that is read back.
 const F64: u64 = 8;
 
-/// One launch's kernel, in the order of a training step, and then those beside it.
+/// One launch's kernel, in the order of a training step, and then the others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Kernel {

@@ -56,7 +56,7 @@ pub enum Verdict {
     Reported(String),
     /// It ran to its end, and a result was wrong.
     Wrong(String),
-    /// It could not be told from the original.
+    /// It could not be distinguished from the original.
     Survived,
     /// It was left out this time.
     NotRun,
@@ -82,7 +82,7 @@ pub struct Survivor {
 /// Why a mutant survives.
 #[derive(Clone, Copy, Debug)]
 pub enum Why {
-    /// No execution can tell it from the original, for this reason.
+    /// No execution can distinguish it from the original, for this reason.
     Equivalent(&'static str),
     /// It is wrong, and the device does not see why. Counts against the score.
     Unseen(&'static str),

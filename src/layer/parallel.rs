@@ -38,7 +38,7 @@
 //! | split along I | **sums over shards** | whole: as a layer by itself |
 //!
 //! Where it sums over shards, m and dm are everybody's, and c² = Σ V² is completed by an all-reduce
-//! of `[I]` or `[O]` numbers between two launches, of which the second does not read W:
+//! of `[I]` or `[O]` numbers between two launches. The second launch does not read W:
 //!
 //! ```
 //! use fused_dora::{

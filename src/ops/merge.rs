@@ -113,7 +113,7 @@ impl Kernels {
     ///
     /// Computed in f32 as W + Δ, Δ = (g − 1)∘W + g∘(s·B·A), and rounded once;
     /// [`crate::reference::merge`] has the bound on the error. g is that of `prepared`: keep it for
-    /// [`Kernels::unmerge`], since W' does not tell what c was. Formula: DoRA (arXiv:2402.09353)
+    /// [`Kernels::unmerge`], since W' does not determine c. Formula: DoRA (arXiv:2402.09353)
     /// eq. 5.
     ///
     /// # Errors
@@ -167,8 +167,8 @@ impl Kernels {
     ///
     /// Exact arithmetic on W' as it was rounded, and one rounding to W's dtype: an element is off
     /// by the two roundings, that of W' magnified by 1/|g|, as [`crate::reference::unmerge`] bounds
-    /// it. Where W' is f32 and W is not, that gives W's own bits back, but for elements that are
-    /// small beside |W'/g| or |s·B·A|.
+    /// it. Where W' is f32 and W is not, that gives W's own bits back, except for elements that are
+    /// small compared with |W'/g| or |s·B·A|.
     ///
     /// `prepared`, A and B must be as they were when W' was made; in another process,
     /// [`Prepared::for_unmerge`] of its gains will do.

@@ -68,8 +68,8 @@ impl PeftCheckpoint {
             if layer.norm() != norm {
                 return wrong(
                     name,
-                    "is a DoRA beside a LoRA, or the other way round: PEFT has one \
-                                    kind per checkpoint",
+                    "is a DoRA next to a LoRA, or the other way round: PEFT has one kind \
+                     per checkpoint",
                 );
             }
             // PEFT's pattern for this very name.
@@ -234,7 +234,7 @@ fn read_layer(
     let (norm, magnitude) = match (config.use_dora(), parts.get(MAGNITUDE)) {
         (true, Some(name)) => {
             if shape(file, name) != [outputs] {
-                let needed = format!("beside lora_B of {outputs} rows must be [{outputs}]");
+                let needed = format!("next to lora_B of {outputs} rows must be [{outputs}]");
                 return Err(file.shape(name, needed));
             }
             (Norm::Output, file.floats(name)?)
@@ -278,7 +278,7 @@ fn narrowed(values: &[f32], dtype: Dtype) -> Vec<u8> {
     }
 }
 
-/// Writes a file beside its place, and moves it there when it is complete and on the disk.
+/// Writes a file next to its place, and moves it there when it is complete and on the disk.
 fn write_file(path: &Path, bytes: &[u8]) -> Result<(), CheckpointError> {
     let write = || {
         let mut file = files::file_beside(path)?;

@@ -1,4 +1,4 @@
-//! `adapter_config.json`: what PEFT writes beside an adapter's tensors.
+//! `adapter_config.json`: what PEFT writes next to an adapter's tensors.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -26,8 +26,8 @@ const UNDERSTOOD: [&str; 11] = [
 ];
 
 /// Settings that a trained adapter does not depend on: where it came from, how it was trained, and
-/// which modules were chosen, which its tensors tell. The `*_config`s belong to initialisations
-/// that are refused by `init_lora_weights`, but for EVA's, which leaves the base alone.
+/// which modules were chosen, which its tensors show. The `*_config`s belong to initialisations
+/// that are refused by `init_lora_weights`, except EVA's, which leaves the base alone.
 const WITHOUT_EFFECT: [&str; 18] = [
     "auto_mapping",
     "base_model_name_or_path",

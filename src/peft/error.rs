@@ -3,7 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// Why a checkpoint cannot be read or written: the file, what in it, and the cure.
+/// Why a checkpoint cannot be read or written: the file, what in it, and the remedy.
 #[non_exhaustive]
 #[derive(Debug, thiserror::Error)]
 pub enum CheckpointError {

@@ -18,7 +18,7 @@ fn prefix(path: &Path) -> String {
     format!(".{}.", path.file_name().unwrap_or_default().display())
 }
 
-/// A file beside its place, to be persisted there; gone if it is dropped before.
+/// A file next to its place, to be persisted there; gone if it is dropped before.
 pub fn file_beside(path: &Path) -> io::Result<NamedTempFile> {
     let prefix = prefix(path);
     let mut builder = Builder::new();
@@ -32,7 +32,7 @@ pub fn file_beside(path: &Path) -> io::Result<NamedTempFile> {
     builder.tempfile_in(parent(path))
 }
 
-/// A folder beside its place, to be renamed; gone if it is dropped before.
+/// A folder next to its place, to be renamed; gone if it is dropped before.
 pub fn folder_beside(path: &Path) -> io::Result<TempDir> {
     let prefix = prefix(path);
     let mut builder = Builder::new();

@@ -16,7 +16,7 @@ const LENGTH_BYTES: u64 = 8;
 /// No header is longer, says the format.
 const MAX_HEADER: u64 = 100_000_000;
 
-/// An open safetensors file, of which nothing but the header is in memory.
+/// An open safetensors file. Only its header is in memory.
 #[derive(Debug)]
 pub struct TensorFile {
     path: PathBuf,

@@ -58,7 +58,8 @@ pub fn merge(case: &Case, gain: &[f64], to: Dtype) -> Result<Merged, CaseError> 
 /// W = W'/g − s·B·A from a merged weight `[O, I]`, and gains as for [`merge`].
 ///
 /// e(W) = u|W'/g| + 64u(1 + r/4096)s|B||A| + u|W|, and r(|W| + e(W)) for the rounding to `to`. W'
-/// itself is taken as it is: beside the W that it was made of, it is off by its own bound over |g|.
+/// itself is taken as it is. Compared with the W that it was made of, the result is also off by the
+/// bound of W' over |g|.
 ///
 /// # Errors
 /// A tensor whose length contradicts the case's shape.

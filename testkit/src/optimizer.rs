@@ -70,7 +70,7 @@ impl Device {
     }
 }
 
-/// Buffers of `len` elements from `offset` on, of which `parts` go through the optimizer.
+/// Buffers of `len` elements from `offset` on. Their `parts` go through the optimizer.
 pub struct Problem {
     pub parts: Vec<OptimizerPart>,
     pub len: usize,

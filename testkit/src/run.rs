@@ -51,7 +51,7 @@ impl Runner {
         Self { gap, ..self }
     }
 
-    /// The same with dropout, of which the case has the mask.
+    /// The same with dropout. The case has its mask.
     pub fn with_dropout(self, dropout: Dropout) -> Self {
         Self { dropout: Some(dropout), ..self }
     }
@@ -316,8 +316,8 @@ pub fn driver(during: &'static str) -> impl Fn(fused_dora::cudarc::driver::Drive
     move |source| Error::Driver { during, source }
 }
 
-/// A device buffer of `len` elements, of which there may be none, from `offset` on; of a matrix,
-/// with `gap` elements behind each row of `cols`.
+/// A device buffer of `len` elements from `offset` on. There may be none. A matrix has `gap`
+/// elements behind each row of `cols`.
 struct Buffer<E> {
     slice: CudaSlice<E>,
     offset: usize,

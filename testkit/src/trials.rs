@@ -90,12 +90,12 @@ fn layers<E: Element>(random: &mut StdRng) -> Vec<Trial> {
         ([140, 131, 150, 67], Norm::Output, true, 0),
         ([140, 131, 150, 19], Norm::Input, true, 0),
         ([140, 136, 152, 19], Norm::Output, false, 8),
-        // Whole steps along O, of which the last row is the last of W.
+        // Whole steps along O. Their last row is the last of W.
         ([140, 136, 160, 67], Norm::Input, false, 0),
         ([70, 83, 150, 5], Norm::None, true, 3),
-        // Three groups of rows of tiles, of which the last is not whole.
+        // Three groups of rows of tiles. The last is not whole.
         ([2900, 9, 131, 1], Norm::Input, true, 0),
-        // So many CTAs beside each other that each takes several tiles of tokens.
+        // So many CTAs next to each other that each takes several tiles of tokens.
         ([140, 9, 2100, 70], Norm::Output, true, 0),
         ([140, 2100, 9, 70], Norm::Input, false, 0),
     ] {

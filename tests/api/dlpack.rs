@@ -106,7 +106,7 @@ fn a_strided_batch_goes_through_a_layer() {
     let spec =
         DoraSpec::new(inputs, outputs, 0, scaling, Norm::None, NormGrad::Detached, Dtype::F32)
             .expect("a layer");
-    // Rows of 10, of which the layer takes elements 3 to 6.
+    // Rows of 10; the layer takes elements 3 to 6 of each.
     let values: Vec<f32> = (0..60).map(|at| (at as f32).sin()).collect();
     let weights: Vec<f32> = (0..12).map(|at| (at as f32).cos()).collect();
     let (_x, x) = upload(&kernels, &values);

@@ -510,7 +510,7 @@ fn is_peft(dropout: Option<Dropout>, spec: &DoraSpec) -> bool {
     form == Some(DropoutForm::Peft) && spec.norm() == Norm::Output
 }
 
-/// For a layer of any dtype, of which two refuse it.
+/// For a layer of any dtype. Two dtypes refuse it.
 fn bias_of_f32(stream: &Arc<CudaStream>, len: usize) -> SharedTensor {
     Arc::new(stream.alloc_zeros::<f32>(len).expect("memory")).into()
 }

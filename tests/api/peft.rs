@@ -261,7 +261,7 @@ fn peft_loads_what_is_written() {
         assert!(run.status.success(), "{name}: {}", String::from_utf8_lossy(&run.stderr));
         let found = TensorFile::open(&output).expect("PEFT's results");
         let mut network = Network::new(&checkpoint);
-        // These logits go up to some tens, of which 1e-5 is but the last digits of an f32.
+        // These logits go up to some tens; there 1e-5 is only the last digits of an f32.
         let logits = found.floats("logits").expect("a tensor");
         let largest = logits.iter().fold(1.0, |largest: f32, logit| largest.max(logit.abs()));
         let shares = |logits: &[f32]| logits.iter().map(|l| l / largest).collect::<Vec<_>>();

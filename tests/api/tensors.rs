@@ -39,7 +39,7 @@ enum Mistake {
     Short,
     /// There is one element too many.
     Long,
-    /// Rows with a stride, of which the last one ends too late.
+    /// Rows with a stride. The last one ends too late.
     ShortRows,
     /// Elements of this type.
     Type(ElementType),
@@ -115,7 +115,7 @@ const RESULT: Needed = Needed::vector(F64, Decomposition::LEN);
 /// A buffer of the optimizer.
 const BUFFER: Needed = Needed::vector(F32, 8);
 
-/// The tensors of one call, of which one may be wrong.
+/// The tensors of one call. One may be wrong.
 struct Tensors<'d> {
     stream: &'d Arc<CudaStream>,
     foreign: &'d Arc<CudaStream>,

@@ -108,8 +108,8 @@ fn kept_gains_unmerge() {
     }
 }
 
-/// A merged weight in f32 gives a weight of 16 bits back to the bit, but for a few elements that are
-/// small beside what was added to them.
+/// A merged weight in f32 gives a weight of 16 bits back to the bit, except for a few elements that
+/// are small compared with what was added to them.
 #[test]
 fn f32_keeps_a_narrow_weight() {
     let device = Device::new(0);
@@ -126,7 +126,7 @@ fn f32_keeps_a_narrow_weight() {
     }
 }
 
-/// What a merge into 16 bits leaves of a small change, and that the report tells.
+/// What a merge into 16 bits leaves of a small change, and that the report shows it.
 #[test]
 fn the_report_tells_what_is_lost() {
     let device = Device::new(0);

@@ -317,7 +317,7 @@ fn by_itself(part: &Case, whole: &Case) -> (Case, Vec<f64>) {
 
 /// What all ranks should have together, and how far they may be from it.
 ///
-/// A rank errs like a layer by itself does, but for c, which is the whole layer's: both are
+/// A rank errs like a single layer, except in c, which belongs to the whole layer: both errors are
 /// allowed.
 fn expected(case: &Case, split: Split, dtype: Dtype) -> [(Vec<f64>, Vec<f64>); 6] {
     let detached = Case { norm_grad: NormGrad::Detached, ..case.clone() };

@@ -1,5 +1,5 @@
 //! What must hold however a device schedules, adds and approximates. The tests configure the emulated
-//! device, of which a process has one: they wait for one another.
+//! device. A process has one device, and the tests wait for one another.
 
 mod f32_math;
 mod promises;

@@ -18,7 +18,7 @@ use crate::steps::{Steps, cargo, run, target_folder, workspace};
 const DRIVERS: &[&str] =
     if cfg!(windows) { &["nvcuda.dll"] } else { &["libcuda.so.1", "libcuda.so"] };
 
-/// By which the library of the emulated device is told from a driver.
+/// What distinguishes the library of the emulated device from a driver.
 const EMULATOR: &[u8] = b"cudaEmulatorInterface";
 
 /// Which device tests and benches take.

@@ -115,7 +115,7 @@ impl Drop for CublasLt {
     fn drop(&mut self) {
         self.plans.clear();
         // SAFETY: the handle was created with this, and nothing has its plans any more.
-        // There is no one to tell of a failure.
+        // Nobody can receive a failure here.
         let _ = unsafe { result::destroy_handle(self.handle) };
     }
 }
@@ -164,7 +164,7 @@ impl Plan {
 impl Drop for Plan {
     fn drop(&mut self) {
         // SAFETY: each was created with the plan, which is their only owner.
-        // There is no one to tell of a failure.
+        // Nobody can receive a failure here.
         unsafe {
             for layout in self.layouts {
                 let _ = result::destroy_matrix_layout(layout);

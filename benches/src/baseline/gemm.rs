@@ -38,7 +38,7 @@ impl Layout {
     }
 }
 
-/// α·a·b + c, of which c is optional.
+/// α·a·b + c. c is optional.
 #[derive(Clone, Copy)]
 pub struct Product<E> {
     pub layout: Layout,

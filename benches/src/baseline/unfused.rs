@@ -13,7 +13,7 @@ use super::gemm::{Gemm, Layout, Output, Product};
 use super::ops::{Matrix, Ops};
 use super::{Form, Outcome};
 
-/// A layer's tensors. x and dY may be several, of which each run takes the next.
+/// A layer's tensors. x and dY may be several; each run takes the next.
 pub struct Inputs<'a, E> {
     /// T.
     pub tokens: usize,
@@ -140,7 +140,7 @@ impl<E: Element> Unfused<E> {
         })
     }
 
-    /// From now on, products are those of this one of the `gemms`, of which it was the first.
+    /// From now on, this one of the `gemms` computes the products. At first it is the first one.
     pub fn multiply_by(&mut self, gemm: usize) {
         self.gemm = gemm.min(self.gemms.len() - 1);
     }

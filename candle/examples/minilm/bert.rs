@@ -144,7 +144,7 @@ impl Bert {
         sum.broadcast_div(&batch.mask.sum_keepdim(1)?)
     }
 
-    /// The embeddings of sentences in their order, without a backward. `progress` is told how many
+    /// The embeddings of sentences in their order, without a backward. `progress` receives how many
     /// more are done.
     pub fn embed_all(
         &self,

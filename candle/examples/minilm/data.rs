@@ -107,7 +107,7 @@ pub fn right(logits: &Tensor, labels: &Tensor) -> candle_core::Result<f32> {
     logits.argmax(1)?.eq(labels)?.to_dtype(DType::F32)?.sum_all()?.to_scalar()
 }
 
-/// The share of sentences that logits tell rightly.
+/// The share of sentences that logits classify correctly.
 pub fn accuracy(logits: &Tensor, sentences: &[Sentence]) -> candle_core::Result<f64> {
     let labels: Vec<u32> = sentences.iter().map(|sentence| sentence.label).collect();
     let right = right(logits, &Tensor::new(labels, &DEVICE)?)?;

@@ -1,8 +1,8 @@
 //! A real transformer, fine-tuned: all-MiniLM-L6-v2, a BERT of six layers, learns by DoRA or LoRA to
-//! tell of what kind a noun is from its definition, one of WordNet's 25 supersenses.
+//! classify nouns into WordNet's 25 supersenses from their definitions.
 //!
 //! The adapter is saved as PEFT saves it, loaded again, and merged into plain layers: all three must
-//! say the same of each test sentence. Run it with `cargo xtask minilm`, which fetches the model, or
+//! agree on each test sentence. Run it with `cargo xtask minilm`, which fetches the model, or
 //! with `--model DIR`.
 
 mod bert;
@@ -33,7 +33,7 @@ use train::{Curves, Trainer};
 const TARGETS: [&str; 4] =
     ["attention.self.query", "attention.self.value", "intermediate.dense", "output.dense"];
 
-/// The file of the head, beside the adapter's.
+/// The file of the head, next to the adapter's.
 const HEAD: &str = "head.safetensors";
 
 /// As the Hub names it.
@@ -111,7 +111,7 @@ fn run(options: &Options, base: &Base, task: &Task) -> Result<()> {
     compare(&runtime, base, task, &trained, &folder)
 }
 
-/// The share of the test that a head tells which is trained on the frozen model's own embeddings, at
+/// The share of the test that a head on the frozen model's own embeddings classifies correctly, at
 /// the best of its epochs.
 fn baseline(options: &Options, base: &Base, task: &Task) -> Result<f64> {
     let frozen = base.bert(|_, linear| Ok(Box::new(linear)))?;

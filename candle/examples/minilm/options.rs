@@ -10,7 +10,8 @@ use fused_dora_candle::fused_dora::Norm;
 use lexopt::prelude::*;
 
 pub const USAGE: &str = "\
-Fine-tunes all-MiniLM-L6-v2 by DoRA or LoRA to tell WordNet's supersenses from definitions of nouns.
+Fine-tunes all-MiniLM-L6-v2 by DoRA or LoRA to classify nouns by their definitions into WordNet's
+supersenses.
 
 Usage: minilm [OPTIONS] --model DIR
 

@@ -65,7 +65,7 @@ impl Trainer {
         })
     }
 
-    /// One optimizer step: the loss, and the share of its sentences that were told rightly before.
+    /// One optimizer step: the loss, and the share of its sentences that were classified correctly before.
     pub fn step(&mut self, bert: &Bert, task: &Task) -> Result<(f32, f32)> {
         let rows = self.batches.next(&task.train);
         let batch = Batch::new(rows.iter().map(|&row| &task.train[row]))?;
@@ -107,8 +107,8 @@ fn head(features: usize, task: &Task) -> Result<(VarMap, Linear)> {
     Ok((variables, head))
 }
 
-/// Trains a head alone on embeddings of the training sentences: the largest share of the test that
-/// it tells after any of its epochs.
+/// Trains a head alone on embeddings of the training sentences, and returns the largest share of
+/// the test that it classifies correctly after any of its epochs.
 pub fn head_alone(
     options: &Options,
     task: &Task,
@@ -183,7 +183,7 @@ impl Curves {
         self.test.push((step as f64, share));
     }
 
-    /// Draws the loss, and beside it the accuracy.
+    /// Draws the loss, and next to it the accuracy.
     pub fn write(&self, path: &Path, method: &str, baseline: f64) -> crate::Result<()> {
         plot::curves(path, method, &self.losses, &self.right, &self.test, baseline)?;
         println!("curves: {}", path.display());

@@ -16,7 +16,7 @@ const HIDDEN: usize = 32;
 const INNER: usize = 48;
 const LAYERS: usize = 2;
 
-/// Words that tell a class, and others.
+/// Words that determine a class, and others.
 const CLASSES: [(&str, &[&str]); 3] = [
     ("animal", &["cat", "dog", "whale", "finch"]),
     ("food", &["bread", "soup", "rice", "cake"]),
@@ -99,7 +99,7 @@ fn data(folder: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Runs the example that Cargo built beside this test.
+/// Runs the example that Cargo built next to this test.
 fn minilm(arguments: &[&str], folder: &Path) -> Output {
     let test = std::env::current_exe().expect("this test");
     let profile = test.parent().and_then(Path::parent).expect("a profile's folder");

@@ -133,7 +133,7 @@ impl Decoder<'_> {
         Ok((order.unwrap_or(Order::Weak), space, vector, ty))
     }
 
-    /// Counts the operands, of which the last may be a cache policy.
+    /// Counts the operands. The last one may be a cache policy.
     pub(super) fn cache_policy(
         &mut self,
         instruction: &InstructionTree,

@@ -14,7 +14,7 @@ use super::status::{Result, Status};
 
 /// All context flags that exist.
 const FLAGS: u32 = 0xff;
-/// The scheduling flags, of which at most one may be set.
+/// The scheduling flags. At most one may be set.
 const FLAGS_SCHEDULE: u32 = 7;
 
 /// The context version that `cuCtxGetApiVersion` reports.

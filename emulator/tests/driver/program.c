@@ -10,7 +10,7 @@
 
 #define COUNT 1000
 
-/* out[i] = a * x[i] for i < n; and a store where told to. */
+/* out[i] = a * x[i] for i < n; and a store where asked to. */
 static const char *const kernels =
     ".version 8.0\n"
     ".target sm_80\n"

@@ -52,8 +52,8 @@ fn instruction(element: &str, k: usize) -> String {
     }
 }
 
-/// Small integers, of which every sum of products is exact: every element must be right to the bit
-/// under each rule of addition.
+/// Small integers, whose sums of products are exact: every element must be right to the bit under
+/// each rule of addition.
 fn check_mma(element: &str, k: usize, encode: fn(f32) -> u16) {
     let source = mma_source(element, &instruction(element, k), k);
     let a: Vec<f32> = (0..16 * k).map(|i| ((i * 7 + i / k * 3) % 23) as f32 - 11.0).collect();

@@ -29,7 +29,7 @@ const LLAMA: [[usize; 2]; 7] = [
 ];
 
 const MOST: f64 = 1.06;
-/// The GPUs whose average over the layer is held to it.
+/// The GPUs whose average over the layer must meet it.
 const HELD: [&str; 2] = ["A100", "RTX 4090"];
 
 /// Rows of tiles that TileOrder of the main products takes together, and the rows of a tile.

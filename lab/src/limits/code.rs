@@ -8,7 +8,7 @@ use super::sass::{Code, Mix, read};
 use crate::compile::Compiled;
 use fused_dora_cuda_tools::nvdisasm::Nvdisasm;
 
-/// The kernels whose main loops are held to limits, on this architecture.
+/// The kernels whose main loops must meet limits, on this architecture.
 const KERNELS: [&str; 4] = ["forward_bf16", "forward_f16", "backward_bf16", "backward_f16"];
 /// Those that multiply f32 matrices as tf32 ones: in a k-step of eight, 32 16×8 tiles take three
 /// products, four additions each, and 32 factors are split.

@@ -44,7 +44,7 @@ pub fn axis(norm: Norm) -> &'static str {
     }
 }
 
-/// The lines of one norm axis, of which `law` scales.
+/// The lines of one norm axis, whose counts `law` scales.
 pub fn lines(device: &Device, law: &Law) -> Result<Vec<Line>, Box<dyn Error>> {
     let group = Group::Counters;
     let norm = law.norm;
@@ -145,7 +145,7 @@ pub fn few_tokens(device: &Device, norm: Norm) -> Result<Vec<Line>, Box<dyn Erro
     Ok(lines)
 }
 
-/// Bytes of the tensors beside its inputs and outputs that the design lets an op write once. (H is
+/// Bytes of the tensors other than its inputs and outputs that the design lets an op write once. (H is
 /// an output: the backward reads it.)
 pub fn intermediate(op: &str, spec: &DoraSpec, tokens: usize) -> (u64, &'static str) {
     let matrix = |features: usize| tokens as u64 * features as u64 * ELEMENT;
@@ -160,8 +160,8 @@ pub fn intermediate(op: &str, spec: &DoraSpec, tokens: usize) -> (u64, &'static 
     }
 }
 
-/// Bytes between the multiprocessors and L2: of the main product both operands' sides of each tile
-/// at every k-step, and beside it what the skinny products and the epilogue read and write, once.
+/// Bytes between the multiprocessors and L2. The main product reads both operands' sides of each
+/// tile at every k-step. The skinny products and the epilogue read and write their tensors once.
 fn implied_l2(op: &str, spec: &DoraSpec, tokens: usize) -> u64 {
     let [tile_m, tile_n] = Tiles::Large.extent().map(|extent| extent as u64);
     let (t, i, o) = (tokens as u64, spec.in_features() as u64, spec.out_features() as u64);

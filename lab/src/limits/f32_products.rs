@@ -1,4 +1,4 @@
-//! f32 products: three of tf32 numbers on tensor cores, beside FMAs.
+//! f32 products: three of tf32 numbers on tensor cores, next to FMAs.
 
 use std::error::Error;
 
@@ -13,7 +13,7 @@ const COUNTED: Case = Case { tokens: 256, inputs: 1024, outputs: 1024, rank: 0, 
 
 const MOST_CONFLICTS: f64 = 0.02;
 
-/// Products of a 16×8×8 tile: of both factors' two parts, but for both small ones.
+/// Products of a 16×8×8 tile: of both factors' two parts, except both small ones.
 const PRODUCTS: usize = 3;
 
 /// The lines.

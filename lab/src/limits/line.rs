@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-/// What a number is held to.
+/// The limit that a number must meet.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Limit {
@@ -127,7 +127,7 @@ impl Line {
     }
 }
 
-/// As many decimals as tell a number from its limit.
+/// As many decimals as distinguish a number from its limit.
 fn number(value: f64) -> String {
     if value == value.trunc() { format!("{value}") } else { format!("{value:.4}") }
 }

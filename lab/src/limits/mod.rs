@@ -1,4 +1,4 @@
-//! What the kernels are held to without a GPU: registers and machine code, counts on the emulated
+//! The limits that the kernels must meet, checked without a GPU: registers and machine code, counts on the emulated
 //! device, and bounds modelled from them.
 //!
 //! Run it with `cargo xtask limits`, or `cargo run --release --bin limits -- --help`.
@@ -36,7 +36,8 @@ use options::Options;
 use report::{Evidence, NOTE};
 use scale::Law;
 
-/// A dtype whose code is another one's but for the kind of its instructions: one architecture does.
+/// A dtype whose code differs from another one's only in the kind of its instructions: one
+/// architecture is enough.
 const TWIN: &str = "f16";
 const TWIN_ON: &str = "sm_80";
 

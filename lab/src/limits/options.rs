@@ -10,16 +10,16 @@ use super::counters::RANK;
 use super::ptxas::ARCHITECTURES;
 
 pub const USAGE: &str = "\
-Checks what the kernels are held to without a GPU, and prints a line for each: what is counted, the
-number, its limit, and whether it holds.
+Checks the kernels against fixed limits without a GPU, and prints a line for each: what is counted,
+the number, its limit, and whether it holds.
 
 Usage: limits [OPTIONS]
 
   --out DIR     folder for limits.json and limits.md (target/limits)
   --arch A      architectures whose code is checked, such as sm_90; sm_80 always is; can be given
                 several times (all)
-  --rank R      ranks whose bounds are modelled beside 16, of which lines are; can be given several
-                times (64 and 256)
+  --rank R      ranks whose bounds are modelled in addition to 16, the rank of the lines; can be
+                given several times (64 and 256)
   --write FILE  put the tables into a document, between its lines
                 `<!-- limits -->` and `<!-- /limits -->`
   --help        print this

@@ -16,7 +16,7 @@ pub struct Evidence {
     pub note: String,
     /// The device that launches were planned for.
     pub counted_on: String,
-    /// NVRTC's version, of which ptxas is a part.
+    /// NVRTC's version; ptxas is a part of it.
     pub nvrtc: String,
     pub nvdisasm: String,
     pub lines: Vec<Line>,

@@ -239,7 +239,7 @@ fn terms(kernel: Kernel, case: &Case, sm_count: usize) -> Result<Vec<f64>, Box<d
 }
 
 /// The coefficients whose sums of products are the values, by elimination with the largest pivots.
-/// A term that the rows cannot tell from those before it has none.
+/// A term that the rows cannot distinguish from those before it has none.
 fn solve(mut rows: Vec<(Vec<f64>, f64)>) -> Vec<f64> {
     const NOTHING: f64 = 1e-6;
     let count = rows.first().map_or(0, |(terms, _)| terms.len());

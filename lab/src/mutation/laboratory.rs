@@ -1,4 +1,4 @@
-//! Compiles mutants, runs them on the emulated device, and tells what became of them.
+//! Compiles mutants, runs them on the emulated device, and reports what became of them.
 
 use std::cell::Cell;
 use std::collections::HashMap;

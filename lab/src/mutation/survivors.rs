@@ -1,4 +1,4 @@
-//! Mutants that cannot be told from the kernels as they stand, each with the reason.
+//! Mutants that cannot be distinguished from the kernels as they stand, each with the reason.
 
 use fused_dora_mutants::{Survivor, Why};
 

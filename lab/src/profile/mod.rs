@@ -126,7 +126,7 @@ fn count(
     Ok(launches)
 }
 
-/// The launches of one training step of one layer, and of the ops beside it.
+/// The launches of one training step of one layer, and of the other ops.
 fn step(
     emulator: &Emulator,
     shape: [usize; 4],

@@ -27,7 +27,7 @@ pub struct Report {
     /// The device that launches were planned for: its number of multiprocessors settles splits.
     pub counted_on: String,
     pub dtype: String,
-    /// NVRTC's version, of which ptxas is a part.
+    /// NVRTC's version; ptxas is a part of it.
     pub nvrtc: String,
     pub gpus: Vec<GpuFigures>,
     pub launches: Vec<Launch>,

@@ -7,7 +7,7 @@ use fused_dora::cudarc::driver::sys;
 use fused_dora::open_device;
 use serde::{Deserialize, Serialize};
 
-/// What it is, as far as it tells.
+/// What it is, as far as it reports.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Machine {
     pub device: String,

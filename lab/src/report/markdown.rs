@@ -96,7 +96,7 @@ fn bench(text: &mut String, results: &Results) {
     comparisons(text, results, compared);
 }
 
-/// The fused layer beside what it replaces, a table for each group.
+/// The fused layer compared with what it replaces, a table for each group.
 fn comparisons(text: &mut String, results: &Results, compared: Vec<Vec<&Record>>) {
     if let (Some(products), false) = (&results.products, compared.is_empty()) {
         let _ = writeln!(text, "Against layers of separate ops, with products of {products}:\n");

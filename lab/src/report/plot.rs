@@ -27,7 +27,7 @@ const COLORS: [RGBColor; 9] = [
     RGBColor(140, 86, 75),
 ];
 
-/// A file beside the report.
+/// A file next to the report.
 pub struct Picture {
     pub file: String,
     pub title: String,

@@ -15,7 +15,7 @@ pub const FUSED: &str = "fused";
 /// The fused layer where it is to be compared with others that hold the norm constant.
 pub const FUSED_DETACHED: &str = "fused, norm detached";
 
-/// The machine's description, beside the results in a report's folder.
+/// The machine's description, next to the results in a report's folder.
 pub const MACHINE_FILE: &str = "machine.json";
 
 /// All that one bench measured.

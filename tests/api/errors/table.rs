@@ -536,8 +536,5 @@ fn every_row_of_the_table_is_true() {
         |these: &BTreeSet<_>, those| -> Vec<_> { these.difference(those).cloned().collect() };
     let (untested, undocumented) = (only(&documented, &found), only(&found, &documented));
     assert!(untested.is_empty(), "rows that nothing tests: {untested:#?}");
-    assert!(
-        undocumented.is_empty(),
-        "what comes of misuses, of which no row tells: {undocumented:#?}"
-    );
+    assert!(undocumented.is_empty(), "what comes of misuses that no row lists: {undocumented:#?}");
 }

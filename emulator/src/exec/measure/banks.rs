@@ -1,8 +1,8 @@
 //! Passes over the banks of shared memory: wavefronts, as NVIDIA's profiler calls them.
 //!
 //! The rule:
-//! - Successive 4-byte words lie in successive banks, of which there are 32, and a bank delivers
-//!   one word per pass. Lanes that touch the same word do not conflict: a read is handed to all of
+//! - Successive 4-byte words lie in successive banks. There are 32 banks, and a bank delivers one
+//!   word per pass. Lanes that touch the same word do not conflict: a read is handed to all of
 //!   them, and one of several writes is done. (CUDA C++ Programming Guide, compute capability 5.x,
 //!   "Shared Memory", which the sections of later ones refer to.)
 //! - A pass carries at most 128 bytes, so that an access of 8 bytes per lane takes at least one

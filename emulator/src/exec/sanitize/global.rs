@@ -74,7 +74,7 @@ type Page = [Granule; PAGE_GRANULES];
 /// Pages by their numbers, with the places of their granules.
 type Pages = HashMap<u64, usize, BuildHasherDefault<PageHasher>>;
 
-/// Pages that are held together.
+/// Pages that are kept together.
 #[derive(Default)]
 struct Shard {
     places: Pages,

@@ -117,7 +117,7 @@ fn long_integers() {
 
 #[test]
 fn floating_point() {
-    // Multiples of a quarter, of which every sum is exact.
+    // Multiples of a quarter, whose sums are exact.
     each_leaves(
         r#"
         extern "C" __global__ void k(float* x) {

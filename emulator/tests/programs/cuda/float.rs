@@ -179,7 +179,7 @@ fn norm(v: &[f64]) -> f64 {
     v.iter().map(|x| x * x).sum::<f64>().sqrt()
 }
 
-/// The larger one, of which NaN is none and a negative zero less than a positive one.
+/// The larger one. NaN is never it, and a negative zero is less than a positive one.
 pub fn maximum(v: &[f64]) -> f64 {
     if v[0] == 0.0 && v[1] == 0.0 {
         return if v[0].is_sign_negative() { v[1] } else { v[0] };

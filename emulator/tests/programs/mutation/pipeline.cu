@@ -8,7 +8,7 @@
 
 constexpr int kThreads = 64, kVector = 4, kCols = kThreads * kVector;
 
-// Starts the copy of kVector values, of which `left` are inside.
+// Starts the copy of kVector values; `left` of them are inside.
 __device__ __forceinline__ void fetch(float* to, const float* from, int left, bool aligned) {
     if (aligned) {                                //~ alignment: if (true) {
         cp_async_16(to, from, left > 0 ? 16 : 0);  //~ bounds: cp_async_16(to, from, 16);
