@@ -1,4 +1,5 @@
-//! The limits that the kernels must meet without a GPU: the pieces of the program `limits`, and its lines.
+//! The limits that the kernels must meet without a GPU: the pieces of the program `limits`, and its
+//! lines.
 
 use std::process::{Command, Output};
 

@@ -35,8 +35,8 @@ pub(crate) struct Tiling {
 
 /// How forward and dX multiply f32 matrices; both are as accurate.
 ///
-/// Products that are small compared with those two (H, P, dA, dB), and all of a layer with dropout, are
-/// FMAs.
+/// Products that are small compared with those two (H, P, dA, dB), and all of a layer with dropout,
+/// are FMAs.
 #[doc(hidden)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum F32Math {

@@ -88,8 +88,8 @@ impl Moments {
 }
 
 /// A frozen linear layer y = x·Wᵀ + b, W `[O, I]`, and the adapters that are attached to it. One at
-/// a time may be active. W is shared and never copied. Switching adapters costs one `prepare` if the
-/// parameters changed meanwhile, and nothing if not.
+/// a time may be active. W is shared and never copied. Switching adapters costs one `prepare` if
+/// the parameters changed meanwhile, and nothing if not.
 ///
 /// Forward, backward and optimizer step launch kernels and do nothing else: memory is allocated when
 /// adapters, [`Saved`] and [`Moments`] are made.

@@ -77,8 +77,8 @@ pub struct DecomposeAdapter<'a> {
 }
 
 impl Kernels {
-    /// ΔM and ΔD between two dense weights of `spec`'s features; nothing else in `spec` counts here.
-    /// One launch, which reads both once.
+    /// ΔM and ΔD between two dense weights of `spec`'s features. Nothing else in `spec` counts.
+    /// The op is one launch, which reads both once.
     ///
     /// Accurate also where W_t has hardly moved: differences and sums are f64, and no formula
     /// cancels; [`crate::reference::decompose`] has the bound on the error. Formulas: DoRA

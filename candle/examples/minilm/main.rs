@@ -1,5 +1,5 @@
-//! A real transformer, fine-tuned: all-MiniLM-L6-v2, a BERT of six layers, learns by DoRA or LoRA to
-//! classify nouns into WordNet's 25 supersenses from their definitions.
+//! Fine-tunes a real transformer: all-MiniLM-L6-v2, a BERT of six layers, learns by DoRA or LoRA
+//! to classify nouns into WordNet's 25 supersenses from their definitions.
 //!
 //! The adapter is saved as PEFT saves it, loaded again, and merged into plain layers: all three must
 //! agree on each test sentence. Run it with `cargo xtask minilm`, which fetches the model, or

@@ -65,7 +65,8 @@ impl Trainer {
         })
     }
 
-    /// One optimizer step: the loss, and the share of its sentences that were classified correctly before.
+    /// One optimizer step: the loss, and the share of its sentences that the model classified
+    /// correctly before it.
     pub fn step(&mut self, bert: &Bert, task: &Task) -> Result<(f32, f32)> {
         let rows = self.batches.next(&task.train);
         let batch = Batch::new(rows.iter().map(|&row| &task.train[row]))?;

@@ -145,8 +145,8 @@ pub fn few_tokens(device: &Device, norm: Norm) -> Result<Vec<Line>, Box<dyn Erro
     Ok(lines)
 }
 
-/// Bytes of the tensors other than its inputs and outputs that the design lets an op write once. (H is
-/// an output: the backward reads it.)
+/// Bytes of the tensors other than its inputs and outputs that the design lets an op write once.
+/// (H is an output: the backward reads it.)
 pub fn intermediate(op: &str, spec: &DoraSpec, tokens: usize) -> (u64, &'static str) {
     let matrix = |features: usize| tokens as u64 * features as u64 * ELEMENT;
     match (op, spec.norm()) {

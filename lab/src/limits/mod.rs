@@ -1,5 +1,5 @@
-//! The limits that the kernels must meet, checked without a GPU: registers and machine code, counts on the emulated
-//! device, and bounds modelled from them.
+//! The limits that the kernels must meet, checked without a GPU: registers and machine code, counts
+//! on the emulated device, and bounds modelled from them.
 //!
 //! Run it with `cargo xtask limits`, or `cargo run --release --bin limits -- --help`.
 
