@@ -105,7 +105,7 @@ impl Dropout {
             (Some(DropoutForm::Peft), Norm::Input) => Err(Error::InvalidSpec {
                 parameter: "the dropout form",
                 value: "Peft with norm axis input".to_owned(),
-                requirement: "Adapter there: PEFT has norm axis output only",
+                requirement: "Adapter, because PEFT has norm axis output only",
             }),
             (Some(_), _) => Ok(DropoutMode::Adapter),
         }

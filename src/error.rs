@@ -146,7 +146,7 @@ pub enum Error {
         reason: &'static str,
     },
     /// `norm_gradient` for a layer whose gradients do not flow through a norm.
-    #[error("the gradient through the norm was asked for, but {reason}")]
+    #[error("there is no gradient through the norm: {reason}")]
     NoNormGradient {
         /// Why there is none, and what to do.
         reason: &'static str,

@@ -328,7 +328,7 @@ pub(super) fn check_parts(parts: &[OptimizerPart], len: usize) -> Result<()> {
             return Err(Error::InvalidSpec {
                 parameter: "a part of the optimizer",
                 value: format!("{range:?} of {len} elements, behind a part that ends at {end}"),
-                requirement: "a range within the buffer, behind the part before it",
+                requirement: "a range within the buffer, after the part before it",
             });
         }
         end = range.end;

@@ -238,7 +238,7 @@ impl Kernels {
             return Err(Error::InvalidSpec {
                 parameter: "merged_dtype",
                 value: merged.to_string(),
-                requirement: "W's own where W' takes the place of W",
+                requirement: "W's own dtype if W' replaces W",
             });
         }
         let gain = prepared.read_gains(&mut t, spec)?.gain;

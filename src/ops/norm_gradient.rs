@@ -123,10 +123,10 @@ impl Kernels {
 
 fn check_spec(spec: &DoraSpec) -> Result<()> {
     let reason = match (spec.norm(), spec.norm_grad()) {
-        (Norm::None, _) => "plain LoRA has no norm: leave norm_gradient out",
+        (Norm::None, _) => "plain LoRA has no norm: do not call norm_gradient",
         (_, NormGrad::Detached) => {
-            "the spec's norm is detached: make the spec with NormGrad::Exact, or leave \
-             norm_gradient out"
+            "the spec's norm is detached: make the spec with NormGrad::Exact, or do not call \
+             norm_gradient"
         }
         (_, NormGrad::Exact) => return Ok(()),
     };

@@ -214,7 +214,7 @@ impl Prepared {
     ) -> Result<Operands> {
         let operands = self.read_gains(tensors, spec)?;
         match self.state {
-            State::Gains => Err(Error::NotPrepared { problem: "have nothing but their gains" }),
+            State::Gains => Err(Error::NotPrepared { problem: "hold only gains, for an unmerge" }),
             _ => Ok(operands),
         }
     }

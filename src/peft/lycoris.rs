@@ -158,7 +158,7 @@ fn axis(
         [n] if n == inputs => Err(file.shape(
             name,
             format!(
-                "of a square weight [{outputs}, {inputs}] that is a magnitude of either axis: \
+                "for a square weight [{outputs}, {inputs}] it can belong to either axis: \
                  store it as [1, {n}] (norm axis input) or [{n}, 1] (output)"
             ),
         )),
@@ -172,7 +172,7 @@ fn axis(
 
 /// A tensor of one number.
 fn scalar(file: &TensorFile, name: &str) -> Result<f64, CheckpointError> {
-    let info = file.info(name).ok_or_else(|| file.missing(name, "it was asked for"))?;
+    let info = file.info(name).ok_or_else(|| file.missing(name, "it is needed"))?;
     if info.shape.iter().product::<usize>() != 1 {
         return Err(file.shape(name, "must be one number"));
     }

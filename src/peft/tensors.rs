@@ -106,7 +106,7 @@ impl TensorFile {
     /// # Errors
     /// [`CheckpointError::MissingTensor`], [`CheckpointError::Dtype`], [`CheckpointError::Read`].
     pub fn floats(&self, name: &str) -> Result<Vec<f32>, CheckpointError> {
-        let info = self.info(name).ok_or_else(|| self.missing(name, "it was asked for"))?;
+        let info = self.info(name).ok_or_else(|| self.missing(name, "it is needed"))?;
         let dtype = self.dtype(name, info)?;
         let mut bytes = vec![0; info.data_offsets.1 - info.data_offsets.0];
         self.read_at(info, 0, &mut bytes)?;

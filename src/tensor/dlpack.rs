@@ -67,10 +67,10 @@ pub enum DlpackError {
         /// What the op asks for.
         requirement: &'static str,
     },
-    /// Its data pointer and byte offset make no address.
+    /// Its data pointer and byte offset do not add up to an address.
     #[error(
-        "{tensor} has its data at {data:#x} and a byte offset of {byte_offset}: their sum is no \
-         address"
+        "{tensor} has its data at {data:#x} and a byte offset of {byte_offset}: their sum is not \
+         an address"
     )]
     Address {
         /// The tensor's name.
