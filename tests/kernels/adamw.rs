@@ -94,6 +94,7 @@ fn a_norm_that_is_nan_shows() {
     let norm = device.upload(&[f32::NAN]);
     let [exp_avg, exp_avg_sq] = &mut moments;
     let io = AdamW {
+        len: gradients.len(),
         parts: &whole(3),
         schedule: Schedule::Host { learning_rate: 1e-3, step: 1 },
         clip: Some(Clip { max_norm: 1.0, norm: (&norm).into() }),
@@ -126,12 +127,14 @@ fn a_captured_step() {
         let mut numbers = stream.alloc_zeros::<f32>(2).expect("memory");
         let mut launch = |numbers: &CudaSlice<f32>| {
             let io = GradientNorm {
+                len: gradients.len(),
                 parts: &parts,
                 gradients: gradients.as_view().into(),
                 norm: (&mut norm).into(),
             };
             kernels.gradient_norm(&stream, &mut workspace, io).expect("the norm");
             let io = AdamW {
+                len: gradients.len(),
                 parts: &parts,
                 schedule: Schedule::Device(numbers.as_view().into()),
                 clip: Some(Clip { max_norm: 1.0, norm: (&norm).into() }),
@@ -178,6 +181,7 @@ fn bad_inputs() {
         (|$config:ident, $io:ident| $change:expr) => {{
             let mut $config = CONFIG;
             let mut $io = AdamW {
+                len: gradients.len(),
                 parts: &parts,
                 schedule: host(1e-3, 1),
                 clip: Some(Clip { max_norm: 1.0, norm: (&one).into() }),
@@ -220,14 +224,16 @@ fn bad_inputs() {
     assert_message!(|config, io| io.schedule = host(-1.0, 1), "learning_rate is -1.0: ");
     assert_message!(|config, io| io.schedule = host(f64::NAN, 1), "learning_rate is NaN: ");
     assert_message!(|config, io| io.schedule = host(1e-3, 0), "step is 0: it must be at least 1");
-    let clip = |max_norm, norm| Some(Clip { max_norm, norm });
-    assert_message!(|config, io| io.clip = clip(0.0, one.as_view()), "max_norm is 0.0: ");
-    assert_shape!(|io| io.clip = clip(1.0, two.as_view()), ("norm", 1, 2));
+    fn clip(max_norm: f64, norm: &CudaSlice<f32>) -> Option<Clip<'_>> {
+        Some(Clip { max_norm, norm: norm.into() })
+    }
+    assert_message!(|config, io| io.clip = clip(0.0, &one), "max_norm is 0.0: ");
+    assert_shape!(|io| io.clip = clip(1.0, &two), ("norm", 1, 2));
     assert_shape!(|io| io.schedule = Schedule::Device((&one).into()), ("schedule", 2, 1));
-    assert_shape!(|io| io.gradients = gradients.slice(..15), ("gradients", 16, 15));
+    assert_shape!(|io| io.gradients = gradients.slice(..15).into(), ("gradients", 16, 15));
     let mut short = device.upload(&[0.0; 17]);
-    assert_shape!(|io| io.exp_avg = short.as_view_mut(), ("exp_avg", 16, 17));
-    assert_shape!(|io| io.exp_avg_sq = short.as_view_mut(), ("exp_avg_sq", 16, 17));
+    assert_shape!(|io| io.exp_avg = (&mut short).into(), ("exp_avg", 16, 17));
+    assert_shape!(|io| io.exp_avg_sq = (&mut short).into(), ("exp_avg_sq", 16, 17));
 
     let part = |range, learning_rate_factor, weight_decay| {
         let group = OptimizerGroup { learning_rate_factor, weight_decay };
