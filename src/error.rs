@@ -238,9 +238,10 @@ pub enum Error {
     },
     /// The crate was compiled without NVRTC.
     #[error(
-        "this build holds no CUDA kernels, because NVRTC was not found when it was compiled: run \
-         `cargo xtask nvrtc` in a checkout, or install CUDA or `pip install nvidia-cuda-nvrtc-cu12` \
-         in the active environment (or point FUSED_DORA_NVRTC at libnvrtc), and build again"
+        "the kernels were not compiled into this build, because no NVRTC was found: run `cargo xtask \
+         nvrtc` in a checkout of fused-dora (it fetches NVRTC into your cache folder, where every \
+         build finds it), or install CUDA or `pip install nvidia-cuda-nvrtc-cu12` in the active \
+         environment, or set FUSED_DORA_NVRTC to libnvrtc; then build again"
     )]
     KernelsNotBuilt,
     /// No CUDA driver library could be opened.
