@@ -1,5 +1,7 @@
 //! Everything that can go wrong, with the numbers and what to do about it.
 
+use std::fmt;
+
 use cudarc::driver::DriverError;
 
 use crate::dtype::ElementType;
@@ -68,7 +70,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 /// this crate or another. With `CUDA_LAUNCH_BLOCKING=1` in the environment that is the op itself,
 /// which the error names.
 #[non_exhaustive]
-#[derive(Debug, thiserror::Error)]
+#[derive(thiserror::Error)]
 pub enum Error {
     /// A layer that cannot exist, or a setting of an op that makes no sense.
     #[error("{parameter} is {value}: it must be {requirement}")]
@@ -298,6 +300,14 @@ pub enum Error {
         /// The driver's answer.
         source: DriverError,
     },
+}
+
+/// The message, as [`Display`](fmt::Display): a `main` that returns an error prints it this way, and
+/// the message has the numbers and what to do.
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{self}")
+    }
 }
 
 /// Names what was being done when a driver call failed.
