@@ -52,41 +52,43 @@ impl Group {
     pub const fn source(self) -> &'static str {
         match self {
             Self::Resources => {
-                "Counted: what ptxas reports of every kernel, compiled by NVRTC for each architecture \
-                 (in f16, whose code is that of bf16 but for the kind of its instructions, for \
-                 sm_80 alone), and the blocks of 128 threads that a multiprocessor holds by the \
-                 rules of cuda_occupancy.h."
+                "Counted: what ptxas reports of every kernel that NVRTC compiles for each \
+                 architecture, and the blocks of 128 threads that a multiprocessor holds by the \
+                 rules of cuda_occupancy.h. f16 is compiled for sm_80 only, because its code \
+                 differs from that of bf16 only in the kind of its instructions."
             }
             Self::MachineCode => {
-                "Counted: instructions of the loops, as nvdisasm prints them. Of the innermost loops \
-                 with at least half as many HMMA as the one with most, the main loop is that with \
-                 the largest share of them and asynchronous copies; the others finish K, add the \
-                 low-rank product, read dY for the adapter, or move rows that do not start at \
-                 16-byte boundaries. For ragged tiles the share is that of the main loop over the \
-                 instructions that the emulated device executes of as many ragged tiles, whole \
-                 launches against whole launches."
+                "Counted: instructions of the loops, as nvdisasm prints them. The candidates are \
+                 the innermost loops with at least half as many HMMA as the loop with most. The \
+                 main loop is the candidate with the largest share of HMMA and asynchronous \
+                 copies. The others finish K, add the low-rank product, read dY for the adapter, \
+                 or move rows that do not start at 16-byte boundaries. For ragged tiles, this \
+                 share is divided by how many times more instructions the emulated device \
+                 executes in launches of as many ragged tiles."
             }
             Self::Counters => {
                 "Counted: what the emulated device executed of the kernels' PTX. DRAM bytes are \
-                 sectors that a launch touched, once per launch, so a tensor that two launches of \
-                 an op touch counts twice; but not partial sums that it discards from the L2 cache \
-                 once they are added up (`discard.global.L2`): where that were not heeded, lines \
-                 of 64 tokens would be 0.06 larger, and none of the others more than 0.01. L2 and \
+                 the sectors that a launch touches, once per launch. A tensor that two launches \
+                 of an op touch counts twice. Partial sums that a kernel adds up and then \
+                 discards from the L2 cache (`discard.global.L2`) do not count. If they did, the \
+                 lines of 64 tokens would be 0.06 larger, and the others at most 0.01. L2 and \
                  DRAM bytes of 8192 tokens are scaled counts (below)."
             }
             Self::Scaling => {
-                "Counted on small layers, fitted as products of the numbers of tiles along T, O \
-                 and I and of chunks of T, and compared with the count of a larger layer: the \
-                 largest relative error over all launches and counters."
+                "Counted on small layers. The counts are fitted as products of the numbers of \
+                 tiles along T, O and I and of chunks of T, and compared with the counts of a \
+                 larger layer. The number is the largest relative error over all launches and \
+                 counters."
             }
             Self::Bounds => {
-                "Modelled, not measured: for each launch the largest of tensor, issue, shared \
-                 memory, L2, DRAM and launch time from the scaled counts and published peak rates, \
-                 summed over the launches of forward and backward; over that of the same kernels \
-                 without adapter and norm (forward and dX). DRAM is taken to reread W for each \
-                 group of 8 rows of tiles, x (or dY) for each wave of CTAs where a group's rows \
-                 exceed half of the L2 cache and for each further tile of ranks, and partial sums \
-                 that are not discarded."
+                "Modelled, not measured. The time of a launch is the largest of its tensor, \
+                 issue, shared memory, L2, DRAM and launch times, from the scaled counts and \
+                 published peak rates. The number is the sum over the launches of forward and \
+                 backward, divided by that of the same kernels without adapter and norm (forward \
+                 and dX). The model assumes that DRAM rereads W for each group of 8 rows of \
+                 tiles, x (or dY) for each wave of CTAs if a group's rows exceed half of the L2 \
+                 cache and for each further tile of ranks, and partial sums that are not \
+                 discarded."
             }
         }
     }
