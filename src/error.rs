@@ -1,5 +1,7 @@
 //! Everything that can go wrong, with the numbers and what to do about it.
 
+use std::fmt;
+
 use cudarc::driver::DriverError;
 
 use crate::dtype::ElementType;
@@ -68,7 +70,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 /// this crate or another. With `CUDA_LAUNCH_BLOCKING=1` in the environment that is the op itself,
 /// which the error names.
 #[non_exhaustive]
-#[derive(Debug, thiserror::Error)]
+#[derive(thiserror::Error)]
 pub enum Error {
     /// A layer that cannot exist, or a setting of an op that makes no sense.
     #[error("{parameter} is {value}: it must be {requirement}")]
@@ -238,9 +240,10 @@ pub enum Error {
     },
     /// The crate was compiled without NVRTC.
     #[error(
-        "this build holds no CUDA kernels, because NVRTC was not found when it was compiled: run \
-         `cargo xtask nvrtc` in a checkout, or install CUDA or `pip install nvidia-cuda-nvrtc-cu12` \
-         in the active environment (or point FUSED_DORA_NVRTC at libnvrtc), and build again"
+        "the kernels were not compiled into this build, because no NVRTC was found: run `cargo xtask \
+         nvrtc` in a checkout of fused-dora (it fetches NVRTC into your cache folder, where every \
+         build finds it), or install CUDA or `pip install nvidia-cuda-nvrtc-cu12` in the active \
+         environment, or set FUSED_DORA_NVRTC to libnvrtc; then build again"
     )]
     KernelsNotBuilt,
     /// No CUDA driver library could be opened.
@@ -297,6 +300,14 @@ pub enum Error {
         /// The driver's answer.
         source: DriverError,
     },
+}
+
+/// The message, as [`Display`](fmt::Display): a `main` that returns an error prints it this way, and
+/// the message has the numbers and what to do.
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{self}")
+    }
 }
 
 /// Names what was being done when a driver call failed.

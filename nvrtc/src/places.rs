@@ -104,10 +104,10 @@ mod tests {
         library(fetched[0].join(WHEEL_FOLDERS[0]), "libnvrtc.so.13");
         let parent = named.parent().unwrap().to_owned();
         let in_folder = [(ENV_LIBRARY, parent.as_path())];
-        assert_eq!(candidates_by(&variables(&in_folder), &fetched).as_slice(), &[named][..]);
+        assert_eq!(candidates_by(&variables(&in_folder), &fetched), [named]);
         let missing = folder.path().join("missing/libnvrtc.so");
         let found = candidates_by(&variables(&[(ENV_LIBRARY, &missing)]), &fetched);
-        assert_eq!(found.as_slice(), &[missing][..]);
+        assert_eq!(found, [missing]);
     }
 
     #[test]

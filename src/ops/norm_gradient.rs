@@ -107,7 +107,6 @@ impl Kernels {
             aligned: t.aligned(),
             aligned_a: lora_a.aligned.into(),
             aligned_b: lora_b.aligned.into(),
-            ..NormGradientParams::default()
         };
         if spec.rank() == 0 {
             // There are no dA and dB.

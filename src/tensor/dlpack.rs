@@ -7,11 +7,11 @@
 
 pub use dlpark;
 use dlpark::TensorRef;
+use cudarc::driver::CudaContext;
 use dlpark::ffi::{DLDataType, DLDataTypeCode, DLDevice, DLDeviceType};
 
 use super::check::check_stride;
 use super::{Read, Write};
-use crate::device::Kernels;
 use crate::dtype::{Dtype, ElementType};
 use crate::error::Error;
 
@@ -125,8 +125,9 @@ impl Checked {
     }
 }
 
-/// The matrix `[rows, cols]` of `dtype` that a tensor is, for the kernels' device. Rows may have a
-/// stride; of a tensor of more dimensions, all but the last together are the rows, as of
+/// The matrix `[rows, cols]` of `dtype` that a tensor is, on the device of the kernels' context.
+///
+/// Rows may have a stride. All dimensions before the last together are the rows, as of a tensor
 /// `[batch, sequence, features]`.
 ///
 /// # Errors
@@ -134,11 +135,11 @@ impl Checked {
 pub fn matrix(
     name: &'static str,
     tensor: &TensorRef<'_>,
-    kernels: &Kernels,
+    context: &CudaContext,
     dtype: Dtype,
     [rows, cols]: [usize; 2],
 ) -> Result<Checked, DlpackError> {
-    check(name, tensor, kernels, dtype)?;
+    check(name, tensor, context, dtype)?;
     let shape = tensor.shape();
     let wrong_shape =
         || DlpackError::Shape { tensor: name, found: shape.to_vec(), expected: vec![rows, cols] };
@@ -175,18 +176,19 @@ pub fn matrix(
     Ok(Checked { address, stride: Some(stride), element })
 }
 
-/// The tensor of `dtype` and `shape` without gaps that a tensor is, for the kernels' device.
+/// The tensor of `dtype` and `shape` without gaps that a tensor is, on the device of the kernels'
+/// context.
 ///
 /// # Errors
 /// [`DlpackError`] unless it is that, in the memory of that device.
 pub fn dense(
     name: &'static str,
     tensor: &TensorRef<'_>,
-    kernels: &Kernels,
+    context: &CudaContext,
     dtype: Dtype,
     shape: &[usize],
 ) -> Result<Checked, DlpackError> {
-    check(name, tensor, kernels, dtype)?;
+    check(name, tensor, context, dtype)?;
     let found = tensor.shape();
     if !found.iter().copied().eq(shape.iter().map(|&len| len as i64)) {
         let (found, expected) = (found.to_vec(), shape.to_vec());
@@ -207,10 +209,10 @@ pub fn dense(
 fn check(
     name: &'static str,
     tensor: &TensorRef<'_>,
-    kernels: &Kernels,
+    context: &CudaContext,
     dtype: Dtype,
 ) -> Result<(), DlpackError> {
-    let (found, ordinal) = (tensor.device(), kernels.context().ordinal());
+    let (found, ordinal) = (tensor.device(), context.ordinal());
     let is_on_device = match found.device_type {
         DLDeviceType::CUDA => usize::try_from(found.device_id) == Ok(ordinal),
         // Every device reads it.

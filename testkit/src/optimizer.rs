@@ -40,7 +40,7 @@ pub struct Device {
 }
 
 impl Device {
-    pub fn new() -> Self {
+    pub fn open() -> Self {
         let context = super::device::open().expect("a device");
         Self::with_kernels(&Arc::new(Kernels::load(&context).expect("kernels")))
     }

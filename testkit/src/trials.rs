@@ -1,4 +1,5 @@
-//! Runs of every op, small, and such that every predicate of its kernels matters: ragged shapes with several chunks of tokens, several strips of features and several rank tiles, rows
+//! Runs of every op, small, and such that every predicate of its kernels matters: ragged shapes
+//! with several chunks of tokens, several strips of features and several rank tiles, rows
 //! that are aligned and rows that are not, bias and none, gains and norms of zero.
 
 use std::sync::Arc;

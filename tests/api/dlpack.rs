@@ -118,11 +118,11 @@ fn a_strided_batch_goes_through_a_layer() {
     let (mut y, _) = Tensor::new(y, &[2, 3, 3], &[9, 3, 1]).export();
 
     let descriptor = x.validate().expect("a descriptor");
-    let rows = matrix("x", &descriptor, &kernels, Dtype::F32, [tokens, inputs]).expect("x");
+    let rows = matrix("x", &descriptor, kernels.context(), Dtype::F32, [tokens, inputs]).expect("x");
     let weight = weight.validate().expect("a descriptor");
-    let weight = dense("weight", &weight, &kernels, Dtype::F32, &[outputs, inputs]).expect("W");
+    let weight = dense("weight", &weight, kernels.context(), Dtype::F32, &[outputs, inputs]).expect("W");
     let written = y.validate_mut().expect("a descriptor");
-    let written = matrix("y", &written, &kernels, Dtype::F32, [tokens, outputs]).expect("y");
+    let written = matrix("y", &written, kernels.context(), Dtype::F32, [tokens, outputs]).expect("y");
     let mut workspace = Workspace::new(&kernels, &stream, &[spec], tokens).expect("memory");
     let mut layer = Layer::new(&stream, &spec).expect("memory");
     // SAFETY: the tensors have the layer's shapes, and live until the stream is read.
@@ -166,7 +166,7 @@ fn what_is_refused() {
     let good = Tensor::new(data, &[4, 6], &[6, 1]);
     let as_matrix = |tensor: Tensor<'_>| {
         let (tensor, _) = tensor.export();
-        matrix("x", &tensor.validate()?, &kernels, Dtype::F32, [4, 6])
+        matrix("x", &tensor.validate()?, kernels.context(), Dtype::F32, [4, 6])
     };
     let refused = |tensor| as_matrix(tensor).expect_err("a mistake");
     let accepted = |tensor| as_matrix(tensor).expect("a matrix");
@@ -230,9 +230,9 @@ fn what_is_refused() {
 
     let (gaps, _) = Tensor { strides: &[8, 1], ..good.clone() }.export();
     let gaps = gaps.validate().expect("a descriptor");
-    let error = dense("W", &gaps, &kernels, Dtype::F32, &[4, 6]).expect_err("gaps");
+    let error = dense("W", &gaps, kernels.context(), Dtype::F32, &[4, 6]).expect_err("gaps");
     assert!(matches!(error, DlpackError::Layout { tensor: "W", .. }), "{error:?}");
-    let error = dense("W", &gaps, &kernels, Dtype::F32, &[6, 4]).expect_err("another shape");
+    let error = dense("W", &gaps, kernels.context(), Dtype::F32, &[6, 4]).expect_err("another shape");
     assert!(matches!(error, DlpackError::Shape { tensor: "W", .. }), "{error:?}");
 }
 
@@ -242,5 +242,5 @@ fn nothing_is_nowhere() {
     let kernels = kernels();
     let (nothing, _) = Tensor::new(0, &[0, 6], &[6, 1]).export();
     let nothing = nothing.validate().expect("a descriptor");
-    matrix("x", &nothing, &kernels, Dtype::F32, [0, 6]).expect("an empty matrix");
+    matrix("x", &nothing, kernels.context(), Dtype::F32, [0, 6]).expect("an empty matrix");
 }

@@ -380,10 +380,14 @@ fn foreign_context() {
     foreign_memory_of_the_crate(&mut layer, &other);
     layer.stream = other.default_stream();
     assert!(matches!(layer.forward(TOKENS), Err(Error::ContextMismatch)));
-    // Memory is freed in the current context.
-    other.bind_to_thread().expect("the second context");
+    free(foreign, &other, &layer.kernels);
+}
+
+/// Frees what belongs to another context than the kernels': cudarc frees in the current one.
+fn free<T>(foreign: T, context: &Arc<CudaContext>, kernels: &Kernels) {
+    context.bind_to_thread().expect("the second context");
     drop(foreign);
-    layer.kernels.context().bind_to_thread().expect("the first context");
+    kernels.context().bind_to_thread().expect("the first context");
 }
 
 /// Prepared operands and workspaces are memory of a context, too.
@@ -403,9 +407,7 @@ fn foreign_memory_of_the_crate(layer: &mut Layer, other: &Arc<CudaContext>) {
     assert!(matches!(outcome, Err(Error::ContextMismatch)), "{outcome:?}");
     let workspace = std::mem::replace(&mut layer.workspace, own);
     layer.forward(TOKENS).expect("its own context");
-    other.bind_to_thread().expect("the second context");
-    drop((foreign, workspace, kernels));
-    layer.kernels.context().bind_to_thread().expect("the first context");
+    free((foreign, workspace, kernels), other, &layer.kernels);
 }
 
 fn foreign_to_the_adapter_ops(layer: &mut Layer, other: &Arc<CudaContext>) {
@@ -448,4 +450,5 @@ fn foreign_to_the_adapter_ops(layer: &mut Layer, other: &Arc<CudaContext>) {
     for outcome in [of_norm, of_step, of_change, of_merge] {
         assert!(matches!(outcome, Err(Error::ContextMismatch)), "{outcome:?}");
     }
+    free(foreign, other, &layer.kernels);
 }

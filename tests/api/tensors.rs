@@ -153,7 +153,7 @@ impl Tensors<'_> {
                 typed(self.stream, element, len).into_read().with_row_stride(stride)
             }
             Some(Mistake::Type(element)) => at(address, element),
-            Some(Mistake::Context) => typed(self.foreign, element, len).into_read(),
+            Some(Mistake::Context) => self.foreign(element, len).into_read(),
             Some(Mistake::Odd) => at(address + 1, element),
             Some(Mistake::Nowhere) => at(0, element),
             Some(Mistake::Stride(stride)) => at(address, element).with_row_stride(stride),
@@ -174,11 +174,18 @@ impl Tensors<'_> {
                 typed(self.stream, element, len).into_write().with_row_stride(stride)
             }
             Some(Mistake::Type(element)) => at(address, element),
-            Some(Mistake::Context) => typed(self.foreign, element, len).into_write(),
+            Some(Mistake::Context) => self.foreign(element, len).into_write(),
             Some(Mistake::Odd) => at(address + 1, element),
             Some(Mistake::Nowhere) => at(0, element),
             Some(Mistake::Stride(stride)) => at(address, element).with_row_stride(stride),
         }
+    }
+
+    /// A slice of another context. The kernels' is current afterwards: what a call frees is its.
+    fn foreign(&self, element: ElementType, len: usize) -> Typed {
+        let slice = typed(self.foreign, element, len);
+        self.stream.context().bind_to_thread().expect("the first context");
+        slice
     }
 
     fn base(&mut self) -> Base<'static> {
@@ -215,7 +222,6 @@ fn typed(stream: &Arc<CudaStream>, element: ElementType, len: usize) -> Typed {
     ) -> &'static mut CudaSlice<T> {
         Box::leak(Box::new(stream.alloc_zeros(len).expect("memory")))
     }
-    stream.context().bind_to_thread().expect("a context");
     match element {
         ElementType::Bf16 => Typed::Bf16(zeros(stream, len)),
         ElementType::F16 => Typed::F16(zeros(stream, len)),
@@ -583,7 +589,6 @@ fn every_tensor_of_every_op_is_checked() {
                 mistakes += 1;
                 untouched.mistake = Some((tensor, mistake));
                 let outcome = op(&mut device, &mut untouched);
-                device.kernels.context().bind_to_thread().expect("the first context");
                 if !outcome.as_ref().is_err_and(|error| is_right(error, tensor, needed, mistake)) {
                     wrong.push(format!("{name}, {tensor}: {mistake:?} gives {outcome:?}"));
                 }

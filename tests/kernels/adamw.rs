@@ -14,12 +14,12 @@ use rand::{Rng, SeedableRng};
 
 #[test]
 fn tens_of_steps() {
-    adapters().run(&mut Device::new(), 40, From::Host, Clipping::None);
+    adapters().run(&mut Device::open(), 40, From::Host, Clipping::None);
 }
 
 #[test]
 fn numbers_from_the_device() {
-    adapters().run(&mut Device::new(), 40, From::Device, Clipping::None);
+    adapters().run(&mut Device::open(), 40, From::Device, Clipping::None);
 }
 
 #[test]
@@ -27,13 +27,13 @@ fn clipped_by_the_norm() {
     // The norms of these gradients are a few tens: one of these clips always, one now and then,
     // one never.
     for max_norm in [1e-3, 45.0, 1e6] {
-        adapters().run(&mut Device::new(), 10, From::Host, Clipping::Norm(max_norm));
+        adapters().run(&mut Device::open(), 10, From::Host, Clipping::Norm(max_norm));
     }
 }
 
 #[test]
 fn buffers_off_every_boundary() {
-    let mut device = Device::new();
+    let mut device = Device::open();
     let problem = Problem { offset: 1, ..adapters() };
     problem.run(&mut device, 3, From::Host, Clipping::Norm(10.0));
     // Likewise parts that start where no vector does.
@@ -49,7 +49,7 @@ fn buffers_off_every_boundary() {
 /// More parts than one launch takes, and more chunks than the norm has CTAs.
 #[test]
 fn many_parts_and_large_ones() {
-    let mut device = Device::new();
+    let mut device = Device::open();
     let layouts = vec![layout([9, 6, 1], Norm::Output, true); 50];
     let problem = Problem::of_adapters(&layouts, AdapterGroups::default());
     assert_eq!(problem.parts.len(), 200);
@@ -65,7 +65,7 @@ fn whole(len: usize) -> Vec<OptimizerPart> {
 
 #[test]
 fn norms() {
-    let mut device = Device::new();
+    let mut device = Device::open();
     let mut random = StdRng::seed_from_u64(fresh_seed());
     for scale in [1.0, 1e-30, 1e30f32] {
         let gradients: Vec<f32> =
@@ -88,7 +88,7 @@ fn norms() {
 /// A norm that is NaN is not taken for a small one.
 #[test]
 fn a_norm_that_is_nan_shows() {
-    let device = Device::new();
+    let device = Device::open();
     let (mut parameters, gradients) = (device.upload(&[1.0; 4]), device.upload(&[1.0; 4]));
     let mut moments = [0, 1].map(|_| device.upload(&[0.0; 4]));
     let norm = device.upload(&[f32::NAN]);
@@ -169,7 +169,7 @@ fn a_captured_step() {
 
 #[test]
 fn bad_inputs() {
-    let mut device = Device::new();
+    let mut device = Device::open();
     let buffer = || device.upload(&[0.0; 16]);
     let (one, two) = (device.upload(&[1.0]), device.upload(&[1.0; 2]));
     let (mut parameters, gradients, mut exp_avg, mut exp_avg_sq) =

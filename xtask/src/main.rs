@@ -41,9 +41,9 @@ The project's commands:
       fixed limits, and fail where one is exceeded. JSON and Markdown in target/limits; --write puts
       the tables into a document. Arguments go to the laboratory's `limits`. Also: evidence.
   cargo xtask mutate [--since REVISION | FILE…]
-      All mutants of the kernels: every barrier, predicate and initialisation is dropped in turn, and
-      someone must notice. With names of files in kernels/, such as common/schedule/split_k.cuh, theirs alone;
-      with --since alone, those of files that differ from REVISION.
+      All mutants of the kernels: each barrier, predicate and initialisation is dropped in turn, and a
+      test must notice. Names of files in kernels/, such as common/schedule/split_k.cuh, choose their
+      mutants alone; --since alone chooses those of files that differ from REVISION.
   cargo xtask replay CASE.safetensors… [ARGUMENTS…]
       Run layers from case files, and compare them with what the files expect.
   cargo xtask nvrtc [--major 12|13]
