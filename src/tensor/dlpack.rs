@@ -5,9 +5,9 @@
 //! `validate_mut` of a tensor that an op writes). [`matrix`] and [`dense`] check that the tensor is
 //! what an op takes; [`Checked::read`] and [`Checked::write`] then make an argument of it.
 
+use cudarc::driver::CudaContext;
 pub use dlpark;
 use dlpark::TensorRef;
-use cudarc::driver::CudaContext;
 use dlpark::ffi::{DLDataType, DLDataTypeCode, DLDevice, DLDeviceType};
 
 use super::check::check_stride;

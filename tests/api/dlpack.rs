@@ -118,11 +118,14 @@ fn a_strided_batch_goes_through_a_layer() {
     let (mut y, _) = Tensor::new(y, &[2, 3, 3], &[9, 3, 1]).export();
 
     let descriptor = x.validate().expect("a descriptor");
-    let rows = matrix("x", &descriptor, kernels.context(), Dtype::F32, [tokens, inputs]).expect("x");
+    let rows =
+        matrix("x", &descriptor, kernels.context(), Dtype::F32, [tokens, inputs]).expect("x");
     let weight = weight.validate().expect("a descriptor");
-    let weight = dense("weight", &weight, kernels.context(), Dtype::F32, &[outputs, inputs]).expect("W");
+    let weight =
+        dense("weight", &weight, kernels.context(), Dtype::F32, &[outputs, inputs]).expect("W");
     let written = y.validate_mut().expect("a descriptor");
-    let written = matrix("y", &written, kernels.context(), Dtype::F32, [tokens, outputs]).expect("y");
+    let written =
+        matrix("y", &written, kernels.context(), Dtype::F32, [tokens, outputs]).expect("y");
     let mut workspace = Workspace::new(&kernels, &stream, &[spec], tokens).expect("memory");
     let mut layer = Layer::new(&stream, &spec).expect("memory");
     // SAFETY: the tensors have the layer's shapes, and live until the stream is read.
@@ -232,7 +235,8 @@ fn what_is_refused() {
     let gaps = gaps.validate().expect("a descriptor");
     let error = dense("W", &gaps, kernels.context(), Dtype::F32, &[4, 6]).expect_err("gaps");
     assert!(matches!(error, DlpackError::Layout { tensor: "W", .. }), "{error:?}");
-    let error = dense("W", &gaps, kernels.context(), Dtype::F32, &[6, 4]).expect_err("another shape");
+    let error =
+        dense("W", &gaps, kernels.context(), Dtype::F32, &[6, 4]).expect_err("another shape");
     assert!(matches!(error, DlpackError::Shape { tensor: "W", .. }), "{error:?}");
 }
 
