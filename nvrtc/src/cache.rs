@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime};
 
 use crate::{Nvrtc, NvrtcError, Source, user_cache};
 
-/// The environment variable that names the folder of the cache, or turns it off with [`OFF`].
+/// The environment variable that names the folder of the cache, or turns it off with `off`.
 pub const ENV_CACHE: &str = "FUSED_DORA_CACHE";
 const OFF: &str = "off";
 
