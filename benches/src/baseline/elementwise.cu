@@ -22,9 +22,9 @@
 #include "common/schedule/reduce.cuh"
 
 constexpr int kElements = 8;             // of a thread
-constexpr int kTile = 64;                // rows and columns of a tile that is transposed
+constexpr int kTransposeTile = 64;       // rows and columns of a tile that is transposed
 constexpr int kStrip = kWarpSize * kElements;  // columns that a CTA sums
-static_assert(kThreads % kWarpSize == 0 && kTile % kElements == 0, "whole warps and vectors");
+static_assert(kThreads % kWarpSize == 0 && kTransposeTile % kElements == 0, "whole warps and vectors");
 
 // ---- helpers ----------------------------------------------------------------------------------
 
@@ -99,11 +99,11 @@ __device__ __forceinline__ void multiply_along(const T* a, const float* factors,
 // CTA takes one tile of a [rows, cols].
 template <typename T, typename F>
 __device__ __forceinline__ void for_each_transposed(const T* a, int rows, int cols, F visit) {
-    __shared__ float tile[kTile][kTile + 1];
-    const int top = blockIdx.y * kTile, left = blockIdx.x * kTile;
-    constexpr int kVectors = kTile / kElements;
+    __shared__ float tile[kTransposeTile][kTransposeTile + 1];
+    const int top = blockIdx.y * kTransposeTile, left = blockIdx.x * kTransposeTile;
+    constexpr int kVectors = kTransposeTile / kElements;
 #pragma unroll
-    for (int i = threadIdx.x; i < kTile * kVectors; i += kThreads) {
+    for (int i = threadIdx.x; i < kTransposeTile * kVectors; i += kThreads) {
         const int row = i / kVectors, col = i % kVectors * kElements;
         if (top + row >= rows || left + col >= cols) continue;
         float v[kElements];
@@ -113,7 +113,7 @@ __device__ __forceinline__ void for_each_transposed(const T* a, int rows, int co
     }
     __syncthreads();
 #pragma unroll
-    for (int i = threadIdx.x; i < kTile * kVectors; i += kThreads) {
+    for (int i = threadIdx.x; i < kTransposeTile * kVectors; i += kThreads) {
         const int col = i / kVectors, row = i % kVectors * kElements;
         if (top + row >= rows || left + col >= cols) continue;
         float v[kElements];
