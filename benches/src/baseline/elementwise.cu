@@ -24,7 +24,8 @@
 constexpr int kElements = 8;             // of a thread
 constexpr int kTransposeTile = 64;       // rows and columns of a tile that is transposed
 constexpr int kStrip = kWarpSize * kElements;  // columns that a CTA sums
-static_assert(kThreads % kWarpSize == 0 && kTransposeTile % kElements == 0, "whole warps and vectors");
+static_assert(kThreads % kWarpSize == 0, "whole warps");
+static_assert(kTransposeTile % kElements == 0, "whole vectors");
 
 // ---- helpers ----------------------------------------------------------------------------------
 
