@@ -249,6 +249,7 @@ pub unsafe extern "C" fn fused_dora_forward(
         let (mut call, io) = (Call::new(layer, workspace, stream)?, given("io", io)?);
         let layer = call.layer.read();
         let io = io.arguments(layer.spec())?;
+        call.layer.check_bias(&layer)?;
         Ok(layer.forward(&call.layer.kernels, &call.stream, &mut call.workspace, io)?)
     })
 }
@@ -269,6 +270,7 @@ pub unsafe extern "C" fn fused_dora_backward(
         let (mut call, io) = (Call::new(layer, workspace, stream)?, given("io", io)?);
         let layer = call.layer.read();
         let io = io.arguments(layer.spec())?;
+        call.layer.check_bias(&layer)?;
         Ok(layer.backward(&call.layer.kernels, &call.stream, &mut call.workspace, io)?)
     })
 }
@@ -420,6 +422,15 @@ impl Workspace {
 }
 
 impl Layer {
+    /// Whether a trained bias has been prepared. A plain linear layer needs nothing else prepared, and
+    /// the ops cannot see that it trains one.
+    fn check_bias(&self, layer: &fused_dora::Layer) -> Result<(), fused_dora::Error> {
+        match self.trains_bias && !layer.prepared().has_bias() {
+            true => Err(fused_dora::Error::NotPrepared { problem: "have not been computed yet" }),
+            false => Ok(()),
+        }
+    }
+
     fn read(&self) -> RwLockReadGuard<'_, fused_dora::Layer> {
         self.layer.read().unwrap_or_else(PoisonError::into_inner)
     }

@@ -33,7 +33,7 @@ Runs the mutants of the kernels: someone must notice each of them.
 
 Usage: mutate [FILE…]
 
-  FILE    a file of kernels/, such as common/parts.cuh, whose mutants run (all files)
+  FILE    a file of kernels/, such as common/schedule/split_k.cuh, whose mutants run (all files)
   --help  print this
 
 Exit codes: 0 all were noticed, 1 a problem, 2 bad arguments.
