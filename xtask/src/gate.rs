@@ -76,7 +76,10 @@ pub(crate) fn test(since: Option<&str>) -> Result<(), Failure> {
         steps.step("NVRTC", || nvrtc::provide(None))?;
         steps.step("nvdisasm", nvdisasm::provide)?;
         steps.step("build", || build(None)?.check(true))?;
-        steps.step("tests' build", || run("the build", tests(&ALL).arg("--no-run")))?;
+        steps.step("tests' build", || {
+            let runner: &[&str] = if has_nextest() { &["nextest", "run"] } else { &["test"] };
+            run("the build", cargo(runner).arg("--no-run").args(ALL))
+        })?;
         steps.step("tests", || {
             let mut tests = tests(&ALL);
             if has_nextest() && changed.as_ref().is_some_and(|changed| !changed.sample) {
