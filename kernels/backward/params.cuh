@@ -4,7 +4,7 @@
 #include "common/dora/dropout.cuh"
 #include "common/schedule/tile_queue.cuh"
 #include "common/schedule/reduce.cuh"
-#include "common/tile/tile.cuh"
+#include "common/tile/weight.cuh"
 
 // Output features of a strip of dY, in 16 bit and in f32.
 constexpr int kStrip16Bit = 128, kStripF32 = 64;
@@ -22,7 +22,7 @@ struct BackwardParams {
     const void* grad_output;    // dY
     const void* output;         // y, or z with PEFT's dropout; axis output only
     const void* x;
-    const void* weight;
+    WeightData weight;
     const void* bias;           // null: no bias
     const void* h;
     const void* a;
@@ -80,8 +80,8 @@ struct BackwardParams {
                              : Matrix<T>::strided(grad_output, tokens, out_features, grad_stride);
     }
     template <typename T>
-    __device__ __forceinline__ Matrix<T> weights() const {
-        return Matrix<T>::dense(weight, out_features, in_features);
+    __device__ __forceinline__ Weight<T> weights() const {
+        return Weight<T>::of(weight, out_features, in_features);
     }
     template <typename T>
     __device__ __forceinline__ Matrix<T> projected() const {

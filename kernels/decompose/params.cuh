@@ -1,12 +1,12 @@
 // What `decompose` reads, and the sizes that Rust plans with.
 #pragma once
 
-#include "common/ptx/types.cuh"
+#include "common/tile/weight.cuh"
 
 constexpr int kMoments = 3;  // a, b, e
 
 struct DecomposeParams {
-    const void* weight;
+    WeightData weight;
     const void* changed;     // W_t; null: the adapter's
     const float* lora_a;
     const float* lora_b;

@@ -36,14 +36,19 @@ struct Change {
     double w[4], d[4];
 };
 
-template <typename T>
-__device__ __forceinline__ void load_doubles(const DecomposeParams& p, const void* matrix, int row,
-                                             int col, double (&out)[4]) {
-    const T* from = static_cast<const T*>(matrix) + i64(row) * p.in_features;
-    const Quad<T> quad = p.aligned ? load_quad<true>(from, col, p.in_features)
-                                   : load_quad<false>(from, col, p.in_features);
+// MATRIX: Weight<T>, or a Matrix.
+template <typename MATRIX>
+__device__ __forceinline__ void load_doubles(bool aligned, const MATRIX& matrix, int row, int col,
+                                             double (&out)[4]) {
+    const auto quad = aligned ? load_quad<true>(matrix, row, col)
+                              : load_quad<false>(matrix, row, col);
 #pragma unroll
     for (int e = 0; e < 4; ++e) out[e] = to_float(quad.values[e]);
+}
+
+template <typename T>
+__device__ __forceinline__ Matrix<T> changed_of(const DecomposeParams& p) {
+    return Matrix<T>::dense(p.changed, p.out_features, p.in_features);
 }
 
 // W and D at (row0 + r, col0 + c), zero beyond the matrix.
@@ -54,13 +59,14 @@ __device__ __forceinline__ Change load_change(const DecomposeParams& p,
     const int row = row0 + r, col = col0 + c;
     Change change = {};
     if (row >= p.out_features || col >= p.in_features) return change;
-    load_doubles<T>(p, p.weight, row, col, change.w);
+    load_doubles(p.aligned, Weight<T>::of(p.weight, p.out_features, p.in_features), row, col,
+                 change.w);
     if (p.changed) {
         // The dtype of W_t is chosen here, that of W by the entry point.
         switch (p.changed_dtype) {
-            case 0: load_doubles<bf16>(p, p.changed, row, col, change.d); break;
-            case 1: load_doubles<f16>(p, p.changed, row, col, change.d); break;
-            default: load_doubles<float>(p, p.changed, row, col, change.d);
+            case 0: load_doubles(p.aligned, changed_of<bf16>(p), row, col, change.d); break;
+            case 1: load_doubles(p.aligned, changed_of<f16>(p), row, col, change.d); break;
+            default: load_doubles(p.aligned, changed_of<float>(p), row, col, change.d);
         }
 #pragma unroll
         for (int e = 0; e < 4; ++e) change.d[e] -= change.w[e];

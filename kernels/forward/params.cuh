@@ -3,7 +3,7 @@
 
 #include "common/dora/dropout.cuh"
 #include "common/schedule/tile_queue.cuh"
-#include "common/tile/tile.cuh"
+#include "common/tile/weight.cuh"
 
 // Tokens and ranks of a tile of H.
 constexpr int kLowRankTokens = 64, kLowRankRanks = 64;
@@ -13,7 +13,7 @@ constexpr int kGroupsInFlight = 2;
 
 struct ForwardParams {
     const void* x;
-    const void* weight;
+    WeightData weight;
     const void* a;
     const void* sb;
     const void* bias;   // null: no bias
@@ -49,8 +49,8 @@ struct ForwardParams {
                                   x_scaled ? in_features : x_stride);
     }
     template <typename T>
-    __device__ __forceinline__ Matrix<T> weights() const {
-        return Matrix<T>::dense(weight, out_features, in_features);
+    __device__ __forceinline__ Weight<T> weights() const {
+        return Weight<T>::of(weight, out_features, in_features);
     }
     template <typename T>
     __device__ __forceinline__ Matrix<T> hidden() const {

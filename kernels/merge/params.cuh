@@ -1,12 +1,12 @@
 // What `merge` and `unmerge` read, and the sizes that Rust plans with.
 #pragma once
 
-#include "common/ptx/types.cuh"
+#include "common/tile/weight.cuh"
 
 constexpr int kSums = 3;  // ΣΔ², ΣE², ΣE·Δ
 
 struct MergeParams {
-    const void* source;
+    WeightData weight;       // W; `unmerge`: W', which is dense
     void* target;
     const float* lora_a;
     const float* lora_b;

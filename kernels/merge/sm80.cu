@@ -36,17 +36,17 @@ __device__ __forceinline__ OUT merge_element(float w, float low_rank, float g, S
 }
 
 // One tile of the target, from one of the source and of s·B·A.
-template <bool UNMERGE, bool ALIGNED, typename IN, typename OUT>
-__device__ __forceinline__ void convert_tile(const MergeParams& p, const LowRankTile& low_rank,
-                                             int row0, int col0, Sums& sums) {
+template <bool UNMERGE, bool ALIGNED, typename OUT, typename SOURCE>
+__device__ __forceinline__ void convert_tile(const MergeParams& p, const SOURCE& source,
+                                             const LowRankTile& low_rank, int row0, int col0,
+                                             Sums& sums) {
     constexpr int kQuads = kTile / 4, kRows = kThreads / kQuads;  // of a row; at a time
     const int c = threadIdx.x % kQuads * 4, col = col0 + c;
     if (col >= p.in_features) return;
     const int rows = min(kTile, p.out_features - row0);
     for (int r = threadIdx.x / kQuads; r < rows; r += kRows) {
         const i64 at = i64(row0 + r) * p.in_features;
-        const Quad<IN> in = load_quad<ALIGNED>(static_cast<const IN*>(p.source) + at, col,
-                                               p.in_features);
+        const auto in = load_quad<ALIGNED>(source, row0 + r, col);
         const Quad<float> gains =
             load_gains<ALIGNED>(p.gain, p.gain_on_input, row0 + r, col, p.in_features);
         Quad<OUT> out;
@@ -64,16 +64,23 @@ __device__ __forceinline__ void convert_tile(const MergeParams& p, const LowRank
     }
 }
 
+// W; to be unmerged: W'.
+template <bool UNMERGE, typename T, typename MERGED>
+__device__ __forceinline__ auto source_of(const MergeParams& p) {
+    if constexpr (UNMERGE) {
+        return Matrix<MERGED>::dense(p.weight.elements, p.out_features, p.in_features);
+    } else {
+        return Weight<T>::of(p.weight, p.out_features, p.in_features);
+    }
+}
+
 template <bool UNMERGE, typename T, typename MERGED>
 __device__ __forceinline__ void convert_tile(const MergeParams& p, const LowRankTile& low_rank,
                                              int row0, int col0, Sums& sums) {
-    if constexpr (UNMERGE) {
-        p.aligned ? convert_tile<true, true, MERGED, T>(p, low_rank, row0, col0, sums)
-                  : convert_tile<true, false, MERGED, T>(p, low_rank, row0, col0, sums);
-    } else {
-        p.aligned ? convert_tile<false, true, T, MERGED>(p, low_rank, row0, col0, sums)
-                  : convert_tile<false, false, T, MERGED>(p, low_rank, row0, col0, sums);
-    }
+    using OUT = Select<UNMERGE, T, MERGED>;
+    const auto source = source_of<UNMERGE, T, MERGED>(p);
+    p.aligned ? convert_tile<UNMERGE, true, OUT>(p, source, low_rank, row0, col0, sums)
+              : convert_tile<UNMERGE, false, OUT>(p, source, low_rank, row0, col0, sums);
 }
 
 // All tiles of this CTA; the sums over them, partial and then complete.

@@ -1,7 +1,7 @@
 // What both launches of `norm_gradient` read, and the sizes that Rust plans with.
 #pragma once
 
-#include "common/ptx/types.cuh"
+#include "common/tile/weight.cuh"
 
 // Columns of W that a CTA takes, in 16 bit and in f32, and rows of a tile.
 constexpr int kStrip16Bit = 128, kStripF32 = 64;
@@ -13,7 +13,7 @@ constexpr int kGramTile = 32;     // ranks along both sides of a tile of a Gram 
 constexpr int kFinishFeatures = 64, kFinishRanks = 16;
 
 struct NormGradientParams {
-    const void* weight;
+    WeightData weight;
     const float* lora_a;
     const float* lora_b;
     const float* gain;            // g

@@ -63,18 +63,18 @@ struct Shared {
     static constexpr int kStrip = kIsFloat<T> ? kStripF32 : kStrip16Bit;
     static constexpr int kRows = ::kRows;
     static constexpr int kStages = 3;
-    using Weight = SharedTile<T, kRows, kStrip>;
+    using WeightTile = SharedTile<T, kRows, kStrip>;
     // Ranks by k-steps, of every 16 columns or rows of W.
     using FactorA = Tf32Tile<kStrip>;
     using FactorB = Tf32Tile<kRows>;
     static constexpr int kFactorBytes = FactorA::kBytes + FactorB::kBytes;
-    static constexpr int kBytes = kStages * (Weight::kBytes + kRows * sizeof(float)) +
+    static constexpr int kBytes = kStages * (WeightTile::kBytes + kRows * sizeof(float)) +
                                   kFactorBytes + kStrip * sizeof(float);
 
     unsigned char* memory;
 
-    __device__ __forceinline__ Weight weight(int stage) const {
-        return Weight(memory + stage * Weight::kBytes);
+    __device__ __forceinline__ WeightTile weight(int stage) const {
+        return WeightTile(memory + stage * WeightTile::kBytes);
     }
     __device__ __forceinline__ FactorA a() const { return FactorA(weight(kStages).data); }
     __device__ __forceinline__ FactorB b() const {
@@ -197,7 +197,7 @@ __device__ __forceinline__ void contract_weight(const NormGradientParams& p,
     const int begin = blockIdx.y * p.chunk, end = min(p.out_features, begin + p.chunk);
     const int ranks = min(kRankTile, p.padded_rank - rank0);
     // Rows end with the chunk, so that a tile never reaches into the next one.
-    const auto weight = Matrix<T>::dense(p.weight, end, p.in_features);
+    const auto weight = Weight<T>::of(p.weight, end, p.in_features);
     const auto lora_a = Matrix<float>::dense(p.lora_a, p.rank, p.in_features);
     const auto lora_b = Matrix<float>::dense(p.lora_b, end, p.rank);
     if (threadIdx.x < Shared<T>::kStrip) {

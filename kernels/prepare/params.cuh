@@ -1,7 +1,7 @@
 // What `prepare` reads, and the sizes that Rust plans with.
 #pragma once
 
-#include "common/ptx/types.cuh"
+#include "common/tile/weight.cuh"
 
 constexpr int kStrip = kTile;  // features whose norm one CTA computes; also a tile's depth
 
@@ -10,7 +10,7 @@ constexpr int kStrip = kTile;  // features whose norm one CTA computes; also a t
 enum class Part : int { kWhole, kSquares, kGains };
 
 struct PrepareParams {
-    const void* weight;
+    WeightData weight;
     const float* lora_a;
     const float* lora_b;
     const float* magnitude;  // m, or null where magnitude_out is given

@@ -25,13 +25,13 @@
 template <typename T>
 struct Shared {
     static constexpr int kStages = kIsFloat<T> ? 2 : 3;
-    using Weight = SharedTile<T, kStrip, kStrip>;
-    static constexpr int kBytes = kStages * Weight::kBytes + 2 * FactorTile::kBytes;
+    using WeightTile = SharedTile<T, kStrip, kStrip>;
+    static constexpr int kBytes = kStages * WeightTile::kBytes + 2 * FactorTile::kBytes;
 
     unsigned char* memory;
 
-    __device__ __forceinline__ Weight weight(int stage) const {
-        return Weight(memory + stage * Weight::kBytes);
+    __device__ __forceinline__ WeightTile weight(int stage) const {
+        return WeightTile(memory + stage * WeightTile::kBytes);
     }
     __device__ __forceinline__ FactorTile b() const { return FactorTile(weight(kStages).data); }
     __device__ __forceinline__ FactorTile a() const {
@@ -69,7 +69,7 @@ template <bool ON_INPUT, typename T>
 __device__ __forceinline__ void square_sums(const PrepareParams& p, const Shared<T>& shared,
                                             int first, int end, SquareSums& sums) {
     constexpr int kFeatures = ON_INPUT ? LowRankMma::kCols : LowRankMma::kRows;
-    const auto weight = Matrix<T>::dense(p.weight, p.out_features, p.in_features);
+    const auto weight = Weight<T>::of(p.weight, p.out_features, p.in_features);
     const int strip0 = blockIdx.x * kStrip;
     const auto row0 = [&](int step) { return ON_INPUT ? first + step * kStrip : strip0; };
     const auto col0 = [&](int step) { return ON_INPUT ? strip0 : first + step * kStrip; };
@@ -142,12 +142,12 @@ __device__ __forceinline__ float careful_value(const PrepareParams& p, float w, 
 template <typename T>
 __device__ __noinline__ float careful_square_sum(const PrepareParams& p, int feature, int begin,
                                                  int end) {
+    const auto weight = Weight<T>::of(p.weight, p.out_features, p.in_features);
     float squares = 0.0f;
     for (int along = begin; along < end; ++along) {
         const int row = p.norm_on_input ? along : feature;
         const int col = p.norm_on_input ? feature : along;
-        const T w = static_cast<const T*>(p.weight)[i64(row) * p.in_features + col];
-        const float v = careful_value(p, to_float(w), row, col);
+        const float v = careful_value(p, to_float(load_element(weight, row, col)), row, col);
         squares = fmaf(v, v, squares);
     }
     return squares;

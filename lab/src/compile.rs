@@ -1,18 +1,18 @@
-//! The kernels as device code.
+//! The kernels as device code, which ptxas makes of the PTX that ships, as a driver does.
 
 use std::error::Error;
 use std::fs;
-use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
+use fused_dora_cuda_tools::Tool;
 use fused_dora_nvrtc::{Cache, Image, KernelFolder, Nvrtc};
 use fused_dora_testkit::bench::record::target_folder;
-use tempfile::NamedTempFile;
+use tempfile::TempDir;
 
-use crate::resources::{Resources, options, read_log};
+use crate::resources::{Resources, read_log};
 
 /// The device code of one kernel file, for one dtype where it has entry points per dtype.
 pub struct Compiled {
@@ -27,6 +27,7 @@ pub struct Compiled {
 /// receives how many compilations there are, and when one is done.
 pub fn folder(
     nvrtc: &Nvrtc,
+    ptxas: &Tool,
     kernels: &Path,
     architectures: &[&'static str],
     wanted: impl Fn(&str, &str) -> bool,
@@ -48,7 +49,7 @@ pub fn folder(
     let (next, results) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
     let work = || {
         while let Some((image, architecture)) = jobs.get(next.fetch_add(1, Ordering::Relaxed)) {
-            let result = one(nvrtc, &cache, image, architecture, out);
+            let result = one(nvrtc, ptxas, &cache, image, architecture, out);
             done(jobs.len());
             results.lock().unwrap_or_else(|poison| poison.into_inner()).push(result);
         }
@@ -64,32 +65,33 @@ pub fn folder(
 
 fn one(
     nvrtc: &Nvrtc,
+    ptxas: &Tool,
     cache: &Cache,
     image: &Image<'_>,
     architecture: &'static str,
     out: &Path,
 ) -> Result<Compiled, String> {
-    let mut options = options(architecture).to_vec();
     let dtype = image.dtype;
-    options.extend(dtype.map(|dtype| format!("--define-macro=FUSED_DORA_DTYPE={dtype}")));
-    let options: Vec<&str> = options.iter().map(String::as_str).collect();
     let file = image.file.to_owned();
-    let (log, code) = cache
-        .device_code(nvrtc, &image.source(), &options)
+    let options = image.ptx_options();
+    let options: Vec<&str> = options.iter().map(String::as_str).collect();
+    let ptx = cache
+        .ptx(nvrtc, &image.source(), &options)
         .map_err(|error| format!("{file} for {architecture}: {error}"))?;
     let name =
         format!("{}-{}-{architecture}", file.replace(['.', '/'], "_"), dtype.unwrap_or("all"));
+    let folder = TempDir::new_in(out)
+        .map_err(|error| format!("{} cannot be written: {error}", out.display()))?;
+    let [source, made] = ["ptx", "cubin"].map(|kind| folder.path().join(format!("{name}.{kind}")));
+    let cannot = |path: &Path, error| format!("{} cannot be written: {error}", path.display());
+    fs::write(&source, ptx).map_err(|error| cannot(&source, error))?;
+    let to = made.to_str().ok_or_else(|| format!("{}: a name in UTF-8", made.display()))?;
+    let target = format!("--gpu-name={architecture}");
+    let output = ptxas.run(&["--verbose", &target, "--output-file", to], &source)?;
+    let log = [output.stdout, output.stderr].concat();
     let cubin = out.join(format!("{name}.cubin"));
-    write(out, &cubin, &code)
-        .map_err(|error| format!("{name} cannot be written to {}: {error}", out.display()))?;
-    let resources = read_log(&log, architecture);
+    // At once: other programs may do and read the same.
+    fs::rename(&made, &cubin).map_err(|error| cannot(&cubin, error))?;
+    let resources = read_log(&String::from_utf8_lossy(&log), architecture);
     Ok(Compiled { file, dtype, architecture, resources, cubin })
-}
-
-/// Writes a file at once: other programs may do and read the same.
-fn write(folder: &Path, path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let mut file = NamedTempFile::new_in(folder)?;
-    file.write_all(bytes)?;
-    file.persist(path)?;
-    Ok(())
 }

@@ -196,7 +196,7 @@ impl Kernels {
         let shape = matrix(spec.outputs(), spec.inputs());
         let weight = t.weight_placed("weight", weight, shape)?;
         let params = DecomposeParams {
-            weight: weight.address,
+            weight: weight.data,
             result: t.write_as(ElementType::F64, "result", result, result_shape())?.address,
             partials: scratch.region(plan.partials),
             strip_sums: scratch.region(plan.strip_sums),

@@ -10,7 +10,9 @@ use crate::error::{During, Error, Result};
 use crate::params::common::TILE;
 use crate::params::merge::{MergeParams, SUMS};
 use crate::spec::{DoraSpec, Norm};
-use crate::tensor::{ElementType, Placed, Read, Tensors, Weight, Write, check_len, matrix, vector};
+use crate::tensor::{
+    ElementType, Placed, PlacedWeight, Read, Tensors, Weight, Write, check_len, matrix, vector,
+};
 
 const MERGE: Kernel = Kernel::new("merge", "merge");
 const UNMERGE: Kernel = Kernel::new("merge", "unmerge");
@@ -158,7 +160,8 @@ impl Kernels {
         let shape = matrix(spec.outputs(), spec.inputs());
         let weight = t.write_as(merged, "weight", &mut io.weight, shape)?;
         let report = report(&mut t, &mut report_to)?;
-        let weights = Weights { kernel: MERGE, source: weight, target: weight, merged, report };
+        let weights =
+            Weights { kernel: MERGE, source: weight.into(), target: weight, merged, report };
         self.convert(stream, spec, prepared, workspace, (&io.lora_a, &io.lora_b), t, weights)
     }
 
@@ -191,7 +194,7 @@ impl Kernels {
             t.read_as(merged, "merged", &io.merged, shape)?,
             t.write_as(spec.dtype().into(), "weight", &mut io.weight, shape)?,
         );
-        let weights = Weights { kernel: UNMERGE, source, target, merged, report: 0 };
+        let weights = Weights { kernel: UNMERGE, source: source.into(), target, merged, report: 0 };
         self.convert(stream, spec, prepared, workspace, (&io.lora_a, &io.lora_b), t, weights)
     }
 
@@ -212,7 +215,7 @@ impl Kernels {
         let shape = matrix(spec.outputs(), spec.inputs());
         let weight = t.write_as(merged, "weight", &mut io.weight, shape)?;
         let weights =
-            Weights { kernel: UNMERGE, source: weight, target: weight, merged, report: 0 };
+            Weights { kernel: UNMERGE, source: weight.into(), target: weight, merged, report: 0 };
         self.convert(stream, spec, prepared, workspace, (&io.lora_a, &io.lora_b), t, weights)
     }
 
@@ -234,7 +237,7 @@ impl Kernels {
             value: merged.to_string(),
             requirement: "bf16, f16 or f32",
         })?;
-        if source.address == target.address && merged_dtype != spec.dtype() {
+        if source.data.elements == target.address && merged_dtype != spec.dtype() {
             return Err(Error::InvalidSpec {
                 parameter: "merged_dtype",
                 value: merged.to_string(),
@@ -250,7 +253,7 @@ impl Kernels {
             check_gains(&t, spec, gain)?;
         }
         let params = MergeParams {
-            source: source.address,
+            weight: source.data,
             target: target.address,
             lora_a: lora_a.address,
             lora_b: lora_b.address,
@@ -278,7 +281,7 @@ impl Kernels {
 /// What differs between the merges and the unmerges.
 struct Weights {
     kernel: Kernel,
-    source: Placed,
+    source: PlacedWeight,
     target: Placed,
     /// The type of W'.
     merged: ElementType,

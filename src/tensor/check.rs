@@ -7,6 +7,7 @@ use cudarc::driver::{
 use super::{ElementType, Memory, MemoryMut, Read, Weight, WeightFormat, Write};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
+use crate::params::common::WeightData;
 use crate::spec::MAX_DIMENSION;
 
 /// Rows that start at multiples of this many bytes, and are multiples of it long, are moved by
@@ -45,6 +46,23 @@ impl Placed {
     /// Whether the first element is at a 16-byte boundary.
     pub(crate) const fn starts_aligned(&self) -> bool {
         self.address.is_multiple_of(VECTOR_BYTES as u64)
+    }
+}
+
+/// W on the device, checked.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct PlacedWeight {
+    /// As kernels take it.
+    pub(crate) data: WeightData,
+    /// As of a matrix's rows: see [`Placed`].
+    pub(crate) aligned: bool,
+    pub(crate) starts_at_quads: bool,
+}
+
+impl From<Placed> for PlacedWeight {
+    /// A matrix.
+    fn from(Placed { address, aligned, starts_at_quads, .. }: Placed) -> Self {
+        Self { data: WeightData { elements: address }, aligned, starts_at_quads }
     }
 }
 
@@ -94,10 +112,10 @@ impl<'t> Tensors<'t> {
         tensor: &'static str,
         weight: &'t Weight<'_>,
         shape: Shape,
-    ) -> Result<u64> {
+    ) -> Result<WeightData> {
         let placed = self.weight_placed(tensor, weight, shape)?;
         self.aligned &= placed.aligned;
-        Ok(placed.address)
+        Ok(placed.data)
     }
 
     /// W, for an op that asks less of its alignment. It does not count for
@@ -107,9 +125,9 @@ impl<'t> Tensors<'t> {
         tensor: &'static str,
         weight: &'t Weight<'_>,
         shape: Shape,
-    ) -> Result<Placed> {
+    ) -> Result<PlacedWeight> {
         let WeightFormat::Dense(matrix) = &weight.0;
-        self.read_as(self.element, tensor, matrix, shape)
+        Ok(self.read_as(self.element, tensor, matrix, shape)?.into())
     }
 
     /// A contiguous matrix of the layer's dtype.

@@ -17,7 +17,7 @@ use cudarc::driver::{CudaSlice, CudaView, CudaViewMut};
 pub use crate::dtype::ElementType;
 
 pub(crate) use check::{
-    Dim, Need, Placed, Tensors, check_context, check_given, check_len, matrix, vector,
+    Dim, Need, Placed, PlacedWeight, Tensors, check_context, check_given, check_len, matrix, vector,
 };
 pub use element::{Element, TensorElement};
 pub(crate) use memory::{Memory, MemoryMut};

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use crate::nvdisasm;
+use crate::cuda_tools;
 use crate::nvrtc::{self, ENV_LIBRARY};
 use crate::steps::{Steps, cargo, run, target_folder, workspace};
 use crate::{Failure, usage};
@@ -35,6 +35,9 @@ const ALL: [&str; 3] = [
 
 /// The test that runs a sample of the kernels' mutants.
 const MUTANT_SAMPLE: &str = "every_mutant_of_a_sample_is_noticed";
+
+/// The test of the limits.
+const LIMITS: &str = "all_lines_hold";
 
 /// What that sample is about, kernels aside.
 const MUTATION_SOURCES: [&str; 4] = ["emulator", "lab", "mutants", "testkit"];
@@ -74,7 +77,7 @@ pub(crate) fn test(since: Option<&str>) -> Result<(), Failure> {
     Steps::run(|steps| {
         let changed = since.map(changed_since).transpose()?;
         steps.step("NVRTC", || nvrtc::provide(None))?;
-        steps.step("nvdisasm", nvdisasm::provide)?;
+        steps.step("ptxas and nvdisasm", cuda_tools::provide)?;
         steps.step("build", || build(None)?.check(true))?;
         steps.step("tests' build", || {
             let runner: &[&str] = if has_nextest() { &["nextest", "run"] } else { &["test"] };
@@ -113,7 +116,7 @@ pub(crate) fn test(since: Option<&str>) -> Result<(), Failure> {
 pub(crate) fn soak() -> Result<(), Failure> {
     Steps::run(|steps| {
         steps.step("NVRTC", || nvrtc::provide(None))?;
-        steps.step("nvdisasm", nvdisasm::provide)?;
+        steps.step("ptxas and nvdisasm", cuda_tools::provide)?;
         steps.step("build", || build(None)?.check(true))?;
         steps.step("limits on all architectures", || {
             run("the limits", &mut Command::new(built("limits")))
@@ -139,7 +142,12 @@ pub(crate) fn soak() -> Result<(), Failure> {
             steps
                 .step(&format!("kernels by NVRTC {major}"), || build(Some(&folder))?.check(true))?;
             steps.step(&format!("tests with NVRTC {major}"), || {
-                run("the tests", tests(&ALL).env(ENV_LIBRARY, &folder))
+                let mut tests = tests(&ALL);
+                // ptxas is CUDA 12's, which does not take the PTX of a later NVRTC.
+                if major > 12 && has_nextest() {
+                    tests.args(["-E", &format!("not test({LIMITS})")]);
+                }
+                run("the tests", tests.env(ENV_LIBRARY, &folder))
             })?;
         }
         Ok(())

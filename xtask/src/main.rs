@@ -1,8 +1,8 @@
 //! The project's commands: see [`USAGE`], which `cargo xtask help` prints.
 
+mod cuda_tools;
 mod gate;
 mod gpu_report;
-mod nvdisasm;
 mod nvrtc;
 mod steps;
 mod tools;
@@ -51,7 +51,7 @@ The project's commands:
       version of that major is fetched if the one found is another.
 
 Environment: FUSED_DORA_NVRTC names an NVRTC library, or its folder, to be used instead, and
-FUSED_DORA_NVDISASM an nvdisasm. FUSED_DORA_PYTHON names a Python that has peft.
+FUSED_DORA_PTXAS and FUSED_DORA_NVDISASM a ptxas and an nvdisasm. FUSED_DORA_PYTHON names a Python that has peft.
 FUSED_DORA_TEST_LIMIT is how many seconds `test` may take (1200).
 ";
 

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use crate::Failure;
-use crate::nvdisasm;
+use crate::cuda_tools;
 use crate::nvrtc;
 use crate::steps::{Steps, cargo, run, target_folder, workspace};
 use crate::wheel;
@@ -71,6 +71,7 @@ fn without_sanitizer(command: &mut Command) {
 pub(crate) fn profile(arguments: &[&str]) -> Result<(), Failure> {
     Steps::run(|steps| {
         steps.step("NVRTC", || nvrtc::provide(None))?;
+        steps.step("ptxas and nvdisasm", cuda_tools::provide)?;
         steps.step("profile", || run("the profile", lab("profile").args(arguments)))
     })
 }
@@ -79,7 +80,7 @@ pub(crate) fn profile(arguments: &[&str]) -> Result<(), Failure> {
 pub(crate) fn limits(arguments: &[&str]) -> Result<(), Failure> {
     Steps::run(|steps| {
         steps.step("NVRTC", || nvrtc::provide(None))?;
-        steps.step("nvdisasm", nvdisasm::provide)?;
+        steps.step("ptxas and nvdisasm", cuda_tools::provide)?;
         steps.step("limits", || run("the limits", lab("limits").args(arguments)))
     })
 }

@@ -152,7 +152,7 @@ template <typename T>
 __device__ __forceinline__ float recomputed_sum(const BackwardParams& p, int feature,
                                                 int begin, int end, float* across) {
     const int lane = threadIdx.x % kWarpSize, warp = threadIdx.x / kWarpSize;
-    const T* w = static_cast<const T*>(p.weight) + i64(feature) * p.in_features;
+    const Weight<T> w = p.weights<T>();
     const T* sb = static_cast<const T*>(p.sb) + i64(feature) * p.padded_rank;
     float sum = 0.0f;
     for (int t = begin + warp; t < end; t += kWarps) {
@@ -160,7 +160,7 @@ __device__ __forceinline__ float recomputed_sum(const BackwardParams& p, int fea
         const T* h = static_cast<const T*>(p.h) + i64(t) * p.padded_rank;
         float z = 0.0f;
         for (int j = lane; j < p.in_features; j += kWarpSize) {
-            z = fmaf(to_float(x[j]), to_float(w[j]), z);
+            z = fmaf(to_float(x[j]), to_float(load_element(w, feature, j)), z);
         }
         for (int k = lane; k < p.padded_rank; k += kWarpSize) {
             z = fmaf(to_float(h[k]), to_float(sb[k]), z);

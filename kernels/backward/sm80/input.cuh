@@ -64,21 +64,23 @@ private:
                                                           unsigned char* shared, int m0, int n0,
                                                           WAIT wait) {
         // Pass 0 of two is the adapter's branch, which the mask is for.
-        const auto products = [&](int pass, bool low) -> Product<T> {
-            if (low && DROPOUT && pass == 1) return {};
-            if (low) return {p.projected<T>(), p.lora_a<T>()};
-            // What meets W: G; dY where that is not scaled; both in turn with PEFT's dropout.
+        const auto low = [&](int pass) -> LowRankProduct<T> {
+            if (DROPOUT && pass == 1) return {};
+            return {p.projected<T>(), p.lora_a<T>()};
+        };
+        // What meets W: G; dY where that is not scaled; both in turn with PEFT's dropout.
+        const auto main = [&](int pass) -> MainProduct<T> {
             const bool dropped = DROPOUT && pass == 0;
             const int features = dropped && !p.peft_dropout ? 0 : p.out_features;
             const bool scaled = p.scales_grad() && (dropped || !p.peft_dropout);
             return {Matrix<T>::strided(scaled ? p.scaled_grad : p.grad_output, p.tokens, features,
                                        scaled ? p.out_features : p.grad_stride),
-                    Matrix<T>::dense(p.weight, p.out_features, p.in_features)};
+                    p.weights<T>()};
         };
         mma.clear();
 #pragma unroll 1  // one copy of the main loop
         for (int pass = 0; pass < (DROPOUT ? 2 : 1); ++pass) {
-            Gemm::accumulate(p.aligned, mma, shared, products, pass, m0, n0, wait);
+            Gemm::accumulate(p.aligned, mma, shared, main, low, pass, m0, n0, wait);
             if (DROPOUT && pass == 0) drop_accumulators(mma, p.dropout, m0, n0);
         }
     }

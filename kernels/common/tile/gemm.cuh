@@ -4,62 +4,25 @@
 
 #include "common/tile/pipeline.cuh"
 #include "common/tile/split_tf32.cuh"
+#include "common/tile/weight.cuh"
 
 // One of the products that a tile adds up: A·B, A with K contiguous.
-template <typename T>
+template <typename T, typename B>
 struct Product {
-    Matrix<T> a, b;
+    Matrix<T> a;
+    B b;
 
-    __device__ __forceinline__ static Product select(bool first, const Product& x,
-                                                     const Product& y) {
-        return {Matrix<T>::select(first, x.a, y.a), Matrix<T>::select(first, x.b, y.b)};
+    template <Major B_MAJOR>
+    __device__ __forceinline__ int columns() const {
+        return B_MAJOR == Major::K ? b.rows : b.cols;
     }
 };
 
-// This thread's share of the copies of an operand's tiles: a fixed column of chunks, every
-// kRowsApart-th row, and an offset that runs along K. Rows and columns beyond the matrix repeat its
-// last ones: they only reach elements of C that are not stored.
-template <typename T, typename TILE, Major MAJOR>
-struct TileCopy {
-    static constexpr int kRowsApart = kThreads / TILE::kChunks;
-    static constexpr int kCount = TILE::kRows / kRowsApart;
-    static_assert(kThreads % TILE::kChunks == 0 && TILE::kRows % kRowsApart == 0,
-                  "all threads copy as much");
-    static_assert(((kRowsApart >> TILE::kRowShift) & TILE::kMask) == 0,
-                  "the swizzle is the same in all rows of a thread");
-    // Along K-contiguous rows, or down rows, which may be far.
-    using Offset = Select<MAJOR == Major::K, int, i64>;
-
-    const T* from[kCount];
-    Offset offset, step;
-    u32 to;
-
-    __device__ __forceinline__ TileCopy(const Matrix<T>& source, int first, TILE tile,
-                                        int thread) {
-        const int row = thread / TILE::kChunks, chunk = thread % TILE::kChunks;
-        to = shared_address(tile.chunk(row, chunk));
-        offset = 0;
-        step = MAJOR == Major::K ? Offset(TILE::kCols) : Offset(TILE::kRows) * source.stride;
-        const int col = chunk * kVector<T>;
-#pragma unroll
-        for (int i = 0; i < kCount; ++i) {
-            const int r = row + i * kRowsApart;
-            from[i] = MAJOR == Major::K
-                          ? source.at(min(first + r, source.rows - 1), col)
-                          : source.at(r, min(first + col, source.cols - kVector<T>));
-        }
-    }
-
-    // Starts the copy of the next k-step's tile into the stage that begins at byte `stage`.
-    __device__ __forceinline__ void start(u32 stage) {
-#pragma unroll
-        for (int i = 0; i < kCount; ++i) {
-            cp_async_16(to + stage + i * kRowsApart * TILE::kRowBytes, from[i] + offset);
-        }
-        offset += step;
-        opaque(offset);  // otherwise the compiler keeps and increments a 64-bit address per copy
-    }
-};
+// The product with W, and the one with A or B.
+template <typename T>
+using MainProduct = Product<T, Weight<T>>;
+template <typename T>
+using LowRankProduct = Product<T, Matrix<T>>;
 
 // What one 16-deep step of the tensor cores reads, in registers.
 template <typename T, typename MMA, Major B_MAJOR>
@@ -148,28 +111,30 @@ struct MainGemm {
         return TileB(shared + stage * kStageBytes + TileA::kBytes);
     }
 
-    // Tile (m0, n0) += products(pass, false), and then products(pass, true) as the last k-steps: the
-    // main product and the low-rank one, whose operands need not be there before `wait()` has
-    // returned. Ends with a barrier: the shared memory may then be reused.
-    template <typename PRODUCTS, typename WAIT>
+    // Tile (m0, n0) += main_of(pass), a MainProduct, and then low_of(pass), a LowRankProduct, as the
+    // last k-steps. The operands of that need not be there before `wait()` has returned. Ends with a
+    // barrier: the shared memory may then be reused.
+    template <typename MAIN, typename LOW, typename WAIT>
     __device__ __forceinline__ static void accumulate(bool aligned, Mma& mma,
-                                                      unsigned char* shared, PRODUCTS products,
-                                                      int pass, int m0, int n0, WAIT wait) {
+                                                      unsigned char* shared, MAIN main_of,
+                                                      LOW low_of, int pass, int m0, int n0,
+                                                      WAIT wait) {
         constexpr bool kSplits = MATH == Math::kTf32x3;
-        accumulate_by<kSplits>(aligned, mma, shared, products, pass, m0, n0, wait);
+        accumulate_by<kSplits>(aligned, mma, shared, main_of, low_of, pass, m0, n0, wait);
         if constexpr (kSplits) {
             // The sum overflowed or has a NaN: FMA units give the right result for such factors.
             if (!__syncthreads_or(!mma.is_finite())) return;
             mma.clear();
-            accumulate_by<false>(aligned, mma, shared, products, pass, m0, n0, wait);
+            accumulate_by<false>(aligned, mma, shared, main_of, low_of, pass, m0, n0, wait);
         }
     }
 
 private:
-    template <bool SPLITS, typename PRODUCTS, typename WAIT>
+    template <bool SPLITS, typename MAIN, typename LOW, typename WAIT>
     __device__ __forceinline__ static void accumulate_by(bool aligned, Mma& mma,
-                                                         unsigned char* shared, PRODUCTS products,
-                                                         int pass, int m0, int n0, WAIT wait) {
+                                                         unsigned char* shared, MAIN main_of,
+                                                         LOW low_of, int pass, int m0, int n0,
+                                                         WAIT wait) {
         int first = 0, thread = threadIdx.x;
         // Computes addresses where they are needed: they would take registers through the loops.
         const auto opaque_addresses = [&] {
@@ -180,7 +145,7 @@ private:
         };
         opaque_addresses();
         if constexpr (!kIsFloat<T>) {
-            const auto main = products(pass, false);
+            const auto main = main_of(pass);
             const int whole = main.a.cols / kTileK;
             if (aligned && whole >= kStages) {
                 accumulate_whole(mma, shared, main, m0, n0, whole, thread);
@@ -189,30 +154,34 @@ private:
             opaque_addresses();
         }
         wait();
-        const auto main = products(pass, false), low = products(pass, true);
+        const auto main = main_of(pass);
+        const auto low = low_of(pass);
         const int main_steps = ceil_div(main.a.cols, kTileK);
         const int steps = main_steps + ceil_div(low.a.cols, kTileK);
         const auto fill = [&](int step, int stage) {
             if constexpr (SPLITS) opaque_addresses();
             const bool is_low = step >= main_steps;
-            const auto from = [&] {
-                if constexpr (SPLITS) {
-                    return Product<T>::select(is_low, products(pass, true), products(pass, false));
+            const auto copy = [&](const MainProduct<T>& main, const LowRankProduct<T>& low) {
+                const auto a = Matrix<T>::select(is_low, low.a, main.a);
+                const auto b = select(is_low, low.b, main.b);
+                const int k0 = (is_low ? step - main_steps : step) * kTileK;
+                copy_tile_async(aligned, tile_a(shared, stage), a, m0, k0, thread);
+                if constexpr (B_MAJOR == Major::K) {
+                    copy_tile_async(aligned, tile_b(shared, stage), b, n0, k0, thread);
                 } else {
-                    return Product<T>::select(is_low, low, main);
+                    copy_tile_async(aligned, tile_b(shared, stage), b, k0, n0, thread);
                 }
-            }();
-            const int k0 = (is_low ? step - main_steps : step) * kTileK;
-            copy_tile_async(aligned, tile_a(shared, stage), from.a, m0, k0, thread);
-            if constexpr (B_MAJOR == Major::K) {
-                copy_tile_async(aligned, tile_b(shared, stage), from.b, n0, k0, thread);
+            };
+            if constexpr (SPLITS) {
+                copy(main_of(pass), low_of(pass));
             } else {
-                copy_tile_async(aligned, tile_b(shared, stage), from.b, k0, n0, thread);
+                copy(main, low);
             }
         };
-        const auto either = Product<T>::select(main_steps > 0, main, low);
-        const int rows = either.a.rows - m0;
-        const int cols = (B_MAJOR == Major::K ? either.b.rows : either.b.cols) - n0;
+        const bool has_main = main_steps > 0;
+        const int rows = (has_main ? main.a.rows : low.a.rows) - m0;
+        const int cols = (has_main ? main.template columns<B_MAJOR>()
+                                   : low.template columns<B_MAJOR>()) - n0;
         // A warp tile beyond the matrix has nothing to add; inside, no test per fragment.
         const bool inside =
             Mma::warp_m() * Mma::kWarpM < rows && Mma::warp_n() * Mma::kWarpN < cols;
@@ -236,11 +205,11 @@ private:
     // kStages − 1, whose copies have started when it ends. It loads the fragments of each 16-deep
     // step while the tensor cores work on the step before.
     __device__ __forceinline__ static void accumulate_whole(Mma& mma, unsigned char* shared,
-                                                            const Product<T>& main, int m0,
+                                                            const MainProduct<T>& main, int m0,
                                                             int n0, int whole, int thread) {
         constexpr u32 kEnd = kStages * kStageBytes;
-        TileCopy<T, TileA, Major::K> copy_a(main.a, m0, tile_a(shared, 0), thread);
-        TileCopy<T, TileB, B_MAJOR> copy_b(main.b, n0, tile_b(shared, 0), thread);
+        TileCopy<Matrix<T>, TileA, Major::K> copy_a(main.a, m0, tile_a(shared, 0), thread);
+        TileCopy<Weight<T>, TileB, B_MAJOR> copy_b(main.b, n0, tile_b(shared, 0), thread);
 #pragma unroll
         for (int s = 0; s < kStages - 1; ++s) {
             copy_a.start(s * kStageBytes);

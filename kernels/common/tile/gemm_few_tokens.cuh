@@ -5,6 +5,7 @@
 
 #include "common/schedule/split_k.cuh"
 #include "common/tile/pipeline.cuh"
+#include "common/tile/weight.cuh"
 
 template <typename T, Major WEIGHT_MAJOR>
 struct GemmFewTokens {
@@ -19,12 +20,12 @@ struct GemmFewTokens {
     static_assert(Sum::kFloats == kTileM * kTileN, "Rust reserves a float per element of a tile");
 
     // mma += weights[m0.., begin..end)·tokens[.., begin..end)ᵀ, where K is the dimension of `weights`
-    // that WEIGHT_MAJOR says. `tokens` need not be there before `wait()` has returned: the first
-    // copies of weights are on their way then.
-    template <typename WAIT>
+    // that WEIGHT_MAJOR says; they are W, or the low-rank product's dense operand. `tokens` need not
+    // be there before `wait()` has returned: the first copies of weights are on their way then.
+    template <typename WEIGHTS, typename WAIT>
     __device__ __forceinline__ static void accumulate(bool aligned, Mma& mma,
                                                       unsigned char* shared,
-                                                      const Matrix<T>& weights,
+                                                      const WEIGHTS& weights,
                                                       const Matrix<T>& tokens, int m0, int begin,
                                                       int end, WAIT wait) {
         const auto tile_w = [&](int stage) { return TileW(shared + stage * kStageBytes); };

@@ -123,6 +123,11 @@ __device__ __forceinline__ Quad<T> load_quad(const T* row, int col, int cols) {
     return out;
 }
 
+template <bool ALIGNED, typename T>
+__device__ __forceinline__ Quad<T> load_quad(const Matrix<T>& source, int row, int col) {
+    return load_quad<ALIGNED>(source.at(row, 0), col, source.cols);
+}
+
 // The same where ALIGNED is not worth a copy of the kernel.
 template <typename T>
 __device__ __forceinline__ Quad<T> load_quad(bool aligned, const T* row, int col, int cols) {

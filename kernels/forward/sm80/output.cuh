@@ -23,14 +23,12 @@ struct OutputTile {
     __device__ __forceinline__ static void run(const ForwardParams& p, unsigned char* shared,
                                                int row, int column, WAIT wait) {
         const int m0 = row * kTileM, n0 = column * Gemm::kTileN;
-        const auto products = [&](int, bool low) {
-            return low ? Product<T>{p.hidden<T>(), p.lora_b<T>()}
-                       : Product<T>{p.inputs<T>(), p.weights<T>()};
-        };
+        const auto main = [&](int) { return MainProduct<T>{p.inputs<T>(), p.weights<T>()}; };
+        const auto low = [&](int) { return LowRankProduct<T>{p.hidden<T>(), p.lora_b<T>()}; };
         if (p.x_scaled) wait();  // without x_scaled the tile waits for H, which it needs last
         Mma mma;
         mma.clear();
-        Gemm::accumulate(p.aligned, mma, shared, products, 0, m0, n0, [&] {
+        Gemm::accumulate(p.aligned, mma, shared, main, low, 0, m0, n0, [&] {
             if (!p.x_scaled) wait();
         });
         const int col = n0 + Output::col();
@@ -60,18 +58,21 @@ struct OutputTilePeft : OutputTile<T, kLargeTokens> {
                                                int row, int column, WAIT wait) {
         const int m0 = row * Gemm::kTileM, n0 = column * Gemm::kTileN;
         const int col = n0 + Output::col();
-        const auto products = [&](int pass, bool low) {
-            if (low) return pass == 0 ? Product<T>{p.hidden<T>(), p.lora_b<T>()} : Product<T>{};
+        const auto main = [&](int pass) {
             const auto part = Matrix<T>::dense(pass == 0 ? p.x_scaled : p.x_kept_out, p.tokens,
                                                p.in_features);
-            return Product<T>{part, p.weights<T>()};
+            return MainProduct<T>{part, p.weights<T>()};
+        };
+        const auto low = [&](int pass) {
+            return pass == 0 ? LowRankProduct<T>{p.hidden<T>(), p.lora_b<T>()}
+                             : LowRankProduct<T>{};
         };
         wait();
         Mma mma;
         mma.clear();
 #pragma unroll 1  // one copy of the main loop
         for (int pass = 0; pass < 2; ++pass) {
-            Gemm::accumulate(p.aligned, mma, shared, products, pass, m0, n0, [] {});
+            Gemm::accumulate(p.aligned, mma, shared, main, low, pass, m0, n0, [] {});
             T* const to = static_cast<T*>(pass == 0 ? p.z : p.y);
             const int stride = pass == 0 ? p.out_features : p.y_stride;
             const Columns<T, kVector<T>> columns(p, pass == 0 ? nullptr : p.bias, col);

@@ -1,12 +1,11 @@
 //! What the main loops of forward and dX are made of, and that no kernel touches local memory.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 
 use super::line::{Group, Limit, Line};
 use super::sass::{Code, Mix, read};
 use crate::compile::Compiled;
-use fused_dora_cuda_tools::nvdisasm::Nvdisasm;
+use fused_dora_cuda_tools::Tool;
 
 /// The kernels whose main loops must meet limits, on this architecture.
 const KERNELS: [&str; 4] = ["forward_bf16", "forward_f16", "backward_bf16", "backward_f16"];
@@ -29,7 +28,7 @@ pub struct Loop {
 
 /// Disassembles all files for `sm_80`, and those with the main kernels for the others.
 pub fn disassemble(
-    nvdisasm: &Nvdisasm,
+    nvdisasm: &Tool,
     compiled: &[Compiled],
     done: impl Fn(),
 ) -> Result<Vec<(String, Code)>, String> {
@@ -38,8 +37,8 @@ pub fn disassemble(
         let main = file.dtype == Some("bf16")
             && file.resources.iter().any(|r| KERNELS.contains(&r.kernel.as_str()));
         if file.architecture == ARCHITECTURE || main {
-            let text = nvdisasm.disassemble(Path::new(&file.cubin))?;
-            let found = read(&text);
+            let output = nvdisasm.run(&["--print-code"], &file.cubin)?;
+            let found = read(&String::from_utf8_lossy(&output.stdout));
             if found.len() != file.resources.len() {
                 return Err(format!(
                     "{} for {}: ptxas reports {} kernels and nvdisasm prints {}",

@@ -52,7 +52,7 @@ impl Group {
     pub const fn source(self) -> &'static str {
         match self {
             Self::Resources => {
-                "Counted: what ptxas reports of every kernel that NVRTC compiles for each \
+                "Counted: what ptxas reports when it assembles the PTX that ships for each \
                  architecture, and the blocks of 128 threads that a multiprocessor holds by the \
                  rules of cuda_occupancy.h. f16 is compiled for sm_80 only, because its code \
                  differs from that of bf16 only in the kind of its instructions."

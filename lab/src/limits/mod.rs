@@ -23,7 +23,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use fused_dora::Norm;
-use fused_dora_cuda_tools::nvdisasm::{self, Nvdisasm};
+use fused_dora_cuda_tools::{NVDISASM, PTXAS, Tool};
 use fused_dora_nvrtc::Nvrtc;
 use fused_dora_testkit::workspace;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -73,8 +73,8 @@ fn collect(options: &Options) -> Result<Evidence, Box<dyn Error>> {
         .map_err(|error| format!("--out {}: cannot be created: {error}", options.out.display()))?;
     let program = std::env::current_exe()?;
     let nvrtc = Nvrtc::find(&program)?;
-    let nvdisasm = Nvdisasm::find(nvdisasm::fetched_folder(&program).as_deref())?;
-    let compiled = compile(&nvrtc, &options.architectures)?;
+    let (ptxas, nvdisasm) = (PTXAS.find(&program)?, NVDISASM.find(&program)?);
+    let compiled = compile(&nvrtc, &ptxas, &options.architectures)?;
 
     let bar = bar("disassembling", compiled.len())?;
     let codes = code::disassemble(&nvdisasm, &compiled, || bar.inc(1))?;
@@ -106,6 +106,7 @@ fn collect(options: &Options) -> Result<Evidence, Box<dyn Error>> {
         note: NOTE.to_owned(),
         counted_on: device.name(),
         nvrtc: format!("{major}.{minor}"),
+        ptxas: ptxas.version,
         nvdisasm: nvdisasm.version,
         lines,
         loops: loops.iter().map(report::Loop::from).collect(),
@@ -114,11 +115,15 @@ fn collect(options: &Options) -> Result<Evidence, Box<dyn Error>> {
 }
 
 /// All kernels for some architectures.
-fn compile(nvrtc: &Nvrtc, architectures: &[&'static str]) -> Result<Vec<Compiled>, Box<dyn Error>> {
+fn compile(
+    nvrtc: &Nvrtc,
+    ptxas: &Tool,
+    architectures: &[&'static str],
+) -> Result<Vec<Compiled>, Box<dyn Error>> {
     let bar = bar("compiling", 1)?;
     let kernels = workspace().join("kernels");
     let wanted = |dtype: &str, architecture: &str| dtype != TWIN || architecture == TWIN_ON;
-    let compiled = compile::folder(nvrtc, &kernels, architectures, wanted, |count| {
+    let compiled = compile::folder(nvrtc, ptxas, &kernels, architectures, wanted, |count| {
         bar.set_length(count as u64);
         bar.inc(1);
     })?;

@@ -16,8 +16,9 @@ pub struct Evidence {
     pub note: String,
     /// The device that launches were planned for.
     pub counted_on: String,
-    /// NVRTC's version; ptxas is a part of it.
+    /// The tools' versions.
     pub nvrtc: String,
+    pub ptxas: String,
     pub nvdisasm: String,
     pub lines: Vec<Line>,
     pub loops: Vec<Loop>,

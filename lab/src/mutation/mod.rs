@@ -25,7 +25,7 @@ use lexopt::prelude::*;
 use laboratory::Laboratory;
 use sources::Sources;
 
-/// Every how many-th mutant is in a sample, such that it takes two or three minutes.
+/// Every how many-th mutant of all is in a sample, such that it takes two or three minutes.
 const STRIDE: usize = 32;
 
 const USAGE: &str = "\
@@ -45,17 +45,17 @@ pub enum Selection {
     All,
     /// All of some files.
     Files(Vec<String>),
-    /// Of each file the first of every few neighbours. What a run finds, it finds again.
+    /// Every few-th of all. What a run finds, it finds again.
     Sample,
 }
 
 impl Selection {
-    /// Whether one of a file's mutants runs.
-    fn has(&self, file: &str, at: usize, of_file: usize) -> bool {
+    /// Whether a mutant runs, which is one of a file and the `at`-th of all.
+    fn has(&self, file: &str, at: usize) -> bool {
         match self {
             Self::All => true,
             Self::Files(files) => files.iter().any(|wanted| wanted == file),
-            Self::Sample => at.is_multiple_of(STRIDE.min(of_file).max(1)),
+            Self::Sample => at.is_multiple_of(STRIDE),
         }
     }
 
@@ -73,7 +73,7 @@ impl fmt::Display for Selection {
             Self::Files(files) => write!(formatter, "all mutants of {} run", files.join(", ")),
             Self::Sample => write!(
                 formatter,
-                "every {STRIDE}th mutant of a file runs; `cargo xtask mutate` runs all of them"
+                "every {STRIDE}th mutant runs; `cargo xtask mutate` runs all of them"
             ),
         }
     }
@@ -141,9 +141,10 @@ pub fn run(selection: &Selection) -> Result<Vec<String>, String> {
     println!("{selection}");
     let (mut mutants, mut runs) = (Vec::new(), Vec::new());
     for (file, text) in laboratory.sources().files() {
-        let of_file = rules::mutants(file, text);
-        runs.extend((0..of_file.len()).map(|at| selection.has(file, at, of_file.len())));
-        mutants.extend(of_file);
+        for mutant in rules::mutants(file, text) {
+            runs.push(selection.has(file, mutants.len()));
+            mutants.push(mutant);
+        }
     }
 
     // One thread compiles while the other runs.

@@ -15,6 +15,7 @@ use std::process::ExitCode;
 use cuda_emulator::client::{Choice, Emulator, select};
 use cuda_emulator::{Config, MeasuredLaunch};
 use fused_dora::Norm;
+use fused_dora_cuda_tools::PTXAS;
 use fused_dora_nvrtc::Nvrtc;
 use fused_dora_testkit::{bench, workspace};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -83,6 +84,7 @@ fn profile(options: &Options) -> Result<(), Box<dyn Error>> {
 fn compile(gpus: &[&Gpu]) -> Result<(String, Vec<Resources>), Box<dyn Error>> {
     let program = std::env::current_exe()?;
     let nvrtc = Nvrtc::find(&program)?;
+    let ptxas = PTXAS.find(&program)?;
     let (major, minor) = nvrtc.version()?;
     let mut architectures: Vec<&str> = gpus.iter().map(|gpu| gpu.architecture).collect();
     if gpus.len() == GPUS.len() {
@@ -93,7 +95,7 @@ fn compile(gpus: &[&Gpu]) -> Result<(String, Vec<Resources>), Box<dyn Error>> {
     let kernels = workspace().join("kernels");
     let bar = bar("compiling")?;
     let all = |_: &str, _: &str| true;
-    let compiled = compile::folder(&nvrtc, &kernels, &architectures, all, |count| {
+    let compiled = compile::folder(&nvrtc, &ptxas, &kernels, &architectures, all, |count| {
         bar.set_length(count as u64);
         bar.inc(1);
     })?;
