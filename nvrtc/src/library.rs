@@ -8,7 +8,7 @@ use std::ptr;
 
 use libloading::Library;
 
-use crate::places::{ENV_LIBRARY, candidates};
+use crate::places::{ENV_LIBRARY, LIBRARY_NAMES, candidates};
 
 /// The functions that read a program's log, its PTX and its device code: size and bytes.
 const LOG: [&str; 2] = ["nvrtcGetProgramLogSize", "nvrtcGetProgramLog"];
@@ -71,8 +71,17 @@ impl Nvrtc {
     /// # Errors
     /// [`NvrtcError::NotFound`] with the places that were tried.
     pub fn find(below_target: &Path) -> Result<Self, NvrtcError> {
+        Self::first_of(candidates(below_target))
+    }
+
+    fn first_of(candidates: Vec<PathBuf>) -> Result<Self, NvrtcError> {
         let mut tried = Vec::new();
-        for candidate in candidates(below_target) {
+        for candidate in candidates {
+            if candidate.is_dir() {
+                let names = LIBRARY_NAMES.join(", ");
+                tried.push(format!("{} (a folder with none of {names})", candidate.display()));
+                continue;
+            }
             match Self::open(&candidate) {
                 Ok(nvrtc) => return Ok(nvrtc),
                 Err(error) => {
@@ -252,4 +261,18 @@ impl Nvrtc {
 /// NVRTC's text without the NUL that ends it.
 fn without_nul(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes.strip_suffix(&[0]).unwrap_or(bytes)).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_without_nvrtc_is_named_as_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let found = Nvrtc::first_of(vec![folder.path().to_owned()]);
+        let Err(NvrtcError::NotFound(tried)) = found else { panic!("found in an empty folder") };
+        let expected = format!("{} (a folder with none of libnvrtc", folder.path().display());
+        assert!(tried[0].starts_with(&expected), "{tried:?}");
+    }
 }

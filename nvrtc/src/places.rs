@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 /// The environment variable that names an NVRTC library, or the folder that holds one.
 pub const ENV_LIBRARY: &str = "FUSED_DORA_NVRTC";
 
-/// File names of NVRTC, newest first.
-const LIBRARY_NAMES: [&str; 4] =
-    ["libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so", "libnvrtc.dylib"];
+/// File names of NVRTC, newest first. CUDA 11.2 to 11.8 share one.
+pub(crate) const LIBRARY_NAMES: [&str; 5] =
+    ["libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so.11.2", "libnvrtc.so", "libnvrtc.dylib"];
 
 /// Where a CUDA toolkit keeps its libraries, below its root.
 const TOOLKIT_FOLDERS: [&str; 3] = ["lib64", "lib", "targets/x86_64-linux/lib"];

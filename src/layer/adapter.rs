@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use cudarc::driver::sys::CUstreamCaptureStatus;
 use cudarc::driver::{CudaSlice, CudaStream, CudaView, CudaViewMut};
 
 use super::Layer;
@@ -23,6 +24,9 @@ pub struct Adapter {
     pub(crate) layer: Layer,
     pub(crate) generation: u64,
     prepared_generation: Option<u64>,
+    /// Whether a graph prepares it: whenever that is launched, the parameters and what is prepared of
+    /// them may change unseen.
+    is_in_graph: bool,
 }
 
 impl Adapter {
@@ -44,6 +48,7 @@ impl Adapter {
             layer: Layer::new(stream, spec)?,
             generation: 0,
             prepared_generation: None,
+            is_in_graph: false,
         })
     }
 
@@ -88,7 +93,8 @@ impl Adapter {
         self.layer.prepared()
     }
 
-    /// Prepares the parameters, unless that was done since they changed.
+    /// Prepares the parameters, unless that was done since they changed. A launch of a graph changes
+    /// them unseen: a capture always takes `prepare` up, and after it nothing is known any more.
     pub(crate) fn prepare(
         &mut self,
         kernels: &Kernels,
@@ -96,7 +102,9 @@ impl Adapter {
         workspace: &mut Workspace,
         weight: Weight<'_>,
     ) -> Result<()> {
-        if self.prepared_generation == Some(self.generation) {
+        // A layer without parameters stays as it is.
+        self.is_in_graph |= self.layout.len() > 0 && is_captured(stream)?;
+        if !self.is_in_graph && self.prepared_generation == Some(self.generation) {
             return Ok(());
         }
         let parts = self.layout.view(self.parameters.slice(..self.layout.len()))?;
@@ -119,4 +127,10 @@ impl Adapter {
             false => Err(Error::NotPrepared { problem }),
         }
     }
+}
+
+/// Whether operations on a stream become parts of a graph instead of running.
+fn is_captured(stream: &CudaStream) -> Result<bool> {
+    let status = stream.capture_status().during("reading whether the stream is captured")?;
+    Ok(status != CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE)
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use cudarc::driver::{CudaSlice, CudaStream};
+use cudarc::driver::{CudaSlice, CudaStream, CudaView, CudaViewMut};
 
 use super::{Adapter, Layer, Saved};
 use crate::device::{Kernels, Workspace};
@@ -65,6 +65,8 @@ pub struct LinearBackward<'a> {
 pub struct Moments {
     exp_avg: CudaSlice<f32>,
     exp_avg_sq: CudaSlice<f32>,
+    /// Elements; the buffers have at least one.
+    len: usize,
     parts: Vec<OptimizerPart>,
 }
 
@@ -82,8 +84,34 @@ impl Moments {
         Ok(Self {
             exp_avg: zeros()?,
             exp_avg_sq: zeros()?,
+            len: layout.len(),
             parts: groups.parts(layout, 0).collect(),
         })
+    }
+
+    /// The means of the gradients, `exp_avg` of PyTorch's AdamW, laid out as the adapter's
+    /// parameters.
+    ///
+    /// With the parameters, [`exp_avg_sq`](Self::exp_avg_sq) and the number of the step, they are all
+    /// that a training needs to go on with the same bits.
+    pub fn exp_avg(&self) -> CudaView<'_, f32> {
+        self.exp_avg.slice(..self.len)
+    }
+
+    /// The means of the gradients, to be restored.
+    pub fn exp_avg_mut(&mut self) -> CudaViewMut<'_, f32> {
+        self.exp_avg.slice_mut(..self.len)
+    }
+
+    /// The means of the squared gradients, `exp_avg_sq` of PyTorch's AdamW, laid out as the adapter's
+    /// parameters.
+    pub fn exp_avg_sq(&self) -> CudaView<'_, f32> {
+        self.exp_avg_sq.slice(..self.len)
+    }
+
+    /// The means of the squared gradients, to be restored.
+    pub fn exp_avg_sq_mut(&mut self) -> CudaViewMut<'_, f32> {
+        self.exp_avg_sq.slice_mut(..self.len)
     }
 }
 
@@ -332,6 +360,9 @@ impl DoraLinear {
     /// y of the base layer with the active adapter: one launch, and one more where the adapter's
     /// parameters changed since it was used last.
     ///
+    /// While the stream is captured into a graph, and ever after, the second launch is made each
+    /// time: launches of the graph may change the parameters, and the host does not see them.
+    ///
     /// # Errors
     /// Those of [`Kernels::prepare`] and [`Kernels::forward`]; [`Error::Shape`] if `saved` is for
     /// fewer tokens or a smaller rank.
@@ -434,7 +465,7 @@ impl DoraLinear {
         let Self { kernels, stream, adapters, active, .. } = self;
         let adapter = active_of(adapters, active, "adamw")?;
         let len = adapter.layout.len();
-        check_len("moments", moments.exp_avg.len(), vector(("elements", len.max(1))))?;
+        check_len("moments", moments.len, vector(("elements", len)))?;
         let io = AdamW {
             len,
             parts: &moments.parts,

@@ -227,6 +227,112 @@ fn step(bench: &mut Bench, moments: &mut Moments, step: u64, dropout: Option<Dro
     bench.layer.adamw(&AdamWConfig::default(), schedule, None, moments).expect("a step");
 }
 
+/// The same step with the schedule on the device, from x to the parameters.
+fn device_step(bench: &mut Bench, moments: &mut Moments, schedule: &CudaSlice<f32>) {
+    for gradients in [Gradients::Overwrite, Gradients::Accumulate] {
+        bench.forward(None).expect("forward");
+        bench.backward(gradients, None).expect("backward");
+    }
+    bench.layer.finish_gradients().expect("the norm's gradient");
+    let schedule = Schedule::Device(schedule.into());
+    bench.layer.adamw(&AdamWConfig::default(), schedule, None, moments).expect("a step");
+}
+
+/// y after each of three steps, each followed by an evaluation, and the parameters after the last.
+/// `evaluated`: an evaluation before the first step, too. `captured`: one captured step, replayed.
+fn trained(base: &Case, case: &Case, captured: bool, evaluated: bool) -> Vec<Vec<f32>> {
+    let device = open_choice(Some(Choice::Emulated)).expect("the emulated device");
+    // SAFETY: everything is on one stream.
+    unsafe { device.context.disable_event_tracking() };
+    let kernels = Arc::new(Kernels::load(&device.context).expect("kernels"));
+    let mut bench = Bench::on(device, &kernels, base);
+    bench.attach("a", case, &spec(case.norm, case.rank, NormGrad::Exact)).expect("attached");
+    bench.layer.activate(Some("a")).expect("attached");
+    let layout = *bench.layer.adapter("a").expect("attached").layout();
+    let mut moments =
+        Moments::new(&bench.stream, &layout, AdapterGroups::default()).expect("memory");
+    let mut schedule = bench.stream.alloc_zeros::<f32>(2).expect("memory");
+    if evaluated {
+        bench.forward(None).expect("forward");
+    }
+    let graph = captured.then(|| {
+        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+        bench.stream.begin_capture(mode).expect("a capture");
+        device_step(&mut bench, &mut moments, &schedule);
+        let flags = sys::CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH;
+        bench.stream.end_capture(flags).expect("a capture").expect("a graph")
+    });
+    let mut results = Vec::new();
+    for count in 1..=3 {
+        let values = [1e-2, count as f32];
+        bench.stream.memcpy_htod(&values, &mut schedule).expect("a copy");
+        match &graph {
+            Some(graph) => graph.launch().expect("a launch"),
+            None => device_step(&mut bench, &mut moments, &schedule),
+        }
+        bench.forward(None).expect("forward");
+        let [y, _] = bench.activations();
+        results.push(y);
+    }
+    let adapter = bench.layer.adapter("a").expect("attached");
+    results.push(bench.stream.clone_dtoh(&adapter.parameters()).expect("a copy"));
+    results
+}
+
+#[test]
+fn replays_of_a_captured_step_are_steps() {
+    let _alone = alone();
+    let mut random = StdRng::seed_from_u64(fresh_seed());
+    let base = case_of(&mut random, None, 0, Norm::None);
+    for norm in [Norm::Input, Norm::Output] {
+        let case = case_of(&mut random, Some(&base), 16, norm);
+        for evaluated in [false, true] {
+            let plain = trained(&base, &case, false, evaluated);
+            let replayed = trained(&base, &case, true, evaluated);
+            assert_eq!(bits(&replayed), bits(&plain), "{norm:?}, evaluated before: {evaluated}");
+            assert_ne!(bits(&plain[..1]), bits(&plain[1..2]), "{norm:?}: nothing was trained");
+        }
+    }
+}
+
+#[test]
+fn a_training_resumes_with_the_same_bits() {
+    let _alone = alone();
+    let mut random = StdRng::seed_from_u64(fresh_seed());
+    let base = case_of(&mut random, None, 0, Norm::None);
+    let case = case_of(&mut random, Some(&base), 16, Norm::Output);
+    let start = || {
+        let mut bench = Bench::new(&base);
+        bench.attach("a", &case, &spec(Norm::Output, 16, NormGrad::Exact)).expect("attached");
+        bench.layer.activate(Some("a")).expect("attached");
+        let layout = *bench.layer.adapter("a").expect("attached").layout();
+        let moments = Moments::new(&bench.stream, &layout, AdapterGroups::default());
+        (bench, moments.expect("memory"))
+    };
+    let parameters = |bench: &Bench| {
+        let adapter = bench.layer.adapter("a").expect("attached");
+        bench.stream.clone_dtoh(&adapter.parameters()).expect("a copy")
+    };
+    let (mut whole, mut moments) = start();
+    (1..=2).for_each(|at| step(&mut whole, &mut moments, at, None));
+    // What a checkpoint keeps.
+    let kept = parameters(&whole);
+    let copy = |view| whole.stream.clone_dtoh(&view).expect("a copy");
+    let (exp_avg, exp_avg_sq) = (copy(moments.exp_avg()), copy(moments.exp_avg_sq()));
+    (3..=4).for_each(|at| step(&mut whole, &mut moments, at, None));
+    let expected = parameters(&whole);
+    drop((whole, moments));
+
+    let (mut resumed, mut moments) = start();
+    let stream = resumed.stream.clone();
+    let adapter = resumed.layer.adapter_mut("a").expect("attached");
+    stream.memcpy_htod(&kept, &mut adapter.parameters_mut()).expect("a copy");
+    stream.memcpy_htod(&exp_avg, &mut moments.exp_avg_mut()).expect("a copy");
+    stream.memcpy_htod(&exp_avg_sq, &mut moments.exp_avg_sq_mut()).expect("a copy");
+    (3..=4).for_each(|at| step(&mut resumed, &mut moments, at, None));
+    assert_eq!(bits(&[parameters(&resumed)]), bits(&[expected]));
+}
+
 #[test]
 fn steps_launch_kernels_and_nothing_else() {
     let _alone = alone();

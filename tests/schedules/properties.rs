@@ -17,7 +17,7 @@ use rand::SeedableRng;
 use rand::rngs::StdRng;
 
 /// Layers per dtype, unless `PROPTEST_CASES` is another number.
-const CASES: u32 = 270;
+const CASES: u32 = 150;
 
 /// The layers come in batches. The first runs on a device of default settings, and each other one on
 /// a device of its own random settings.
