@@ -34,12 +34,16 @@ mod error;
 pub mod files;
 mod layer;
 mod lycoris;
+#[doc(hidden)]
+pub mod names;
 mod tensors;
 
-pub use checkpoint::PeftCheckpoint;
-pub use config::PeftConfig;
+pub use checkpoint::{PeftCheckpoint, PeftContents, WholeTensor};
+pub use config::{PeftConfig, PeftOptions};
 pub use error::CheckpointError;
 pub use layer::LayerAdapter;
+#[doc(hidden)]
+pub use lycoris::lycoris_modules;
 pub use lycoris::read_lycoris;
 pub use safetensors;
 pub use tensors::TensorFile;

@@ -10,18 +10,14 @@ use safetensors::tensor::TensorView;
 use serde_json::Map;
 
 use super::config::number;
-use super::{CheckpointError, LayerAdapter, PeftConfig, TensorFile, files};
+use super::names::{LayerPart, Meaning, PREFIX, meaning};
+use super::{CheckpointError, LayerAdapter, PeftConfig, PeftOptions, TensorFile, files};
 use crate::dtype::Dtype;
 use crate::spec::Norm;
-
-/// What PEFT puts before a module's name.
-const PREFIX: &str = "base_model.model.";
 
 const LORA_A: &str = "lora_A.weight";
 const LORA_B: &str = "lora_B.weight";
 const MAGNITUDE: &str = "lora_magnitude_vector";
-/// As it is called in PEFT's modules, and in files written without its `save_pretrained`.
-const MAGNITUDE_WEIGHT: &str = "lora_magnitude_vector.weight";
 
 /// An adapter of a whole model, as PEFT saves it.
 #[derive(Debug, Clone)]
@@ -32,6 +28,29 @@ pub struct PeftCheckpoint {
     /// weight in the base model without its `.weight`. A weight that the base model stores `[I, O]`
     /// ([`PeftConfig::fan_in_fan_out`]) is adapted by [`LayerAdapter::transposed`].
     pub layers: BTreeMap<String, LayerAdapter>,
+}
+
+/// A tensor of the model itself that an adapter's file holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WholeTensor {
+    /// Its name in the model, as `score.weight`.
+    pub name: String,
+    /// Its name in the file.
+    pub stored: String,
+    /// Whether PEFT keeps it as a copy of the base's (`base_layer`, `original_module`), and not as
+    /// its replacement.
+    pub is_copy: bool,
+}
+
+/// What [`PeftCheckpoint::read_with`] finds.
+#[derive(Debug)]
+pub struct PeftContents {
+    /// The settings and the layers.
+    pub checkpoint: PeftCheckpoint,
+    /// Tensors of the model itself: empty unless [`PeftOptions::whole_modules`] is set.
+    pub whole: Vec<WholeTensor>,
+    /// The file, to read these from.
+    pub file: TensorFile,
 }
 
 impl PeftCheckpoint {
@@ -96,18 +115,59 @@ impl PeftCheckpoint {
     /// [`CheckpointError::UnexpectedTensor`], [`CheckpointError::Shape`] and
     /// [`CheckpointError::Dtype`] where tensors are not what the settings say.
     pub fn read(folder: impl AsRef<Path>) -> Result<Self, CheckpointError> {
+        Ok(Self::read_with(folder, &PeftOptions::default())?.checkpoint)
+    }
+
+    /// Reads a folder that PEFT wrote, with more of what can be in it.
+    ///
+    /// # Errors
+    /// Those of [`read`](Self::read), except where the options allow something.
+    pub fn read_with(
+        folder: impl AsRef<Path>,
+        options: &PeftOptions,
+    ) -> Result<PeftContents, CheckpointError> {
         let folder = folder.as_ref();
-        let config = PeftConfig::read(&folder.join(PeftConfig::FILE))?;
+        let config = PeftConfig::read_with(&folder.join(PeftConfig::FILE), options)?;
         let file = TensorFile::open(folder.join(Self::FILE))?;
-        let mut modules = BTreeMap::<String, HashMap<&str, String>>::new();
+        let (mut modules, mut whole) = (BTreeMap::<String, Parts>::new(), Vec::new());
+        let mut known: Option<(String, String)> = None;
         for tensor in file.names() {
-            let (module, part) = split(&file, &tensor)?;
-            let parts = modules.entry(module).or_default();
-            if parts.insert(part, tensor.clone()).is_some() {
-                return Err(file.unexpected(&tensor, "the module has this tensor twice"));
+            match meaning(&tensor) {
+                None => {
+                    let reason = super::names::foreign(&tensor).unwrap_or(
+                        "PEFT's names begin with `base_model.model.`: is it a PEFT checkpoint?",
+                    );
+                    return Err(file.unexpected(&tensor, reason));
+                }
+                Some(Meaning::Unsupported(reason)) => return Err(file.unexpected(&tensor, reason)),
+                Some(Meaning::Whole { name, is_copy }) if options.whole_modules => {
+                    whole.push(WholeTensor { name, stored: tensor, is_copy });
+                }
+                Some(Meaning::Whole { .. }) => {
+                    let reason = "it is a tensor of the model itself, not of an adapter: set \
+                                  PeftOptions::whole_modules to read it";
+                    return Err(file.unexpected(&tensor, reason));
+                }
+                Some(Meaning::Part { module, part, adapter }) => {
+                    let adapter = adapter.unwrap_or_default();
+                    match &known {
+                        Some((first, other)) if *first != adapter => {
+                            let reason = format!(
+                                "it is of the adapter `{adapter}`, and `{other}` of `{first}`: \
+                                 store one adapter per file"
+                            );
+                            return Err(file.unexpected(&tensor, reason));
+                        }
+                        _ => known = Some((adapter, tensor.clone())),
+                    }
+                    let parts = modules.entry(module).or_default();
+                    if parts.insert(part, tensor.clone()).is_some() {
+                        return Err(file.unexpected(&tensor, "the module has this tensor twice"));
+                    }
+                }
             }
         }
-        if modules.is_empty() {
+        if modules.is_empty() && whole.is_empty() {
             return Err(CheckpointError::malformed(file.path(), "holds no adapter's tensors"));
         }
         let layers = modules.into_iter().map(|(module, parts)| {
@@ -115,7 +175,7 @@ impl PeftCheckpoint {
             Ok((module, layer))
         });
         let layers = layers.collect::<Result<_, CheckpointError>>()?;
-        Ok(Self { config, layers })
+        Ok(PeftContents { checkpoint: Self { config, layers }, whole, file })
     }
 
     /// Writes `adapter_config.json` and `adapter_model.safetensors` into a folder, which is made
@@ -180,47 +240,32 @@ impl PeftCheckpoint {
     }
 }
 
-/// A tensor's module, and which part of its adapter it is.
-fn split(file: &TensorFile, tensor: &str) -> Result<(String, &'static str), CheckpointError> {
-    let Some(name) = tensor.strip_prefix(PREFIX) else {
-        let reason = format!("PEFT's names begin with `{PREFIX}`: is it a PEFT checkpoint?");
-        return Err(file.unexpected(tensor, reason));
-    };
-    for (suffix, part) in
-        [(LORA_A, LORA_A), (LORA_B, LORA_B), (MAGNITUDE, MAGNITUDE), (MAGNITUDE_WEIGHT, MAGNITUDE)]
-    {
-        let module = name.strip_suffix(suffix).and_then(|name| name.strip_suffix('.'));
-        if let Some(module) = module {
-            return Ok((module.to_owned(), part));
-        }
-    }
-    let reason = "only lora_A.weight, lora_B.weight and lora_magnitude_vector of linear layers are \
-                  supported, not embeddings, experts, biases or whole modules";
-    Err(file.unexpected(tensor, reason))
-}
+/// The names of a module's tensors.
+type Parts = HashMap<LayerPart, String>;
 
 fn read_layer(
     config: &PeftConfig,
     file: &TensorFile,
     module: &str,
-    parts: &HashMap<&str, String>,
+    parts: &Parts,
 ) -> Result<LayerAdapter, CheckpointError> {
     let rank = config.rank(module);
-    let find = |part: &str, reason: &str| {
-        let missing = || file.missing(&format!("{PREFIX}{module}.{part}"), reason);
-        parts.get(part).map(String::as_str).ok_or_else(missing)
+    let find = |part: LayerPart, name: &str, reason: &str| {
+        let missing = || file.missing(&format!("{PREFIX}{module}.{name}"), reason);
+        parts.get(&part).map(String::as_str).ok_or_else(missing)
     };
     let whole = "an adapter has lora_A and lora_B: the file is incomplete";
-    let (name_a, name_b) = (find(LORA_A, whole)?, find(LORA_B, whole)?);
-    let inputs = match shape(file, name_a) {
-        &[r, inputs] if r == rank => inputs,
+    let name_a = find(LayerPart::A, LORA_A, whole)?;
+    let name_b = find(LayerPart::B, LORA_B, whole)?;
+    let inputs = match file.matrix(name_a)? {
+        Some([r, inputs]) if r == rank => inputs,
         _ => {
             let needed = format!("of rank {rank}, which the settings give it, must be [{rank}, I]");
             return Err(file.shape(name_a, needed));
         }
     };
-    let outputs = match shape(file, name_b) {
-        &[outputs, r] if r == rank => outputs,
+    let outputs = match file.matrix(name_b)? {
+        Some([outputs, r]) if r == rank => outputs,
         _ => {
             let needed = format!("of rank {rank}, which the settings give it, must be [O, {rank}]");
             return Err(file.shape(name_b, needed));
@@ -231,9 +276,16 @@ fn read_layer(
                       ignore it: are the two files of one adapter?";
         return Err(file.unexpected(name_a, reason));
     }
-    let (norm, magnitude) = match (config.use_dora(), parts.get(MAGNITUDE)) {
+    let (norm, magnitude) = match (config.use_dora(), parts.get(&LayerPart::Magnitude)) {
         (true, Some(name)) => {
-            if shape(file, name) != [outputs] {
+            // A convolution's is [1, O, 1, 1].
+            let found = file.info(name).map_or(&[][..], |info| &info.shape);
+            if found
+                .iter()
+                .copied()
+                .filter(|size| *size != 1)
+                .ne([outputs].into_iter().filter(|o| *o != 1))
+            {
                 let needed = format!("next to lora_B of {outputs} rows must be [{outputs}]");
                 return Err(file.shape(name, needed));
             }
@@ -243,8 +295,18 @@ fn read_layer(
             let reason = "use_dora is true, and DoRA needs a magnitude per output feature";
             return Err(file.missing(&format!("{PREFIX}{module}.{MAGNITUDE}"), reason));
         }
-        (false, Some(name)) => {
+        (false, Some(name)) if config.settings().contains_key("use_dora") => {
             let reason = "the settings have use_dora as false: plain LoRA has no magnitude";
+            return Err(file.unexpected(name, reason));
+        }
+        (false, Some(name)) => {
+            let reason = format!(
+                "use_dora is missing in {}: PEFT would load this DoRA as a LoRA, without its \
+                 magnitudes. Set use_dora to true if PEFT wrote the tensors. torchtune's export \
+                 leaves it out, and permutes rows of lora_B of q_proj and k_proj but not of the \
+                 magnitude: merge such a DoRA with torchtune",
+                PeftConfig::FILE
+            );
             return Err(file.unexpected(name, reason));
         }
         (false, None) => (Norm::None, Vec::new()),
@@ -254,10 +316,6 @@ fn read_layer(
     LayerAdapter::new([outputs, inputs], rank, scaling, norm, lora_a, lora_b, magnitude).map_err(
         |error| CheckpointError::Layer { layer: module.to_owned(), problem: error.to_string() },
     )
-}
-
-fn shape<'a>(file: &'a TensorFile, name: &str) -> &'a [usize] {
-    file.info(name).map_or(&[], |info| &info.shape)
 }
 
 fn stored(dtype: Dtype) -> Stored {

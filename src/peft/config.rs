@@ -49,8 +49,35 @@ const WITHOUT_EFFECT: [&str; 18] = [
     "velora_config",
 ];
 
+/// Settings of PEFT that change what an adapter computes, and that are not supported.
+const UNSUPPORTED: [&str; 12] = [
+    "alora_invocation_tokens",
+    "arrow_config",
+    "ensure_weight_tying",
+    "layer_replication",
+    "lora_bias",
+    "megatron_config",
+    MODULES_TO_SAVE,
+    "monteclora_config",
+    "target_parameters",
+    "trainable_token_indices",
+    "use_bdlora",
+    "use_qalora",
+];
+
+const MODULES_TO_SAVE: &str = "modules_to_save";
+
 /// Initialisations that leave the base weight as it is.
 const INITIALISATIONS: [&str; 4] = ["gaussian", "eva", "orthogonal", "mica"];
+
+/// What reading a checkpoint may let pass.
+#[derive(Debug, Clone, Default)]
+pub struct PeftOptions {
+    /// Settings that this crate does not know, and that are known to make no difference.
+    pub ignore_settings: Vec<String>,
+    /// Whether the file may hold tensors of the model itself, e.g. of `modules_to_save`.
+    pub whole_modules: bool,
+}
 
 /// The settings of an adapter, and what follows from them for each module.
 #[derive(Debug, Clone)]
@@ -66,6 +93,7 @@ pub struct PeftConfig {
     ranks: Vec<(Regex, usize)>,
     alphas: Vec<(Regex, f64)>,
     targets: Targets,
+    options: PeftOptions,
 }
 
 /// Which modules are adapted.
@@ -136,7 +164,7 @@ impl PeftConfig {
             "use_dora": use_dora,
             "use_rslora": false,
         });
-        Self::parse(Path::new(Self::FILE), &settings.to_string())
+        Self::parse(Path::new(Self::FILE), &settings.to_string(), &PeftOptions::default())
     }
 
     /// These settings with another value for one of them.
@@ -145,7 +173,7 @@ impl PeftConfig {
     /// Those of [`read`](Self::read).
     pub fn with(mut self, setting: &str, value: impl Into<Value>) -> Result<Self, CheckpointError> {
         self.settings.insert(setting.to_owned(), value.into());
-        Self::parse(&self.path, &self.to_json())
+        Self::parse(&self.path, &self.to_json(), &self.options)
     }
 
     /// Reads `adapter_config.json`.
@@ -154,8 +182,18 @@ impl PeftConfig {
     /// [`CheckpointError::Read`], [`CheckpointError::Malformed`]; [`CheckpointError::Setting`] for
     /// a setting that would change what the adapter computes in a way that this crate does not.
     pub fn read(path: &Path) -> Result<Self, CheckpointError> {
+        Self::read_with(path, &PeftOptions::default())
+    }
+
+    /// Reads `adapter_config.json`, with more of what can be in it.
+    ///
+    /// # Errors
+    /// Those of [`read`](Self::read), except where the options allow something;
+    /// [`CheckpointError::Setting`] for a setting that is to be ignored and that is known, or not
+    /// there.
+    pub fn read_with(path: &Path, options: &PeftOptions) -> Result<Self, CheckpointError> {
         let text = std::fs::read_to_string(path).map_err(CheckpointError::read(path))?;
-        Self::parse(path, &text)
+        Self::parse(path, &text, options)
     }
 
     /// The file's text: as PEFT writes it, by name and indented by two.
@@ -202,12 +240,12 @@ impl PeftConfig {
         }
     }
 
-    fn parse(path: &Path, text: &str) -> Result<Self, CheckpointError> {
+    fn parse(path: &Path, text: &str, options: &PeftOptions) -> Result<Self, CheckpointError> {
         let malformed =
             |error| CheckpointError::malformed(path, format!("is no adapter_config.json: {error}"));
         let settings: Map<String, Value> = serde_json::from_str(text).map_err(malformed)?;
         let patterns: Patterns = serde_json::from_str(text).map_err(malformed)?;
-        let reader = Reader { path, settings: &settings };
+        let reader = Reader { path, settings: &settings, options };
         reader.check()?;
         let rank = |setting: &str, value: &Value| match value.as_u64() {
             Some(rank @ 1..) => Ok(rank as usize),
@@ -228,6 +266,7 @@ impl PeftConfig {
             alphas: reader.patterns("alpha_pattern", patterns.alpha_pattern, alpha)?,
             targets: reader.targets()?,
             settings: Map::new(),
+            options: options.clone(),
         };
         Ok(Self { settings, ..config })
     }
@@ -249,6 +288,7 @@ fn first<T: Copy>(patterns: &[(Regex, T)], module: &str) -> Option<T> {
 struct Reader<'a> {
     path: &'a Path,
     settings: &'a Map<String, Value>,
+    options: &'a PeftOptions,
 }
 
 impl Reader<'_> {
@@ -256,38 +296,59 @@ impl Reader<'_> {
         self.settings.get(setting).unwrap_or(&Value::Null)
     }
 
-    fn wrong(&self, setting: &str, value: &Value, cure: &str) -> CheckpointError {
+    fn wrong(&self, setting: &str, value: &Value, remedy: &str) -> CheckpointError {
         CheckpointError::Setting {
             path: self.path.to_owned(),
             setting: setting.to_owned(),
             value: value.to_string(),
-            cure: cure.to_owned(),
+            remedy: remedy.to_owned(),
         }
     }
 
     /// Refuses what this crate does not do.
     fn check(&self) -> Result<(), CheckpointError> {
+        if self.settings.contains_key("fine_tune_type") && self.get("peft_type").is_null() {
+            let remedy = "MLX wrote this adapter, whose factors are the transposes of PEFT's: fuse \
+                          it with `mlx_lm.fuse`, or convert it to PEFT's files";
+            return Err(self.wrong("fine_tune_type", self.get("fine_tune_type"), remedy));
+        }
         if self.get("peft_type") != "LORA" {
-            let cure = "only \"LORA\" is supported, with or without use_dora";
-            return Err(self.wrong("peft_type", self.get("peft_type"), cure));
+            let remedy = "only \"LORA\" is supported, with or without use_dora";
+            return Err(self.wrong("peft_type", self.get("peft_type"), remedy));
         }
         let bias = self.get("bias");
         if !(bias.is_null() || bias == "none") {
-            let cure = "the biases of such an adapter are trained, too: merge it with PEFT, or \
+            let remedy = "the biases of such an adapter are trained, too: merge it with PEFT, or \
                         train it with bias=\"none\"";
-            return Err(self.wrong("bias", bias, cure));
+            return Err(self.wrong("bias", bias, remedy));
         }
         let init = self.get("init_lora_weights");
         let known = |name: &str| INITIALISATIONS.contains(&name.to_lowercase().as_str());
         if !(init.is_null() || init.is_boolean() || init.as_str().is_some_and(known)) {
-            let cure = "it changes the base weights: save the adapter with PEFT's \
+            let remedy = "it changes the base weights: save the adapter with PEFT's \
                         path_initial_model_for_weight_conversion, which makes it a plain LoRA";
-            return Err(self.wrong("init_lora_weights", init, cure));
+            return Err(self.wrong("init_lora_weights", init, remedy));
+        }
+        for setting in &self.options.ignore_settings {
+            let remedy = match self.settings.get(setting) {
+                None => "it is not in the file and cannot be ignored: check its spelling",
+                Some(_) if UNDERSTOOD.contains(&setting.as_str()) => {
+                    "it is understood: it cannot be ignored"
+                }
+                Some(_) if UNSUPPORTED.contains(&setting.as_str()) => {
+                    "it is known to change what the adapter computes: it cannot be ignored"
+                }
+                Some(_) => continue,
+            };
+            return Err(self.wrong(setting, self.get(setting), remedy));
         }
         for (setting, value) in self.settings {
             let known = [&UNDERSTOOD[..], &WITHOUT_EFFECT].concat();
-            if !known.contains(&setting.as_str()) && !is_off(value) {
-                return Err(self.wrong(setting, value, cure(setting)));
+            let is_allowed = known.contains(&setting.as_str())
+                || setting == MODULES_TO_SAVE && self.options.whole_modules
+                || self.options.ignore_settings.contains(setting);
+            if !is_allowed && !is_off(value) {
+                return Err(self.wrong(setting, value, &remedy(setting)));
             }
         }
         Ok(())
@@ -316,7 +377,7 @@ impl Reader<'_> {
     }
 
     fn targets(&self) -> Result<Targets, CheckpointError> {
-        let cure = "it must be a list of names, or a regular expression";
+        let remedy = "it must be a list of names, or a regular expression";
         match self.get("target_modules") {
             Value::Null => Ok(Targets::All),
             Value::String(all) if all == "all-linear" => Ok(Targets::All),
@@ -326,18 +387,18 @@ impl Reader<'_> {
             }
             Value::Array(names) => {
                 let text = |name: &Value| name.as_str().map(str::to_owned);
-                let wrong = |name| self.wrong("target_modules", name, cure);
+                let wrong = |name| self.wrong("target_modules", name, remedy);
                 let names = names.iter().map(|name| text(name).ok_or_else(|| wrong(name)));
                 Ok(Targets::Names(names.collect::<Result<_, _>>()?))
             }
-            other => Err(self.wrong("target_modules", other, cure)),
+            other => Err(self.wrong("target_modules", other, remedy)),
         }
     }
 
     fn regex(&self, setting: &str, given: &str, whole: &str) -> Result<Regex, CheckpointError> {
         Regex::new(whole).map_err(|error| {
-            let cure = format!("as a regular expression it cannot be read: {error}");
-            self.wrong(setting, &Value::from(given), &cure)
+            let remedy = format!("as a regular expression it cannot be read: {error}");
+            self.wrong(setting, &Value::from(given), &remedy)
         })
     }
 }
@@ -353,10 +414,10 @@ fn is_off(value: &Value) -> bool {
 }
 
 /// What to do about a setting that is not supported.
-fn cure(setting: &str) -> &'static str {
-    match setting {
+fn remedy(setting: &str) -> String {
+    let remedy = match setting {
         "lora_bias" => "a bias on lora_B is not supported: merge with PEFT, or train without it",
-        "modules_to_save" | "trainable_token_indices" => {
+        MODULES_TO_SAVE | "trainable_token_indices" => {
             "such an adapter replaces weights of the base, too: merge it with PEFT, or train it \
              without this setting"
         }
@@ -367,9 +428,17 @@ fn cure(setting: &str) -> &'static str {
         "layer_replication" => {
             "the adapter is for a model with repeated layers: merge it with PEFT"
         }
-        _ => {
-            "this setting is not supported, and may change what the adapter computes: merge with \
+        _ if UNSUPPORTED.contains(&setting) => {
+            "this setting is not supported, and changes what the adapter computes: merge with \
              PEFT, or train without it"
         }
-    }
+        _ => {
+            return format!(
+                "this setting is not known here, and may change what the adapter computes: merge \
+                 with the PEFT that wrote it. If it makes no difference, ignore it: pass \
+                 `--ignore-setting {setting}`, or name it in PeftOptions::ignore_settings"
+            );
+        }
+    };
+    remedy.to_owned()
 }

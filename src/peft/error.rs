@@ -33,7 +33,7 @@ pub enum CheckpointError {
         problem: String,
     },
     /// A setting that means something that this crate does not do, or nothing at all.
-    #[error("{}: {setting} is {value}: {cure}", path.display())]
+    #[error("{}: {setting} is {value}: {remedy}", path.display())]
     Setting {
         /// The file.
         path: PathBuf,
@@ -42,7 +42,7 @@ pub enum CheckpointError {
         /// Its value, as JSON.
         value: String,
         /// What it may be, and what to do.
-        cure: String,
+        remedy: String,
     },
     /// A tensor that should be there.
     #[error("{}: tensor `{tensor}` is missing: {reason}", path.display())]
@@ -77,7 +77,7 @@ pub enum CheckpointError {
         needed: String,
     },
     /// A tensor of a type that is not floating point.
-    #[error("{}: tensor `{tensor}` is stored as {found}: {cure}", path.display())]
+    #[error("{}: tensor `{tensor}` is stored as {found}: {remedy}", path.display())]
     Dtype {
         /// The file.
         path: PathBuf,
@@ -86,7 +86,7 @@ pub enum CheckpointError {
         /// Its type.
         found: String,
         /// Which types will do, and what to do.
-        cure: &'static str,
+        remedy: &'static str,
     },
     /// A layer that no spec can describe, or that such a file cannot hold.
     #[error("layer `{layer}` {problem}")]

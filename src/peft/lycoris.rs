@@ -23,6 +23,22 @@ const DOWN: &str = "lora_down.weight";
 const UP: &str = "lora_up.weight";
 const ALPHA: &str = "alpha";
 const SCALE: &str = "dora_scale";
+const MAGNITUDE: &str = "lora_magnitude_vector";
+
+/// The ends of tensors' names, and which part each is: kohya's and LyCORIS's, and those of PEFT,
+/// which diffusers, SimpleTuner and ai-toolkit write into one file.
+const ENDS: [(&str, &str); 10] = [
+    (DOWN, DOWN),
+    (UP, UP),
+    (ALPHA, ALPHA),
+    (SCALE, SCALE),
+    ("lora_A.weight", DOWN),
+    ("lora_B.weight", UP),
+    ("lora_A.default.weight", DOWN),
+    ("lora_B.default.weight", UP),
+    (MAGNITUDE, MAGNITUDE),
+    ("lora_magnitude_vector.weight", MAGNITUDE),
+];
 
 /// Reads LoRA and DoRA as LyCORIS and kohya's scripts write them, for a base model with these
 /// modules: the names of its linear weights without `.weight`, and their shapes `[O, I]`. The
@@ -34,6 +50,10 @@ const SCALE: &str = "dora_scale";
 /// | `MODULE.lora_up.weight` | B `[O, r]` |
 /// | `MODULE.alpha` | α, s being α/r; where it is missing or 0, s is 1 |
 /// | `MODULE.dora_scale` | m: `[1, I]` of norm axis input, `[O, 1]` of output (`wd_on_output`) |
+/// | `MODULE.lora_magnitude_vector` | m of norm axis output `[O]`, as PEFT has it |
+///
+/// `lora_A` and `lora_B` are other names of `lora_down` and `lora_up`. 1×1 convolutions are the
+/// linear layers that they are.
 ///
 /// `MODULE` is `lycoris_`, `lora_unet_`, `lora_te_`, … and the module's name with `_` for each `.`.
 /// LyCORIS adds 1e-7 to each norm, which this crate does not.
@@ -53,16 +73,24 @@ pub fn read_lycoris<'a>(
     }
     let mut groups = BTreeMap::<String, Group>::new();
     for tensor in file.names() {
-        let part = [DOWN, UP, ALPHA, SCALE].into_iter().find_map(|part| {
-            let module = tensor.strip_suffix(part)?.strip_suffix('.')?;
-            Some((module.to_owned(), part))
-        });
-        let Some((module, part)) = part else {
-            let reason = "only lora_down, lora_up, alpha and dora_scale of linear layers are \
-                          supported, not convolutions or other methods of LyCORIS";
+        let Some((module, part)) = split(&tensor) else {
+            let reason = match tensor.contains("lora_mid") {
+                true => Some("this is a convolution's, and convolutions are not supported"),
+                false => super::names::foreign(&tensor),
+            };
+            let reason = reason.unwrap_or(
+                "only lora_down, lora_up, alpha and dora_scale of linear layers are supported, not \
+                 convolutions or other methods of LyCORIS: merge with the program that wrote it",
+            );
             return Err(file.unexpected(&tensor, reason));
         };
-        groups.entry(module).or_default().tensors.insert(part, tensor);
+        if part == DOWN || part == UP {
+            file.matrix(&tensor)?;
+        }
+        let tensors = &mut groups.entry(module.to_owned()).or_default().tensors;
+        if let Some(other) = tensors.insert(part, tensor.clone()) {
+            return Err(file.unexpected(&tensor, format!("`{other}` is the same part")));
+        }
     }
     if groups.is_empty() {
         return Err(CheckpointError::malformed(file.path(), "holds no adapter's tensors"));
@@ -73,6 +101,30 @@ pub fn read_lycoris<'a>(
         layers.insert(name.to_owned(), group.layer(file, &module, shape)?);
     }
     Ok(layers)
+}
+
+/// The module of a tensor, and which part of its adapter it is.
+pub(super) fn split(tensor: &str) -> Option<(&str, &'static str)> {
+    ENDS.into_iter()
+        .find_map(|(end, part)| Some((tensor.strip_suffix(end)?.strip_suffix('.')?, part)))
+}
+
+/// The modules of a file, as it calls them, each with the shape `[O, I]` of its factors. What
+/// [`read_lycoris`] refuses is not among them.
+#[doc(hidden)]
+pub fn lycoris_modules(file: &TensorFile) -> BTreeMap<String, [usize; 2]> {
+    let mut modules = BTreeMap::<String, [usize; 2]>::new();
+    for tensor in file.names() {
+        let (Some((module, part)), Ok(Some(shape))) = (split(&tensor), file.matrix(&tensor)) else {
+            continue;
+        };
+        match part {
+            DOWN => modules.entry(module.to_owned()).or_default()[1] = shape[1],
+            UP => modules.entry(module.to_owned()).or_default()[0] = shape[0],
+            _ => {}
+        }
+    }
+    modules
 }
 
 /// The tensors of one module.
@@ -116,14 +168,13 @@ impl Group {
             let missing = || file.missing(&format!("{module}.{part}"), "a LoRA needs it");
             self.tensors.get(part).map(String::as_str).ok_or_else(missing)
         };
-        let shape = |name: &str| file.info(name).map_or(&[][..], |info| &info.shape);
         let base = format!("the base's weight is [{outputs}, {inputs}]");
         let (down, up) = (find(DOWN)?, find(UP)?);
-        let rank = match shape(down) {
-            &[rank, columns] if rank > 0 && columns == inputs => rank,
+        let rank = match file.matrix(down)? {
+            Some([rank, columns]) if rank > 0 && columns == inputs => rank,
             _ => return Err(file.shape(down, format!("must be [r, {inputs}]: {base}"))),
         };
-        if shape(up) != [outputs, rank] {
+        if file.matrix(up)? != Some([outputs, rank]) {
             return Err(file.shape(up, format!("must be [{outputs}, {rank}]: {base}")));
         }
         let alpha = match self.tensors.get(ALPHA) {
@@ -131,9 +182,13 @@ impl Group {
             None => 0.0,
         };
         let scaling = if alpha == 0.0 { 1.0 } else { (alpha / rank as f64) as f32 };
-        let (norm, magnitude) = match self.tensors.get(SCALE) {
-            None => (Norm::None, Vec::new()),
-            Some(name) => (axis(file, name, [outputs, inputs])?, file.floats(name)?),
+        let (norm, magnitude) = match (self.tensors.get(SCALE), self.tensors.get(MAGNITUDE)) {
+            (None, None) => (Norm::None, Vec::new()),
+            (Some(name), None) => (axis(file, name, [outputs, inputs])?, file.floats(name)?),
+            (None, Some(name)) => (Norm::Output, file.floats(name)?),
+            (Some(_), Some(name)) => {
+                return Err(file.unexpected(name, "the module has a dora_scale, too"));
+            }
         };
         let (lora_a, lora_b) = (file.floats(down)?, file.floats(up)?);
         LayerAdapter::new([outputs, inputs], rank, scaling, norm, lora_a, lora_b, magnitude)
@@ -150,7 +205,14 @@ fn axis(
     name: &str,
     [outputs, inputs]: [usize; 2],
 ) -> Result<Norm, CheckpointError> {
-    match *file.info(name).map_or(&[][..], |info| &info.shape) {
+    let mut shape = file.info(name).map_or(&[][..], |info| &info.shape);
+    // A 1×1 convolution's has the kernel's dimensions, too.
+    while let &[ref first @ .., 1] = shape
+        && first.len() >= 2
+    {
+        shape = first;
+    }
+    match *shape {
         [o, 1] if o == outputs => Ok(Norm::Output),
         [1, i] if i == inputs => Ok(Norm::Input),
         [o] if o == outputs && outputs != inputs => Ok(Norm::Output),
@@ -190,7 +252,7 @@ fn scalar(file: &TensorFile, name: &str) -> Result<f64, CheckpointError> {
                 path: file.path().to_owned(),
                 tensor: name.to_owned(),
                 found: other.to_string(),
-                cure: "it must be a floating-point number, I32 or I64",
+                remedy: "it must be a floating-point number, I32 or I64",
             });
         }
     };

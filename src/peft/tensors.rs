@@ -126,10 +126,33 @@ impl TensorFile {
                 path: self.path.clone(),
                 tensor: name.to_owned(),
                 found: other.to_string(),
-                cure: "it must be BF16, F16 or F32; quantised and wider weights have to be \
+                remedy: "it must be BF16, F16 or F32; quantised and wider weights have to be \
                        converted first",
             }),
         }
+    }
+
+    /// The shape of a matrix, or of a 1×1 convolution, which is one; nothing for other numbers of
+    /// dimensions.
+    pub(crate) fn matrix(&self, name: &str) -> Result<Option<[usize; 2]>, CheckpointError> {
+        match *self.info(name).map_or(&[][..], |info| &info.shape) {
+            [rows, columns] => Ok(Some([rows, columns])),
+            [rows, columns, ref kernel @ ..] if kernel.iter().all(|size| *size == 1) => {
+                Ok(Some([rows, columns]))
+            }
+            [_, _, _, ..] => Err(self.unexpected(
+                name,
+                "this is a convolution's, and only linear layers and 1×1 convolutions are \
+                 supported: merge with the program that wrote the file, or train without \
+                 convolutions",
+            )),
+            _ => Ok(None),
+        }
+    }
+
+    /// The texts of the file's header (`__metadata__`).
+    pub fn metadata(&self) -> Option<&std::collections::HashMap<String, String>> {
+        self.metadata.metadata().as_ref()
     }
 
     pub(crate) fn missing(&self, name: &str, reason: impl Into<String>) -> CheckpointError {
