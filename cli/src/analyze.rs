@@ -19,11 +19,14 @@ use crate::weight::Weight;
 #[derive(Serialize)]
 struct Document<'a> {
     device: String,
+    no_gpu: Option<String>,
     base: String,
     changed: String,
     axis: &'static str,
     weights: Vec<Row<'a>>,
     moved: usize,
+    not_finite: Vec<&'a str>,
+    not_compared: Vec<Uncounted<'a>>,
     fit: Option<Fit>,
     svg: Option<String>,
 }
@@ -36,6 +39,13 @@ struct Row<'a> {
     direction_change: f64,
 }
 
+/// A tensor that is not compared.
+#[derive(Serialize)]
+struct Uncounted<'a> {
+    tensor: &'a str,
+    reason: &'static str,
+}
+
 /// The line through the points, ΔM against ΔD.
 #[derive(Serialize)]
 struct Fit {
@@ -46,9 +56,14 @@ struct Fit {
 pub fn run(options: &Analyze) -> Result<(), Failure> {
     let (base, changed) = (Base::open(&options.base)?, Base::open(&options.changed)?);
     let pairs = pairs(&base, &changed)?;
-    let mut engine = engine::open(options.device.device)?;
-    let report = Report::new(&options.format);
-    line!(report, "Device: {}.", engine.name())?;
+    let not_compared = not_compared(&base, &changed);
+    let opened = engine::open(options.device.device)?;
+    let report = match options.svg {
+        Some(_) => Report::of_work(&options.format),
+        None => Report::new(&options.format),
+    };
+    opened.report(&report)?;
+    let (mut engine, no_gpu) = (opened.engine, opened.no_gpu);
     let vectors = if options.axis == Axis::Input { "columns" } else { "rows" };
     let paths = [&base, &changed].map(|it| it.path.display().to_string());
     line!(
@@ -60,7 +75,7 @@ pub fn run(options: &Analyze) -> Result<(), Failure> {
     )?;
     let width = pairs.iter().map(|(before, _)| before.name.len()).max().unwrap_or(0).max(6);
     line!(report, "{:<width$} | {:>13} | {:>11} | {:>11}", "tensor", "shape", "ΔM", "ΔD")?;
-    let (mut weights, mut moved) = (Vec::new(), Vec::new());
+    let (mut weights, mut moved, mut not_finite) = (Vec::new(), Vec::new(), Vec::new());
     for (before, after) in &pairs {
         let change = engine.decompose(before, after, options.axis.norm())?;
         let Decomposition { magnitude, direction } = change;
@@ -72,7 +87,9 @@ pub fn run(options: &Analyze) -> Result<(), Failure> {
             magnitude_change: magnitude,
             direction_change: direction,
         });
-        if direction > 0.0 {
+        if !(direction.is_finite() && magnitude.is_finite()) {
+            not_finite.push(tensor);
+        } else if direction > 0.0 {
             moved.push(change);
         }
     }
@@ -81,6 +98,16 @@ pub fn run(options: &Analyze) -> Result<(), Failure> {
         format!("; ΔM against ΔD: slope {slope:.4}, correlation {correlation:.3}")
     });
     line!(report, "{} of {} weights moved{line}", moved.len(), weights.len())?;
+    if !not_finite.is_empty() {
+        line!(report, "NaN or infinity, not counted as moved: {}", not_finite.join(", "))?;
+    }
+    for reason in [NO_MATRIX, ONLY_IN_CHANGED] {
+        let names = not_compared.iter().filter(|it| it.reason == reason).map(|it| it.tensor);
+        let names: Vec<_> = names.collect();
+        if !names.is_empty() {
+            line!(report, "Not compared, {reason}: {}", names.join(", "))?;
+        }
+    }
     if let Some(path) = &options.svg {
         save(path, &plot::svg(vectors, &moved).map_err(Failure::Call)?)?;
         line!(report, "Written: {}", path.display())?;
@@ -88,14 +115,29 @@ pub fn run(options: &Analyze) -> Result<(), Failure> {
     let [base, changed] = paths;
     report.document(&Document {
         device: engine.name(),
+        no_gpu,
         base,
         changed,
         axis: axis(options.axis.norm()),
         weights,
         moved: moved.len(),
+        not_finite,
+        not_compared,
         fit,
         svg: options.svg.as_ref().map(|path| path.display().to_string()),
-    })
+    })?;
+    report.finish()
+}
+
+const NO_MATRIX: &str = "no matrix of bf16, f16 or f32";
+const ONLY_IN_CHANGED: &str = "only in --changed";
+
+/// The tensors of either that are no pair of matrices.
+fn not_compared<'a>(base: &'a Base, changed: &'a Base) -> Vec<Uncounted<'a>> {
+    let of = |reason| move |tensor| Uncounted { tensor, reason };
+    let no_matrix = base.names().filter(|name| base.matrix(name).is_none()).map(of(NO_MATRIX));
+    let only = changed.names().filter(|name| base.tensor(name).is_none());
+    no_matrix.chain(only.map(of(ONLY_IN_CHANGED))).collect()
 }
 
 /// The matrices of both.

@@ -2,29 +2,54 @@
 
 use std::collections::BTreeMap;
 
-use fused_dora::MergeReport;
-use fused_dora::peft::LayerAdapter;
+use fused_dora::{Dtype, MergeReport};
 use serde::Serialize;
 
 use crate::base::Base;
 use crate::engine::Merged;
 use crate::error::Failure;
+use crate::files::{LeftOut, Others};
+use crate::fit::{Fit, Layer as FitLayer};
 use crate::options::Convert;
 use crate::report::{Report, line};
+use crate::weight::Weight;
+
+/// What was done.
+pub struct Done<'a> {
+    pub options: &'a Convert,
+    /// What computed, and why not a GPU.
+    pub device: (String, Option<String>),
+    pub base: &'a Base,
+    pub fit: &'a Fit,
+    pub others: &'a Others,
+}
 
 /// The JSON document of `merge`.
 #[derive(Serialize)]
 struct MergeDocument<'a> {
-    device: String,
+    device: &'a str,
+    no_gpu: Option<&'a str>,
     out: String,
     gains: Option<String>,
+    notes: &'a [String],
     layers: Vec<Layer<'a>>,
     all: Change,
+    replaced: Vec<&'a str>,
+    #[serde(flatten)]
+    files: Files<'a>,
+}
+
+/// The base's files that are no weights.
+#[derive(Serialize)]
+struct Files<'a> {
+    copied: Vec<String>,
+    left_out: &'a [LeftOut],
 }
 
 #[derive(Serialize)]
 struct Layer<'a> {
     tensor: &'a str,
+    module: &'a str,
     shape: [usize; 2],
     dtype: &'static str,
     rank: usize,
@@ -36,64 +61,119 @@ struct Layer<'a> {
 #[derive(Serialize)]
 struct Change {
     change: f64,
-    kept: f64,
+    /// Nothing where nothing is changed.
+    kept: Option<f64>,
     relative_error: f64,
 }
 
 /// The JSON document of `unmerge`.
 #[derive(Serialize)]
-struct UnmergeDocument {
-    device: String,
+struct UnmergeDocument<'a> {
+    device: &'a str,
+    no_gpu: Option<&'a str>,
     out: String,
+    notes: &'a [String],
     layers: usize,
+    #[serde(flatten)]
+    files: Files<'a>,
 }
 
 pub fn merged(
     report: &Report,
-    options: &Convert,
-    device: String,
-    base: &Base,
-    layers: &BTreeMap<String, LayerAdapter>,
+    done: &Done<'_>,
     merged: &BTreeMap<String, Merged>,
 ) -> Result<(), Failure> {
     let mut all = MergeReport { change_squared: 0.0, error_squared: 0.0, error_along_change: 0.0 };
-    let mut lines = Vec::new();
-    for (tensor, layer) in layers {
+    let (mut lines, mut idle) = (Vec::new(), 0);
+    for (tensor, FitLayer { module, layer, source }) in &done.fit.layers {
         let Some(Merged { report, .. }) = merged.get(tensor) else { continue };
         all.change_squared += report.change_squared;
         all.error_squared += report.error_squared;
         all.error_along_change += report.error_along_change;
+        let dtype = done.base.matrix(source).map(|weight: Weight<'_>| weight.dtype);
+        let change = Change::of(report, changes_nothing(report, dtype));
+        idle += usize::from(change.kept.is_none());
         lines.push(Layer {
             tensor,
+            module,
             shape: layer.shape(),
-            dtype: base.matrix(tensor).map_or("", |weight| weight.dtype.name()),
+            dtype: dtype.map_or("", Dtype::name),
             rank: layer.rank(),
-            change: Change::of(report),
+            change,
         });
     }
     let document = MergeDocument {
-        device,
-        out: options.out.display().to_string(),
-        gains: options.gains.as_ref().map(|path| path.display().to_string()),
+        device: &done.device.0,
+        no_gpu: done.device.1.as_deref(),
+        out: done.options.out.display().to_string(),
+        gains: done.options.gains.as_ref().map(|path| path.display().to_string()),
+        notes: &done.fit.notes,
+        all: Change::of(&all, idle == lines.len()),
         layers: lines,
-        all: Change::of(&all),
+        replaced: done.fit.replacements.keys().map(String::as_str).collect(),
+        files: Files::of(done.others),
     };
     print(report, &document)?;
+    if idle > 0 {
+        let what = "their change is 0, or too small for the rounding of f32";
+        match idle == document.layers.len() {
+            true => line!(report, "The adapter changes nothing: {what}")?,
+            false => line!(report, "{idle} weights are not changed by the adapter: {what}")?,
+        }
+    }
+    for tensor in &document.replaced {
+        line!(report, "Replaced: {tensor}")?;
+    }
+    document.files.print(report)?;
+    let has_gains = merged.values().any(|merged| !merged.gain.is_empty());
+    if has_gains && document.gains.is_none() {
+        line!(report, "Without --gains FILE, `unmerge` cannot undo this merge of a DoRA.")?;
+    }
+    line!(report, "Written: {}", document.out)?;
     report.document(&document)
 }
 
+/// Whether a change is 0, or no more than the rounding of f32: then it is no change by an adapter,
+/// and what rounding kept of it is no figure.
+fn changes_nothing(report: &MergeReport, dtype: Option<Dtype>) -> bool {
+    report.change_squared == 0.0 || dtype == Some(Dtype::F32) && report.relative_error() > 0.25
+}
+
+impl<'a> Files<'a> {
+    fn of(others: &'a Others) -> Self {
+        let copied = others.copied.iter().map(|path| path.display().to_string());
+        Self { copied: copied.collect(), left_out: &others.left_out }
+    }
+
+    fn print(&self, report: &Report) -> Result<(), Failure> {
+        if !self.copied.is_empty() {
+            line!(report, "Copied with the weights: {} files", self.copied.len())?;
+        }
+        for LeftOut { path, reason } in self.left_out {
+            line!(report, "Left out: {path} ({reason})")?;
+        }
+        Ok(())
+    }
+}
+
 impl Change {
-    fn of(report: &MergeReport) -> Self {
+    fn of(report: &MergeReport, is_idle: bool) -> Self {
         Self {
             change: report.change_squared.sqrt(),
-            kept: report.kept(),
+            kept: (!is_idle).then(|| report.kept()),
             relative_error: report.relative_error(),
         }
     }
 
     fn columns(&self) -> String {
         let Self { change, kept, relative_error } = self;
-        format!("{change:>11.4e} | {:>8.2} % | {relative_error:>10.2e}", 100.0 * kept)
+        match kept {
+            Some(kept) => {
+                let kept = 100.0 * kept;
+                format!("{change:>11.4e} | {kept:>8.2} % | {relative_error:>10.2e}")
+            }
+            None => format!("{change:>11.4e} | {:>10} | {:>10}", "-", "-"),
+        }
     }
 }
 
@@ -106,23 +186,25 @@ fn print(report: &Report, document: &MergeDocument<'_>) -> Result<(), Failure> {
         "tensor",
         "shape"
     )?;
-    for Layer { tensor, shape, dtype, rank, change } in &document.layers {
+    for Layer { tensor, shape, dtype, rank, change, .. } in &document.layers {
         let (shape, change) = (format!("{shape:?}"), change.columns());
         line!(report, "{tensor:<width$} | {shape:>13} | {dtype:>5} | {rank:>4} | {change}")?;
     }
     let all = document.all.columns();
-    line!(report, "{:<width$} | {:>13} | {:>5} | {:>4} | {all}", "all", "", "", "")?;
-    line!(report, "Written: {}", document.out)
+    line!(report, "{:<width$} | {:>13} | {:>5} | {:>4} | {all}", "all", "", "", "")
 }
 
-pub fn unmerged(
-    report: &Report,
-    options: &Convert,
-    device: String,
-    layers: usize,
-) -> Result<(), Failure> {
-    let out = options.out.display().to_string();
-    line!(report, "{layers} layers unmerged.")?;
-    line!(report, "Written: {out}")?;
-    report.document(&UnmergeDocument { device, out, layers })
+pub fn unmerged(report: &Report, done: &Done<'_>) -> Result<(), Failure> {
+    let document = UnmergeDocument {
+        device: &done.device.0,
+        no_gpu: done.device.1.as_deref(),
+        out: done.options.out.display().to_string(),
+        notes: &done.fit.notes,
+        layers: done.fit.layers.len(),
+        files: Files::of(done.others),
+    };
+    line!(report, "{} layers unmerged.", document.layers)?;
+    document.files.print(report)?;
+    line!(report, "Written: {}", document.out)?;
+    report.document(&document)
 }

@@ -11,6 +11,7 @@ use crate::error::Failure;
 use crate::kernels::Gpu;
 use crate::options::Device;
 use crate::output::Sink;
+use crate::report::{Report, line};
 use crate::weight::Weight;
 
 /// What a merge yields in addition to W'.
@@ -51,17 +52,34 @@ pub trait Engine {
     ) -> Result<Decomposition, Failure>;
 }
 
+/// An engine, and why it is not a GPU where that was looked for.
+pub struct Opened {
+    pub engine: Box<dyn Engine>,
+    pub no_gpu: Option<String>,
+}
+
 /// The engine of a choice.
-pub fn open(device: Device) -> Result<Box<dyn Engine>, Failure> {
+pub fn open(device: Device) -> Result<Opened, Failure> {
+    let of = |engine: Box<dyn Engine>| Opened { engine, no_gpu: None };
     match device {
-        Device::Cpu => Ok(Box::new(Cpu)),
-        Device::Cuda => Ok(Box::new(Gpu::open(Choice::Cuda)?)),
-        Device::Emulated => Ok(Box::new(Gpu::open(Choice::Emulated)?)),
-        Device::Auto => match Gpu::open(Choice::Cuda) {
-            Ok(gpu) => Ok(Box::new(gpu)),
-            Err(Failure::Select(_)) => Ok(Box::new(Cpu)),
-            Err(error) => Err(error),
-        },
+        Device::Cpu => Ok(of(Box::new(Cpu))),
+        Device::Cuda => Ok(of(Box::new(Gpu::open(Choice::Cuda)?))),
+        Device::Emulated => Ok(of(Box::new(Gpu::open(Choice::Emulated)?))),
+        Device::Auto => Ok(match Gpu::open(Choice::Cuda) {
+            Ok(gpu) => of(Box::new(gpu)),
+            Err(error) => Opened { engine: Box::new(Cpu), no_gpu: Some(error.to_string()) },
+        }),
+    }
+}
+
+impl Opened {
+    /// Prints what computes, and why no GPU does.
+    pub fn report(&self, report: &Report) -> Result<(), Failure> {
+        line!(report, "Device: {}.", self.engine.name())?;
+        match &self.no_gpu {
+            Some(reason) => line!(report, "No GPU: {}", reason.trim_start_matches("--device: ")),
+            None => Ok(()),
+        }
     }
 }
 

@@ -5,21 +5,22 @@ use std::path::Path;
 
 use fused_dora::peft::safetensors::Dtype as Stored;
 use fused_dora::peft::safetensors::tensor::{TensorView, serialize};
-use fused_dora::peft::{CheckpointError, LayerAdapter, TensorFile};
+use fused_dora::peft::{CheckpointError, TensorFile};
 use indicatif::ProgressBar;
 
 use crate::engine::Merged;
 use crate::error::Failure;
+use crate::fit::Layer;
 use crate::output::Output;
 
 /// The gains that a merge wrote, for all layers that have some.
 pub fn read(
     path: Option<&Path>,
-    layers: &BTreeMap<String, LayerAdapter>,
+    layers: &BTreeMap<String, Layer>,
 ) -> Result<HashMap<String, Vec<f32>>, Failure> {
     let mut gains = HashMap::new();
     let mut file = None;
-    for (tensor, layer) in layers {
+    for (tensor, Layer { layer, .. }) in layers {
         let features = layer.magnitude().len();
         if features == 0 {
             continue;

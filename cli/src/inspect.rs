@@ -8,6 +8,7 @@ use serde::Serialize;
 use crate::adapters::Adapters;
 use crate::base::Base;
 use crate::error::Failure;
+use crate::fit::{Fit, Whole};
 use crate::options::Inspect;
 use crate::report::{Report, axis, line};
 
@@ -18,7 +19,9 @@ struct Document<'a> {
     format: &'static str,
     fan_in_fan_out: bool,
     parameters: usize,
+    notes: Vec<String>,
     layers: Vec<Layer<'a>>,
+    whole: Vec<&'a str>,
     base: Option<BaseFacts>,
 }
 
@@ -51,12 +54,34 @@ struct BaseFacts {
 
 pub fn run(options: &Inspect) -> Result<(), Failure> {
     let base = options.base.as_deref().map(Base::open).transpose()?;
-    let adapters = Adapters::open(&options.adapter, base.as_ref())?;
-    if let Some(base) = &base {
-        adapters.for_base(base)?;
+    let adapters = Adapters::open(&options.adapter, &options.reading)?;
+    let fit = match &base {
+        Some(base) => Some(Fit::new(&adapters, base, &options.reading, Whole::Compare)?),
+        None => None,
+    };
+    if base.is_none() && adapters.layers.keys().any(|module| adapters.is_flat(module)) {
+        let name = options.adapter.display();
+        return Err(Failure::Call(format!(
+            "--adapter {name}: a LyCORIS file needs --base, because it abbreviates modules' names"
+        )));
     }
+    let notes = match &fit {
+        Some(fit) => fit.notes.clone(),
+        None => adapters.notes.clone(),
+    };
+    // A flattened name says less than the base's.
+    let of_base = |module: &String| {
+        let layers = fit.as_ref().filter(|_| adapters.is_flat(module))?.layers.iter();
+        let (tensor, _) = layers.into_iter().find(|(_, layer)| layer.module == *module)?;
+        tensor.strip_suffix(".weight").map(str::to_owned)
+    };
+    let by_name: BTreeMap<String, LayerAdapter> = adapters
+        .layers
+        .iter()
+        .map(|(module, layer)| (of_base(module).unwrap_or_else(|| module.clone()), layer.clone()))
+        .collect();
     let report = Report::new(&options.format);
-    let layers = layers(&adapters.layers);
+    let layers = layers(&by_name);
     let base = base.as_ref().map(|base| BaseFacts {
         path: base.path.display().to_string(),
         bytes: base.bytes(),
@@ -67,9 +92,11 @@ pub fn run(options: &Inspect) -> Result<(), Failure> {
     let document = Document {
         adapter: options.adapter.display().to_string(),
         format: adapters.kind,
-        fan_in_fan_out: adapters.by_input,
+        fan_in_fan_out: adapters.by_input.unwrap_or(false),
+        notes,
         parameters: layers.iter().map(|layer| layer.parameters).sum(),
         layers,
+        whole: adapters.whole.iter().map(|whole| whole.name.as_str()).collect(),
         base,
     };
     print(&report, &document)?;
@@ -130,7 +157,13 @@ fn print(report: &Report, document: &Document<'_>) -> Result<(), Failure> {
     let Document { format, parameters, .. } = document;
     line!(report, "{format}: {} layers, {parameters} parameters", layers.len())?;
     if document.fan_in_fan_out {
-        line!(report, "The base stores these weights [I, O] (fan_in_fan_out).")?;
+        line!(report, "The base stores weights [I, O] (fan_in_fan_out).")?;
+    }
+    for note in &document.notes {
+        line!(report, "{note}")?;
+    }
+    for tensor in &document.whole {
+        line!(report, "Holds a tensor of the model itself: {tensor}")?;
     }
     if let Some(BaseFacts { path, bytes, files, tensors, adapted }) = &document.base {
         line!(

@@ -4,7 +4,6 @@
 use std::env;
 use std::sync::Arc;
 
-use cuda_emulator::Config;
 use cuda_emulator::client::{self, Choice, Selected};
 use fused_dora::cudarc::driver::{CudaSlice, CudaStream, DriverError};
 use fused_dora::peft::LayerAdapter;
@@ -120,16 +119,12 @@ impl Engine for Gpu {
 
 impl Gpu {
     pub fn open(choice: Choice) -> Result<Self, Failure> {
-        let selected = client::select(choice)?;
-        if let Some(emulator) = selected.emulator()
-            && env::var_os(SANITIZER).is_none()
-        {
-            // It only costs time and memory here.
-            let config = Config { sanitizer: false, ..Config::default() };
-            emulator
-                .configure(&config)
-                .map_err(|status| Failure::Call(format!("--device emulated: {}", status.name())))?;
+        if choice == Choice::Emulated && env::var_os(SANITIZER).is_none() {
+            // It only costs time and memory here. The emulator reads it when it is selected.
+            // SAFETY: no other thread of the program runs yet.
+            unsafe { env::set_var(SANITIZER, "0") };
         }
+        let selected = client::select(choice)?;
         let kernels = Kernels::load(&open_device(0)?)?;
         let stream = kernels.context().default_stream();
         let name = match &selected {

@@ -2,6 +2,7 @@
 //! takes them out again, and compares weights. `fused-dora --help` lists the commands.
 
 mod adapters;
+mod added;
 mod analyze;
 mod base;
 mod convert;
@@ -9,14 +10,22 @@ mod converted;
 mod cpu;
 mod engine;
 mod error;
+mod files;
+mod fit;
 mod gains;
 mod inspect;
 mod kernels;
+mod model;
+mod names;
 mod options;
+mod orientation;
 mod output;
 mod plot;
 mod report;
+mod single;
+mod tied;
 mod weight;
+mod whole;
 
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -35,13 +44,19 @@ const INTERRUPTED: u8 = 130;
 fn main() -> ExitCode {
     match run(&CommandLine::parse().command) {
         Ok(()) => ExitCode::SUCCESS,
+        // Whoever read it has had enough.
+        Err(Failure::Stdout(error) | Failure::Unreported { source: error, .. })
+            if error.kind() == io::ErrorKind::BrokenPipe =>
+        {
+            ExitCode::SUCCESS
+        }
         Err(error) => {
             let is_written = matches!(error, Failure::Unreported { .. });
             if output::is_interrupted() && !is_written {
-                eprintln!("interrupted: nothing was written");
+                say("interrupted: nothing was written");
                 return ExitCode::from(INTERRUPTED);
             }
-            eprintln!("error: {error}");
+            say(&format!("error: {error}"));
             match error {
                 Failure::Call { .. } | Failure::IsInput { .. } | Failure::Exists { .. } => {
                     ExitCode::from(BAD_CALL)
@@ -50,6 +65,11 @@ fn main() -> ExitCode {
             }
         }
     }
+}
+
+/// Prints to stderr, if that takes it: `eprintln!` would panic.
+fn say(text: &str) {
+    drop(writeln!(io::stderr(), "{text}"));
 }
 
 fn run(command: &Command) -> Result<(), Failure> {

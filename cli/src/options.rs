@@ -76,12 +76,15 @@ pub enum Command {
 
 #[derive(Args)]
 pub struct Inspect {
-    /// A folder that PEFT wrote; or a safetensors file of LyCORIS or kohya, which needs --base
+    /// A folder that PEFT wrote; or a safetensors file of LyCORIS or kohya, which needs --base, or
+    /// of diffusers
     #[arg(long, value_name = "PATH")]
     pub adapter: PathBuf,
     /// The base model: its modules' names are needed to read LyCORIS, and every layer must fit it
     #[arg(long, value_name = "PATH")]
     pub base: Option<PathBuf>,
+    #[command(flatten)]
+    pub reading: AdapterOptions,
     #[command(flatten)]
     pub format: Format,
 }
@@ -93,7 +96,7 @@ pub struct Convert {
     /// model.safetensors.index.json and the files that it names
     #[arg(long, value_name = "PATH")]
     pub base: PathBuf,
-    /// A folder that PEFT wrote, or a safetensors file of LyCORIS or kohya
+    /// A folder that PEFT wrote, or a safetensors file of LyCORIS, kohya or diffusers
     #[arg(long, value_name = "PATH")]
     pub adapter: PathBuf,
     /// A file if --base is a file, a folder if it is a folder; it must not exist
@@ -102,6 +105,12 @@ pub struct Convert {
     /// Write the gains of a DoRA to this file; `unmerge` needs them and cannot compute them
     #[arg(long, value_name = "FILE")]
     pub gains: Option<PathBuf>,
+    /// Replace the tensors that the adapter holds as a whole (modules_to_save); `unmerge` leaves
+    /// them as they are
+    #[arg(long)]
+    pub replace_modules: bool,
+    #[command(flatten)]
+    pub reading: AdapterOptions,
     #[command(flatten)]
     pub device: DeviceOption,
     #[command(flatten)]
@@ -127,6 +136,34 @@ pub struct Analyze {
     pub device: DeviceOption,
     #[command(flatten)]
     pub format: Format,
+}
+
+/// How an adapter's settings and names are read.
+#[derive(Args)]
+pub struct AdapterOptions {
+    /// Take the names that begin with FROM for names that begin with TO in the base
+    #[arg(long, value_name = "FROM=TO", value_parser = pair)]
+    pub map: Vec<(String, String)>,
+    /// Refuse modules whose exact names the base does not have
+    #[arg(long)]
+    pub strict_names: bool,
+    /// The base stores the weights of these modules [I, O], as GPT-2's Conv1D does: a name, its end
+    /// from a dot on, or a pattern with *
+    #[arg(long, value_name = "PATTERN")]
+    pub transposed: Vec<String>,
+    /// The base stores the weights of these modules [O, I]
+    #[arg(long, value_name = "PATTERN")]
+    pub not_transposed: Vec<String>,
+    /// Read the adapter as if it did not have this setting, which must be unknown here
+    #[arg(long, value_name = "NAME")]
+    pub ignore_setting: Vec<String>,
+}
+
+fn pair(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((from, to)) => Ok((from.to_owned(), to.to_owned())),
+        None => Err("it must be FROM=TO".to_owned()),
+    }
 }
 
 #[derive(Args)]

@@ -32,7 +32,8 @@ pub fn check_target(
     inputs: &[(&'static str, &Path)],
 ) -> Result<(), Failure> {
     let path = target.to_owned();
-    if let Ok(real) = target.canonicalize() {
+    let parent = fused_dora::peft::files::parent(target).canonicalize();
+    for real in [target.canonicalize(), parent].into_iter().flatten() {
         for (input, source) in inputs {
             if source.canonicalize().is_ok_and(|source| real.starts_with(source)) {
                 return Err(Failure::IsInput { option, path, input });
@@ -83,13 +84,30 @@ impl Output {
 
     /// Copies a file into the folder.
     pub fn copy(&self, source: &Path, name: &Path) -> Result<(), Failure> {
+        self.fill(name, |target| fs::copy(source, target).map(drop))
+    }
+
+    /// Writes a text into a file of the folder.
+    pub fn text(&self, text: &str, name: &Path) -> Result<(), Failure> {
+        self.fill(name, |target| fs::write(target, text))
+    }
+
+    fn fill(
+        &self,
+        name: &Path,
+        fill: impl FnOnce(&Path) -> std::io::Result<()>,
+    ) -> Result<(), Failure> {
         let Unfinished::Folder(folder) = &self.unfinished else { return Ok(()) };
         let target = folder.path().join(name);
-        let copy = || {
-            fs::copy(source, &target)?;
+        let write = || {
+            if is_interrupted() {
+                return Err(std::io::Error::other("interrupted"));
+            }
+            fs::create_dir_all(parent(&target))?;
+            fill(&target)?;
             File::open(&target)?.sync_all()
         };
-        copy().map_err(failed(&self.path.join(name)))
+        write().map_err(failed(&self.path.join(name)))
     }
 
     /// Moves what was written to its place.

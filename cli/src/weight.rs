@@ -25,11 +25,21 @@ impl<'a> Weight<'a> {
         };
         let dtype = file.dtype(name, info)?;
         match info.shape[..] {
-            [rows, columns] if rows > 0 && columns > 0 => {
+            // A 1×1 convolution is a matrix, too.
+            [rows, columns, ref kernel @ ..]
+                if rows > 0 && columns > 0 && kernel.iter().all(|size| *size == 1) =>
+            {
                 Ok(Self { file, name, dtype, shape: [rows, columns], info })
             }
             _ => {
-                let (found, needed) = (info.shape.clone(), "must be a matrix".to_owned());
+                let needed = match info.shape.len() {
+                    3.. => {
+                        "it is a convolution's, and only linear layers and 1×1 convolutions are \
+                            supported"
+                    }
+                    _ => "must be a matrix",
+                };
+                let (found, needed) = (info.shape.clone(), needed.to_owned());
                 Err(CheckpointError::Shape { path, tensor, found, needed })
             }
         }

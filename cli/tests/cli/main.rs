@@ -10,4 +10,5 @@ mod merge;
 mod model;
 mod program;
 mod refusals;
+mod reports;
 mod tensors;

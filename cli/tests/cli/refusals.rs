@@ -194,25 +194,68 @@ fn a_full_disk_leaves_nothing() {
     assert!(snapshot(model.folder.path()) == before, "something was changed");
 }
 
-/// Where stdout takes nothing, the error says so, and whether the output is complete.
+/// Where stdout takes nothing, the error says so, and that the output is complete.
 #[cfg(target_os = "linux")]
 #[test]
 fn reports_that_cannot_be_printed_are_errors() {
     let model = Model::new(Norm::Output, Stored::F32);
-    let (base, adapter, out) = (model.model(), model.peft(), model.path("out"));
+    let (base, adapter) = (model.model(), model.peft());
     let full = || fs::File::options().write(true).open("/dev/full").expect("a full device");
     for command in [
         program().args(["inspect", "--adapter"]).arg(&adapter),
         program().args(["completions", "bash"]),
-        program().args(call("merge", &base, &adapter, &out)).args(["--device", "cpu"]),
     ] {
         let error = fail(command.stdout(full()), 1);
         assert!(error.contains("stdout cannot be written"), "{error}");
-        assert!(!out.exists());
     }
+    for format in [&[][..], &["--json"]] {
+        let out = model.path(&format!("out{}", format.len()));
+        let mut merge = program();
+        merge.args(call("merge", &base, &adapter, &out)).args(["--device", "cpu"]).args(format);
+        let error = fail(merge.stdout(full()), 1);
+        assert!(error.contains("is complete, but its report cannot be"), "{error}");
+        assert!(out.join("config.json").is_file());
+    }
+}
+
+/// Whoever reads stdout may stop: files are written all the same, and nothing panics.
+#[cfg(unix)]
+#[test]
+fn a_closed_pipe_stops_no_work() {
+    let model = Model::new(Norm::Output, Stored::F32);
+    let (base, adapter, out) = (model.model(), model.peft(), model.path("out"));
+    let closed = || {
+        let (reader, writer) = std::io::pipe().expect("a pipe");
+        drop(reader);
+        writer
+    };
+    let analyzed = model.path("analyzed.svg");
     let mut merge = program();
-    merge.args(call("merge", &base, &adapter, &out)).args(["--device", "cpu", "--json"]);
-    let error = fail(merge.stdout(full()), 1);
-    assert!(error.contains("out is complete, but its report cannot be"), "{error}");
-    assert!(out.join("config.json").is_file());
+    merge.args(call("merge", &base, &adapter, &out)).args(["--device", "cpu"]);
+    let mut unmerge = program();
+    let gains = model.path("gains");
+    let back = model.path("back");
+    let mut other = program();
+    other.args(call("merge", &base, &adapter, &model.path("other"))).arg("--json");
+    other.arg("--gains").arg(&gains).args(["--device", "cpu"]);
+    unmerge.args(call("unmerge", &model.path("other"), &adapter, &back));
+    unmerge.arg("--gains").arg(&gains).args(["--device", "cpu"]);
+    let mut analyze = program();
+    analyze.args(["analyze", "--axis", "output", "--device", "cpu", "--base"]).arg(&base);
+    analyze.arg("--changed").arg(&out).arg("--svg").arg(&analyzed);
+    let mut inspect = program();
+    inspect.args(["inspect", "--adapter"]).arg(&adapter);
+    let mut completions = program();
+    completions.args(["completions", "zsh"]);
+    for mut command in [merge, other, unmerge, analyze, inspect, completions] {
+        let output = command.stdout(closed()).output().expect("the program");
+        assert_eq!(output.status.code(), Some(0), "{}", text(&output));
+        assert!(output.stderr.is_empty(), "{}", text(&output));
+    }
+    assert!(out.join("config.json").is_file() && back.join("config.json").is_file());
+    assert!(analyzed.is_file());
+    // An error is an error, also where stderr takes nothing.
+    let mut merge = program();
+    merge.args(call("merge", &base, &adapter, &out)).stdout(closed()).stderr(closed());
+    assert_eq!(merge.status().expect("the program").code(), Some(2));
 }

@@ -18,6 +18,19 @@ pub fn read(path: &Path) -> Tensors {
     tensors.iter().map(tensor).collect()
 }
 
+/// Those of all safetensors files in a folder.
+pub fn read_folder(folder: &Path) -> Tensors {
+    let mut tensors = Tensors::new();
+    for entry in std::fs::read_dir(folder).expect("a folder") {
+        let path = entry.expect("an entry").path();
+        let is_adapter = path.ends_with("adapter_model.safetensors");
+        if path.extension().is_some_and(|it| it == "safetensors") && !is_adapter {
+            tensors.extend(read(&path));
+        }
+    }
+    tensors
+}
+
 pub fn save(path: &Path, tensors: &Tensors) {
     let views = tensors.iter().map(|(name, (dtype, shape, bytes))| {
         (name, TensorView::new(*dtype, shape.clone(), bytes).expect("a tensor"))

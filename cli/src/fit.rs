@@ -1,0 +1,331 @@
+//! An adapter on a base: which tensor each of its layers changes, how that is stored, and which
+//! tensors it replaces.
+
+use std::collections::BTreeMap;
+
+use fused_dora::peft::safetensors::Dtype as Stored;
+use fused_dora::peft::{CheckpointError, LayerAdapter};
+
+use crate::adapters::Adapters;
+use crate::base::Base;
+use crate::error::Failure;
+use crate::model::ModelConfig;
+use crate::names::{Names, Starts};
+use crate::options::AdapterOptions;
+use crate::orientation::{Orientations, Question};
+use crate::tied::{self, Untied};
+use crate::weight::Weight;
+use crate::whole;
+
+/// A layer of the adapter for one weight of the base.
+pub struct Layer {
+    /// The module, as the adapter calls it.
+    pub module: String,
+    /// The adapter of the weight as the base stores it.
+    pub layer: LayerAdapter,
+    /// The tensor to take W from: another than the one that is written, where weights are tied.
+    pub source: String,
+}
+
+/// A tensor that the adapter replaces or adds.
+pub struct Replacement {
+    pub stored: String,
+    pub is_added: bool,
+}
+
+/// All that an adapter does to a base.
+pub struct Fit {
+    /// By the tensor that is written.
+    pub layers: BTreeMap<String, Layer>,
+    /// Tensors of the base that are written as the adapter has them, and new ones.
+    pub replacements: BTreeMap<String, Replacement>,
+    /// How many weights are stored `[I, O]`.
+    pub transposed: usize,
+    /// What is to be said of names, weights and settings.
+    pub notes: Vec<String>,
+    pub untied: Untied,
+}
+
+/// Whether whole tensors are compared with the base, which has them as they were.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Whole {
+    Compare,
+    /// The base is a merged one.
+    Leave,
+}
+
+impl Fit {
+    pub fn new(
+        adapters: &Adapters,
+        base: &Base,
+        options: &AdapterOptions,
+        whole: Whole,
+    ) -> Result<Self, Failure> {
+        let config = ModelConfig::of(&base.path)?;
+        let names = Names::new(base, &options.map, options.strict_names);
+        names.check_map(
+            adapters
+                .layers
+                .keys()
+                .map(String::as_str)
+                .chain(adapters.whole.iter().map(|whole| whole.name.as_str())),
+        )?;
+        let mut starts = Starts::default();
+        let mut fit = Self {
+            layers: BTreeMap::new(),
+            replacements: BTreeMap::new(),
+            transposed: 0,
+            notes: base.note.iter().chain(&adapters.notes).cloned().collect(),
+            untied: Untied::default(),
+        };
+        let mut found = Vec::new();
+        for (module, layer) in &adapters.layers {
+            let written =
+                find(&names, &mut starts, adapters, base, config.as_ref(), module, layer)?;
+            found.push((module, layer, written));
+        }
+        let questions = found.iter().map(|(module, layer, found)| Question {
+            module,
+            tensor: &found.0,
+            layer: layer.shape(),
+            weight: found.2,
+        });
+        let questions: Vec<_> = questions.collect();
+        let orientations = Orientations {
+            base,
+            config: config.as_ref(),
+            transposed: &options.transposed,
+            straight: &options.not_transposed,
+            setting: adapters.by_input,
+            adapted: questions.iter().map(|it| last(it.module)).collect(),
+            seen: questions.iter().filter_map(Question::by_shape).collect(),
+        };
+        let modules: Vec<_> = questions
+            .iter()
+            .flat_map(|it| [it.module, it.tensor.trim_end_matches(".weight")])
+            .collect();
+        orientations.check_patterns(&modules)?;
+        for (question, (module, layer, (tensor, source, _))) in questions.iter().zip(&found) {
+            let by_input = orientations.decide(question)?;
+            fit.transposed += usize::from(by_input);
+            let layer = match by_input {
+                true => layer.transposed(),
+                false => (*layer).clone(),
+            };
+            let (module, source) = ((*module).clone(), source.clone());
+            fit.layers.insert(tensor.clone(), Layer { module, layer, source });
+        }
+        fit.whole(adapters, base, &names, &mut starts, whole)?;
+        fit.notes.extend(starts.lines());
+        if fit.transposed > 0 {
+            fit.notes.push(format!("Stored [I, O]: {} weights", fit.transposed));
+        }
+        let changed: Vec<_> = fit.layers.keys().chain(fit.replacements.keys()).cloned().collect();
+        let is_added = |name: &&str| base.tensor(name).is_none();
+        let added: Vec<_> = changed.iter().map(String::as_str).filter(is_added).collect();
+        let kept = changed.iter().map(String::as_str).filter(|name| !is_added(name));
+        fit.untied = tied::check(base, config.as_ref(), kept, &added)?;
+        fit.notes.extend(fit.untied.note.clone());
+        Ok(fit)
+    }
+
+    /// Tensors of the model itself: copies must be the base's, others replace it.
+    fn whole(
+        &mut self,
+        adapters: &Adapters,
+        base: &Base,
+        names: &Names<'_>,
+        starts: &mut Starts,
+        whole: Whole,
+    ) -> Result<(), Failure> {
+        let Some(file) = &adapters.file else { return Ok(()) };
+        let mut same = 0;
+        for tensor in &adapters.whole {
+            if whole == Whole::Leave && tensor.is_copy {
+                continue;
+            }
+            let shape = file.info(&tensor.stored).map_or(&[][..], |info| &info.shape);
+            let found = names.find(&tensor.name, |of_base| of_base == shape)?;
+            let in_base = found.as_ref().and_then(|it| Some((base.file(it.tensor)?, it.tensor)));
+            if let Some(in_base) = in_base
+                && whole::is_same((file, &tensor.stored), in_base)?
+            {
+                same += 1;
+                continue;
+            }
+            let wrong = |reason: String| {
+                let (path, tensor) = (file.path().to_owned(), tensor.stored.clone());
+                Err(Failure::from(CheckpointError::UnexpectedTensor { path, tensor, reason }))
+            };
+            if tensor.is_copy {
+                return wrong(match in_base {
+                    Some((_, name)) => format!(
+                        "it is the base's own weight, as PEFT stores it next to the adapter of a \
+                         head or an embedding, and it is not the `{name}` of {}: name the base \
+                         that the adapter was trained on, or save the adapter again with \
+                         save_embedding_layers=False",
+                        base.path.display()
+                    ),
+                    None if names.find(&tensor.name, |_| true)?.is_none()
+                        && self.layers.contains_key(&tensor.name) =>
+                    {
+                        // The head's weight where it is tied: its own source is compared.
+                        let source = &self.layers[&tensor.name].source;
+                        let same_source = base.file(source).map(|of| (of, source.as_str()));
+                        match same_source {
+                            Some(it) if whole::is_same((file, &tensor.stored), it)? => {
+                                same += 1;
+                                continue;
+                            }
+                            _ => format!(
+                                "it is the base's own weight, and not that of `{source}`, to which \
+                                 it is tied: name the base that the adapter was trained on"
+                            ),
+                        }
+                    }
+                    None => "it is the base's own weight, and the base has no such tensor: name \
+                             the base that the adapter was trained on"
+                        .to_owned(),
+                });
+            }
+            let stored = tensor.stored.clone();
+            let replacement = match in_base {
+                Some((of_base, name)) => {
+                    let info = of_base.info(name);
+                    if info.is_none_or(|info| info.shape != shape) {
+                        let has = info.map_or(&[][..], |info| &info.shape);
+                        return wrong(format!(
+                            "it is {shape:?} and replaces `{name}`, which is {has:?} in the base: \
+                             resize the base first (transformers: resize_token_embeddings), or \
+                             merge with PEFT"
+                        ));
+                    }
+                    (name.to_owned(), Replacement { stored, is_added: false })
+                }
+                None => (tensor.name.clone(), Replacement { stored, is_added: true }),
+            };
+            if let Some(found) = &found {
+                starts.add(base, &tensor.name, found)?;
+            }
+            if self.layers.contains_key(&replacement.0) {
+                return wrong(
+                    "an adapter changes the tensor, too: which is meant is not known".to_owned(),
+                );
+            }
+            if let Some(other) = self.replacements.insert(replacement.0, replacement.1) {
+                return wrong(format!("`{}` replaces the same tensor", other.stored));
+            }
+        }
+        if same > 0 {
+            self.notes.push(format!("{same} whole tensors of the adapter are those of the base"));
+        }
+        Ok(())
+    }
+
+    /// The bytes of a replacement, in the base's type where that has the tensor.
+    pub fn replacement(
+        &self,
+        adapters: &Adapters,
+        tensor: &str,
+        to: Stored,
+    ) -> Result<Vec<u8>, Failure> {
+        let stored = &self.replacements[tensor].stored;
+        let file = adapters.file.as_ref().expect("replacements come from a file");
+        match whole::converted(file, stored, to)? {
+            Some(bytes) => Ok(bytes),
+            None => Err(CheckpointError::Dtype {
+                path: file.path().to_owned(),
+                tensor: stored.clone(),
+                found: file.info(stored).map_or_else(String::new, |info| info.dtype.to_string()),
+                remedy: "it cannot become the base's type: merge with PEFT",
+            }
+            .into()),
+        }
+    }
+}
+
+fn last(module: &str) -> &str {
+    module.rsplit('.').next().unwrap_or(module)
+}
+
+/// The tensor that a module changes, the one to take W from, and its shape.
+fn find(
+    names: &Names<'_>,
+    starts: &mut Starts,
+    adapters: &Adapters,
+    base: &Base,
+    config: Option<&ModelConfig>,
+    module: &str,
+    layer: &LayerAdapter,
+) -> Result<(String, String, [usize; 2]), Failure> {
+    let [outputs, inputs] = layer.shape();
+    let fits = |shape: &[usize]| match *shape {
+        [rows, columns, ref kernel @ ..] => {
+            kernel.iter().all(|size| *size == 1)
+                && ([rows, columns] == [outputs, inputs] || [rows, columns] == [inputs, outputs])
+        }
+        _ => false,
+    };
+    let name = format!("{module}.weight");
+    let found = match adapters.is_flat(module) {
+        true => names.find_flat(module, fits)?,
+        false => names.find(&name, fits)?,
+    };
+    let Some(found) = found else {
+        if let Some(source) = tied::source(base, config, &name, layer.shape())? {
+            return Ok((name, source.to_owned(), layer.shape()));
+        }
+        return Err(missing(names, adapters, base, module, name).into());
+    };
+    starts.add(base, &name, &found)?;
+    let file = base.file(found.tensor).expect("the base has it");
+    let weight = Weight::new(file, found.tensor)?;
+    let [rows, columns] = weight.shape;
+    if weight.shape != [outputs, inputs] && weight.shape != [inputs, outputs] {
+        let setting = match adapters.by_input {
+            Some(by_input) => format!(" (fan_in_fan_out is {by_input})"),
+            None => String::new(),
+        };
+        return Err(CheckpointError::Shape {
+            path: file.path().to_owned(),
+            tensor: found.tensor.to_owned(),
+            found: vec![rows, columns],
+            needed: format!(
+                "the adapter is for [{outputs}, {inputs}]{setting}: is it for another model?"
+            ),
+        }
+        .into());
+    }
+    Ok((found.tensor.to_owned(), found.tensor.to_owned(), weight.shape))
+}
+
+fn missing(
+    names: &Names<'_>,
+    adapters: &Adapters,
+    base: &Base,
+    module: &str,
+    tensor: String,
+) -> CheckpointError {
+    let packed = ["qweight", "weight_packed", "weight.absmax"];
+    let quantised = packed.iter().map(|part| format!("{module}.{part}"));
+    let reason = match quantised.into_iter().find(|name| base.file(name).is_some()) {
+        Some(name) => {
+            format!("the base is quantised (it has `{name}`): name the model it was made from")
+        }
+        None if adapters.is_flat(module) => {
+            let layer = &adapters.layers[module];
+            format!(
+                "the base has no linear layer {:?} of this name: is the adapter for another model, \
+                 or for another part of it? If the base has it under another name, pass `--map \
+                 {module}=NAME`",
+                layer.shape()
+            )
+        }
+        None => names.similar(&tensor),
+    };
+    let (path, tensor) = match adapters.is_flat(module) {
+        true => (adapters.path.clone(), module.to_owned()),
+        false => (base.path.clone(), tensor),
+    };
+    CheckpointError::MissingTensor { path, tensor, reason }
+}
