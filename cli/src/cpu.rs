@@ -217,12 +217,14 @@ impl Moments {
     /// |‖t‖ − ‖w‖| and 1 − cos(t, w) of t = w + d, in forms that do not cancel where d is small.
     fn decomposition(&self) -> [f64; 2] {
         let Self { ww, wd, dd } = *self;
-        let tt = (ww + 2.0 * wd + dd).max(0.0);
+        // `f64::max` would turn NaN into 0.
+        let at_least_0 = |value: f64| if value < 0.0 { 0.0 } else { value };
+        let tt = at_least_0(ww + 2.0 * wd + dd);
         let (w, t) = (ww.sqrt(), tt.sqrt());
         if w == 0.0 || t == 0.0 {
             return [w.max(t), 0.0];
         }
         let longer = (2.0 * wd + dd) / (w + t);
-        [longer.abs(), ((dd - longer * longer) / (2.0 * w * t)).max(0.0)]
+        [longer.abs(), at_least_0((dd - longer * longer) / (2.0 * w * t))]
     }
 }

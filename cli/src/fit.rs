@@ -63,13 +63,9 @@ impl Fit {
     ) -> Result<Self, Failure> {
         let config = ModelConfig::of(&base.path)?;
         let names = Names::new(base, &options.map, options.strict_names);
-        names.check_map(
-            adapters
-                .layers
-                .keys()
-                .map(String::as_str)
-                .chain(adapters.whole.iter().map(|whole| whole.name.as_str())),
-        )?;
+        let weights = adapters.layers.keys().map(|module| format!("{module}.weight"));
+        let whole_names = adapters.whole.iter().map(|whole| whole.name.clone());
+        names.check_map(&weights.chain(whole_names).collect::<Vec<_>>())?;
         let mut starts = Starts::default();
         let mut fit = Self {
             layers: BTreeMap::new(),

@@ -117,7 +117,7 @@ impl<'a> Names<'a> {
         if let Some((from, mapped)) = self.mapped(name) {
             return match self.exact(&mapped)? {
                 Some(tensor) => Ok(Some(found(&parts(name), tensor, &parts(tensor)))),
-                None => Err(self.wrong_call(format!(
+                None => Err(Failure::Call(format!(
                     "--map {from}: it makes `{name}` into `{mapped}`, which {} does not have",
                     self.base.path.display()
                 ))),
@@ -249,24 +249,17 @@ impl<'a> Names<'a> {
     }
 
     /// Refuses a `--map` that no name of the adapter begins with.
-    pub fn check_map<'b>(
-        &self,
-        names: impl Iterator<Item = &'b str> + Clone,
-    ) -> Result<(), Failure> {
+    pub fn check_map(&self, names: &[String]) -> Result<(), Failure> {
         for (from, to) in &self.map {
-            if !names.clone().any(|name| begins(name, from)) {
-                let first = names.clone().next().unwrap_or_default();
-                return Err(self.wrong_call(format!(
+            if !names.iter().any(|name| begins(name, from)) {
+                let first = names.first().map_or("", |name| name.trim_end_matches(".weight"));
+                return Err(Failure::Call(format!(
                     "--map {from}={to}: no module of the adapter begins with `{from}`; its first \
                      is `{first}`"
                 )));
             }
         }
         Ok(())
-    }
-
-    fn wrong_call(&self, problem: String) -> Failure {
-        Failure::Call(problem)
     }
 
     fn ambiguous<'b>(&self, name: &str, candidates: impl Iterator<Item = &'b str>) -> Failure {
