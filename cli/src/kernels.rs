@@ -98,10 +98,6 @@ impl Engine for Gpu {
         after: &Weight<'_>,
         axis: Norm,
     ) -> Result<Decomposition, Failure> {
-        // The kernel's sums do not show NaN.
-        if !(before.is_finite()? && after.is_finite()?) {
-            return Ok(Decomposition { magnitude: f64::NAN, direction: f64::NAN });
-        }
         let (weight, changed) = (self.upload(before)?, self.upload(after)?);
         let run = || -> Result<_, Problem> {
             let (stream, [rows, columns]) = (&self.stream, before.shape);

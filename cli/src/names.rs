@@ -28,9 +28,10 @@ const NEUTRAL: [&str; 14] = [
 ];
 
 /// What in a part of a name says that the module has a role of its own, e.g. in an image encoder.
-const ROLES: [&str; 14] = [
+const ROLES: [&str; 16] = [
     "vision", "visual", "image", "audio", "speech", "encoder", "decoder", "tower", "talker",
     "thinker", "student", "teacher", "draft", "control",
+    "mtp", "eagle",
 ];
 
 /// What kohya's scripts put before a flattened name.
@@ -143,10 +144,6 @@ impl<'a> Names<'a> {
         let longest = fitting.clone().map(|(length, _)| *length).max();
         let best: Vec<_> = fitting.filter(|(length, _)| Some(*length) == longest).collect();
         match (best[..].first(), best.len()) {
-            // Which of several parts of a model is meant is not for the shape to decide.
-            (Some((_, known)), 1) if related.len() > 1 && adds_role(&wanted, &known.parts) => {
-                Err(self.ambiguous(name, related.iter().map(|(_, known)| known.tensor)))
-            }
             (Some((_, known)), 1) => Ok(Some(found(&wanted, known.tensor, &known.parts))),
             (None, _) => match related[..] {
                 // Its shape is wrong, which the caller explains.
@@ -299,19 +296,13 @@ fn has_role(part: &String) -> bool {
     !is_neutral(part) && ROLES.iter().any(|role| part.contains(role))
 }
 
-/// Whether the base's name has a role that the adapter's does not mention.
-fn adds_role(wanted: &[String], known: &[String]) -> bool {
-    known[..known.len() - common(wanted, known)].iter().any(has_role)
-}
-
 /// How many parts two names have in common at their ends, where the rest of them says that both
 /// can be one module.
 fn relation(wanted: &[String], known: &[String]) -> Option<usize> {
     let same = common(wanted, known);
     let (dropped, added) = (&wanted[..wanted.len() - same], &known[..known.len() - same]);
     let can_be = match (dropped, added) {
-        ([], added) => !added.iter().any(|part| is_number(part)),
-        (dropped, []) => !dropped.iter().any(|part| is_number(part) || has_role(part)),
+        ([], rest) | (rest, []) => !rest.iter().any(|part| is_number(part) || has_role(part)),
         (dropped, added) => dropped.iter().chain(added).all(is_neutral),
     };
     can_be.then_some(same)

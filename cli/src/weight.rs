@@ -4,8 +4,6 @@ use fused_dora::Dtype;
 use fused_dora::peft::safetensors::tensor::TensorInfo;
 use fused_dora::peft::{CheckpointError, TensorFile};
 
-use crate::engine::decode;
-
 /// Bytes that are read or written at once.
 pub const CHUNK: usize = 4 << 20;
 
@@ -59,16 +57,6 @@ impl<'a> Weight<'a> {
     /// Reads rows from one on, as many as the target holds.
     pub fn read(&self, first: usize, target: &mut [u8]) -> Result<(), CheckpointError> {
         self.file.read_at(self.info, first * self.shape[1] * self.dtype.bytes(), target)
-    }
-
-    /// Whether it holds neither NaN nor infinity.
-    pub fn is_finite(&self) -> Result<bool, CheckpointError> {
-        let mut is_finite = true;
-        self.chunks(|_, bytes| {
-            decode(bytes, self.dtype, |value| is_finite &= value.is_finite());
-            Ok::<(), CheckpointError>(())
-        })?;
-        Ok(is_finite)
     }
 
     /// Calls `visit` with each chunk's first row and its bytes, in order.

@@ -10,6 +10,7 @@ mod merge;
 mod model;
 mod names;
 mod program;
+mod random;
 mod refusals;
 mod reports;
 mod tensors;

@@ -115,13 +115,18 @@ fn other_modules_are_not_taken() {
         (
             "layers.0.q",
             &[("encoder.layers.0.q", SHAPE), ("decoder.layers.0.q", SHAPE)],
-            &["2 tensors", "`encoder.layers.0.q.weight`", "--map layers.0.q="],
+            &["most similar", "--map layers.0.q="],
+        ),
+        (
+            "layers.0.q",
+            &[("a.layers.0.q", SHAPE), ("b.layers.0.q", SHAPE)],
+            &["2 tensors", "`a.layers.0.q.weight`, `b.layers.0.q.weight`", "--map layers.0.q="],
         ),
         // Its shape fits only an image encoder's.
         (
             "layers.0.q",
             &[("vision.layers.0.q", SHAPE), ("text.layers.0.q", [4, 4])],
-            &["2 tensors", "`text.layers.0.q.weight`"],
+            &["text.layers.0.q.weight", "[4, 4]", "another model"],
         ),
         ("layers.0.q", &[("model.layers.0.q", [5, 5])], &["[5, 5]", "[12, 8]", "another model"]),
     ] {
