@@ -11,7 +11,7 @@ use crate::error::Failure;
 use crate::files::{LeftOut, Others};
 use crate::fit::{Fit, Layer as FitLayer};
 use crate::options::Convert;
-use crate::report::{Report, line};
+use crate::report::{Report, count, line};
 use crate::weight::Weight;
 
 /// What was done.
@@ -118,7 +118,9 @@ pub fn merged(
         let what = "their change is 0, or too small for the rounding of f32";
         match idle == document.layers.len() {
             true => line!(report, "The adapter changes nothing: {what}")?,
-            false => line!(report, "{idle} weights are not changed by the adapter: {what}")?,
+            false => {
+                line!(report, "Not changed by the adapter: {}: {what}", count(idle, "weight"))?
+            }
         }
     }
     for tensor in &document.replaced {
@@ -147,7 +149,7 @@ impl<'a> Files<'a> {
 
     fn print(&self, report: &Report) -> Result<(), Failure> {
         if !self.copied.is_empty() {
-            line!(report, "Copied with the weights: {} files", self.copied.len())?;
+            line!(report, "Copied with the weights: {}", count(self.copied.len(), "file"))?;
         }
         for LeftOut { path, reason } in self.left_out {
             line!(report, "Left out: {path} ({reason})")?;

@@ -13,6 +13,7 @@ use crate::model::ModelConfig;
 use crate::names::{Names, Starts};
 use crate::options::AdapterOptions;
 use crate::orientation::{Orientations, Question};
+use crate::report::count;
 use crate::tied::{self, Untied};
 use crate::weight::Weight;
 use crate::whole;
@@ -85,6 +86,10 @@ impl Fit {
             tensor: &found.0,
             layer: layer.shape(),
             weight: found.2,
+            is_kernel: base
+                .file(&found.1)
+                .and_then(|file| file.info(&found.1))
+                .is_some_and(|info| info.shape.len() > 2),
         });
         let questions: Vec<_> = questions.collect();
         let orientations = Orientations {
@@ -114,7 +119,7 @@ impl Fit {
         fit.whole(adapters, base, &names, &mut starts, whole)?;
         fit.notes.extend(starts.lines());
         if fit.transposed > 0 {
-            fit.notes.push(format!("Stored [I, O]: {} weights", fit.transposed));
+            fit.notes.push(format!("Stored [I, O]: {}", count(fit.transposed, "weight")));
         }
         let changed: Vec<_> = fit.layers.keys().chain(fit.replacements.keys()).cloned().collect();
         let is_added = |name: &&str| base.tensor(name).is_none();
@@ -213,7 +218,7 @@ impl Fit {
             }
         }
         if same > 0 {
-            self.notes.push(format!("{same} whole tensors of the adapter are those of the base"));
+            self.notes.push(format!("Whole tensors that are those of the base: {same}"));
         }
         Ok(())
     }
@@ -277,7 +282,8 @@ fn find(
     let file = base.file(found.tensor).expect("the base has it");
     let weight = Weight::new(file, found.tensor)?;
     let [rows, columns] = weight.shape;
-    if weight.shape != [outputs, inputs] && weight.shape != [inputs, outputs] {
+    let is_kernel = file.info(found.tensor).is_some_and(|info| info.shape.len() > 2);
+    if weight.shape != [outputs, inputs] && (is_kernel || weight.shape != [inputs, outputs]) {
         let setting = match adapters.by_input {
             Some(by_input) => format!(" (fan_in_fan_out is {by_input})"),
             None => String::new(),

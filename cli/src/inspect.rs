@@ -157,7 +157,7 @@ fn print(report: &Report, document: &Document<'_>) -> Result<(), Failure> {
     let Document { format, parameters, .. } = document;
     line!(report, "{format}: {} layers, {parameters} parameters", layers.len())?;
     if document.fan_in_fan_out {
-        line!(report, "The base stores weights [I, O] (fan_in_fan_out).")?;
+        line!(report, "fan_in_fan_out is true: PEFT met a module last that is stored [I, O].")?;
     }
     for note in &document.notes {
         line!(report, "{note}")?;

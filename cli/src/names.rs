@@ -7,6 +7,7 @@ use fused_dora::peft::names::unwrapped;
 
 use crate::base::Base;
 use crate::error::Failure;
+use crate::report::count;
 
 /// Parts at the start of a module's name that say only which class holds it: models with and
 /// without a head, and before and after transformers 4.52, differ by these.
@@ -30,8 +31,7 @@ const NEUTRAL: [&str; 14] = [
 /// What in a part of a name says that the module has a role of its own, e.g. in an image encoder.
 const ROLES: [&str; 16] = [
     "vision", "visual", "image", "audio", "speech", "encoder", "decoder", "tower", "talker",
-    "thinker", "student", "teacher", "draft", "control",
-    "mtp", "eagle",
+    "thinker", "student", "teacher", "draft", "control", "mtp", "eagle",
 ];
 
 /// What kohya's scripts put before a flattened name.
@@ -371,19 +371,23 @@ impl Starts {
 
     /// A line for each start that differs.
     pub fn lines(&self) -> Vec<String> {
-        let line = |((from, to), count): (&(String, String), &usize)| {
+        let line = |((from, to), number): (&(String, String), &usize)| {
             let word = |start: &String| match start.is_empty() {
                 true => "no prefix".to_owned(),
                 false => format!("`{start}.`"),
             };
             format!(
-                "Names: {} of the adapter is {} in the base ({count} tensors)",
+                "Names: {} of the adapter is {} in the base ({})",
                 word(from),
-                word(to)
+                word(to),
+                count(*number, "tensor")
             )
         };
         let wrapped = self.wrapped.first().map(|first| {
-            format!("Names: {first} in the base, and so on ({} tensors)", self.wrapped.len())
+            format!(
+                "Names: {first} in the base, and so on ({})",
+                count(self.wrapped.len(), "tensor")
+            )
         });
         self.renamed.iter().map(line).chain(wrapped).collect()
     }

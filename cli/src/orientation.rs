@@ -44,12 +44,17 @@ pub struct Question<'a> {
     /// `[O, I]` by the adapter.
     pub layer: [usize; 2],
     pub weight: [usize; 2],
+    /// Whether it is of a 1×1 convolution, which is stored `[O, I, 1, 1]`.
+    pub is_kernel: bool,
 }
 
 impl Question<'_> {
     /// Whether the weight is stored `[I, O]`, where its shape shows it.
     pub fn by_shape(&self) -> Option<bool> {
         let [outputs, inputs] = self.layer;
+        if self.is_kernel {
+            return Some(false);
+        }
         (outputs != inputs).then_some(self.weight == [inputs, outputs])
     }
 }

@@ -77,6 +77,14 @@ macro_rules! line {
 
 pub(crate) use line;
 
+/// A number of things, in words.
+pub fn count(number: usize, thing: &str) -> String {
+    match number {
+        1 => format!("1 {thing}"),
+        _ => format!("{number} {thing}s"),
+    }
+}
+
 /// The word for a norm axis.
 pub fn axis(norm: Norm) -> &'static str {
     match norm {

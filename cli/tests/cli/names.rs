@@ -249,6 +249,7 @@ fn flattened_names_are_found() {
             (format!("{name}.lora_down.weight"), wave(&[2, 8, 1, 1], 0.2, 1.0)),
             (format!("{name}.lora_up.weight"), wave(&[12, 2, 1, 1], 0.2, 2.0)),
             (format!("{name}.alpha"), floats(&[], &[2.0])),
+            (format!("{name}.dora_scale"), wave(&[12, 1, 1, 1], 0.2, 3.0)),
         ])
     };
     let adapter = place.path("adapter");
@@ -273,6 +274,11 @@ fn flattened_names_are_found() {
         let (after, _) = place.merge(&[]);
         assert_eq!(changed(&base, &after), [in_base], "{name}");
         assert_eq!(after[&format!("{in_base}.weight")].1, [12, 8, 1, 1]);
+        // A convolution is never stored the other way round.
+        let weight = kernels.get_mut(&format!("{in_base}.weight")).expect("a weight");
+        weight.1 = vec![8, 12, 1, 1];
+        tensors::save(&base, &kernels);
+        place.refused(&[], &["[8, 12]", "[12, 8]"]);
     }
     place.base(&[("a.x_y", SHAPE), ("b.x.y", SHAPE)]);
     tensors::save(&adapter, &factors("lora_unet_x_y"));
