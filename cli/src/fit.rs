@@ -118,6 +118,11 @@ impl Fit {
         }
         fit.whole(adapters, base, &names, &mut starts, whole)?;
         fit.notes.extend(starts.lines());
+        if let Some(name) = base.names().find(|name| name.contains(".lora_A.")) {
+            fit.notes.push(format!(
+                "The base holds tensors of an adapter, which are left as they are: `{name}`, …"
+            ));
+        }
         if fit.transposed > 0 {
             fit.notes.push(format!("Stored [I, O]: {}", count(fit.transposed, "weight")));
         }

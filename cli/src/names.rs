@@ -166,10 +166,10 @@ impl<'a> Names<'a> {
         let stripped = FLAT_PREFIXES.iter().filter_map(|prefix| module.strip_prefix(prefix));
         let mut candidates: Vec<String> = stripped.map(str::to_owned).collect();
         candidates.push(module.to_owned());
-        let of_diffusers: Vec<_> = candidates.iter().filter_map(|name| diffusers(name)).collect();
-        candidates.extend(of_diffusers);
+        let renamed: Vec<_> = candidates.iter().filter_map(|name| renamed_block(name)).collect();
+        candidates.extend(renamed);
         let mut best: Vec<(usize, &'a str)> = Vec::new();
-        for known in self.by_end.iter().flat_map(|(_, known)| known) {
+        for known in self.by_end.values().flatten() {
             let [module @ .., parameter] = &known.parts[..] else { continue };
             if parameter != "weight" || !fits(self.shape(known.tensor)) {
                 continue;
@@ -177,8 +177,8 @@ impl<'a> Names<'a> {
             let starts = if self.is_strict { 0..1 } else { 0..module.len() };
             for start in starts {
                 let flat = module[start..].join("_").replace('.', "_");
-                let has_number = module[..start].iter().any(|part| is_number(part));
-                if !has_number && candidates.contains(&flat) {
+                let is_other = |part: &String| is_number(part) || has_role(part);
+                if !module[..start].iter().any(is_other) && candidates.contains(&flat) {
                     best.push((flat.len(), known.tensor));
                 }
             }
@@ -201,13 +201,26 @@ impl<'a> Names<'a> {
         };
         let known = end(&wanted).and_then(|end| self.by_end.get(&end));
         match known.into_iter().flatten().max_by_key(same) {
-            Some(known) => format!(
-                "`{}` is the most similar name in it. If it is meant, pass `--map {}={}`; \
-                 otherwise the adapter is for another model",
-                known.tensor,
-                name.trim_end_matches(".weight"),
-                known.tensor.trim_end_matches(".weight"),
-            ),
+            Some(known) => {
+                // One map for all modules, where only the starts differ.
+                let (from, to) = (start(&wanted), start(&known.parts));
+                let rest = |parts: &[String], start: &str| {
+                    let skipped = start.split('.').filter(|part| !part.is_empty()).count();
+                    parts[skipped..].to_vec()
+                };
+                let is_start = from != to && rest(&wanted, &from) == rest(&known.parts, &to);
+                let (from, to) = match is_start {
+                    true => (&*from, &*to),
+                    false => {
+                        (name.trim_end_matches(".weight"), known.tensor.trim_end_matches(".weight"))
+                    }
+                };
+                format!(
+                    "`{}` is the most similar name in it. If it is meant, pass `--map {from}={to}`; \
+                     otherwise the adapter is for another model",
+                    known.tensor
+                )
+            }
             None => "the adapter changes it: is it for another model? If the base has it under \
                      another name, pass `--map FROM=TO`"
                 .to_owned(),
@@ -288,11 +301,11 @@ fn common(wanted: &[String], known: &[String]) -> usize {
     wanted.iter().rev().zip(known.iter().rev()).take_while(|(a, b)| a == b).count()
 }
 
-fn is_neutral(part: &String) -> bool {
-    NEUTRAL.contains(&part.as_str())
+fn is_neutral(part: &str) -> bool {
+    NEUTRAL.contains(&part)
 }
 
-fn has_role(part: &String) -> bool {
+fn has_role(part: &str) -> bool {
     !is_neutral(part) && ROLES.iter().any(|role| part.contains(role))
 }
 
@@ -303,28 +316,42 @@ fn relation(wanted: &[String], known: &[String]) -> Option<usize> {
     let (dropped, added) = (&wanted[..wanted.len() - same], &known[..known.len() - same]);
     let can_be = match (dropped, added) {
         ([], rest) | (rest, []) => !rest.iter().any(|part| is_number(part) || has_role(part)),
-        (dropped, added) => dropped.iter().chain(added).all(is_neutral),
+        (dropped, added) => dropped.iter().chain(added).all(|part| is_neutral(part)),
     };
     can_be.then_some(same)
 }
 
-/// The name of an attention block in diffusers' U-Nets, of that in the original file's.
-fn diffusers(flat: &str) -> Option<String> {
-    let block = |rest: &str, place: fn(usize) -> Option<String>| {
-        let (number, rest) = rest.split_once('_')?;
-        let rest = rest.strip_prefix("1_")?;
-        Some(format!("{}_{rest}", place(number.parse().ok()?)?))
+/// The name of an attention block in diffusers' U-Nets, of that in Stability's files, and the other
+/// way round.
+fn renamed_block(flat: &str) -> Option<String> {
+    let number = |rest: &'static str| -> Option<(usize, &str)> {
+        let (number, rest) = flat.strip_prefix(rest)?.split_once('_')?;
+        Some((number.parse().ok()?, rest))
     };
-    if let Some(rest) = flat.strip_prefix("input_blocks_") {
-        return block(rest, |number| {
-            let at = number.checked_sub(1)?;
-            Some(format!("down_blocks_{}_attentions_{}", at / 3, at % 3))
-        });
+    let attention = |rest: &str, block: usize, first: usize| -> Option<(usize, String)> {
+        let (number, rest) = rest.strip_prefix("attentions_")?.split_once('_')?;
+        Some((3 * block + number.parse::<usize>().ok()? + first, format!("1_{rest}")))
+    };
+    if let Some((at, rest)) = number("input_blocks_") {
+        let (at, rest) = (at.checked_sub(1)?, rest.strip_prefix("1_")?);
+        return Some(format!("down_blocks_{}_attentions_{}_{rest}", at / 3, at % 3));
     }
-    if let Some(rest) = flat.strip_prefix("output_blocks_") {
-        return block(rest, |at| Some(format!("up_blocks_{}_attentions_{}", at / 3, at % 3)));
+    if let Some((at, rest)) = number("output_blocks_") {
+        let rest = rest.strip_prefix("1_")?;
+        return Some(format!("up_blocks_{}_attentions_{}_{rest}", at / 3, at % 3));
     }
-    Some(format!("mid_block_attentions_0_{}", flat.strip_prefix("middle_block_1_")?))
+    if let Some((block, rest)) = number("down_blocks_") {
+        let (at, rest) = attention(rest, block, 1)?;
+        return Some(format!("input_blocks_{at}_{rest}"));
+    }
+    if let Some((block, rest)) = number("up_blocks_") {
+        let (at, rest) = attention(rest, block, 0)?;
+        return Some(format!("output_blocks_{at}_{rest}"));
+    }
+    let swapped = ["middle_block_1_", "mid_block_attentions_0_"];
+    let swap =
+        |from: usize| Some(format!("{}{}", swapped[1 - from], flat.strip_prefix(swapped[from])?));
+    swap(0).or_else(|| swap(1))
 }
 
 /// The starts of an adapter's names in the base: one for each.

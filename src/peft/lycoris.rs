@@ -27,15 +27,13 @@ const MAGNITUDE: &str = "lora_magnitude_vector";
 
 /// The ends of tensors' names, and which part each is: kohya's and LyCORIS's, and those of PEFT,
 /// which diffusers, SimpleTuner and ai-toolkit write into one file.
-const ENDS: [(&str, &str); 10] = [
+const ENDS: [(&str, &str); 8] = [
     (DOWN, DOWN),
     (UP, UP),
     (ALPHA, ALPHA),
     (SCALE, SCALE),
     ("lora_A.weight", DOWN),
     ("lora_B.weight", UP),
-    ("lora_A.default.weight", DOWN),
-    ("lora_B.default.weight", UP),
     (MAGNITUDE, MAGNITUDE),
     ("lora_magnitude_vector.weight", MAGNITUDE),
 ];
@@ -104,9 +102,16 @@ pub fn read_lycoris<'a>(
 }
 
 /// The module of a tensor, and which part of its adapter it is.
-pub(super) fn split(tensor: &str) -> Option<(&str, &'static str)> {
-    ENDS.into_iter()
-        .find_map(|(end, part)| Some((tensor.strip_suffix(end)?.strip_suffix('.')?, part)))
+fn split(tensor: &str) -> Option<(&str, &'static str)> {
+    let is_end = |end: &str| tensor.strip_suffix(end)?.strip_suffix('.');
+    if let Some(found) = ENDS.into_iter().find_map(|(end, part)| Some((is_end(end)?, part))) {
+        return Some(found);
+    }
+    // With the adapter's name, as in `lora_A.default.weight`.
+    let (before, _) = tensor.strip_suffix(".weight")?.rsplit_once('.')?;
+    let (module, word) = before.rsplit_once('.')?;
+    let named = [("lora_A", DOWN), ("lora_B", UP), (MAGNITUDE, MAGNITUDE)];
+    named.into_iter().find(|(name, _)| *name == word).map(|(_, part)| (module, part))
 }
 
 /// The modules of a file, as it calls them, each with the shape `[O, I]` of its factors. What

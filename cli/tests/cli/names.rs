@@ -115,7 +115,7 @@ fn other_modules_are_not_taken() {
         (
             "layers.0.q",
             &[("encoder.layers.0.q", SHAPE), ("decoder.layers.0.q", SHAPE)],
-            &["most similar", "--map layers.0.q="],
+            &["most similar", "--map layers=encoder.layers"],
         ),
         (
             "layers.0.q",
@@ -259,6 +259,9 @@ fn flattened_names_are_found() {
             "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q",
         ),
         ("lora_unet_middle_block_1_proj_in", "mid_block.attentions.0.proj_in"),
+        ("lora_unet_mid_block_attentions_0_proj_in", "middle_block.1.proj_in"),
+        ("lora_unet_down_blocks_1_attentions_0_proj_in", "input_blocks.4.1.proj_in"),
+        ("lora_unet_up_blocks_1_attentions_2_proj_in", "output_blocks.5.1.proj_in"),
         ("lora_unet_output_blocks_3_1_proj_in", "up_blocks.1.attentions.0.proj_in"),
         ("lora_unet_input_blocks_4_1_proj_in", "model.diffusion_model.input_blocks.4.1.proj_in"),
         ("lora_te_text_model_encoder_layers_0_fc1", "text_model.encoder.layers.0.fc1"),
@@ -280,6 +283,9 @@ fn flattened_names_are_found() {
         tensors::save(&base, &kernels);
         place.refused(&[], &["[8, 12]", "[12, 8]"]);
     }
+    place.base(&[("controlnet.x.y", SHAPE)]);
+    tensors::save(&adapter, &factors("lora_unet_x_y"));
+    place.refused(&[], &["lora_unet_x_y", "another model"]);
     place.base(&[("a.x_y", SHAPE), ("b.x.y", SHAPE)]);
     tensors::save(&adapter, &factors("lora_unet_x_y"));
     place.refused(&[], &["2 tensors", "`a.x_y.weight`", "`b.x.y.weight`"]);

@@ -6,8 +6,9 @@ use std::path::Path;
 use fused_dora::peft::safetensors::tensor::{TensorView, serialize};
 use fused_dora::peft::safetensors::{Dtype, SafeTensors};
 
-/// Types, shapes and bytes, by name.
-pub type Tensors = BTreeMap<String, (Dtype, Vec<usize>, Vec<u8>)>;
+/// A type, a shape and bytes.
+pub type Tensor = (Dtype, Vec<usize>, Vec<u8>);
+pub type Tensors = BTreeMap<String, Tensor>;
 
 pub fn read(path: &Path) -> Tensors {
     let bytes = std::fs::read(path).expect("a file");
@@ -38,19 +39,19 @@ pub fn save(path: &Path, tensors: &Tensors) {
     std::fs::write(path, serialize(views, None).expect("a file")).expect("room");
 }
 
-pub fn floats(shape: &[usize], values: &[f32]) -> (Dtype, Vec<usize>, Vec<u8>) {
+pub fn floats(shape: &[usize], values: &[f32]) -> Tensor {
     let bytes = values.iter().flat_map(|value| value.to_le_bytes()).collect();
     (Dtype::F32, shape.to_vec(), bytes)
 }
 
 /// A tensor of f32 with values between −size and size that repeat late.
-pub fn wave(shape: &[usize], size: f32, seed: f32) -> (Dtype, Vec<usize>, Vec<u8>) {
+pub fn wave(shape: &[usize], size: f32, seed: f32) -> Tensor {
     let len = shape.iter().product::<usize>();
     floats(shape, &(0..len).map(|i| size * (i as f32 * 0.7 + seed).sin()).collect::<Vec<_>>())
 }
 
 /// A tensor's elements, widened.
-pub fn values(tensor: &(Dtype, Vec<usize>, Vec<u8>)) -> Vec<f32> {
+pub fn values(tensor: &Tensor) -> Vec<f32> {
     let (dtype, _, bytes) = tensor;
     match dtype {
         Dtype::F32 => bytes.as_chunks().0.iter().map(|&b| f32::from_le_bytes(b)).collect(),
@@ -65,7 +66,7 @@ pub fn values(tensor: &(Dtype, Vec<usize>, Vec<u8>)) -> Vec<f32> {
 }
 
 /// The tensor in another type.
-pub fn to(dtype: Dtype, tensor: &(Dtype, Vec<usize>, Vec<u8>)) -> (Dtype, Vec<usize>, Vec<u8>) {
+pub fn to(dtype: Dtype, tensor: &Tensor) -> Tensor {
     let values = values(tensor).into_iter();
     let bytes = match dtype {
         Dtype::BF16 => values.flat_map(|v| half::bf16::from_f32(v).to_le_bytes()).collect(),

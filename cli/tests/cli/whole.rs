@@ -12,7 +12,7 @@ use tempfile::TempDir;
 
 use crate::model::{Model, layer};
 use crate::program::{DEVICES, call, fail, program, succeed};
-use crate::tensors::{self, Tensors, to, values, wave};
+use crate::tensors::{self, Tensor, Tensors, to, values, wave};
 
 const SHAPE: [usize; 2] = [16, 8];
 
@@ -289,7 +289,7 @@ fn whole_modules_are_replaced_on_request() {
     let file = adapter.join(PeftCheckpoint::FILE);
     let plain = tensors::read(&file);
     let (last, bias) = ("model.layers.4.proj.weight", "model.layers.4.proj.bias");
-    let with = |more: &[(&str, (Stored, Vec<usize>, Vec<u8>))]| {
+    let with = |more: &[(&str, Tensor)]| {
         let mut tensors = plain.clone();
         for (name, tensor) in more {
             tensors.insert(format!("base_model.model.{name}"), tensor.clone());
