@@ -200,7 +200,22 @@ impl Found {
                         .any(|ending| name.ends_with(ending))
                 });
                 let others: Vec<_> = others.collect();
+                let below = names.iter().filter(|name| {
+                    let files = std::fs::read_dir(folder.join(name)).into_iter().flatten();
+                    files.flatten().any(|file| {
+                        let name = file.file_name().to_string_lossy().into_owned();
+                        name.ends_with(".safetensors") && !is_adapter(&name)
+                    })
+                });
+                let below: Vec<_> = below.collect();
                 let found = match others[..] {
+                    _ if !below.is_empty() => {
+                        return wrong(format!(
+                            "has no weights, but its folders have: {}. Name the one that the \
+                             adapter is for",
+                            list(&below)
+                        ));
+                    }
                     [] => "no weights at all".to_owned(),
                     _ => format!("weights in other formats: {}", list(&others)),
                 };

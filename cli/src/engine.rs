@@ -67,7 +67,10 @@ pub fn open(device: Device) -> Result<Opened, Failure> {
         Device::Emulated => Ok(of(Box::new(Gpu::open(Choice::Emulated)?))),
         Device::Auto => Ok(match Gpu::open(Choice::Cuda) {
             Ok(gpu) => of(Box::new(gpu)),
-            Err(error) => Opened { engine: Box::new(Cpu), no_gpu: Some(error.to_string()) },
+            Err(error) => {
+                let reason = error.to_string().trim_start_matches("--device: ").to_owned();
+                Opened { engine: Box::new(Cpu), no_gpu: Some(reason) }
+            }
         }),
     }
 }
@@ -77,7 +80,7 @@ impl Opened {
     pub fn report(&self, report: &Report) -> Result<(), Failure> {
         line!(report, "Device: {}.", self.engine.name())?;
         match &self.no_gpu {
-            Some(reason) => line!(report, "No GPU: {}", reason.trim_start_matches("--device: ")),
+            Some(reason) => line!(report, "No GPU: {reason}"),
             None => Ok(()),
         }
     }

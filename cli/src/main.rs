@@ -42,7 +42,13 @@ const BAD_CALL: u8 = 2;
 const INTERRUPTED: u8 = 130;
 
 fn main() -> ExitCode {
-    match run(&CommandLine::parse().command) {
+    let result = match CommandLine::try_parse() {
+        Ok(line) => run(&line.command),
+        Err(error) if error.use_stderr() => error.exit(),
+        // Help, or the version.
+        Err(text) => print(text.render().to_string().as_bytes()),
+    };
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         // Whoever read it has had enough.
         Err(Failure::Stdout(error) | Failure::Unreported { source: error, .. })
@@ -81,8 +87,12 @@ fn run(command: &Command) -> Result<(), Failure> {
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(*shell, &mut CommandLine::command(), "fused-dora", &mut script);
-            let mut stdout = io::stdout();
-            stdout.write_all(&script).and_then(|()| stdout.flush()).map_err(Failure::Stdout)
+            print(&script)
         }
     }
+}
+
+fn print(text: &[u8]) -> Result<(), Failure> {
+    let mut stdout = io::stdout();
+    stdout.write_all(text).and_then(|()| stdout.flush()).map_err(Failure::Stdout)
 }

@@ -92,8 +92,9 @@ pub struct Inspect {
 /// The options of `merge` and `unmerge`.
 #[derive(Args)]
 pub struct Convert {
-    /// A safetensors file, or a folder with model.safetensors or with
-    /// model.safetensors.index.json and the files that it names
+    /// A safetensors file, or a folder with model.safetensors, or with
+    /// model.safetensors.index.json and the files that it names, or with all of
+    /// model-00001-of-00002.safetensors, …
     #[arg(long, value_name = "PATH")]
     pub base: PathBuf,
     /// A folder that PEFT wrote, or a safetensors file of LyCORIS, kohya or diffusers
@@ -119,8 +120,9 @@ pub struct Convert {
 
 #[derive(Args)]
 pub struct Analyze {
-    /// A safetensors file, or a folder with model.safetensors or with
-    /// model.safetensors.index.json and the files that it names
+    /// A safetensors file, or a folder with model.safetensors, or with
+    /// model.safetensors.index.json and the files that it names, or with all of
+    /// model-00001-of-00002.safetensors, …
     #[arg(long, value_name = "PATH")]
     pub base: PathBuf,
     /// The checkpoint to compare with --base: a file or a folder

@@ -204,6 +204,8 @@ fn reports_that_cannot_be_printed_are_errors() {
     for command in [
         program().args(["inspect", "--adapter"]).arg(&adapter),
         program().args(["completions", "bash"]),
+        program().arg("--version"),
+        program().args(["merge", "--help"]),
     ] {
         let error = fail(command.stdout(full()), 1);
         assert!(error.contains("stdout cannot be written"), "{error}");

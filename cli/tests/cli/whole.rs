@@ -275,6 +275,9 @@ fn weights_without_an_index_are_complete_or_refused() {
         }
     }
     refused(&["no model.safetensors", "`pytorch_model.bin`", "save_pretrained"]);
+    fs::create_dir(base.join("unet")).expect("room");
+    tensors::save(&base.join("unet/diffusion_pytorch_model.safetensors"), &Tensors::new());
+    refused(&["its folders have: `unet`"]);
     for name in ["a.safetensors", "b.safetensors"] {
         tensors::save(&base.join(name), &Tensors::new());
     }
