@@ -41,6 +41,12 @@ pub fn run(options: &Convert, direction: Direction) -> Result<(), Failure> {
     };
     let mut fit = Fit::new(&adapters, &base, &options.reading, whole)?;
     check_replacements(options, direction, &adapters, &mut fit)?;
+    for (tensor, _) in fit.replacements.iter().filter(|(_, replacement)| replacement.is_added) {
+        fit.notes.push(format!(
+            "`{tensor}` is new: the output's {CONFIG} still describes the base (architectures, \
+             number of labels)"
+        ));
+    }
     let others = Others::of(&base, &options.adapter)?;
     let kept = match direction {
         Direction::Merge => HashMap::new(),

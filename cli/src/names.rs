@@ -11,7 +11,7 @@ use crate::report::count;
 
 /// Parts at the start of a module's name that say only which class holds it: models with and
 /// without a head, and before and after transformers 4.52, differ by these.
-const NEUTRAL: [&str; 14] = [
+const NEUTRAL: [&str; 11] = [
     "model",
     "transformer",
     "language_model",
@@ -23,10 +23,10 @@ const NEUTRAL: [&str; 14] = [
     "unet",
     "diffusion_model",
     "dit",
-    "text_encoder",
-    "text_encoder_2",
-    "text_encoder_3",
 ];
+
+/// What diffusers puts before the names of a text encoder's modules, to say which one it is.
+const COMPONENTS: [&str; 3] = ["text_encoder", "text_encoder_2", "text_encoder_3"];
 
 /// What in a part of a name says that the module has a role of its own, e.g. in an image encoder.
 const ROLES: [&str; 16] = [
@@ -306,7 +306,7 @@ fn is_neutral(part: &str) -> bool {
 }
 
 fn has_role(part: &str) -> bool {
-    !is_neutral(part) && ROLES.iter().any(|role| part.contains(role))
+    !is_neutral(part) && !COMPONENTS.contains(&part) && ROLES.iter().any(|role| part.contains(role))
 }
 
 /// How many parts two names have in common at their ends, where the rest of them says that both

@@ -307,10 +307,12 @@ impl Reader<'_> {
 
     /// Refuses what this crate does not do.
     fn check(&self) -> Result<(), CheckpointError> {
-        if self.settings.contains_key("fine_tune_type") && self.get("peft_type").is_null() {
+        let of_mlx = ["fine_tune_type", "lora_parameters", "lora_layers"];
+        let of_mlx = of_mlx.into_iter().find(|setting| self.settings.contains_key(*setting));
+        if let Some(setting) = of_mlx.filter(|_| self.get("peft_type").is_null()) {
             let remedy = "MLX wrote this adapter, whose factors are the transposes of PEFT's: fuse \
                           it with `mlx_lm.fuse`, or convert it to PEFT's files";
-            return Err(self.wrong("fine_tune_type", self.get("fine_tune_type"), remedy));
+            return Err(self.wrong(setting, self.get(setting), remedy));
         }
         if self.get("peft_type") != "LORA" {
             let remedy = "only \"LORA\" is supported, with or without use_dora";

@@ -92,6 +92,7 @@ fn prefixes_are_matched_where_one_tensor_fits() {
         ("model.layers.0.q", "module._orig_mod.model.layers.0.q.base_layer"),
         ("model.layers.0.q", "base_model.model.model.layers.0._fsdp_wrapped_module.q"),
         ("lm_head", "language_model.lm_head"),
+        ("text_encoder_2.text_model.encoder.layers.0.q", "text_model.encoder.layers.0.q"),
     ] {
         let place = Place::new();
         let base = place.base(&[(in_base, SHAPE), ("norm.other", [3, 3])]);
@@ -111,6 +112,7 @@ fn other_modules_are_not_taken() {
         ("decoder.layers.0.q", &[("encoder.layers.0.q", SHAPE)], &["most similar"]),
         ("vision_tower.layers.0.q", &[("layers.0.q", SHAPE)], &["most similar"]),
         ("model.layers.0.q", &[("mtp.layers.0.q", SHAPE)], &["most similar"]),
+        ("text_encoder.layers.0.q", &[("model.layers.0.q", SHAPE)], &["most similar"]),
         ("model.layers.0.q", &[("model.layers.0.k", SHAPE)], &["another model", "--map FROM=TO"]),
         (
             "layers.0.q",

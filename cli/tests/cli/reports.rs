@@ -105,6 +105,18 @@ fn cases_that_cannot_be_merged_say_what_to_do() {
         }
         assert!(!out.exists());
     }
+    for (setting, part) in [
+        ("lora_alpha", "is understood"),
+        ("some_name", "not in the file"),
+        ("lora_bias", "not in the file"),
+    ] {
+        let mut merge = merge(&case("cfg_future"), Path::new("out"));
+        let error = fail(merge.args(["--ignore-setting", setting]), 1);
+        assert!(error.contains(setting) && error.contains(part), "{error}");
+    }
+    let mut single = merge(&case("diffusers_file"), Path::new("out"));
+    let error = fail(single.args(["--ignore-setting", "x"]), 2);
+    assert!(error.contains("has no settings"), "{error}");
     let mut strict = merge(&case("gpt2_prefix"), Path::new("out"));
     let error = fail(strict.arg("--strict-names"), 1);
     for part in ["transformer.h.0.attn.c_attn.weight", "--map", "h.0.attn.c_attn"] {

@@ -329,6 +329,7 @@ fn whole_modules_are_replaced_on_request() {
     let (mut merge, out) = run("replaced", &["--replace-modules", "--gains"]);
     let report = succeed(merge.arg(&gains));
     assert!(report.contains(&format!("Replaced: {last}")), "{report}");
+    assert!(report.contains("`score.weight` is new"), "{report}");
     let after = tensors::read_folder(&out);
     assert!(after[last] == to(Stored::BF16, &weight) && after["score.weight"] == score);
     assert!(after[bias] == tensors::read_folder(&base)[bias]);
