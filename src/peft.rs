@@ -3,8 +3,8 @@
 //! [`PeftCheckpoint`] is a folder with `adapter_config.json` and `adapter_model.safetensors`, which
 //! [huggingface/peft](https://github.com/huggingface/peft) writes with `save_pretrained` and loads
 //! with `from_pretrained`: LoRA, and DoRA with the norm along the output axis. [`read_lycoris`]
-//! reads the single files of LyCORIS, kohya and diffusers; the first two have DoRA with its norm along
-//! either axis.
+//! reads the single files of LyCORIS, kohya and diffusers. The first two have DoRA with its norm
+//! along either axis.
 //!
 //! What a setting of such a file would change and this crate does not do is refused by name: a
 //! checkpoint that is read means here what it means to its writer.

@@ -135,8 +135,8 @@ pub fn merged(
     report.document(&document)
 }
 
-/// Whether a change is 0, or no more than a few roundings of f32: then it is no change by an adapter,
-/// and what rounding kept of it is no figure.
+/// Whether a change is 0, or no more than a few roundings of f32: then the adapter does not change
+/// the weight, and what rounding kept of it is no figure.
 fn changes_nothing(report: &MergeReport, dtype: Option<Dtype>) -> bool {
     report.change_squared == 0.0 || dtype == Some(Dtype::F32) && report.relative_error() > 0.05
 }

@@ -87,8 +87,8 @@ impl Opened {
 }
 
 /// Why a weight is not written that holds NaN or infinity.
-pub const NOT_FINITE: &str = "the new weight is not finite: the adapter, the base or the gains hold \
-                              NaN or infinity, or the type is too narrow";
+pub const NOT_FINITE: &str = "the new weight is not finite: the adapter, the base or the gains \
+                              hold NaN or infinity, or the type is too narrow";
 
 /// An error of one layer.
 pub fn of_layer(weight: &Weight<'_>, problem: impl ToString) -> Failure {

@@ -152,7 +152,13 @@ impl Fit {
             }
             let shape = file.info(&tensor.stored).map_or(&[][..], |info| &info.shape);
             let found = names.find(&tensor.name, |of_base| of_base == shape)?;
-            let in_base = found.as_ref().and_then(|it| Some((base.file(it.tensor)?, it.tensor)));
+            let mut in_base =
+                found.as_ref().and_then(|it| Some((base.file(it.tensor)?, it.tensor)));
+            if tensor.is_copy && in_base.is_none() {
+                // A head that is tied: its weight is the embedding's.
+                let layer = self.layers.get(&tensor.name);
+                in_base = layer.and_then(|it| Some((base.file(&it.source)?, it.source.as_str())));
+            }
             if let Some(in_base) = in_base
                 && whole::is_same((file, &tensor.stored), in_base)?
             {
@@ -172,23 +178,6 @@ impl Fit {
                          save_embedding_layers=False",
                         base.path.display()
                     ),
-                    None if names.find(&tensor.name, |_| true)?.is_none()
-                        && self.layers.contains_key(&tensor.name) =>
-                    {
-                        // The head's weight where it is tied: its own source is compared.
-                        let source = &self.layers[&tensor.name].source;
-                        let same_source = base.file(source).map(|of| (of, source.as_str()));
-                        match same_source {
-                            Some(it) if whole::is_same((file, &tensor.stored), it)? => {
-                                same += 1;
-                                continue;
-                            }
-                            _ => format!(
-                                "it is the base's own weight, and not that of `{source}`, to which \
-                                 it is tied: name the base that the adapter was trained on"
-                            ),
-                        }
-                    }
                     None => "it is the base's own weight, and the base has no such tensor: name \
                              the base that the adapter was trained on"
                         .to_owned(),
@@ -207,6 +196,12 @@ impl Fit {
                         ));
                     }
                     (name.to_owned(), Replacement { stored, is_added: false })
+                }
+                None if tied::is_tied_part(&tensor.name) && names.has_end(&tensor.name) => {
+                    return wrong(format!(
+                        "which tensor of the base it replaces is not clear: {}",
+                        names.similar(&tensor.name)
+                    ));
                 }
                 None => (tensor.name.clone(), Replacement { stored, is_added: true }),
             };

@@ -192,6 +192,11 @@ impl<'a> Names<'a> {
         }
     }
 
+    /// Whether the base has a tensor whose name ends in the same module and parameter.
+    pub fn has_end(&self, name: &str) -> bool {
+        end(&parts(name)).is_some_and(|end| self.by_end.contains_key(&end))
+    }
+
     /// A hint where nothing was found: tensors of the base with the same end.
     pub fn similar(&self, name: &str) -> String {
         let wanted = parts(name);
@@ -216,8 +221,8 @@ impl<'a> Names<'a> {
                     }
                 };
                 format!(
-                    "`{}` is the most similar name in it. If it is meant, pass `--map {from}={to}`; \
-                     otherwise the adapter is for another model",
+                    "`{}` is the most similar name in it. If it is meant, pass `--map \
+                     {from}={to}`; otherwise the adapter is for another model",
                     known.tensor
                 )
             }

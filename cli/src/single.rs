@@ -49,8 +49,8 @@ impl Single {
             let layer = &layers[module];
             if config.rank(&name) != layer.rank() {
                 let problem = format!(
-                    "has the rank {} in the settings of {METADATA}, and {} in its tensors: are they \
-                     of one adapter?",
+                    "has the rank {} in the settings of {METADATA}, and {} in its tensors: are \
+                     they of one adapter?",
                     config.rank(&name),
                     layer.rank()
                 );

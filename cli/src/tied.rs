@@ -45,6 +45,11 @@ pub fn is_head(tensor: &str) -> bool {
     is_one(tensor, &HEADS)
 }
 
+/// Whether a tensor's name is that of a head or an embedding, which models tie.
+pub fn is_tied_part(tensor: &str) -> bool {
+    is_one(tensor, &HEADS) || is_one(tensor, &OTHER_HEADS) || is_one(tensor, &EMBEDDINGS)
+}
+
 /// The embedding whose weight a head has that the base does not store.
 pub fn source<'a>(
     base: &'a Base,
@@ -119,10 +124,7 @@ pub fn check<'a>(
     added: &[&'a str],
 ) -> Result<Untied, Failure> {
     let mut untied = Untied::default();
-    let is_tied_part = |name: &&str| {
-        is_one(name, &HEADS) || is_one(name, &OTHER_HEADS) || is_one(name, &EMBEDDINGS)
-    };
-    let Some(tensor) = changed.chain(added.iter().copied()).find(is_tied_part) else {
+    let Some(tensor) = changed.chain(added.iter().copied()).find(|name| is_tied_part(name)) else {
         return Ok(untied);
     };
     let Some(config) = config else {

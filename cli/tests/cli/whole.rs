@@ -141,6 +141,19 @@ fn heads_that_cannot_be_untied_are_refused() {
     model.refused(&["lm_head.weight", "model.embed_tokens.weight", "name the folder"]);
     fs::remove_file(folder.join("config.json")).expect("a file");
     model.refused(&["lm_head.weight", "model.embed_tokens.weight", "config.json"]);
+    // A copy of the head's weight, next to its adapter: that of the embedding, or another.
+    let model = Tied::new(&json!({ "model_type": "gemma" }), false, false);
+    let file = model.adapter.join(PeftCheckpoint::FILE);
+    let mut stored = tensors::read(&file);
+    let own = tensors::read_folder(&model.base)["model.embed_tokens.weight"].clone();
+    for (weight, is_own) in [(wave(&SHAPE, 0.5, 7.0), false), (own, true)] {
+        stored.insert("base_model.model.lm_head.base_layer.weight".to_owned(), weight);
+        tensors::save(&file, &stored);
+        match is_own {
+            true => assert!(succeed(&mut model.merge()).contains("those of the base: 1")),
+            false => model.refused(&["lm_head.base_layer.weight", "model.embed_tokens.weight"]),
+        }
+    }
     // An embedding alone: the head has its weight too, and is not stored.
     let model = Tied::new(&json!({ "model_type": "gemma" }), false, false);
     let mut merge = model.merge();
@@ -345,6 +358,19 @@ fn whole_modules_are_replaced_on_request() {
     assert!(fail(&mut unmerge("back"), 1).contains("--replace-modules"));
     let report = succeed(unmerge("back").arg("--replace-modules"));
     assert!(report.contains("Left as they are in --base") && report.contains(last), "{report}");
+    // An embedding whose place is not clear.
+    with(&[("embed_tokens.weight", wave(&[2, 24], 0.3, 9.0))]);
+    let more = base.join("model-3-of-00003.safetensors");
+    let whole = fs::read(&more).expect("a file");
+    let mut tensors = tensors::read(&more);
+    tensors.insert("decoder.embed_tokens.weight".to_owned(), wave(&[2, 24], 0.3, 9.0));
+    tensors::save(&more, &tensors);
+    let error = fail(&mut run("unclear", &["--replace-modules"]).0, 1);
+    assert!(
+        error.contains("not clear") && error.contains("--map embed_tokens=decoder.embed_tokens"),
+        "{error}"
+    );
+    fs::write(&more, whole).expect("room");
     // Another shape, as of more tokens; and a copy that is the base's, and one that is not.
     with(&[("model.layers.4.proj.weight", wave(&[17, 24], 0.3, 9.0))]);
     let error = fail(&mut run("resized", &["--replace-modules"]).0, 1);
