@@ -103,7 +103,7 @@ impl Adapter {
         weight: Weight<'_>,
     ) -> Result<()> {
         // A layer without parameters stays as it is.
-        self.is_in_graph |= self.layout.len() > 0 && is_captured(stream)?;
+        self.is_in_graph |= !self.layout.is_empty() && is_captured(stream)?;
         if !self.is_in_graph && self.prepared_generation == Some(self.generation) {
             return Ok(());
         }
