@@ -128,7 +128,7 @@ impl<'a> Decoder<'a> {
             tree,
             variables,
             scopes: Vec::new(),
-            target: Needs { capability: tree.target_number(), version: tree.version },
+            target: Needs::of_module(tree.target_number(), tree.version),
             bodies: Vec::new(),
             current: 0,
             frame: None,

@@ -20,6 +20,11 @@ pub struct Needs {
 }
 
 impl Needs {
+    /// What a module for this target and of this version may use.
+    pub(super) fn of_module(capability: u32, version: (u32, u32)) -> Self {
+        LEAST.and(Self { capability, version })
+    }
+
     fn and(self, other: Self) -> Self {
         Self {
             capability: self.capability.max(other.capability),

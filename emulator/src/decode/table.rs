@@ -271,7 +271,9 @@ pub(super) const FORMS: &[(&str, Decode)] = forms! {
     "cvt rna tf32 f32; 80 7.0" => cvt;
     "cvt rna satfinite tf32 f32; 80 8.1" => cvt;
     "cvt rn|rz relu? tf32 f32; 90 7.8" => cvt;
+    "cvt rn satfinite relu? e4m3x2|e5m2x2 f32|f16x2; 90 7.8" => cvt;
     "cvt rn satfinite relu? e4m3x2|e5m2x2 f32|f16x2; 89 8.1" => cvt;
+    "cvt rn relu? f16x2 e4m3x2|e5m2x2; 90 7.8" => cvt;
     "cvt rn relu? f16x2 e4m3x2|e5m2x2; 89 8.1" => cvt;
     // 9.7.9.25 Asynchronous copies.
     "cp async ca|cg SHARED global L2::cache_hint? PREFETCH?; 80 7.0" => copy;

@@ -173,6 +173,38 @@ fn traps_and_assertions() {
 }
 
 #[test]
+fn modules_for_older_targets_may_use_all_that_is_taken_for_granted() {
+    for (version, target) in
+        [("6.0", "sm_50"), ("6.4", "sm_52"), ("8.0", "sm_60"), ("6.5", "sm_70")]
+    {
+        let ptx = kernel("mov.u32 %lane, 1;").replace("8.0", version).replace("sm_80", target);
+        let device = cuda_emulator::Device::new(cuda_emulator::profile::A100);
+        if let Err(error) = device.load_module(&ptx) {
+            panic!("PTX {version} for {target}: {error}");
+        }
+    }
+    // Anything else is there from the target on that the instruction set names.
+    let ptx = kernel("cp.async.wait_all;").replace("sm_80", "sm_60");
+    let device = cuda_emulator::Device::new(cuda_emulator::profile::A100);
+    let error = device.load_module(&ptx).expect_err("no copies before sm_80").to_string();
+    assert!(error.contains("needs target sm_80 and PTX version 7.0"), "{error}");
+}
+
+#[test]
+fn fp8_conversions_are_older_on_hopper() {
+    let ptx = |version: &str, target: &str| {
+        let code = ".reg .b16 %two; cvt.rn.satfinite.e4m3x2.f32 %two, 0f3F800000, 0f40000000;";
+        kernel(code).replace("8.0", version).replace("sm_80", target)
+    };
+    let load = |profile, ptx: &str| cuda_emulator::Device::new(profile).load_module(ptx).map(drop);
+    use cuda_emulator::profile::{H100, RTX4090};
+    load(H100, &ptx("7.8", "sm_90")).expect("PTX 7.8 has them for sm_90");
+    load(RTX4090, &ptx("8.1", "sm_89")).expect("PTX 8.1 has them for sm_89");
+    let error = load(RTX4090, &ptx("8.0", "sm_89")).expect_err("8.0 has not").to_string();
+    assert!(error.contains("sm_89 and PTX version 8.1"), "{error}");
+}
+
+#[test]
 fn modules_that_are_refused() {
     let device = cuda_emulator::Device::new(cuda_emulator::profile::A100);
     let load = |ptx: &str| device.load_module(ptx).expect_err("a refused module");

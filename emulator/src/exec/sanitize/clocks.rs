@@ -176,6 +176,11 @@ pub(crate) struct Clocks {
     observed: HashMap<usize, Observed>,
     /// What those know that arrived at each barrier: seen, fenced and heard.
     arrived: Vec<[Known; 3]>,
+    /// Whether all warps know the same, except for the times of warps: nothing else was learned since
+    /// a barrier at which all of them met. A barrier then passes on these times alone.
+    level: bool,
+    /// Barriers at which a warp has arrived that may know more than the others.
+    full: Vec<bool>,
     now: u32,
 }
 
@@ -191,6 +196,8 @@ impl Clocks {
             messages: HashMap::new(),
             observed: HashMap::new(),
             arrived: vec![std::array::from_fn(|_| Known::nothing(warps)); barriers],
+            level: true,
+            full: vec![false; barriers],
             now: 1,
         }
     }
@@ -208,6 +215,8 @@ impl Clocks {
         self.messages.clear();
         self.observed.clear();
         self.arrived.iter_mut().flatten().for_each(Known::clear);
+        self.level = true;
+        self.full.fill(false);
         self.now = 1;
     }
 
@@ -249,6 +258,7 @@ impl Clocks {
 
     /// Lanes of a warp meet at a warp barrier.
     pub(crate) fn meet(&mut self, warp: usize, mask: u32) {
+        self.level = false;
         let now = self.time(warp);
         for times in [&mut self.lanes[warp], &mut self.fenced_lanes[warp]] {
             let mut all = [0; LANES];
@@ -263,12 +273,18 @@ impl Clocks {
 
     /// A warp arrives at a barrier of the block; `waits` is false where it goes on at once.
     pub(crate) fn arrive(&mut self, warp: usize, barrier: usize, waits: bool) {
-        let mut fenced = self.fenced[warp].clone();
-        for (lane, times) in self.fenced_lanes[warp].iter().enumerate() {
-            fenced.own.learn((warp * LANES + lane) as u16, times[lane]);
+        let [seen, fenced, heard] = &mut self.arrived[barrier];
+        if self.level {
+            join_times(&mut seen.own.warps, &self.seen[warp].own.warps);
+        } else {
+            self.full[barrier] = true;
+            seen.join(&self.seen[warp]);
+            fenced.join(&self.fenced[warp]);
+            for (lane, times) in self.fenced_lanes[warp].iter().enumerate() {
+                fenced.own.learn((warp * LANES + lane) as u16, times[lane]);
+            }
+            heard.join(&self.heard[warp]);
         }
-        let known = [&self.seen[warp], &fenced, &self.heard[warp]];
-        self.arrived[barrier].iter_mut().zip(known).for_each(|(all, known)| all.join(known));
         if !waits {
             self.advance(warp);
         }
@@ -277,20 +293,33 @@ impl Clocks {
     /// A barrier of the block lets the warps go on that wait there.
     pub(crate) fn release(&mut self, barrier: usize, waiting: impl Iterator<Item = usize>) {
         self.now += 1;
+        let is_full = std::mem::take(&mut self.full[barrier]);
+        let mut met = 0;
         for warp in waiting {
             let before = self.time(warp);
             let [seen, fenced, heard] = &self.arrived[barrier];
-            self.seen[warp].join(seen);
-            self.fenced[warp].join(fenced);
-            self.heard[warp].join(heard);
+            if is_full {
+                self.seen[warp].join(seen);
+                self.fenced[warp].join(fenced);
+                self.heard[warp].join(heard);
+            } else {
+                join_times(&mut self.seen[warp].own.warps, &seen.own.warps);
+            }
             self.seen[warp].own.warps[warp] = self.now;
             self.lanes[warp] = [[before; LANES]; LANES];
+            met += 1;
         }
-        self.arrived[barrier].iter_mut().for_each(Known::clear);
+        if is_full {
+            self.level = met == self.seen.len();
+            self.arrived[barrier].iter_mut().for_each(Known::clear);
+        } else {
+            self.arrived[barrier][0].own.warps.fill(0);
+        }
     }
 
     /// Lanes of a warp execute a fence.
     pub(crate) fn fence(&mut self, warp: usize, mask: u32) {
+        self.level = false;
         let own = self.time(warp);
         self.seen[warp].join(&self.heard[warp]);
         self.seen[warp].own.warps[warp] = own;
@@ -335,12 +364,14 @@ impl Clocks {
     /// A warp reads a place in shared memory by other than a weak access.
     pub(crate) fn hear(&mut self, warp: usize, block: u32, place: usize) {
         if let Some(message) = self.messages.get(&place) {
+            self.level = false;
             self.heard[warp].take(message, block);
         }
     }
 
     /// A warp reads a place in global memory, at which that was left, by other than a weak access.
     pub(crate) fn hear_message(&mut self, warp: usize, block: u32, message: &Message) {
+        self.level = false;
         self.heard[warp].take(message, block);
     }
 
