@@ -14,6 +14,7 @@ use fused_dora::{AllReduce, HostRank, Norm};
 use fused_dora_testkit::device::{Choice, Device, open_several};
 use fused_dora_testkit::options::{device, positive, text};
 use fused_dora_testkit::run::driver;
+use fused_dora_testkit::{eprintln, print, println};
 use half::bf16;
 use lexopt::prelude::*;
 use rand::SeedableRng;

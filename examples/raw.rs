@@ -4,6 +4,7 @@
 
 use std::error::Error;
 use std::ffi::c_void;
+use std::io::{self, Write as _};
 use std::ptr::null_mut;
 
 use cuda_emulator::client::{Choice, select};
@@ -183,7 +184,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     // SAFETY: as above, and no op gets the same address twice, except where it reads and writes.
     let write = |address| unsafe { Write::from_address(address, ElementType::F32) };
 
-    println!("{:>4} {:>10} {:>10}", "step", "loss", "gradient");
+    let _ = writeln!(io::stdout(), "{:>4} {:>10} {:>10}", "step", "loss", "gradient");
     for step in 1..=STEPS {
         let inputs = uniform(&mut random, TOKENS * INPUTS, 1.0);
         trainer.write(x, &inputs)?;
@@ -266,7 +267,11 @@ fn main() -> Result<(), Box<dyn Error>> {
         };
         kernels.adamw(&stream, &AdamWConfig::default(), adamw)?;
         if step == 1 || step % 10 == 0 {
-            println!("{step:>4} {loss:>10.6} {:>10.6}", trainer.read(norm, 1)?[0]);
+            let _ = writeln!(
+                io::stdout(),
+                "{step:>4} {loss:>10.6} {:>10.6}",
+                trainer.read(norm, 1)?[0]
+            );
         }
     }
     Ok(())

@@ -6,6 +6,7 @@
 //! `cuda-emulator` for machines without a GPU.
 
 use std::error::Error;
+use std::io::{self, Write as _};
 use std::sync::{Arc, Mutex};
 
 use cuda_emulator::client::{self, Choice};
@@ -94,7 +95,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         let schedule = Schedule::Host { learning_rate: LEARNING_RATE, step };
         layer.adamw(&AdamWConfig::default(), schedule, None, &mut moments)?;
         if step == 1 || step % 20 == 0 {
-            println!("step {step:>3}: loss {loss:.6}");
+            let _ = writeln!(io::stdout(), "step {step:>3}: loss {loss:.6}");
         }
     }
 
@@ -102,7 +103,10 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut merged = stream.alloc_zeros::<f32>(OUTPUTS * INPUTS)?;
     layer.merge(&mut merged, None)?;
     let [before, after] = [weight, stream.clone_dtoh(&merged)?].map(|w| distance(&w, &wanted));
-    println!("distance to the wanted weight: {before:.3} before, {after:.3} after");
+    let _ = writeln!(
+        io::stdout(),
+        "distance to the wanted weight: {before:.3} before, {after:.3} after"
+    );
     Ok(())
 }
 

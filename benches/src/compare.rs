@@ -7,6 +7,7 @@ use fused_dora_testkit::bench::record::{
     FUSED, FUSED_DETACHED, MICRO_BATCH, Record, Results, Time, Work, folder,
 };
 use fused_dora_testkit::bench::{self, Case, Device, Op, Outcome, cases};
+use fused_dora_testkit::println;
 use half::{bf16, f16};
 
 use crate::baseline::{Form, Gemm, Inputs, Unfused};

@@ -11,6 +11,7 @@ use criterion::{Criterion, Throughput};
 use fused_dora::{Dtype, Element};
 use fused_dora_testkit::bench::record::{Counts, Results, Time, folder};
 use fused_dora_testkit::bench::{Case, Device, Op, Outcome, cases, layer, line, record, results};
+use fused_dora_testkit::println;
 use half::{bf16, f16};
 
 /// Runs the bench of one op.

@@ -4,6 +4,7 @@
 //! `cargo run --package fused-dora-candle --example digits [STEPS]`; where there is no GPU, it is
 //! faster with `CUDA_EMULATOR_SANITIZER=0`.
 
+use fused_dora_testkit::println;
 use std::env;
 use std::fs::{self, File};
 use std::io::Read;

@@ -7,6 +7,7 @@
 //!
 //! `cargo run --release -p cuda-emulator --example instruction_speed`
 
+use std::io::{self, Write};
 use std::sync::LazyLock;
 use std::time::Instant;
 
@@ -92,7 +93,7 @@ fn main() {
     let device = Device::with_config(profile::A100, config);
     let memory = device.alloc(2048).expect("memory");
     device.fill8(memory, 0, 2048).expect("a fill");
-    println!("host time per warp instruction of the emulator, one thread:");
+    let _ = writeln!(io::stdout(), "host time per warp instruction of the emulator, one thread:");
     let wanted = std::env::args().nth(1).unwrap_or_default();
     for (name, body) in CLASSES.into_iter().filter(|(name, _)| name.contains(&wanted)) {
         let module = device.load_module(&module(body)).expect("a valid module");
@@ -113,12 +114,12 @@ fn main() {
         }
         let count = (UNROLL * ROUNDS) as f64 * f64::from(WARPS);
         let nanoseconds = best / count * 1e9;
-        print!("{name:30} {nanoseconds:7.1} ns");
+        let _ = write!(io::stdout(), "{name:30} {nanoseconds:7.1} ns");
         if name.starts_with("mma") {
             let flops = 2.0 * 16.0 * 8.0 * 16.0;
-            print!("  ({:.1} GFLOP/s of the emulator)", flops / nanoseconds);
+            let _ = write!(io::stdout(), "  ({:.1} GFLOP/s of the emulator)", flops / nanoseconds);
         }
-        println!();
+        let _ = writeln!(io::stdout());
         device.unload_module(&module);
     }
 }

@@ -15,6 +15,7 @@ use std::time::Instant;
 
 use fused_dora::{Decomposition, Dtype, Norm};
 use fused_dora_testkit::device::{self, Device};
+use fused_dora_testkit::{eprintln, print, println};
 use indicatif::{ProgressBar, ProgressStyle};
 use rand::SeedableRng;
 use rand::rngs::StdRng;

@@ -33,3 +33,17 @@ fn two_ranks_learn_as_one_does() {
         assert!((one - two).abs() < 0.01 * one, "{one} {two}");
     }
 }
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_full_output_is_no_failure() {
+    let full = || std::fs::File::options().write(true).open("/dev/full").unwrap();
+    for program in [env!("CARGO_BIN_EXE_data_parallel"), env!("CARGO_BIN_EXE_finetune")] {
+        let status = Command::new(program).arg("--help").stdout(full()).status().unwrap();
+        assert!(status.success(), "{program}: {status}");
+    }
+    let mut train = Command::new(env!("CARGO_BIN_EXE_data_parallel"));
+    train.args(["--device", "emulated", "--steps", "1", "--batch", "8", "--ranks", "1"]);
+    let status = train.env("CUDA_EMULATOR_SANITIZER", "0").stdout(full()).status().unwrap();
+    assert!(status.success(), "{status}");
+}

@@ -14,6 +14,7 @@ use fused_dora_testkit::compare::{self, Comparison};
 use fused_dora_testkit::device::{self, Choice};
 use fused_dora_testkit::options::{self, dtype, text};
 use fused_dora_testkit::run::{self, Runner};
+use fused_dora_testkit::{eprintln, print, println};
 use lexopt::prelude::*;
 
 const USAGE: &str = "\

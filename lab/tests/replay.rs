@@ -114,3 +114,26 @@ fn what_cannot_be_done_is_refused_by_name() {
     assert_eq!(output.status.code(), Some(0));
     assert!(text(&output).contains("Usage: replay"));
 }
+
+/// Of all programs here.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_full_output_is_no_failure() {
+    let full = || std::fs::File::options().write(true).open("/dev/full").unwrap();
+    for program in [
+        env!("CARGO_BIN_EXE_limits"),
+        env!("CARGO_BIN_EXE_mutate"),
+        env!("CARGO_BIN_EXE_profile"),
+        env!("CARGO_BIN_EXE_replay"),
+        env!("CARGO_BIN_EXE_report"),
+    ] {
+        let status = Command::new(program).arg("--help").stdout(full()).status().unwrap();
+        assert!(status.success(), "{program}: {status}");
+        let mut wrong = Command::new(program);
+        let status = wrong.arg("--no-such-option").stdout(full()).stderr(full()).status().unwrap();
+        assert_eq!(status.code(), Some(2), "{program}");
+    }
+    let mut replay = Command::new(env!("CARGO_BIN_EXE_replay"));
+    replay.arg(golden("one_token")).args(["--dtype", "f32"]).stdout(full());
+    assert!(replay.status().unwrap().success());
+}

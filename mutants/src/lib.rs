@@ -1,6 +1,8 @@
 //! Mutants, what became of them, and the table of scores; also for the mutants of the crate's own
 //! kernels.
 use std::collections::BTreeMap;
+use std::fmt;
+use std::io::{self, Write};
 
 /// One change of one line of a source.
 #[derive(Clone, Debug)]
@@ -148,7 +150,7 @@ pub fn judge(rows: &[(Mutant, Verdict)], survivors: &[Survivor]) -> Vec<String> 
                 "NOT NOTICED".to_owned()
             }
         };
-        println!("{place:<22} {:<14} {change}\n{:24}{verdict}", mutant.category, "");
+        print(format_args!("{place:<22} {:<14} {change}\n{:24}{verdict}", mutant.category, ""));
         for score in [scores.entry(&mutant.category).or_default(), &mut total] {
             score.mutants += 1;
             match &rows[at].1 {
@@ -162,16 +164,21 @@ pub fn judge(rows: &[(Mutant, Verdict)], survivors: &[Survivor]) -> Vec<String> 
             }
         }
     }
-    println!(
+    print(format_args!(
         "\n{:<16}{:>8}{:>10}{:>10}{:>12}{:>8}",
         "", "mutants", "reported", "wrong", "equivalent", "score"
-    );
+    ));
     for (category, score) in scores.into_iter().chain([("all", total)]) {
         let Score { mutants, reported, wrong, equivalent } = score;
         let percent = 100.0 * (reported + wrong) as f64 / (mutants - equivalent).max(1) as f64;
-        println!(
+        print(format_args!(
             "{category:<16}{mutants:>8}{reported:>10}{wrong:>10}{equivalent:>12}{percent:>7.1}%"
-        );
+        ));
     }
     problems
+}
+
+/// Prints a line. `println!` would panic where stdout is closed or full.
+fn print(line: fmt::Arguments<'_>) {
+    let _ = writeln!(io::stdout(), "{line}");
 }

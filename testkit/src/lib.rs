@@ -13,6 +13,7 @@ pub mod merge;
 pub mod norm_gradient;
 pub mod optimizer;
 pub mod options;
+pub mod output;
 pub mod random;
 pub mod run;
 pub mod settings;

@@ -1,5 +1,8 @@
 //! The project's commands: see [`USAGE`], which `cargo xtask help` prints.
 
+#[macro_use]
+mod output;
+
 mod cuda_tools;
 mod gate;
 mod gpu_report;

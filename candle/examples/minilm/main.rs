@@ -11,6 +11,7 @@ mod options;
 mod plot;
 mod train;
 
+use fused_dora_testkit::{eprintln, print, println};
 use std::collections::BTreeMap;
 use std::error::Error;
 use std::path::Path;

@@ -1,5 +1,6 @@
 //! Training: adapters and head by candle's AdamW, with warm-up and decay.
 
+use fused_dora_testkit::println;
 use std::path::Path;
 
 use candle_core::{DType, Module, Result, Tensor};

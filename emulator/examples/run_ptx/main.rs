@@ -3,6 +3,7 @@
 mod values;
 
 use std::error::Error;
+use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -195,26 +196,32 @@ enum Stop {
     Failed(Box<dyn Error>),
 }
 
+impl From<io::Error> for Stop {
+    fn from(error: io::Error) -> Self {
+        Self::Failed(error.into())
+    }
+}
+
 fn main() -> ExitCode {
     let options = match Options::from_arguments() {
         Ok(Some(options)) => options,
         Ok(None) => {
-            print!("{USAGE}");
+            let _ = write!(io::stdout(), "{USAGE}");
             return ExitCode::SUCCESS;
         }
         Err(error) => {
-            eprintln!("error: {error}\n\n{USAGE}");
+            let _ = writeln!(io::stderr(), "error: {error}\n\n{USAGE}");
             return ExitCode::from(2);
         }
     };
     match run(&options) {
         Ok(()) => ExitCode::SUCCESS,
         Err(Stop::Failed(error)) => {
-            eprintln!("error: {error}");
+            let _ = writeln!(io::stderr(), "error: {error}");
             ExitCode::from(1)
         }
         Err(Stop::BadInput(error)) => {
-            eprintln!("error: {error}");
+            let _ = writeln!(io::stderr(), "error: {error}");
             ExitCode::from(2)
         }
     }
@@ -246,7 +253,7 @@ fn run(options: &Options) -> Result<(), Stop> {
         report(&device, number, memory, address, options.print).map_err(Stop::Failed)?;
     }
     if options.counters {
-        println!("{:#?}", device.counters());
+        writeln!(io::stdout(), "{:#?}", device.counters())?;
     }
     Ok(())
 }
@@ -326,12 +333,17 @@ fn report(
     device.read(address, &mut bytes)?;
     if let Some(file) = &memory.file {
         std::fs::write(file, &bytes).map_err(|error| format!("{}: {error}", file.display()))?;
-        println!("argument {number}: {count} {} written to {}", ty.name, file.display());
+        writeln!(
+            io::stdout(),
+            "argument {number}: {count} {} written to {}",
+            ty.name,
+            file.display()
+        )?;
         return Ok(());
     }
     let shown = bytes.chunks(ty.bytes).take(most).map(|number| ty.show(number));
     let shown = shown.collect::<Vec<_>>().join(", ");
     let more = if count > most { ", …" } else { "" };
-    println!("argument {number}: {count} {}: {shown}{more}", ty.name);
+    writeln!(io::stdout(), "argument {number}: {count} {}: {shown}{more}", ty.name)?;
     Ok(())
 }

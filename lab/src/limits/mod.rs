@@ -26,6 +26,7 @@ use fused_dora::Norm;
 use fused_dora_cuda_tools::{NVDISASM, PTXAS, Tool};
 use fused_dora_nvrtc::Nvrtc;
 use fused_dora_testkit::workspace;
+use fused_dora_testkit::{eprintln, print, println};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::compile::{self, Compiled};

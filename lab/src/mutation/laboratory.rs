@@ -9,6 +9,7 @@ use std::thread;
 use cuda_emulator::Config;
 use cuda_emulator::client::Emulator;
 use fused_dora::{Dtype, Kernels, open_device};
+use fused_dora_testkit::println;
 use fused_dora_testkit::trials::{Outcome, Trial, trials};
 use half::bf16;
 

@@ -20,6 +20,7 @@ use std::time::Instant;
 use cuda_emulator::client::{Choice, select};
 use fused_dora_mutants::{Mutant, Verdict, judge};
 use fused_dora_testkit::random::fresh_seed;
+use fused_dora_testkit::{eprintln, print, println};
 use lexopt::prelude::*;
 
 use laboratory::Laboratory;

@@ -18,6 +18,7 @@ use fused_dora::Norm;
 use fused_dora_cuda_tools::PTXAS;
 use fused_dora_nvrtc::Nvrtc;
 use fused_dora_testkit::{bench, workspace};
+use fused_dora_testkit::{eprintln, print, println};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::compile;

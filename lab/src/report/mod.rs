@@ -12,6 +12,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use fused_dora_testkit::bench::record::{self, Results};
+use fused_dora_testkit::{eprintln, print, println};
 use lexopt::prelude::*;
 
 use crate::splice;
