@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use fused_dora::peft::CheckpointError;
-use fused_dora::peft::names::unwrapped;
+use fused_dora::peft::names::{FLAT_PREFIXES, unwrapped};
 
 use crate::base::Base;
 use crate::error::Failure;
@@ -34,18 +34,8 @@ const ROLES: [&str; 16] = [
     "thinker", "student", "teacher", "draft", "control", "mtp", "eagle",
 ];
 
-/// What kohya's scripts put before a flattened name.
-const FLAT_PREFIXES: [&str; 9] = [
-    "lycoris_",
-    "lora_unet_",
-    "lora_te_",
-    "lora_te1_",
-    "lora_te2_",
-    "lora_te3_",
-    "lora_transformer_",
-    "lora_prior_",
-    "lora_",
-];
+/// What other programs put there, besides kohya's and LyCORIS's.
+const OTHER_FLAT_PREFIXES: [&str; 2] = ["lora_prior_", "lora_"];
 
 /// The names of a base's tensors.
 pub struct Names<'a> {
@@ -163,7 +153,8 @@ impl<'a> Names<'a> {
         if self.mapped(&format!("{module}.weight")).is_some() {
             return self.find(&format!("{module}.weight"), fits);
         }
-        let stripped = FLAT_PREFIXES.iter().filter_map(|prefix| module.strip_prefix(prefix));
+        let prefixes = FLAT_PREFIXES.iter().chain(&OTHER_FLAT_PREFIXES);
+        let stripped = prefixes.filter_map(|prefix| module.strip_prefix(prefix));
         let mut candidates: Vec<String> = stripped.map(str::to_owned).collect();
         candidates.push(module.to_owned());
         let renamed: Vec<_> = candidates.iter().filter_map(|name| renamed_block(name)).collect();

@@ -120,6 +120,18 @@ impl Adapter {
         Ok(())
     }
 
+    /// Whether the parameters are known to be those of the last `prepare`: a graph that was launched
+    /// may have changed them.
+    pub(crate) fn check_seen(&self) -> Result<()> {
+        match self.is_in_graph {
+            false => Ok(()),
+            true => Err(Error::NotPrepared {
+                problem: "may be outdated, because a captured graph changes this adapter: copy \
+                          its parameters into a new adapter, and merge and unmerge with that",
+            }),
+        }
+    }
+
     /// Whether the prepared operands are those of the parameters as they are.
     pub(crate) fn check_prepared(&self, problem: &'static str) -> Result<()> {
         match self.prepared_generation == Some(self.generation) {

@@ -517,7 +517,7 @@ impl DoraLinear {
     ///
     /// # Errors
     /// Those of [`Kernels::unmerge`]; [`Error::NoActiveAdapter`] if none is active, [`Error::NotPrepared`]
-    /// if its parameters changed since the merge.
+    /// if its parameters changed since the merge, or may have, in a graph.
     pub fn unmerge<'a>(
         &mut self,
         merged: impl Into<Read<'a>>,
@@ -526,6 +526,7 @@ impl DoraLinear {
         let Self { kernels, stream, workspace, adapters, active, .. } = self;
         let adapter = active_of(adapters, active, "unmerge")?;
         adapter.check_prepared("are of parameters that changed since the merge")?;
+        adapter.check_seen()?;
         let parameters = adapter.layout.view(adapter.parameters())?;
         let io = Unmerge {
             merged: merged.into(),

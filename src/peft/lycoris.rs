@@ -5,19 +5,9 @@ use std::collections::BTreeMap;
 use half::{bf16, f16};
 use safetensors::Dtype as Stored;
 
+use super::names::FLAT_PREFIXES;
 use super::{CheckpointError, LayerAdapter, TensorFile};
 use crate::spec::Norm;
-
-/// What they put before a module's name, by the part of the model.
-const PREFIXES: [&str; 7] = [
-    "lycoris_",
-    "lora_unet_",
-    "lora_te_",
-    "lora_te1_",
-    "lora_te2_",
-    "lora_te3_",
-    "lora_transformer_",
-];
 
 const DOWN: &str = "lora_down.weight";
 const UP: &str = "lora_up.weight";
@@ -146,7 +136,7 @@ fn find<'a>(
     known: &BTreeMap<String, Vec<(&'a str, [usize; 2])>>,
 ) -> Result<(&'a str, [usize; 2]), CheckpointError> {
     let flat = |name: &str| name.replace('.', "_");
-    let stripped = PREFIXES.iter().filter_map(|prefix| module.strip_prefix(prefix));
+    let stripped = FLAT_PREFIXES.iter().filter_map(|prefix| module.strip_prefix(prefix));
     let candidates = stripped.chain([module]).filter_map(|name| known.get(&flat(name)));
     let tensor = group.tensors.values().next().map_or(module, String::as_str);
     match candidates.flatten().collect::<Vec<_>>()[..] {

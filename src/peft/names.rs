@@ -6,6 +6,17 @@ pub(super) const PREFIX: &str = "base_model.model.";
 /// Parts of names that FSDP, `torch.compile` and activation checkpointing add to a module's name.
 pub const WRAPPERS: [&str; 3] = ["_fsdp_wrapped_module", "_orig_mod", "_checkpoint_wrapped_module"];
 
+/// What kohya's scripts and LyCORIS put before a flattened module's name, by the part of the model.
+pub const FLAT_PREFIXES: [&str; 7] = [
+    "lycoris_",
+    "lora_unet_",
+    "lora_te_",
+    "lora_te1_",
+    "lora_te2_",
+    "lora_te3_",
+    "lora_transformer_",
+];
+
 /// A part of one layer's adapter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum LayerPart {

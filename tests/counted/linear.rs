@@ -276,6 +276,12 @@ fn trained(base: &Case, case: &Case, captured: bool, evaluated: bool) -> Vec<Vec
     }
     let adapter = bench.layer.adapter("a").expect("attached");
     results.push(bench.stream.clone_dtoh(&adapter.parameters()).expect("a copy"));
+    // A launch of the graph between a merge and this would go unseen.
+    let mut merged = bench.stream.alloc_zeros::<bf16>(OUTPUTS * INPUTS).expect("memory");
+    let mut weight = bench.stream.alloc_zeros::<bf16>(OUTPUTS * INPUTS).expect("memory");
+    bench.layer.merge(&mut merged, None).expect("merged");
+    let unmerged = bench.layer.unmerge(&merged, &mut weight);
+    assert_eq!(matches!(unmerged, Err(Error::NotPrepared { .. })), captured, "{unmerged:?}");
     results
 }
 
