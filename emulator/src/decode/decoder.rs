@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::forms::{self, Needs};
 use super::functions::{Body, function_address};
 use super::modifiers::Modifiers;
-use super::{liveness, unwritten};
+use super::{allocate, liveness, unwritten};
 use crate::program::*;
 use crate::ptx::{
     FunctionTree, InstructionTree, Operand, Problem, Prototype, Statement, Tree, Type, Variable,
@@ -233,6 +233,28 @@ impl<'a> Decoder<'a> {
             let start = self.bodies[0].frame_end();
             constants64.push((LOCAL_BASE + u64::from(start), stack));
         }
+        let registers = self.flow.most_live(&self.code, &functions);
+        let mut watch = unwritten::watch(&self.flow, &mut self.code, after, &functions);
+        let named = [(RegisterClass::Word, self.r_count), (RegisterClass::Double, self.q_count)]
+            .map(|(class, count)| self.flow.named(class, count));
+        if functions.is_empty()
+            && let Some(places) = allocate::allocate(&mut self.code, &named, after as usize)
+        {
+            (self.r_count, self.q_count) = (places.r_count, places.q_count);
+            let r = |slot: &mut R| *slot = places.r[usize::from(*slot)];
+            let q = |slot: &mut Q| *slot = places.q[usize::from(*slot)];
+            constants32.iter_mut().for_each(|(_, slot)| r(slot));
+            constants64.iter_mut().for_each(|(_, slot)| q(slot));
+            self.specials.iter_mut().for_each(|(_, slot)| r(slot));
+            self.stack.iter_mut().for_each(q);
+            for read in watch.instructions.values_mut().flat_map(|watched| &mut watched.reads) {
+                match read.class {
+                    RegisterClass::Word => r(&mut read.slot),
+                    RegisterClass::Double => q(&mut read.slot),
+                    RegisterClass::Predicate => {}
+                }
+            }
+        }
         let constants = self.tree.variables.iter().filter(|v| v.space == VariableSpace::Const);
         let (major, minor) = self.tree.version;
         Ok(Kernel {
@@ -253,8 +275,8 @@ impl<'a> Decoder<'a> {
                 .or(function.max_threads)
                 .map(|[x, y, z]| x.saturating_mul(y).saturating_mul(z)),
             required_block: function.required_threads,
-            registers: self.flow.most_live(&self.code, &functions),
-            watch: unwritten::watch(&self.flow, &mut self.code, after, &functions),
+            registers,
+            watch,
             functions,
             ptx_version: (10 * major + minor) as i32,
             classes: self.code.iter().map(|instruction| instruction.op.class()).collect(),

@@ -86,6 +86,14 @@ impl Flow {
         self.places[register]
     }
 
+    /// Whether the program names what is at each of `count` places of a class.
+    pub(super) fn named(&self, class: RegisterClass, count: usize) -> Vec<bool> {
+        let mut named = vec![false; count];
+        let places = self.places.iter().filter(|place| place.0 == class);
+        places.for_each(|&(_, slot)| named[usize::from(slot)] = true);
+        named
+    }
+
     /// Moves the first instructions to the end.
     pub(super) fn rotate_left(&mut self, count: usize) {
         self.reads.rotate_left(count);
@@ -99,30 +107,38 @@ impl Flow {
         // What is live is kept where control may come from elsewhere than the line before.
         let mut live: HashMap<usize, Vec<u64>> =
             next.iter().flatten().flatten().map(|&at| (at, self.no_registers())).collect();
+        // A register of 64 bits takes two.
+        let masks = [RegisterClass::Word, RegisterClass::Double].map(|class| self.all_of(class));
+        let width = |set: &[u64]| {
+            let all_of = |mask: &[u64]| -> u32 {
+                set.iter().zip(mask).map(|(set, mask)| (set & mask).count_ones()).sum()
+            };
+            all_of(&masks[0]) + 2 * all_of(&masks[1])
+        };
         let (mut most, mut changed) = (0, true);
         while changed {
             changed = false;
-            let (mut set, mut width) = (self.no_registers(), 0);
+            let (mut set, mut live_width) = (self.no_registers(), 0);
             for at in (0..code.len()).rev() {
                 if let Some(next) = &next[at] {
                     set.fill(0);
                     for from in next {
                         set.iter_mut().zip(&live[from]).for_each(|(into, from)| *into |= from);
                     }
-                    width = self.width(&set);
+                    live_width = width(&set);
                 }
                 if !self.guarded[at] {
                     // Threads that are switched off keep the old value.
                     for &n in &self.writes[at] {
-                        width -= self.width_of(n) * (set[n / 64] >> (n % 64) & 1) as u32;
+                        live_width -= self.width_of(n) * (set[n / 64] >> (n % 64) & 1) as u32;
                         set[n / 64] &= !(1 << (n % 64));
                     }
                 }
                 for &n in &self.reads[at] {
-                    width += self.width_of(n) * (!set[n / 64] >> (n % 64) & 1) as u32;
+                    live_width += self.width_of(n) * (!set[n / 64] >> (n % 64) & 1) as u32;
                     set[n / 64] |= 1 << (n % 64);
                 }
-                most = most.max(width);
+                most = most.max(live_width);
                 if let Some(old) = live.get_mut(&at).filter(|old| **old != set) {
                     old.copy_from_slice(&set);
                     changed = true;
@@ -145,15 +161,21 @@ impl Flow {
         }
     }
 
-    /// The 32-bit registers that a set takes.
-    fn width(&self, set: &[u64]) -> u32 {
-        let is_in = |register: &usize| set[register / 64] >> (register % 64) & 1 != 0;
-        (0..self.places.len()).filter(is_in).map(|register| self.width_of(register)).sum()
+    /// The set of all registers of a class.
+    fn all_of(&self, class: RegisterClass) -> Vec<u64> {
+        let mut set = self.no_registers();
+        let places = self.places.iter().enumerate().filter(|(_, place)| place.0 == class);
+        places.for_each(|(register, _)| set[register / 64] |= 1 << (register % 64));
+        set
     }
 }
 
 /// Where control goes from an instruction, unless it goes on behind it.
-fn next(code: &[Instruction], functions: &[DeviceFunction], at: usize) -> Option<Vec<usize>> {
+pub(super) fn next(
+    code: &[Instruction],
+    functions: &[DeviceFunction],
+    at: usize,
+) -> Option<Vec<usize>> {
     let instruction = &code[at];
     let mut next: Vec<usize> = match &instruction.op {
         Op::Branch(target) => vec![*target as usize],

@@ -4,6 +4,7 @@
 //! addresses, device functions are expanded where they are called, and whatever the emulator does
 //! not know refuses the module.
 
+mod allocate;
 mod arithmetic;
 mod atomics;
 mod control;

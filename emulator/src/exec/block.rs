@@ -93,7 +93,7 @@ impl Block {
             (number / width % height) as u32,
             (number / width / height) as u32,
         ];
-        self.shared.reset();
+        self.shared.reset(number as u32);
         for (index, warp) in self.warps.iter_mut().enumerate() {
             warp.reset(context, self.index, index as u32);
         }
@@ -261,8 +261,9 @@ impl Block {
                 }
                 let here =
                     |state: &State| matches!(state, State::At(_, at) if usize::from(*at) == id);
-                let waiting = states().filter(|(_, state)| here(state));
-                shadow.clocks.release(id, waiting.map(|(warp, _)| warp));
+                let waiting = states().filter(|(_, state)| here(state)).map(|(warp, _)| warp);
+                let all = states().all(|(_, state)| here(state) || *state == State::Done);
+                shadow.release(id, waiting, all);
             }
             for warp in 0..self.warps.len() {
                 let State::At(pc, at) = self.states[warp] else { continue };

@@ -91,11 +91,11 @@ impl Shared {
         Self { words, bytes, start, shadow: shadow.map(Box::new) }
     }
 
-    /// Fills it with poison.
-    pub(crate) fn reset(&mut self) {
+    /// Fills it with poison, for a block.
+    pub(crate) fn reset(&mut self, block: u32) {
         self.words.fill(u128::MAX);
         if let Some(shadow) = &mut self.shadow {
-            shadow.reset();
+            shadow.reset(block);
         }
     }
 

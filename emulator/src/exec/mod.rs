@@ -71,6 +71,7 @@ fn run(hardware: &Hardware, kernel: &Kernel, launch: &Launch) -> (Counters, Opti
         AtomicU64::new(u64::from_le_bytes(word))
     });
     let table = hardware.memory.table();
+    let global_shadow = config.sanitizer.then(|| GlobalShadow::new(&table));
     let context = Context {
         kernel,
         traffic: config.measure.then(|| Traffic::new(&table)),
@@ -90,7 +91,7 @@ fn run(hardware: &Hardware, kernel: &Kernel, launch: &Launch) -> (Counters, Opti
         wide: Wide::detect(),
         stop: AtomicBool::new(false),
         fault: Mutex::new(None),
-        global_shadow: config.sanitizer.then(GlobalShadow::new),
+        global_shadow,
     };
     let blocks: u64 = launch.grid.iter().map(|&size| u64::from(size)).product();
     let workers = config.threads.max(1).min(usize::try_from(blocks).unwrap_or(usize::MAX));

@@ -5,6 +5,7 @@ mod kernel;
 mod lanes;
 mod op;
 mod operand;
+mod registers;
 mod scalar;
 mod space;
 mod special;
@@ -15,6 +16,7 @@ pub(crate) use self::kernel::{DeviceFunction, Kernel, Place, SavedRegisters, Sou
 pub(crate) use self::lanes::*;
 pub(crate) use self::op::*;
 pub(crate) use self::operand::*;
+pub(crate) use self::registers::{Named, Use};
 pub(crate) use self::scalar::*;
 pub(crate) use self::space::*;
 pub(crate) use self::special::Special;

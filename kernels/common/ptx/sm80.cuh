@@ -42,14 +42,21 @@ __device__ __forceinline__ void cp_async_commit_group() {
     asm volatile("cp.async.commit_group;" ::: "memory");
 }
 
-// What other CTAs wrote before a release that this reads is visible afterwards.
-__device__ __forceinline__ u32 ld_acquire(const u32* from) {
+// A word that other CTAs write to by atomics. fence_acq_rel() afterwards makes visible what they
+// wrote before they released it.
+__device__ __forceinline__ u32 ld_relaxed(const u32* from) {
     u32 value;
-    asm volatile("ld.acquire.gpu.global.u32 %0, [%1];"
+    asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];"
                  : "=r"(value)
                  : "l"(__cvta_generic_to_global(from))
                  : "memory");
     return value;
+}
+
+// Before an atomic of this thread: releases what this thread wrote and what it learned at barriers.
+// After an atomic or a relaxed load of this thread: acquires what the word's writers released.
+__device__ __forceinline__ void fence_acq_rel() {
+    asm volatile("fence.acq_rel.gpu;" ::: "memory");
 }
 
 // The 128 bytes at `from`, a multiple of 128, have no value afterwards, and the L2 cache need not

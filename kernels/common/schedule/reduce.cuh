@@ -8,21 +8,25 @@
 // that the others wrote before. `counter` must be 0 before the first arrival and is 0 again after
 // the last. `flag` is one word of shared memory that nothing else uses during the call.
 __device__ __forceinline__ bool arrive_last(u32* counter, u32 expected, u32* flag) {
-    __threadfence();
     __syncthreads();
-    if (threadIdx.x == 0) *flag = atomicAdd(counter, 1);
+    if (threadIdx.x == 0) {
+        fence_acq_rel();
+        const bool is_last = atomicAdd(counter, 1) == expected - 1;
+        fence_acq_rel();
+        if (is_last) *counter = 0;  // after the fence: ordered behind every arrival
+        *flag = is_last;
+    }
     __syncthreads();
-    const bool last = *flag == expected - 1;
-    __threadfence();
-    if (last && threadIdx.x == 0) *counter = 0;  // after the fence: ordered behind every arrival
+    const bool last = *flag;
     __syncthreads();
     return last;
 }
 
-// Waits until another CTA has brought `counter` to `value`, or beyond.
+// Waits until another CTA has brought `counter` to `value`, or beyond. This thread then calls
+// fence_acq_rel().
 __device__ __forceinline__ void wait_until(const u32* counter, u32 value) {
     constexpr u32 kNanoseconds = 64;
-    while (ld_acquire(counter) < value) nanosleep(kNanoseconds);
+    while (ld_relaxed(counter) < value) nanosleep(kNanoseconds);
 }
 
 // One of `count` CTAs that add to a sum, number after number. Number n must have begun before n + 1
@@ -32,13 +36,18 @@ struct Turn {
     int number, count;
 
     __device__ __forceinline__ void wait() const {
-        if (threadIdx.x == 0) wait_until(counter, number);
+        if (threadIdx.x == 0) {
+            wait_until(counter, number);
+            fence_acq_rel();
+        }
         __syncthreads();
     }
     __device__ __forceinline__ void pass() const {
-        __threadfence();
         __syncthreads();
-        if (threadIdx.x == 0) atomicExch(counter, number + 1 < count ? number + 1 : 0);
+        if (threadIdx.x == 0) {
+            fence_acq_rel();
+            atomicExch(counter, number + 1 < count ? number + 1 : 0);
+        }
     }
 
     // Between wait() and pass(): adds `value` to what is at `sum`, and calls finish() with the whole

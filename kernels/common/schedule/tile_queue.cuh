@@ -36,9 +36,11 @@ __device__ __forceinline__ int next_tile(const TileQueue& queue, u32* word) {
 // Signals that this CTA has completed a producer tile of an event. CTAs that wait for the event see
 // what its threads wrote.
 __device__ __forceinline__ void signal(const TileQueue& queue, int event) {
-    __threadfence();
     __syncthreads();
-    if (threadIdx.x == 0) atomicAdd(queue.ready + event, 1);
+    if (threadIdx.x == 0) {
+        fence_acq_rel();
+        atomicAdd(queue.ready + event, 1);
+    }
 }
 
 // Waits until each existing event in [first, end) has `expected` completed producer tiles, and makes
@@ -48,6 +50,7 @@ __device__ __forceinline__ void wait_for(const TileQueue& queue, int first, int 
         for (int event = first; event < end; ++event) {
             if (event < queue.events) wait_until(queue.ready + event, expected);
         }
+        fence_acq_rel();
     }
     __syncthreads();
 }

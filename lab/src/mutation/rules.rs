@@ -8,7 +8,7 @@ use fused_dora_mutants::{Mutant, scope};
 /// `if` or a `for` before it take the next one.
 const RULES: &[(&str, &str, &str)] = &[
     ("barrier", r"\b__sync(?:threads|warp)\(\);", ";"),
-    ("fence", r"\b__threadfence\(\);", ";"),
+    ("fence", r"\bfence_acq_rel\(\);", ";"),
     ("wait", r"\bcp_async_wait_group<[^>]*>\(\);", ";"),
     ("commit", r"\bcp_async_commit_group\(\);", ";"),
     ("atomic", r"\batomicAdd\((?<a>\w+), (?<b>\w+)\)", PLAIN_ADD),

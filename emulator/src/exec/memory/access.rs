@@ -80,6 +80,39 @@ impl Warp {
         intent: Intent,
         mask: u32,
     ) -> Result<(), Box<Stop>> {
+        let space = address.space;
+        if self.locate(machine, address, bytes, intent, mask) {
+            return Ok(());
+        }
+        if matches!(space, Space::Global | Space::Generic) {
+            // An access to another allocation than the last one.
+            let first = self.address(address, mask.trailing_zeros() as usize % LANES);
+            if let Some(at) = find(&machine.context.table, first, u64::from(bytes)) {
+                self.last_allocation = at;
+                if self.locate(machine, address, bytes, intent, mask) {
+                    return Ok(());
+                }
+            }
+        }
+        let bytes = u64::from(bytes);
+        for lane in lanes(mask) {
+            let address = self.address(address, lane);
+            self.pointers[lane] =
+                self.translate_lane(machine, space, address, bytes, bytes, intent, lane)?;
+        }
+        Ok(())
+    }
+
+    /// The same, if all lanes have their bytes in one stretch of memory that is likely.
+    #[inline(always)]
+    fn locate(
+        &mut self,
+        machine: &mut Machine,
+        address: &Address,
+        bytes: u32,
+        intent: Intent,
+        mask: u32,
+    ) -> bool {
         let (context, space) = (machine.context, address.space);
         let (base, length, host) = match space {
             Space::Shared => machine.shared.region(),
@@ -99,38 +132,28 @@ impl Warp {
             Space::Param if intent == Intent::Write => (0, 0, std::ptr::null_mut()),
             Space::Param => (PARAM_BASE, context.param_bytes as u64, context.params()),
         };
-        if let Some(last) = length.checked_sub(u64::from(bytes)) {
-            let region = Region { base, last, host };
-            let (wide, offset, pointers) = (context.wide, address.offset, &mut self.pointers);
-            let found = match address.base {
-                Source::R(base) => {
-                    let base = &self.r[base as usize];
-                    lanes::locate32(wide, base, offset, mask, region, bytes, pointers)
-                }
-                Source::Q(base) => {
-                    let base = &self.q[base as usize];
-                    lanes::locate64(wide, base, offset, mask, region, bytes, pointers)
-                }
-                Source::P(_) => false,
-            };
-            if found {
-                if space == Space::Local {
-                    // Each thread has its own.
-                    let stride = context.local_stride();
-                    for (lane, pointer) in pointers.iter_mut().enumerate() {
-                        *pointer = pointer.wrapping_add(lane * stride);
-                    }
-                }
-                return Ok(());
+        let Some(last) = length.checked_sub(u64::from(bytes)) else { return false };
+        let region = Region { base, last, host };
+        let (wide, offset, pointers) = (context.wide, address.offset, &mut self.pointers);
+        let found = match address.base {
+            Source::R(base) => {
+                let base = &self.r[base as usize];
+                lanes::locate32(wide, base, offset, mask, region, bytes, pointers)
+            }
+            Source::Q(base) => {
+                let base = &self.q[base as usize];
+                lanes::locate64(wide, base, offset, mask, region, bytes, pointers)
+            }
+            Source::P(_) => false,
+        };
+        if found && space == Space::Local {
+            // Each thread has its own.
+            let stride = context.local_stride();
+            for (lane, pointer) in pointers.iter_mut().enumerate() {
+                *pointer = pointer.wrapping_add(lane * stride);
             }
         }
-        let bytes = u64::from(bytes);
-        for lane in lanes(mask) {
-            let address = self.address(address, lane);
-            self.pointers[lane] =
-                self.translate_lane(machine, space, address, bytes, bytes, intent, lane)?;
-        }
-        Ok(())
+        found
     }
 
     /// Host address of `bytes` bytes for one lane.
@@ -408,6 +431,19 @@ impl Warp {
 fn pick(pointers: &Pointers, lane: usize) -> *mut u8 {
     // SAFETY: a reference to an initialised pointer.
     unsafe { std::ptr::from_ref(&pointers[lane]).read_volatile() }
+}
+
+/// Has the host's caches fetch what will be read soon.
+#[inline(always)]
+pub(crate) fn prefetch(pointer: *mut u8) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a prefetch may be of any address.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T0>(pointer.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = pointer;
 }
 
 /// Counts an access.

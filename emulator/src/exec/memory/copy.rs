@@ -5,11 +5,10 @@
 
 use std::collections::VecDeque;
 
-use super::access::{Intent, copy_words, count, read_byte};
+use super::access::{Intent, copy_words, count, prefetch, read_byte};
 use crate::exec::alu::lanes::LANES;
 use crate::exec::context::*;
 use crate::exec::sanitize::clocks::Touch;
-use crate::exec::sanitize::shared::GRANULE;
 use crate::exec::sanitize::{Deed, Deeds};
 use crate::exec::warp::Warp;
 use crate::fault::FaultKind;
@@ -91,9 +90,7 @@ impl Copies {
                 pending.mask &= !(1 << lane);
                 if let Some(shadow) = machine.shared.shadow() {
                     let by = Touch { warp: warp as usize, lane, pc: pending.pc, strong: false };
-                    for at in (0..pending.bytes).step_by(GRANULE) {
-                        shadow.complete((pending.to[lane] as usize + at) / GRANULE, 0xf, by);
-                    }
+                    shadow.complete(pending.to[lane] as usize, pending.bytes, by);
                 }
                 let to = shared.wrapping_add(pending.to[lane] as usize);
                 let (from, read) = (pending.from[lane], usize::from(pending.read[lane]));
@@ -164,6 +161,7 @@ impl Warp {
             }
         }
         let from = self.pointers;
+        lanes(mask).for_each(|lane| prefetch(from[lane]));
         if sanitizer {
             let (deed, address) = (Deed::Read, &op.from);
             if whole {

@@ -3,13 +3,15 @@
 //! Every warp has a time, which advances where others may learn what it did, and remembers up to
 //! which time of each other warp it has learned. Within a warp each lane remembers the same of the
 //! others: lanes that run side by side are ordered by nothing but barriers, as far as the PTX
-//! memory model goes. Warps learn from each other by barriers, and by a fence and then an access
-//! that is not weak on one side, and an access of the same place that is not weak and then a fence
-//! on the other; so do blocks, and what one has learned it passes on.
+//! memory model goes. Warps learn from each other by barriers. They also learn by a fence and then
+//! an access that is not weak, both of one thread, on one side, and by an access of the same place
+//! that is not weak and then a fence, both of one thread, on the other; so do blocks. What one has
+//! learned it passes on.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::sync::Arc;
 
+use super::times::{Known, Message, Times};
 use crate::exec::alu::lanes::LANES;
 use crate::exec::context::lanes;
 
@@ -31,122 +33,25 @@ impl Touch {
     }
 }
 
-/// Up to which times something is known of the threads of a block: of all threads of a warp, and
-/// of single ones further than that.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Times {
-    warps: Vec<u32>,
-    threads: BTreeMap<u16, u32>,
-}
-
-impl Times {
-    fn nothing(warps: usize) -> Self {
-        Self { warps: vec![0; warps], threads: BTreeMap::new() }
-    }
-
-    fn join(&mut self, from: &Self) {
-        join_times(&mut self.warps, &from.warps);
-        from.threads.iter().for_each(|(&thread, &time)| self.learn(thread, time));
-    }
-
-    fn learn(&mut self, thread: u16, time: u32) {
-        if !self.covers(thread, time) {
-            self.threads.insert(thread, time);
-        }
-    }
-
-    #[inline(always)]
-    fn covers(&self, thread: u16, time: u32) -> bool {
-        time <= self.warps[usize::from(thread) / LANES]
-            || self.threads.get(&thread).is_some_and(|&known| time <= known)
-    }
-
-    fn is_empty(&self) -> bool {
-        self.threads.is_empty() && self.warps.iter().all(|&time| time == 0)
-    }
-}
-
-/// What was done before a message was left at a place, by blocks.
-pub(crate) type Message = HashMap<u32, Times>;
-
-fn join_times(into: &mut [u32], from: &[u32]) {
-    into.iter_mut().zip(from).for_each(|(into, &from)| *into = (*into).max(from));
-}
-
-fn join_message(into: &mut Message, block: u32, times: &Times) {
-    match into.get_mut(&block) {
-        Some(known) => known.join(times),
-        None => {
-            into.insert(block, times.clone());
-        }
-    }
-}
-
-/// What a warp has learned: up to which times of its block, and of other blocks.
-#[derive(Clone, Debug)]
-pub(crate) struct Known {
-    own: Times,
-    others: Option<Arc<Message>>,
-}
-
-impl Known {
-    fn nothing(warps: usize) -> Self {
-        Self { own: Times::nothing(warps), others: None }
-    }
-
-    fn clear(&mut self) {
-        self.own.warps.fill(0);
-        self.own.threads.clear();
-        self.others = None;
-    }
-
-    fn is_nothing(&self) -> bool {
-        self.own.is_empty() && self.others.is_none()
-    }
-
-    fn join(&mut self, from: &Self) {
-        self.own.join(&from.own);
-        match (&mut self.others, &from.others) {
-            (_, None) => {}
-            (None, Some(theirs)) => self.others = Some(theirs.clone()),
-            (Some(ours), Some(theirs)) if Arc::ptr_eq(ours, theirs) => {}
-            (Some(ours), Some(theirs)) => {
-                let ours = Arc::make_mut(ours);
-                theirs.iter().for_each(|(&block, times)| join_message(ours, block, times));
-            }
-        }
-    }
-
-    /// Leaves it at a place.
-    pub(crate) fn leave(&self, message: &mut Message, block: u32) {
-        join_message(message, block, &self.own);
-        for (&block, times) in self.others.iter().flat_map(|others| others.iter()) {
-            join_message(message, block, times);
-        }
-    }
-
-    /// Takes in what was left at a place.
-    fn take(&mut self, message: &Message, block: u32) {
-        for (&other, times) in message {
-            if other == block {
-                self.own.join(times);
-            } else {
-                let others = Arc::make_mut(self.others.get_or_insert_default());
-                join_message(others, other, times);
-            }
-        }
-    }
-
-    /// Whether it covers a time of a thread of another block.
-    pub(crate) fn covers(&self, block: u32, thread: u16, time: u32) -> bool {
-        let others = self.others.as_ref();
-        let times = others.and_then(|others| others.get(&block));
-        times.is_some_and(|times| times.covers(thread, time))
-    }
-}
-
 /// Up to which time of each other lane of its warp a lane has learned, by lanes.
 type LaneTimes = [[u32; LANES]; LANES];
+
+/// What others learn from a lane that has executed a fence: of its block, and of others.
+#[derive(Clone, Debug)]
+struct Fenced {
+    own: Arc<Times>,
+    others: Message,
+    /// Both, once they were left at a place.
+    word: Option<Message>,
+}
+
+/// What a lane has read at a place that others left word at, before a fence.
+#[derive(Clone, Debug)]
+struct Heard {
+    lane: usize,
+    place: usize,
+    message: Message,
+}
 
 /// A write that is not weak and that a warp has read: whatever the reader does later with the same
 /// place comes after it.
@@ -159,220 +64,271 @@ struct Observed {
     at: u32,
 }
 
+/// What the clocks have of a warp.
+#[derive(Clone)]
+struct WarpClock {
+    /// What it has learned; its own time at its own index.
+    seen: Known,
+    /// Up to this time all of its lanes know of each other.
+    met: u32,
+    /// What single lanes know beyond that.
+    lanes: Box<LaneTimes>,
+    /// What each lane had done and learned at its last fence.
+    fenced: [Option<Fenced>; LANES],
+    /// What lanes learn at their next fences.
+    heard: Vec<Heard>,
+}
+
+impl WarpClock {
+    /// The time up to which a lane knows another one of its warp.
+    #[inline(always)]
+    fn known(&self, lane: usize, of: usize) -> u32 {
+        self.lanes[lane][of].max(self.met)
+    }
+}
+
 /// The clocks of a block.
 pub(crate) struct Clocks {
-    /// What each warp has learned; its own time at its own index.
-    seen: Vec<Known>,
-    lanes: Vec<LaneTimes>,
-    /// What each warp had learned of others at its last fence.
-    fenced: Vec<Known>,
-    /// What each lane had done and learned of the lanes of its warp at its last fence.
-    fenced_lanes: Vec<LaneTimes>,
-    /// What each warp learns at its next fence.
-    heard: Vec<Known>,
+    /// The block, by its position in the grid.
+    block: u32,
+    warps: Vec<WarpClock>,
     /// What was left at places of shared memory, by host address.
     messages: HashMap<usize, Message>,
     /// By the place of a granule.
     observed: HashMap<usize, Observed>,
-    /// What those know that arrived at each barrier: seen, fenced and heard.
-    arrived: Vec<[Known; 3]>,
-    /// Whether all warps know the same, except for the times of warps: nothing else was learned since
-    /// a barrier at which all of them met. A barrier then passes on these times alone.
-    level: bool,
-    /// Barriers at which a warp has arrived that may know more than the others.
-    full: Vec<bool>,
+    /// What those know that arrived at each barrier.
+    arrived: Vec<Known>,
+    /// Up to this time every thread knows of every access: all met at a barrier then.
+    floor: u32,
     now: u32,
 }
 
 impl Clocks {
     pub(crate) fn new(warps: usize, barriers: usize) -> Self {
-        let known = || vec![Known::nothing(warps); warps];
+        let warp = WarpClock {
+            seen: Known::default(),
+            met: 0,
+            lanes: Box::new([[0; LANES]; LANES]),
+            fenced: [const { None }; LANES],
+            heard: Vec::new(),
+        };
         Self {
-            seen: known(),
-            lanes: vec![[[0; LANES]; LANES]; warps],
-            fenced: known(),
-            fenced_lanes: vec![[[0; LANES]; LANES]; warps],
-            heard: known(),
+            block: 0,
+            warps: vec![warp; warps],
             messages: HashMap::new(),
             observed: HashMap::new(),
-            arrived: vec![std::array::from_fn(|_| Known::nothing(warps)); barriers],
-            level: true,
-            full: vec![false; barriers],
+            arrived: vec![Known::default(); barriers],
+            floor: 0,
             now: 1,
         }
     }
 
     /// Forgets everything, for the next block.
-    pub(crate) fn reset(&mut self) {
-        for (warp, seen) in self.seen.iter_mut().enumerate() {
-            seen.clear();
-            seen.own.warps[warp] = 1;
+    pub(crate) fn reset(&mut self, block: u32) {
+        self.block = block;
+        for (index, warp) in self.warps.iter_mut().enumerate() {
+            warp.seen = Known::default();
+            warp.seen.own.warps[index] = 1;
+            warp.met = 0;
+            *warp.lanes = [[0; LANES]; LANES];
+            warp.fenced.fill(None);
+            warp.heard.clear();
         }
-        self.lanes.fill([[0; LANES]; LANES]);
-        self.fenced.iter_mut().for_each(Known::clear);
-        self.fenced_lanes.fill([[0; LANES]; LANES]);
-        self.heard.iter_mut().for_each(Known::clear);
         self.messages.clear();
         self.observed.clear();
-        self.arrived.iter_mut().flatten().for_each(Known::clear);
-        self.level = true;
-        self.full.fill(false);
-        self.now = 1;
+        self.arrived.fill(Known::default());
+        (self.floor, self.now) = (0, 1);
     }
 
     /// The time of a warp.
     #[inline(always)]
     pub(crate) fn time(&self, warp: usize) -> u32 {
-        self.seen[warp].own.warps[warp]
+        self.warps[warp].seen.own.warps[warp]
+    }
+
+    /// Up to this time every thread of the block knows of every access.
+    #[inline(always)]
+    pub(crate) fn floor(&self) -> u32 {
+        self.floor
     }
 
     /// What a warp has learned.
     pub(crate) fn seen(&self, warp: usize) -> &Known {
-        &self.seen[warp]
+        &self.warps[warp].seen
     }
 
     /// Whether a thread of the block has learned what another did at a time.
     #[inline(always)]
     pub(crate) fn knows(&self, by: Touch, thread: u16, clock: u32) -> bool {
+        if clock <= self.floor {
+            return true;
+        }
         let (warp, lane) = (usize::from(thread) / LANES, usize::from(thread) % LANES);
+        let own = &self.warps[by.warp];
         if warp == by.warp {
-            lane == by.lane || clock <= self.lanes[warp][by.lane][lane]
+            lane == by.lane || clock <= own.known(by.lane, lane)
         } else {
-            self.seen[by.warp].own.covers(thread, clock)
+            own.seen.own.covers(thread, clock)
         }
     }
 
     /// Lanes of the thread's warp, of those in the mask, whose doings at a time it does not know.
     #[inline(always)]
     pub(crate) fn unknown_lanes(&self, by: Touch, mask: u32, clock: u32) -> u32 {
-        let times = &self.lanes[by.warp][by.lane];
-        let others = mask & !(1 << by.lane);
-        lanes(others).filter(|&lane| clock > times[lane]).fold(0, |all, lane| all | 1 << lane)
+        let own = &self.warps[by.warp];
+        if clock <= own.met {
+            return 0;
+        }
+        let others = lanes(mask & !(1 << by.lane));
+        others.filter(|&lane| clock > own.lanes[by.lane][lane]).fold(0, |all, lane| all | 1 << lane)
     }
 
     /// Separates a warp's later accesses from its earlier ones.
     fn advance(&mut self, warp: usize) {
         self.now += 1;
-        self.seen[warp].own.warps[warp] = self.now;
+        self.warps[warp].seen.own.warps[warp] = self.now;
     }
 
-    /// Lanes of a warp meet at a warp barrier.
-    pub(crate) fn meet(&mut self, warp: usize, mask: u32) {
-        self.level = false;
+    /// Lanes of a warp meet at a warp barrier; `present` are all that it has.
+    pub(crate) fn meet(&mut self, warp: usize, mask: u32, present: u32) {
         let now = self.time(warp);
-        for times in [&mut self.lanes[warp], &mut self.fenced_lanes[warp]] {
-            let mut all = [0; LANES];
-            lanes(mask).for_each(|lane| join_times(&mut all, &times[lane]));
-            lanes(mask).for_each(|lane| times[lane] = all);
-        }
-        for lane in lanes(mask) {
-            lanes(mask).for_each(|other| self.lanes[warp][lane][other] = now);
+        let own = &mut self.warps[warp];
+        if mask == present {
+            own.met = now;
+        } else {
+            let mut all = [own.met; LANES];
+            for lane in lanes(mask) {
+                all.iter_mut().zip(&own.lanes[lane]).for_each(|(all, &time)| *all = time.max(*all));
+            }
+            lanes(mask).for_each(|lane| all[lane] = now);
+            lanes(mask).for_each(|lane| own.lanes[lane] = all);
         }
         self.advance(warp);
     }
 
     /// A warp arrives at a barrier of the block; `waits` is false where it goes on at once.
     pub(crate) fn arrive(&mut self, warp: usize, barrier: usize, waits: bool) {
-        let [seen, fenced, heard] = &mut self.arrived[barrier];
-        if self.level {
-            join_times(&mut seen.own.warps, &self.seen[warp].own.warps);
-        } else {
-            self.full[barrier] = true;
-            seen.join(&self.seen[warp]);
-            fenced.join(&self.fenced[warp]);
-            for (lane, times) in self.fenced_lanes[warp].iter().enumerate() {
-                fenced.own.learn((warp * LANES + lane) as u16, times[lane]);
-            }
-            heard.join(&self.heard[warp]);
-        }
+        self.arrived[barrier].join(&self.warps[warp].seen);
         if !waits {
             self.advance(warp);
         }
     }
 
-    /// A barrier of the block lets the warps go on that wait there.
-    pub(crate) fn release(&mut self, barrier: usize, waiting: impl Iterator<Item = usize>) {
+    /// A barrier of the block lets the warps go on that wait there; `all` is whether no other warp
+    /// of the block will do anything more.
+    pub(crate) fn release(
+        &mut self,
+        barrier: usize,
+        waiting: impl Iterator<Item = usize>,
+        all: bool,
+    ) {
+        let arrived = std::mem::take(&mut self.arrived[barrier]);
+        if all {
+            self.floor = self.now;
+        }
         self.now += 1;
-        let is_full = std::mem::take(&mut self.full[barrier]);
-        let mut met = 0;
         for warp in waiting {
             let before = self.time(warp);
-            let [seen, fenced, heard] = &self.arrived[barrier];
-            if is_full {
-                self.seen[warp].join(seen);
-                self.fenced[warp].join(fenced);
-                self.heard[warp].join(heard);
-            } else {
-                join_times(&mut self.seen[warp].own.warps, &seen.own.warps);
-            }
-            self.seen[warp].own.warps[warp] = self.now;
-            self.lanes[warp] = [[before; LANES]; LANES];
-            met += 1;
-        }
-        if is_full {
-            self.level = met == self.seen.len();
-            self.arrived[barrier].iter_mut().for_each(Known::clear);
-        } else {
-            self.arrived[barrier][0].own.warps.fill(0);
+            // All that it knew it has brought along.
+            let own = &mut self.warps[warp];
+            own.seen = arrived.clone();
+            own.seen.own.warps[warp] = self.now;
+            own.met = before;
         }
     }
 
     /// Lanes of a warp execute a fence.
     pub(crate) fn fence(&mut self, warp: usize, mask: u32) {
-        self.level = false;
-        let own = self.time(warp);
-        self.seen[warp].join(&self.heard[warp]);
-        self.seen[warp].own.warps[warp] = own;
-        // What lanes left for others of their warp orders those, too.
-        let heard = &self.heard[warp].own;
-        for lane in 0..LANES {
-            let thread = (warp * LANES + lane) as u16;
-            let met = heard.threads.get(&thread).copied().unwrap_or(0).max(heard.warps[warp]);
-            let times = self.lanes[warp].iter_mut();
-            times.for_each(|times| times[lane] = times[lane].max(met));
+        self.acquire(warp, mask);
+        self.release_fence(warp, mask);
+    }
+
+    /// Lanes learn what was left where they have read.
+    pub(crate) fn acquire(&mut self, warp: usize, mask: u32) {
+        let own = &mut self.warps[warp];
+        if own.heard.is_empty() {
+            return;
         }
+        let time = own.seen.own.warps[warp];
+        let all = std::mem::take(&mut own.heard).into_iter();
+        let (heard, later): (Vec<_>, _) = all.partition(|heard| mask >> heard.lane & 1 != 0);
+        own.heard = later;
+        for Heard { lane, message, .. } in &heard {
+            own.seen.take(message, self.block);
+            // What lanes left for others of their warp orders those, too.
+            if let Some(times) = message.of(self.block) {
+                for (other, known) in own.lanes[*lane].iter_mut().enumerate() {
+                    *known = times.of((warp * LANES + other) as u16).max(*known);
+                }
+            }
+        }
+        own.seen.own.warps[warp] = time;
+    }
+
+    /// What lanes did and learned before, others learn who read what these write from now on.
+    fn release_fence(&mut self, warp: usize, mask: u32) {
         for lane in lanes(mask) {
-            let mut times = self.lanes[warp][lane];
-            times[lane] = own;
-            join_times(&mut self.fenced_lanes[warp][lane], &times);
+            self.warps[warp].fenced[lane] = Some(self.fenced(warp, lane));
         }
-        // Of its own warp each lane knows what it knows.
-        let before = self.fenced[warp].own.warps[warp];
-        self.fenced[warp].join(&self.seen[warp]);
-        self.fenced[warp].own.warps[warp] = before;
         self.advance(warp);
     }
 
-    /// What others may learn from a lane: what it, and those that it met at barriers, did before
-    /// their fences.
-    pub(crate) fn fenced(&self, warp: usize, lane: usize) -> Option<Known> {
-        let mut fenced = self.fenced[warp].clone();
-        for (other, &time) in self.fenced_lanes[warp][lane].iter().enumerate() {
-            fenced.own.learn((warp * LANES + other) as u16, time);
+    /// What a lane has done and learned.
+    fn fenced(&self, warp: usize, lane: usize) -> Fenced {
+        let own = &self.warps[warp];
+        let mut times = own.seen.own.clone();
+        let now = times.warps[warp];
+        times.warps[warp] = own.met;
+        for (other, &known) in own.lanes[lane].iter().enumerate() {
+            times.learn((warp * LANES + other) as u16, if other == lane { now } else { known });
         }
-        (!fenced.is_nothing()).then_some(fenced)
+        Fenced { own: Arc::new(times), others: own.seen.others.clone(), word: None }
     }
 
-    /// A lane writes to a place in shared memory by other than a weak access: who reads it there
-    /// learns what the lane did before its last fence.
-    pub(crate) fn tell(&mut self, warp: usize, lane: usize, block: u32, place: usize) {
-        if let Some(fenced) = self.fenced(warp, lane) {
-            fenced.leave(self.messages.entry(place).or_default(), block);
+    /// What others may learn from a write of a lane that is not weak: what the lane did and learned
+    /// before its last fence. A write that releases is such a fence itself, for its place only.
+    pub(crate) fn word(&mut self, warp: usize, lane: usize, releases: bool) -> Option<Message> {
+        let block = self.block;
+        if releases {
+            let Fenced { own, others, .. } = self.fenced(warp, lane);
+            return Some(others.with(block, &own));
         }
+        let Fenced { own, others, word } = self.warps[warp].fenced[lane].as_mut()?;
+        Some(word.get_or_insert_with(|| others.with(block, own)).clone())
     }
 
-    /// A warp reads a place in shared memory by other than a weak access.
-    pub(crate) fn hear(&mut self, warp: usize, block: u32, place: usize) {
+    /// Separates what a warp does after a write that releases from what it did before.
+    pub(crate) fn has_released(&mut self, warp: usize) {
+        self.advance(warp);
+    }
+
+    /// A lane writes to a place in shared memory by other than a weak access.
+    pub(crate) fn tell(&mut self, place: usize, word: Message) {
+        self.messages.entry(place).or_default().join(&word);
+    }
+
+    /// A lane reads a place in shared memory by other than a weak access.
+    pub(crate) fn hear(&mut self, warp: usize, lane: usize, place: usize) {
         if let Some(message) = self.messages.get(&place) {
-            self.level = false;
-            self.heard[warp].take(message, block);
+            let message = message.clone();
+            self.hear_message(warp, lane, place, message);
         }
     }
 
-    /// A warp reads a place in global memory, at which that was left, by other than a weak access.
-    pub(crate) fn hear_message(&mut self, warp: usize, block: u32, message: &Message) {
-        self.level = false;
-        self.heard[warp].take(message, block);
+    /// A lane reads a place at which that was left, by other than a weak access.
+    pub(crate) fn hear_message(
+        &mut self,
+        warp: usize,
+        lane: usize,
+        place: usize,
+        message: Message,
+    ) {
+        let heard = &mut self.warps[warp].heard;
+        // What is left at a place only grows.
+        match heard.iter_mut().find(|heard| (heard.lane, heard.place) == (lane, place)) {
+            Some(heard) => heard.message = message,
+            None => heard.push(Heard { lane, place, message }),
+        }
     }
 
     /// A warp reads, by other than a weak access, what such an access wrote.
@@ -392,7 +348,7 @@ impl Clocks {
     ) -> bool {
         self.observed.get(&place).is_some_and(|o| {
             let same = (o.block, o.thread, o.clock) == (block, thread, clock);
-            same && (o.reader == by.warp || o.at <= self.seen[by.warp].own.warps[o.reader])
+            same && (o.reader == by.warp || o.at <= self.seen(by.warp).own.warps[o.reader])
         })
     }
 }

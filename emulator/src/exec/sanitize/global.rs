@@ -2,19 +2,29 @@
 //! left for each other there.
 //!
 //! A granule holds its last write, and its last reads by two warps; what does not fit is
-//! forgotten, so that a race may be missed, and none is made up.
+//! forgotten, so that a race may be missed, and none is made up. Granules of one line that are
+//! only ever accessed together are noted once.
 
 use std::collections::HashMap;
-use std::hash::{BuildHasherDefault, Hasher};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
-use super::clocks::{Clocks, Known, Message, Touch};
+use super::clocks::{Clocks, Touch};
 use super::shared::GRANULE;
+use super::times::Message;
 use crate::exec::alu::lanes::LANES;
+use crate::memory::{Allocation, Table, WRITTEN};
 
-const PAGE_GRANULES: usize = 128;
-const PAGE_BYTES: u64 = (PAGE_GRANULES * GRANULE) as u64;
-const SHARDS: usize = 64;
+/// Bytes of a line.
+const LINE: usize = 16;
+const LINE_GRANULES: usize = LINE / GRANULE;
+/// Bytes of a page, whose notes are made at once.
+const PAGE: usize = 4096;
+const PAGE_LINES: usize = PAGE / LINE;
+/// Bytes of a region, which is locked at once.
+const REGION: usize = 16 * PAGE;
+/// All bytes of a granule.
+const WHOLE: u8 = 0xf;
 
 /// An access to a granule.
 #[derive(Clone, Copy, Default)]
@@ -29,6 +39,12 @@ pub(crate) struct Trace {
 }
 
 impl Trace {
+    #[inline(always)]
+    fn new(access: GlobalAccess, clock: u32, bytes: u8) -> Self {
+        let GlobalAccess { block, by, .. } = access;
+        Self { block, clock, pc: by.pc, thread: by.thread(), bytes, strong: by.strong }
+    }
+
     pub(crate) fn thread(&self) -> u32 {
         u32::from(self.thread)
     }
@@ -44,55 +60,138 @@ impl Trace {
 
 /// The last accesses to a granule.
 #[derive(Clone, Copy, Default)]
-struct Granule {
+struct Notes {
     write: Trace,
     read: Trace,
     /// The last read by another warp than the last one's.
     other_read: Trace,
 }
 
-/// Mixes the bits of a page's number.
-#[derive(Default)]
-struct PageHasher(u64);
+/// Notes of the granules of a line.
+type Granules = [Notes; LINE_GRANULES];
 
-impl Hasher for PageHasher {
-    fn write(&mut self, bytes: &[u8]) {
-        bytes.iter().for_each(|&byte| self.write_u64(byte.into()));
-    }
-
-    fn write_u64(&mut self, number: u64) {
-        let mixed = (self.0 ^ number).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        self.0 = mixed ^ mixed >> 32;
-    }
-
-    fn finish(&self) -> u64 {
-        self.0
-    }
+/// The notes of a page.
+pub(crate) struct Page {
+    /// Whether every byte of it is known to have been written to.
+    pub(crate) is_written: bool,
+    /// Whether the launch has written to a line as a whole.
+    is_changed: bool,
+    /// The last accesses to each line as a whole.
+    writes: [Trace; PAGE_LINES],
+    reads: [Trace; PAGE_LINES],
+    other_reads: [Trace; PAGE_LINES],
+    /// Lines that have notes for each granule, a bit each.
+    split: [u64; PAGE_LINES / 64],
+    granules: Vec<Granules>,
 }
 
-type Page = [Granule; PAGE_GRANULES];
-/// Pages by their numbers, with the places of their granules.
-type Pages = HashMap<u64, usize, BuildHasherDefault<PageHasher>>;
-
-/// Pages that are kept together.
-#[derive(Default)]
-struct Shard {
-    places: Pages,
-    pages: Vec<Box<Page>>,
-}
-
-impl Shard {
-    fn place(&mut self, page: u64) -> usize {
-        *self.places.entry(page).or_insert_with(|| {
-            self.pages.push(Box::new([Granule::default(); PAGE_GRANULES]));
-            self.pages.len() - 1
+impl Page {
+    /// A page that nobody has accessed; `written` is what is known of its bytes.
+    fn new(written: &[AtomicU8]) -> Box<Self> {
+        Box::new(Self {
+            is_written: written.iter().all(|byte| byte.load(Ordering::Relaxed) == WRITTEN),
+            is_changed: false,
+            writes: [Trace::default(); PAGE_LINES],
+            reads: [Trace::default(); PAGE_LINES],
+            other_reads: [Trace::default(); PAGE_LINES],
+            split: [0; PAGE_LINES / 64],
+            granules: Vec::new(),
         })
     }
+
+    #[inline(always)]
+    fn is_split(&self, line: usize) -> bool {
+        self.split[line / 64] >> (line % 64) & 1 != 0
+    }
+
+    /// The notes of each granule of a line.
+    fn granules(&mut self, line: usize) -> &mut Granules {
+        if self.granules.is_empty() {
+            self.granules.resize(PAGE_LINES, Granules::default());
+        }
+        if !self.is_split(line) {
+            self.split[line / 64] |= 1 << (line % 64);
+            self.granules[line] = [self.line(line); LINE_GRANULES];
+        }
+        &mut self.granules[line]
+    }
+
+    /// The notes of a line as a whole.
+    fn line(&self, line: usize) -> Notes {
+        let (write, read) = (self.writes[line], self.reads[line]);
+        Notes { write, read, other_read: self.other_reads[line] }
+    }
+
+    /// Notes an access, or finds the one that it races with.
+    #[inline(always)]
+    pub(crate) fn note(
+        &mut self,
+        clocks: &mut Clocks,
+        access: GlobalAccess,
+    ) -> Result<(), GlobalConflict> {
+        let GlobalAccess { mut offset, bytes, by, writes, .. } = access;
+        let time = clocks.time(by.warp);
+        let end = offset + bytes;
+        if !bytes.is_multiple_of(LINE) || !offset.is_multiple_of(LINE) || by.strong {
+            let mask = part(offset, bytes);
+            while offset < end {
+                let notes = &mut self.granules(offset % PAGE / LINE)[offset % LINE / GRANULE];
+                notes.note(clocks, time, mask, GlobalAccess { offset, ..access })?;
+                offset = (offset / GRANULE + 1) * GRANULE;
+            }
+            return Ok(());
+        }
+        while offset < end {
+            let line = offset % PAGE / LINE;
+            if !self.is_changed && !writes && !self.is_split(line) {
+                // Nothing to race with.
+                let read = &mut self.reads[line];
+                if read.clock != 0 && !read.is_of(access.block, by) {
+                    self.other_reads[line] = *read;
+                }
+                *read = Trace::new(access, time, WHOLE);
+            } else {
+                self.note_line(clocks, time, line, GlobalAccess { offset, ..access })?;
+            }
+            offset += LINE;
+        }
+        Ok(())
+    }
+
+    /// Notes an access to a line as a whole.
+    fn note_line(
+        &mut self,
+        clocks: &mut Clocks,
+        time: u32,
+        line: usize,
+        access: GlobalAccess,
+    ) -> Result<(), GlobalConflict> {
+        if self.is_split(line) {
+            for granule in 0..LINE_GRANULES {
+                let offset = access.offset + granule * GRANULE;
+                let notes = &mut self.granules[line][granule];
+                notes.note(clocks, time, WHOLE, GlobalAccess { offset, ..access })?;
+            }
+            return Ok(());
+        }
+        self.is_changed |= access.writes;
+        let mut notes = self.line(line);
+        notes.note(clocks, time, WHOLE, access)?;
+        (self.writes[line], self.reads[line]) = (notes.write, notes.read);
+        self.other_reads[line] = notes.other_read;
+        Ok(())
+    }
 }
+
+/// The notes of a region.
+type Region = [Option<Box<Page>>; REGION / PAGE];
+/// The regions of an allocation.
+type Regions = Box<[Mutex<Region>]>;
 
 /// The shadow of global memory, shared by the blocks of a launch.
 pub(crate) struct GlobalShadow {
-    shards: Vec<Mutex<Shard>>,
+    /// By the allocations of the launch; those that something touched.
+    allocations: Vec<OnceLock<Regions>>,
     /// What was left at places, by host address.
     messages: Mutex<HashMap<usize, Message>>,
     /// Held from where an access that is not weak is noted until it was carried out, so that they
@@ -100,30 +199,45 @@ pub(crate) struct GlobalShadow {
     strong: Mutex<()>,
 }
 
-/// Holds the part of the shadow that was used last, and knows the page in it.
+/// Holds the region that was used last.
 #[derive(Default)]
 pub(crate) struct Held<'a> {
-    shard: Option<(usize, MutexGuard<'a, Shard>)>,
-    page: Option<(u64, usize)>,
+    region: Option<((usize, usize), MutexGuard<'a, Region>)>,
 }
 
 impl<'a> Held<'a> {
-    /// The granules of a page.
+    /// The notes of the page that holds an offset of an allocation, which has that number in the
+    /// launch's table.
     #[inline(always)]
-    fn page(&mut self, global: &'a GlobalShadow, number: u64) -> Option<&mut Page> {
-        let index = number as usize % SHARDS;
-        if self.shard.as_ref().is_none_or(|(at, _)| *at != index) {
+    pub(crate) fn page(
+        &mut self,
+        global: &'a GlobalShadow,
+        allocation: &Allocation,
+        number: usize,
+        offset: usize,
+    ) -> Option<&mut Page> {
+        let place = (number, offset / REGION);
+        if self.region.as_ref().is_none_or(|(at, _)| *at != place) {
             // The other one is let go first: two threads would wait for each other.
-            (self.shard, self.page) = (None, None);
-            self.shard = Some((index, lock(&global.shards[index])));
+            self.region = None;
+            let regions = || {
+                let count = allocation.bytes.div_ceil(REGION as u64);
+                (0..count).map(|_| Mutex::default()).collect()
+            };
+            let regions: &Regions = global.allocations.get(number)?.get_or_init(regions);
+            self.region = Some((place, lock(regions.get(place.1)?)));
         }
-        let (_, shard) = self.shard.as_mut()?;
-        let place = match self.page {
-            Some((known, place)) if known == number => place,
-            _ => shard.place(number),
-        };
-        self.page = Some((number, place));
-        shard.pages.get_mut(place).map(|page| &mut **page)
+        let (_, region) = self.region.as_mut()?;
+        let page = &mut region[offset % REGION / PAGE];
+        if page.is_none() {
+            let start = offset / PAGE * PAGE;
+            let length = (allocation.bytes as usize - start).min(PAGE);
+            let written = allocation.shadow()?.wrapping_add(start);
+            // SAFETY: the shadow is as long as the allocation; all accesses to it are atomic.
+            let written = unsafe { std::slice::from_raw_parts(written.cast(), length) };
+            *page = Some(Page::new(written));
+        }
+        page.as_deref_mut()
     }
 }
 
@@ -131,15 +245,15 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A new access, within one page.
+/// A new access.
 #[derive(Clone, Copy)]
 pub(crate) struct GlobalAccess {
     pub(crate) block: u32,
-    pub(crate) address: u64,
-    /// Its length in granules, begun ones included.
-    pub(crate) granules: usize,
-    /// The bytes of each granule, as a mask.
-    pub(crate) bytes: u8,
+    /// The allocation's number in the launch's table.
+    pub(crate) allocation: usize,
+    /// Where in it the access starts.
+    pub(crate) offset: usize,
+    pub(crate) bytes: usize,
     pub(crate) writes: bool,
     pub(crate) by: Touch,
 }
@@ -148,14 +262,14 @@ pub(crate) struct GlobalAccess {
 pub(crate) struct GlobalConflict {
     pub(crate) other: Trace,
     pub(crate) wrote: bool,
-    /// Where the bytes are that both touch.
-    pub(crate) address: u64,
+    /// Where in the allocation the bytes are that both touch.
+    pub(crate) offset: usize,
 }
 
 impl GlobalShadow {
-    pub(crate) fn new() -> Self {
+    pub(crate) fn new(table: &Table) -> Self {
         Self {
-            shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
+            allocations: table.iter().map(|_| OnceLock::new()).collect(),
             messages: Mutex::default(),
             strong: Mutex::default(),
         }
@@ -166,67 +280,60 @@ impl GlobalShadow {
         lock(&self.strong)
     }
 
-    /// A warp of a block writes to a place by other than a weak access.
-    pub(crate) fn tell(&self, block: u32, known: &Known, place: usize) {
-        known.leave(lock(&self.messages).entry(place).or_default(), block);
+    /// A lane writes to a place by other than a weak access.
+    pub(crate) fn tell(&self, place: usize, word: &Message) {
+        lock(&self.messages).entry(place).or_default().join(word);
     }
 
-    /// A warp of a block reads a place by other than a weak access.
-    pub(crate) fn hear(&self, clocks: &mut Clocks, warp: usize, block: u32, place: usize) {
-        if let Some(message) = lock(&self.messages).get(&place) {
-            clocks.hear_message(warp, block, message);
-        }
+    /// What was left at a place.
+    pub(crate) fn message(&self, place: usize) -> Option<Message> {
+        lock(&self.messages).get(&place).cloned()
     }
 
-    /// Forgets the accesses to memory that is given out anew: who gave it back was done with it.
-    pub(crate) fn forget(&self, address: u64, bytes: u64) {
-        let (first, end) = (address / PAGE_BYTES, address.saturating_add(bytes));
-        for number in first..end.div_ceil(PAGE_BYTES) {
-            let mut shard = lock(&self.shards[number as usize % SHARDS]);
-            let Some(&place) = shard.places.get(&number) else { continue };
-            let granule =
-                |address: u64| address.saturating_sub(number * PAGE_BYTES) as usize / GRANULE;
-            let range = granule(address)..granule(end - 1).min(PAGE_GRANULES - 1) + 1;
-            shard.pages[place][range].fill(Granule::default());
+    /// Forgets the accesses to a part of an allocation that is given out anew: who gave it back was
+    /// done with it.
+    pub(crate) fn forget(&self, allocation: usize, offset: usize, bytes: usize) {
+        let Some(regions) = self.allocations.get(allocation).and_then(OnceLock::get) else {
+            return;
+        };
+        for granule in offset / GRANULE..(offset + bytes).div_ceil(GRANULE) {
+            let at = granule * GRANULE;
+            let Some(region) = regions.get(at / REGION) else { return };
+            if let Some(page) = &mut lock(region)[at % REGION / PAGE] {
+                page.is_written = false;
+                let granules = page.granules(at % PAGE / LINE);
+                granules[granule % LINE_GRANULES] = Notes::default();
+            }
         }
-    }
-
-    /// Notes an access, or finds the one that it races with.
-    pub(crate) fn note<'a>(
-        &'a self,
-        held: &mut Held<'a>,
-        clocks: &mut Clocks,
-        access: GlobalAccess,
-    ) -> Result<(), GlobalConflict> {
-        let Some(page) = held.page(self, access.address / PAGE_BYTES) else { return Ok(()) };
-        let first = (access.address % PAGE_BYTES) as usize / GRANULE;
-        let time = clocks.time(access.by.warp);
-        for index in 0..access.granules {
-            let Some(granule) = page.get_mut(first + index) else { break };
-            let address = access.address + (index * GRANULE) as u64;
-            granule.note(clocks, time, GlobalAccess { address, ..access })?;
-        }
-        Ok(())
     }
 }
 
-impl Granule {
-    /// Notes an access to it.
+/// The bytes of an access that lie in one granule, as a mask.
+#[inline(always)]
+fn part(offset: usize, bytes: usize) -> u8 {
+    let first = offset % GRANULE;
+    (((1_u32 << bytes.min(GRANULE)) - 1) << first) as u8 & WHOLE
+}
+
+impl Notes {
+    /// Notes an access to bytes.
     #[inline(always)]
     fn note(
         &mut self,
         clocks: &mut Clocks,
         time: u32,
+        bytes: u8,
         access: GlobalAccess,
     ) -> Result<(), GlobalConflict> {
-        let GlobalAccess { block, address, bytes, writes, by, .. } = access;
-        let conflict = |other, wrote| Err(GlobalConflict { other, wrote, address });
-        if races(&self.write, clocks, access) {
+        let GlobalAccess { block, offset, writes, by, .. } = access;
+        let races = |trace: &Trace| races(trace, clocks, bytes, access);
+        let conflict = |other, wrote| Err(GlobalConflict { other, wrote, offset });
+        if self.write.clock != 0 && races(&self.write) {
             return conflict(self.write, true);
         }
         if writes {
             for read in [self.read, self.other_read] {
-                if races(&read, clocks, access) {
+                if read.clock != 0 && races(&read) {
                     return conflict(read, false);
                 }
             }
@@ -234,7 +341,7 @@ impl Granule {
         let observes = by.strong && self.write.strong && self.write.bytes & bytes != 0;
         if observes && !self.write.is_of(block, by) {
             let Trace { block, thread, clock, .. } = self.write;
-            clocks.observe(place(address), by.warp, block, thread, clock);
+            clocks.observe(place(access), by.warp, block, thread, clock);
         }
         if !writes && !self.read.is_of(block, by) {
             self.other_read = self.read;
@@ -242,28 +349,23 @@ impl Granule {
         // An atomic update is of no interest as a read: what races with it races with its write.
         let last = if writes { &mut self.write } else { &mut self.read };
         let same = last.is_of(block, by) && last.clock == time && last.thread == by.thread();
-        *last = Trace {
-            block,
-            clock: time,
-            pc: by.pc,
-            thread: by.thread(),
-            bytes: if same { last.bytes | bytes } else { bytes },
-            strong: by.strong && (!same || last.strong),
-        };
+        let bytes = if same { last.bytes | bytes } else { bytes };
+        let strong = by.strong && (!same || last.strong);
+        *last = Trace { strong, ..Trace::new(access, time, bytes) };
         Ok(())
     }
 }
 
-/// The place of a granule among those that clocks observe.
-fn place(address: u64) -> usize {
-    (address / GRANULE as u64) as usize
+/// The place of a granule among those that clocks observe: no place in shared memory.
+fn place(access: GlobalAccess) -> usize {
+    (access.allocation + 1) << 40 | access.offset / GRANULE
 }
 
 /// Whether an earlier access races with a new one, one of which is a write.
-#[inline(always)]
-fn races(trace: &Trace, clocks: &Clocks, access: GlobalAccess) -> bool {
-    let GlobalAccess { block, address, bytes, by, .. } = access;
-    if trace.clock == 0 || trace.bytes & bytes == 0 || trace.strong && by.strong {
+#[inline(never)]
+fn races(trace: &Trace, clocks: &Clocks, bytes: u8, access: GlobalAccess) -> bool {
+    let GlobalAccess { block, by, .. } = access;
+    if trace.bytes & bytes == 0 || trace.strong && by.strong {
         return false;
     }
     let ordered = if trace.block == block {
@@ -274,6 +376,6 @@ fn races(trace: &Trace, clocks: &Clocks, access: GlobalAccess) -> bool {
     } else {
         clocks.seen(by.warp).covers(trace.block, trace.thread, trace.clock)
     };
-    let observed = || clocks.observed(place(address), by, trace.block, trace.thread, trace.clock);
+    let observed = || clocks.observed(place(access), by, trace.block, trace.thread, trace.clock);
     !(ordered || trace.strong && observed())
 }

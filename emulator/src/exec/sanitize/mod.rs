@@ -7,12 +7,13 @@ pub(crate) mod clocks;
 pub(crate) mod global;
 mod registers;
 pub(crate) mod shared;
+mod times;
 
 use std::sync::MutexGuard;
 
 use self::clocks::Touch;
 use self::global::{GlobalAccess, GlobalConflict, Held};
-use self::shared::{Conflict, Finding, GRANULE};
+use self::shared::{Conflict, Finding, Kind, Row};
 use crate::exec::alu::lanes::LANES;
 use crate::exec::context::*;
 use crate::exec::memory::access::Pointers;
@@ -50,12 +51,6 @@ pub(crate) struct Deeds<'a> {
 /// Whether a generic address is one of shared memory.
 fn in_shared_window(address: u64) -> bool {
     (SHARED_WINDOW..LOCAL_WINDOW).contains(&address)
-}
-
-/// The bytes of an access that lie in one granule, as a mask.
-fn part(offset: usize, bytes: usize) -> u8 {
-    let first = offset % GRANULE;
-    (((1_u32 << bytes.min(GRANULE)) - 1) << first) as u8 & 0xf
 }
 
 impl Warp {
@@ -127,94 +122,77 @@ impl Warp {
             self.tell(machine, deeds);
         }
         if address.space == Space::Shared {
-            return lanes(mask).try_for_each(|lane| self.look_at_shared(machine, deeds, lane));
+            return self.look_at_shared(machine, deeds);
         }
         let context = machine.context;
-        let mut allocation = context.table.get(self.last_allocation);
+        let inside = |at: usize, pointer: *mut u8| {
+            let allocation = context.table.get(at)?;
+            let offset = pointer.addr().wrapping_sub(allocation.host().addr());
+            ((offset as u64) < allocation.bytes).then_some((at, offset))
+        };
+        let (mut at, mut in_shared) = (self.last_allocation, 0);
         let mut held = Held::default();
         for lane in lanes(mask) {
             let pointer = self.pointers[lane];
-            let inside = |a: &&Allocation| {
-                let offset = pointer.addr().wrapping_sub(a.host().addr()) as u64;
-                offset < a.bytes
-            };
-            if allocation.filter(inside).is_none() {
+            let mut place = inside(at, pointer);
+            if place.is_none() {
                 let address = self.address(address, lane);
-                if address >= PARAM_WINDOW {
-                    if in_shared_window(address) {
-                        self.look_at_shared(machine, deeds, lane)?;
-                    } else if address >= LOCAL_WINDOW {
-                        self.look_at_local(machine, deeds, lane)?;
-                    }
-                    continue;
-                }
-                allocation =
-                    find(&context.table, address, bytes as u64).map(|at| &context.table[at]);
-            }
-            let Some(allocation) = allocation else { continue };
-            let Some(shadow) = allocation.shadow() else { continue };
-            let offset = pointer.addr() - allocation.host().addr();
-            let shadow = shadow.wrapping_add(offset);
-            if !matches!(deed, Deed::Write | Deed::Discard) {
-                // SAFETY: the access lies within the allocation, and so does its shadow's.
-                let missing = unsafe { unwritten(shadow, bytes) };
-                if missing > 0 {
-                    let (base, size) = (allocation.base, allocation.bytes);
-                    let detail = format!(
-                        "{missing} of the {bytes} bytes were never written: byte {offset} of the \
-                         {size}-byte allocation at {base:#x}"
-                    );
-                    let address = base + offset as u64;
-                    return Err(Stop::at(FaultKind::UninitializedRead, lane, address, detail));
+                if in_shared_window(address) {
+                    in_shared |= 1 << lane;
+                } else if (LOCAL_WINDOW..PARAM_WINDOW).contains(&address) {
+                    self.look_at_local(machine, deeds, lane)?;
+                } else {
+                    let found = find(&context.table, address, bytes as u64);
+                    place = found.and_then(|at| inside(at, pointer));
                 }
             }
-            if deed != Deed::Read {
-                // SAFETY: as above.
-                unsafe { mark(shadow, bytes, if deed == Deed::Discard { 0 } else { WRITTEN }) };
-            }
-            if !allocation.constant {
-                let address = allocation.base + offset as u64;
-                self.look_at_global(machine, &mut held, deeds, lane, address)?;
-            }
+            let Some((found, offset)) = place else { continue };
+            at = found;
+            self.look_at_global(machine, &mut held, deeds, lane, (at, offset))?;
+        }
+        if in_shared != 0 {
+            return self.look_at_shared(machine, Deeds { mask: in_shared, ..deeds });
         }
         Ok(())
     }
 
     /// Records what others learn from accesses that are not weak, before these are carried out.
     fn tell(&self, machine: &mut Machine, deeds: Deeds) {
-        let (context, block, warp) = (machine.context, machine.block, self.index as usize);
+        let (context, warp) = (machine.context, self.index as usize);
         let Some(shadow) = machine.shared.shadow() else { return };
         let clocks = &mut shadow.clocks;
-        if matches!(deeds.order, Order::Release | Order::AcquireRelease) {
-            clocks.fence(warp, deeds.mask);
-        }
+        let releases = matches!(deeds.order, Order::Release | Order::AcquireRelease);
         for lane in lanes(deeds.mask) {
+            let Some(word) = clocks.word(warp, lane, releases) else { continue };
             let place = self.pointers[lane].addr();
             if self.is_shared(deeds.address, lane) {
-                clocks.tell(warp, lane, block, place);
-            } else if let (Some(global), Some(known)) =
-                (&context.global_shadow, clocks.fenced(warp, lane))
-            {
-                global.tell(block, &known, place);
+                clocks.tell(place, word);
+            } else if let Some(global) = &context.global_shadow {
+                global.tell(place, &word);
             }
+        }
+        if releases {
+            clocks.has_released(warp);
         }
     }
 
-    /// Notes what a warp learns by accesses that are not weak; after they were carried out.
+    /// Notes what lanes learn by accesses that are not weak; after they were carried out.
     pub(crate) fn hear(&self, machine: &mut Machine, address: &Address, order: Order, mask: u32) {
-        let (context, block, warp) = (machine.context, machine.block, self.index as usize);
+        let (context, warp) = (machine.context, self.index as usize);
         let Some(shadow) = machine.shared.shadow() else { return };
         let clocks = &mut shadow.clocks;
         for lane in lanes(mask) {
             let place = self.pointers[lane].addr();
             if self.is_shared(address, lane) {
-                clocks.hear(warp, block, place);
-            } else if let Some(global) = &context.global_shadow {
-                global.hear(clocks, warp, block, place);
+                clocks.hear(warp, lane, place);
+            } else if let Some(global) = &context.global_shadow
+                && let Some(message) = global.message(place)
+            {
+                clocks.hear_message(warp, lane, place, message);
             }
         }
         if matches!(order, Order::Acquire | Order::AcquireRelease) {
-            clocks.fence(warp, mask);
+            clocks.acquire(warp, mask);
         }
     }
 
@@ -226,27 +204,49 @@ impl Warp {
         }
     }
 
-    /// Notes an access to global memory, granule by granule, and looks for races.
+    /// Looks at an access of a lane to global memory: at what was written there, and for races.
+    #[inline(always)]
     fn look_at_global<'a>(
         &self,
         machine: &mut Machine<'a>,
         held: &mut Held<'a>,
         deeds: Deeds,
         lane: usize,
-        address: u64,
+        (at, offset): (usize, usize),
     ) -> Result<(), Box<Stop>> {
         let (context, block) = (machine.context, machine.block);
-        let (Some(global), Some(shadow)) = (&context.global_shadow, machine.shared.shadow()) else {
-            return Ok(());
+        let allocation = &context.table[at];
+        let Some(written) = allocation.shadow() else { return Ok(()) };
+        let (deed, bytes) = (deeds.deed, deeds.bytes);
+        let written = written.wrapping_add(offset);
+        let mut page = match &context.global_shadow {
+            Some(global) if !allocation.constant => held.page(global, allocation, at, offset),
+            _ => None,
         };
+        let is_written = page.as_ref().is_some_and(|page| page.is_written);
+        if !is_written && !matches!(deed, Deed::Write | Deed::Discard) {
+            // SAFETY: the access lies within the allocation, and so does its shadow's.
+            let missing = unsafe { unwritten(written, bytes) };
+            if missing > 0 {
+                return Err(never_written(allocation, deeds, lane, offset, missing));
+            }
+        }
+        if deed == Deed::Discard {
+            // SAFETY: as above.
+            unsafe { mark(written, bytes, 0) };
+            page.iter_mut().for_each(|page| page.is_written = false);
+        } else if !is_written && deed != Deed::Read {
+            // SAFETY: as above.
+            unsafe { mark(written, bytes, WRITTEN) };
+        }
+        let (Some(page), Some(shadow)) = (page, machine.shared.shadow()) else { return Ok(()) };
         let strong = deeds.order != Order::Weak;
         let by = Touch { warp: self.index as usize, lane, pc: machine.pc, strong };
-        let writes = deeds.deed != Deed::Read;
-        let bytes = part(address as usize, deeds.bytes);
-        let granules = deeds.bytes.div_ceil(GRANULE);
-        let access = GlobalAccess { block, address, granules, bytes, writes, by };
-        global.note(held, &mut shadow.clocks, access).map_err(|conflict| {
-            let GlobalConflict { other, wrote, address } = conflict;
+        let writes = deed != Deed::Read;
+        let access = GlobalAccess { block, allocation: at, offset, bytes, writes, by };
+        page.note(&mut shadow.clocks, access).map_err(|conflict| {
+            let GlobalConflict { other, wrote, offset } = conflict;
+            let address = allocation.base + offset as u64;
             let other =
                 Other { block: other.block, thread: Ok(other.thread()), pc: Some(other.pc), wrote };
             race(context, block, deeds, lane, address, other)
@@ -317,32 +317,21 @@ impl Warp {
         Ok(())
     }
 
-    #[inline]
-    fn look_at_shared(
-        &self,
-        machine: &mut Machine,
-        deeds: Deeds,
-        lane: usize,
-    ) -> Result<(), Box<Stop>> {
+    /// Looks at an access of lanes to shared memory.
+    fn look_at_shared(&self, machine: &mut Machine, deeds: Deeds) -> Result<(), Box<Stop>> {
         let start = machine.shared.host().addr();
         let Some(shadow) = machine.shared.shadow() else { return Ok(()) };
-        let offset = self.pointers[lane].addr() - start;
-        let strong = deeds.order != Order::Weak;
-        let by = Touch { warp: self.index as usize, lane, pc: machine.pc, strong };
-        let bytes = part(offset, deeds.bytes);
-        for granule in 0..deeds.bytes.div_ceil(GRANULE) {
-            let index = offset / GRANULE + granule;
-            let result = match deeds.deed {
-                Deed::Read => shadow.read(index, bytes, by),
-                Deed::Write | Deed::Discard => shadow.write(index, bytes, by),
-                Deed::Issue => shadow.issue(index, bytes, by),
-                Deed::Update => shadow.update(index, bytes, by),
-            };
-            if let Err(finding) = result {
-                return Err(self.report(machine, deeds, lane, finding));
-            }
-        }
-        Ok(())
+        let Deeds { deed, bytes, mask, order, .. } = deeds;
+        let offsets = self.pointers.map(|pointer| pointer.addr().wrapping_sub(start) as u32);
+        let (warp, strong) = (self.index as usize, order != Order::Weak);
+        let row = Row { warp, pc: machine.pc, strong, mask, bytes, offsets: &offsets };
+        let result = match deed {
+            Deed::Read => shadow.read(row),
+            Deed::Write | Deed::Discard => shadow.write(row, Kind::Write),
+            Deed::Issue => shadow.write(row, Kind::Issue),
+            Deed::Update => shadow.write(row, Kind::Update),
+        };
+        result.map_err(|(lane, finding)| self.report(machine, deeds, lane, finding))
     }
 
     #[cold]
@@ -453,6 +442,23 @@ fn race(
     let (this, that) = (did(deeds.deed != Deed::Read), did(other.wrote));
     let detail = format!("this {this} and the {that} by {who} are not ordered by {order}");
     Stop::at(FaultKind::Race, lane, address, detail)
+}
+
+/// The report of a read of bytes that nothing wrote.
+#[cold]
+fn never_written(
+    allocation: &Allocation,
+    deeds: Deeds,
+    lane: usize,
+    offset: usize,
+    missing: usize,
+) -> Box<Stop> {
+    let (base, size, bytes) = (allocation.base, allocation.bytes, deeds.bytes);
+    let detail = format!(
+        "{missing} of the {bytes} bytes were never written: byte {offset} of the {size}-byte \
+         allocation at {base:#x}"
+    );
+    Stop::at(FaultKind::UninitializedRead, lane, base + offset as u64, detail)
 }
 
 /// Whether every lane's bytes lie behind those of the lanes before it.

@@ -25,7 +25,7 @@ fn renew(context: &Context, address: u64, bytes: u64) {
         unsafe { shadow.add(offset).write_bytes(0, count) };
     }
     if let Some(global) = &context.global_shadow {
-        global.forget(address, bytes);
+        global.forget(at, offset, count);
     }
 }
 

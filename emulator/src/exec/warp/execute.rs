@@ -354,7 +354,7 @@ impl Warp {
     /// Lanes have met at a warp barrier.
     fn meet(&self, machine: &mut Machine, mask: u32) {
         if let Some(shadow) = machine.shared.shadow() {
-            shadow.clocks.meet(self.index as usize, mask);
+            shadow.clocks.meet(self.index as usize, mask, self.present);
         }
     }
 

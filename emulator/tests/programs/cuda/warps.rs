@@ -266,9 +266,11 @@ fn blocks_that_wait_for_others() {
             }
             __syncthreads();
             x[threadIdx.x] = x[threadIdx.x] * 3 + number;
-            __threadfence();
             __syncthreads();
-            if (threadIdx.x == 0) atomicAdd(&done, 1);
+            if (threadIdx.x == 0) {
+                __threadfence();
+                atomicAdd(&done, 1);
+            }
         }"#;
     each(source, |bench| {
         let x = bench.upload(&[0_i32; 96]);

@@ -5,16 +5,16 @@
 constexpr int kThreads = 64;
 
 __device__ __forceinline__ void meet(unsigned* arrived, unsigned expected) {
-    __threadfence();  //~ fence
     __syncthreads();  //~ barrier
     if (threadIdx.x == 0) {
+        __threadfence();        //~ fence
         atomicAdd(arrived, 1);  //~ atomic: *arrived += 1;
         //~ atomic
         //~ atomic: while (*arrived < expected) {}
         while (*static_cast<volatile unsigned*>(arrived) < expected) {}
+        __threadfence();  //~ fence
     }
     __syncthreads();  //~ barrier
-    __threadfence();  //~ fence
 }
 
 extern "C" __global__ void diffuse(const int* in, int* scratch, int* out, unsigned* arrived,

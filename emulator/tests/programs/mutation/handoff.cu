@@ -35,11 +35,12 @@ extern "C" __global__ void fences(const int* in, int* out, int* flags) {
         carry = out[(b - 1) * kThreads + kThreads - 1 - t];
     }
     out[b * kThreads + t] = carry + in[b * kThreads + t];
-    __threadfence();  //~ fence
     __syncthreads();  //~ barrier
-    //~ atomic
-    //~ atomic: if (t == 0) flags[b] = 1;
-    if (t == 0) atomicExch(&flags[b], 1);
+    if (t == 0) {
+        __threadfence();  //~ fence
+        //~ atomic: flags[b] = 1;
+        atomicExch(&flags[b], 1);  //~ atomic
+    }
 }
 
 // The same along the warps of a block, through shared memory.
@@ -55,14 +56,15 @@ extern "C" __global__ void warps(const int* in, int* out) {
         //~ atomic: const int* flag = &flags[warp - 1];
         const volatile int* flag = &flags[warp - 1];
         while (lane == 0 && *flag == 0) {}  //~ atomic
-        __syncwarp();                       //~ warp barrier
         __threadfence_block();              //~ fence
+        __syncwarp();                       //~ warp barrier
         carry = sums[warp - 1][31 - lane];
     }
     sums[warp][lane] = carry + in[threadIdx.x];
-    __threadfence_block();  //~ fence
-    __syncwarp();           //~ warp barrier
-    //~ atomic: if (lane == 0) flags[warp] = 1;
-    if (lane == 0) atomicExch(&flags[warp], 1);
+    __syncwarp();  //~ warp barrier
+    if (lane == 0) {
+        __threadfence_block();  //~ fence
+        atomicExch(&flags[warp], 1);  //~ atomic: flags[warp] = 1;
+    }
     out[threadIdx.x] = sums[warp][lane];
 }

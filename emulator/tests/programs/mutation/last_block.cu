@@ -14,14 +14,15 @@ extern "C" __global__ void column_sums(const float* in, float* partial, unsigned
         if (row < rows) sum += in[row * kCols + t];  //~ bounds: sum += in[row * kCols + t];
     }
     partial[blockIdx.x * kCols + t] = sum;
-    __threadfence();  //~ fence
     __syncthreads();  //~ barrier
-    //~ bounds: last = atomicAdd(counter, 1) == gridDim.x - 1;
-    //~ atomic: if (t == 0) last = (*counter)++ == gridDim.x - 1;
-    if (t == 0) last = atomicAdd(counter, 1) == gridDim.x - 1;
+    if (t == 0) {  //~ bounds: {
+        __threadfence();  //~ fence
+        //~ atomic: last = (*counter)++ == gridDim.x - 1;
+        last = atomicAdd(counter, 1) == gridDim.x - 1;
+        __threadfence();  //~ fence
+    }
     __syncthreads();  //~ barrier
     if (!last) return;  //~ bounds
-    __threadfence();    //~ fence
     float total = 0.0f;  //~ init: float total;
     for (unsigned b = 0; b < gridDim.x; ++b) total += partial[b * kCols + t];
     out[t] = total;
