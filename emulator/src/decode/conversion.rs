@@ -1,5 +1,6 @@
 //! Moves, conversions between types, and conversions between address spaces.
 
+use super::carry;
 use super::decoder::{Decoder, NONE, Result, SINK};
 use super::modifiers::Modifiers;
 use crate::program::*;
@@ -62,6 +63,7 @@ impl Decoder<'_> {
             sources.push(r);
         }
         let target = self.target(whole, ty)?;
+        self.flow.moves(carry::packed(target, &sources, part.bits()));
         match (part.bits(), &sources[..], target) {
             (32, &[low, high], Target::Q(d)) => self.emit(Op::Pack64 { d, low, high }),
             (16, &[low, high], Target::R(d, 32)) => {
@@ -108,6 +110,7 @@ impl Decoder<'_> {
         for operand in parts {
             targets.push(self.optional_target(operand, part)?);
         }
+        self.flow.moves(carry::unpacked(&targets, source, part.bits()));
         match (part.bits(), &targets[..], source) {
             (32, &[low, high], Source::Q(a)) => self.emit(Op::Unpack64 { low, high, a }),
             (16, &[low, high], Source::R(a)) => self.unpack_halves(low, high, a),

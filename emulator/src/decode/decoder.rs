@@ -234,7 +234,10 @@ impl<'a> Decoder<'a> {
             constants64.push((LOCAL_BASE + u64::from(start), stack));
         }
         let registers = self.flow.most_live(&self.code, &functions);
-        let mut watch = unwritten::watch(&self.flow, &mut self.code, after, &functions);
+        let words = constants32.iter().map(|&(v, r)| ((RegisterClass::Word, r), u64::from(v)));
+        let doubles = constants64.iter().map(|&(v, q)| ((RegisterClass::Double, q), v));
+        let known = words.chain(doubles).collect();
+        let watch = unwritten::watch(&self.flow, &mut self.code, after, &functions, known);
         let named = [(RegisterClass::Word, self.r_count), (RegisterClass::Double, self.q_count)]
             .map(|(class, count)| self.flow.named(class, count));
         if functions.is_empty()
@@ -247,13 +250,6 @@ impl<'a> Decoder<'a> {
             constants64.iter_mut().for_each(|(_, slot)| q(slot));
             self.specials.iter_mut().for_each(|(_, slot)| r(slot));
             self.stack.iter_mut().for_each(q);
-            for read in watch.instructions.values_mut().flat_map(|watched| &mut watched.reads) {
-                match read.class {
-                    RegisterClass::Word => r(&mut read.slot),
-                    RegisterClass::Double => q(&mut read.slot),
-                    RegisterClass::Predicate => {}
-                }
-            }
         }
         let constants = self.tree.variables.iter().filter(|v| v.space == VariableSpace::Const);
         let (major, minor) = self.tree.version;

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use super::carry::{Key, Moves};
 use crate::program::{Called, DeviceFunction, Instruction, Op, RegisterClass, TRUE};
 use crate::ptx::Type;
 
@@ -11,11 +12,16 @@ pub(super) struct Flow {
     /// Numbers of registers, by class and slot.
     numbers: HashMap<(RegisterClass, u16), usize>,
     places: Vec<(RegisterClass, u16)>,
+    /// The bits that each has.
+    widths: Vec<u32>,
     names: Vec<String>,
     open_reads: Vec<usize>,
     open_writes: Vec<usize>,
+    open_moves: Option<Moves>,
     reads: Vec<Vec<usize>>,
     writes: Vec<Vec<usize>>,
+    /// What instructions move that consist of several operations.
+    moves: HashMap<usize, Moves>,
     guarded: Vec<bool>,
 }
 
@@ -30,6 +36,7 @@ impl Flow {
         let number = *self.numbers.entry((class, slot)).or_insert(next);
         if number == next {
             self.places.push((class, slot));
+            self.widths.push(ty.bits());
             self.names.push(String::new());
         }
         number
@@ -51,8 +58,16 @@ impl Flow {
         self.open_writes.push(number);
     }
 
+    /// Says what the instruction that is decoded moves: it needs none of it to be written.
+    pub(super) fn moves(&mut self, moves: Moves) {
+        self.open_moves = Some(moves);
+    }
+
     /// Assigns what was read and written to the next instruction.
     pub(super) fn close(&mut self, guarded: bool) {
+        if let Some(moves) = self.open_moves.take() {
+            self.moves.insert(self.reads.len(), moves);
+        }
         self.reads.push(std::mem::take(&mut self.open_reads));
         self.writes.push(std::mem::take(&mut self.open_writes));
         self.guarded.push(guarded);
@@ -78,6 +93,21 @@ impl Flow {
         self.guarded[at]
     }
 
+    /// What an instruction moves that said so.
+    pub(super) fn moves_at(&self, at: usize) -> Option<&Moves> {
+        self.moves.get(&at)
+    }
+
+    /// The number of a register that the program names.
+    pub(super) fn known(&self, register: Key) -> Option<usize> {
+        self.numbers.get(&register).copied()
+    }
+
+    /// The bits that a register has.
+    pub(super) fn bits(&self, register: usize) -> u64 {
+        u64::MAX >> (64 - self.widths[register])
+    }
+
     pub(super) fn name(&self, register: usize) -> &str {
         &self.names[register]
     }
@@ -98,6 +128,10 @@ impl Flow {
     pub(super) fn rotate_left(&mut self, count: usize) {
         self.reads.rotate_left(count);
         self.writes.rotate_left(count);
+        self.guarded.rotate_left(count);
+        let length = self.reads.len();
+        let moves = std::mem::take(&mut self.moves).into_iter();
+        self.moves = moves.map(|(at, moves)| ((at + length - count) % length, moves)).collect();
     }
 
     /// The most registers that are live at once.

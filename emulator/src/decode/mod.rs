@@ -7,6 +7,7 @@
 mod allocate;
 mod arithmetic;
 mod atomics;
+mod carry;
 mod control;
 mod conversion;
 mod decoder;

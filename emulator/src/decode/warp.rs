@@ -176,6 +176,7 @@ impl Decoder<'_> {
             lane,
             clamp,
             members,
+            watched: None,
         })));
         Ok(())
     }

@@ -20,4 +20,6 @@ pub(crate) use self::registers::{Named, Use};
 pub(crate) use self::scalar::*;
 pub(crate) use self::space::*;
 pub(crate) use self::special::Special;
-pub(crate) use self::watch::{RegisterClass, Watch, WatchedInstruction, WatchedRead};
+pub(crate) use self::watch::{
+    Part, RegisterClass, Watch, WatchedInstruction, WatchedRegister, WatchedShuffle,
+};

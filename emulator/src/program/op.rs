@@ -5,6 +5,7 @@ use super::lanes::{Bin32, Bin64, Compare, Logic, Tri32, Un32};
 use super::operand::{P, Q, R, Source, Target, Test};
 use super::scalar::Scalar;
 use super::space::{Address, Window};
+use super::watch::WatchedShuffle;
 use crate::ptx::Type;
 
 /// One instruction.
@@ -243,6 +244,8 @@ pub(crate) struct ShuffleOp {
     pub(crate) lane: R,
     pub(crate) clamp: R,
     pub(crate) members: R,
+    /// Where the result or what it comes from is watched.
+    pub(crate) watched: Option<WatchedShuffle>,
 }
 
 /// What a vote asks.

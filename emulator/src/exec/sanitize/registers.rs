@@ -1,10 +1,14 @@
 //! Reads of registers that a thread may not have written. The decoder finds the registers to watch;
-//! this module records which lanes have written to them.
+//! this module records which of their bits nothing has written to, lane by lane.
 
+use crate::exec::alu::lanes::LANES;
 use crate::exec::context::*;
 use crate::exec::warp::Warp;
 use crate::fault::FaultKind;
-use crate::program::{Op, RegisterClass, TRUE, Test};
+use crate::program::{Part, WatchedShuffle};
+
+/// The bits of a register that nothing wrote, for each lane.
+type Unwritten = [u64; LANES];
 
 impl Warp {
     /// Looks at an instruction that reads or writes watched registers, before it is executed.
@@ -18,42 +22,70 @@ impl Warp {
     ) -> Result<(), Box<Stop>> {
         let watch = &machine.context.kernel.watch;
         let Some(watched) = watch.instructions.get(&pc) else { return Ok(()) };
-        if self.defined.is_empty() {
+        if self.unwritten.is_empty() {
             return Ok(());
         }
-        let instruction = &machine.context.kernel.code[pc as usize];
-        let mut moved = u32::MAX;
-        for read in &watched.reads {
-            let defined = self.defined[read.number];
-            let is = |test: Test| {
-                read.class == RegisterClass::Predicate
-                    && test.predicate == read.slot
-                    && test.predicate != TRUE
-            };
-            let (needed, chosen) = match instruction.op {
-                _ if is(instruction.guard) => (active, 0),
-                Op::Select32 { test, .. } | Op::Select64 { test, .. } if is(test) => (mask, 0),
-                Op::Select32 { a, b, test, .. } | Op::Select64 { a, b, test, .. } => {
-                    let first = self.test(test);
-                    let chosen = |slot: u16, lanes: u32| if slot == read.slot { lanes } else { 0 };
-                    (0, chosen(a, first) | chosen(b, !first))
-                }
-                _ if watched.moves => (0, u32::MAX),
-                _ => (mask, 0),
-            };
-            moved &= defined | !chosen;
-            let missing = needed & !defined;
+        let guard = watched.guard.iter().map(|&number| (number, active));
+        let uses = watched.uses.iter().map(|&number| (number, mask));
+        for (number, needed) in guard.chain(uses) {
+            let unwritten = &self.unwritten[number];
+            let missing = lanes(needed).filter(|&lane| unwritten[lane] != 0);
+            let missing = missing.fold(0_u32, |missing, lane| missing | 1 << lane);
             if missing != 0 {
-                let name = &watch.registers[read.number];
-                let detail =
-                    format!("lanes {} never wrote to the register `{name}`", lanes_of(missing));
-                let lane = missing.trailing_zeros();
-                return Err(Stop::lane(FaultKind::UninitializedRegister, lane, detail));
+                return Err(self.never_written(machine, number, missing));
             }
         }
-        for &write in &watched.writes {
-            self.defined[write] = self.defined[write] & !mask | moved & mask;
+        // A register may be both read and written: what all hold is found first.
+        let after: Vec<(usize, Unwritten)> =
+            watched.writes.iter().map(|(number, parts)| (*number, self.moved(parts))).collect();
+        for (number, unwritten) in after {
+            let bits = watch.registers[number].bits;
+            lanes(mask).for_each(|lane| self.unwritten[number][lane] = unwritten[lane] & bits);
         }
         Ok(())
+    }
+
+    /// The bits of a result that come from such as nothing wrote.
+    fn moved(&self, parts: &[Part<usize>]) -> Unwritten {
+        let mut result = [0; LANES];
+        for part in parts {
+            let taken = part.when.map_or(u32::MAX, |test| self.test(test));
+            let from = &self.unwritten[part.from];
+            lanes(taken).for_each(|lane| result[lane] |= part.moved(from[lane]));
+        }
+        result
+    }
+
+    fn never_written(&self, machine: &Machine, number: usize, missing: u32) -> Box<Stop> {
+        let register = &machine.context.kernel.watch.registers[number];
+        let (name, first) = (&register.name, missing.trailing_zeros());
+        let lanes = lanes_of(missing);
+        let bits = self.unwritten[number][first as usize];
+        let detail = match bits == register.bits {
+            true => format!("lanes {lanes} never wrote to the register `{name}`"),
+            false => format!(
+                "lanes {lanes} never wrote to all of the register `{name}`: lane {first} lacks the \
+                 bits {bits:#x}"
+            ),
+        };
+        Stop::lane(FaultKind::UninitializedRegister, first, detail)
+    }
+
+    /// Notes what a shuffle moved: each lane's source, or nothing where that does not take part.
+    pub(crate) fn watch_shuffle(
+        &mut self,
+        watched: &WatchedShuffle,
+        sources: &[Option<usize>; LANES],
+        mask: u32,
+    ) {
+        if self.unwritten.is_empty() {
+            return;
+        }
+        let value = watched.value.map_or([0; LANES], |value| self.unwritten[value]);
+        for lane in lanes(mask) {
+            let missing = u64::from(u32::MAX);
+            let unwritten = sources[lane].map_or(missing, |source| value[source]);
+            self.unwritten[watched.target][lane] = unwritten;
+        }
     }
 }

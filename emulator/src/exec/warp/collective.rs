@@ -15,6 +15,7 @@ impl Warp {
         let offsets = &self.r[op.lane as usize].0;
         let clamps = &self.r[op.clamp as usize].0;
         let mut results = values;
+        let mut sources = std::array::from_fn(Some);
         let mut in_range = 0;
         for lane in 0..LANES as u32 {
             let (offset, clamp) = (offsets[lane as usize] & 31, clamps[lane as usize]);
@@ -35,9 +36,13 @@ impl Warp {
             };
             if valid {
                 in_range |= 1 << lane;
-                let here = mask >> source & 1 != 0;
-                results.0[lane as usize] = if here { values.0[source as usize] } else { UNDEFINED };
+                let here = (mask >> source & 1 != 0).then_some(source as usize);
+                results.0[lane as usize] = here.map_or(UNDEFINED, |source| values.0[source]);
+                sources[lane as usize] = here;
             }
+        }
+        if let Some(watched) = &op.watched {
+            self.watch_shuffle(watched, &sources, mask);
         }
         self.put32(machine.context.wide, op.target, &results, mask);
         if let Target::P(p) = op.in_range {

@@ -82,8 +82,8 @@ pub(crate) struct Warp {
     pub(crate) local: Vec<u128>,
     /// Which bytes of it were written to, where the sanitizer is on.
     pub(crate) local_shadow: Vec<u8>,
-    /// Lanes in which a watched register holds a value, by the registers' numbers in the watch.
-    pub(crate) defined: Vec<u32>,
+    /// Bits of watched registers that nothing wrote, by the registers' numbers in the watch.
+    pub(crate) unwritten: Vec<[u64; LANES]>,
     /// Calls that each lane has to return from.
     pub(crate) calls: [Vec<Call>; LANES],
     pub(crate) last_allocation: usize,
@@ -110,7 +110,7 @@ impl Warp {
             copies: Copies::default(),
             local: Vec::new(),
             local_shadow: Vec::new(),
-            defined: Vec::new(),
+            unwritten: Vec::new(),
             calls: [const { Vec::new() }; LANES],
             last_allocation: 0,
             pointers: [std::ptr::null_mut(); LANES],
@@ -159,10 +159,11 @@ impl Warp {
         self.local.clear();
         self.local.resize(context.local_stride() * LANES / 16, u128::MAX);
         self.local_shadow.clear();
-        self.defined.clear();
+        self.unwritten.clear();
         if context.config.sanitizer {
             self.local_shadow.resize(context.local_stride() * LANES, 0);
-            self.defined.resize(kernel.watch.registers.len(), 0);
+            let watched = kernel.watch.registers.iter();
+            self.unwritten.extend(watched.map(|register| [register.bits; LANES]));
         }
         self.last_allocation = 0;
     }

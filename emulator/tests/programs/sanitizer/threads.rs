@@ -197,13 +197,14 @@ fn the_sanitizer_can_be_off() {
 
 const REGISTERS: &str = ".version 8.0\n.target sm_80\n.address_size 64\n\
     .visible .entry k(.param .u64 out, .param .u32 n) {\n\
-    .reg .b64 %out; .reg .b32 %lane, %n, %a, %b, %c; .reg .pred %p, %q; .reg .b64 %d;\n\
+    .reg .b64 %out; .reg .b32 %lane, %n, %a, %b, %c; .reg .pred %p, %q; .reg .b64 %d, %e;\
+    .reg .b16 %g, %h;\n\
     ld.param.u64 %out, [out]; ld.param.u32 %n, [n]; mov.u32 %lane, %laneid;\n\
-    mad.wide.u32 %out, %lane, 4, %out;\n$0\nret;\n}\n";
+    mad.wide.u32 %out, %lane, 8, %out;\n$0\nret;\n}\n";
 
 fn run_registers(body: &str, n: u32) -> Result<(), Box<cuda_emulator::Fault>> {
     let bench = Bench::load(&REGISTERS.replace("$0", body), sanitized());
-    let out = bench.room::<u32>(32);
+    let out = bench.room::<u64>(32);
     run(&bench, 1, 32, &[Arg::U64(out), Arg::U32(n)])
 }
 
@@ -249,7 +250,15 @@ fn registers_are_written_before_they_are_used() {
         ),
         ("mov.u32 %a, 1; mov.b64 %d, {%a, %b}; st.global.u64 [%out], %d;", false, false),
     ];
-    for (body, all, some) in cases {
+    check_registers(&cases);
+    let fault = run_registers("mov.u32 %c, 1; add.u32 %a, %b, %c;", 32).expect_err("a report");
+    assert!(fault.detail.contains("lanes 0-31 never wrote to the register `%b`"), "{fault}");
+    assert_eq!(fault.instruction, "add.u32 %a, %b, %c");
+}
+
+/// Runs bodies that are right, or are not, for n = 32 and for n = 31.
+fn check_registers(cases: &[(&str, bool, bool)]) {
+    for &(body, all, some) in cases {
         for (n, right) in [(32, all), (31, some)] {
             match run_registers(body, n) {
                 Ok(()) => assert!(right, "{body}"),
@@ -260,9 +269,137 @@ fn registers_are_written_before_they_are_used() {
             }
         }
     }
-    let fault = run_registers("mov.u32 %c, 1; add.u32 %a, %b, %c;", 32).expect_err("a report");
-    assert!(fault.detail.contains("lanes 0-31 never wrote to the register `%b`"), "{fault}");
-    assert_eq!(fault.instruction, "add.u32 %a, %b, %c");
+}
+
+/// Parts of a word that nothing wrote may be moved and dropped, and must not be used. `%h` is never
+/// written, and `%a` holds it in its upper half.
+#[test]
+fn parts_of_registers_are_written_before_they_are_used() {
+    let half = "mov.b16 %g, 5; mov.b32 %a, {%g, %h};";
+    let cases = [
+        ("st.global.u32 [%out], %a;", false),
+        ("and.b32 %b, %a, 255; st.global.u32 [%out], %b;", true),
+        ("mov.u32 %c, 255; and.b32 %b, %c, %a; st.global.u32 [%out], %b;", true),
+        ("and.b32 %b, %a, 0x1ffff; st.global.u32 [%out], %b;", false),
+        ("and.b32 %b, %a, %n; st.global.u32 [%out], %b;", false),
+        ("or.b32 %b, %a, 0xffff0000; st.global.u32 [%out], %b;", true),
+        ("or.b32 %b, %a, 0xfffe0000; st.global.u32 [%out], %b;", false),
+        ("xor.b32 %b, %a, -1; st.global.u32 [%out], %b;", false),
+        ("not.b32 %b, %a; cvt.u16.u32 %g, %b; st.global.u16 [%out], %g;", true),
+        // a AND b, a OR b, b alone.
+        ("lop3.b32 %b, %a, 0xffff, 0, 0xc0; st.global.u32 [%out], %b;", true),
+        ("lop3.b32 %b, %a, 0xffff, 0, 0xfc; st.global.u32 [%out], %b;", false),
+        ("lop3.b32 %b, %a, %n, 0, 0xcc; st.global.u32 [%out], %b;", true),
+        // Shifts, and what is shifted out.
+        ("shl.b32 %b, %a, 16; st.global.u32 [%out], %b;", true),
+        ("shl.b32 %b, %a, 15; st.global.u32 [%out], %b;", false),
+        ("shr.u32 %b, %a, 16; st.global.u32 [%out], %b;", false),
+        ("shl.b32 %b, %a, 16; shr.s32 %b, %b, 16; st.global.u32 [%out], %b;", true),
+        ("shl.b32 %b, %a, %n; st.global.u32 [%out], %b;", false),
+        // Fields.
+        ("bfe.u32 %b, %a, 8, 8; st.global.u32 [%out], %b;", true),
+        ("bfe.u32 %b, %a, 9, 8; st.global.u32 [%out], %b;", false),
+        ("bfe.s32 %b, %a, 8, 8; st.global.u32 [%out], %b;", true),
+        ("bfe.s32 %b, %a, 8, 9; st.global.u32 [%out], %b;", false),
+        ("bfi.b32 %b, %n, %a, 16, 16; st.global.u32 [%out], %b;", true),
+        ("bfi.b32 %b, %a, %n, 8, 16; st.global.u32 [%out], %b;", true),
+        ("bfi.b32 %b, %a, %n, 8, 17; st.global.u32 [%out], %b;", false),
+        // Bytes: 0 and 1 are there, 2 and 3 are not; 4 to 7 are those of %n.
+        ("prmt.b32 %b, %a, %n, 0x4510; st.global.u32 [%out], %b;", true),
+        ("prmt.b32 %b, %a, %n, 0x4519; st.global.u32 [%out], %b;", true),
+        ("prmt.b32 %b, %a, %n, 0x4512; st.global.u32 [%out], %b;", false),
+        ("prmt.b32 %b, %a, %n, 0x451b; st.global.u32 [%out], %b;", false),
+        ("prmt.b32 %b, %a, %n, %n; st.global.u32 [%out], %b;", false),
+        // Conversions.
+        ("cvt.u16.u32 %g, %a; st.global.u16 [%out], %g;", true),
+        ("cvt.u32.u8 %b, %a; st.global.u32 [%out], %b;", true),
+        ("cvt.s32.s8 %b, %a; st.global.u32 [%out], %b;", true),
+        ("cvt.s32.s16 %b, %h; st.global.u32 [%out], %b;", false),
+        ("cvt.u64.u32 %d, %a; and.b64 %d, %d, 7; st.global.u64 [%out], %d;", true),
+        ("cvt.u64.u32 %d, %a; st.global.u64 [%out], %d;", false),
+        // A part that comes back out, and one that does not.
+        ("mov.b32 {%g, _}, %a; st.global.u16 [%out], %g;", true),
+        ("mov.b32 {_, %g}, %a; st.global.u16 [%out], %g;", false),
+        ("mov.b32 {%g, %h}, %a; st.global.u16 [%out], %g;", true),
+        ("mov.b64 %d, {%n, %b}; and.b64 %d, %d, 255; st.global.u64 [%out], %d;", true),
+        (
+            "mov.b64 %d, {%n, %b}; shr.u64 %e, %d, 8; cvt.u32.u64 %c, %e;
+          and.b32 %c, %c, 0xffffff; st.global.u32 [%out], %c;",
+            true,
+        ),
+        (
+            "mov.b64 %d, {%n, %b}; shr.u64 %e, %d, 8; cvt.u32.u64 %c, %e;
+          st.global.u32 [%out], %c;",
+            false,
+        ),
+        ("mov.b64 %d, {%g, %g, %g, %h}; shl.b64 %d, %d, 16; st.global.u64 [%out], %d;", true),
+        ("mov.b64 %d, {%g, %g, %g, %h}; st.global.u64 [%out], %d;", false),
+        // Some threads write the rest.
+        ("setp.lt.u32 %p, %lane, %n; @%p mov.u32 %a, 5; st.global.u32 [%out], %a;", false),
+        ("selp.b32 %b, %a, 5, %p; st.global.u32 [%out], %b;", false),
+        ("setp.eq.u32 %p, %n, 99; selp.b32 %b, %a, 5, %p; st.global.u32 [%out], %b;", true),
+        // A sum uses all of its operands.
+        ("add.u32 %b, %a, 1; and.b32 %b, %b, 255; st.global.u32 [%out], %b;", false),
+    ];
+    for (rest, right) in cases {
+        check_registers(&[(
+            &format!("{half} {rest}"),
+            right || rest.starts_with("setp.lt"),
+            right,
+        )]);
+    }
+    let fault = run_registers(&format!("{half} st.global.u32 [%out], %a;"), 32);
+    let fault = fault.expect_err("a report");
+    assert!(fault.detail.contains("all of the register `%a`: lane 0 lacks the bits 0xffff0000"));
+}
+
+/// What a shuffle brings from a lane that does not take part is not there.
+#[test]
+fn shuffles_read_lanes_that_take_part() {
+    let some = "setp.lt.u32 %p, %lane, 16; @!%p bra L;";
+    let use_it = "st.global.u32 [%out], %a;";
+    let cases = [
+        ("add.u32 %c, %lane, 16; shfl.sync.idx.b32 %a, %n, %c, 31, 0xffff;", use_it, false),
+        ("add.u32 %c, %lane, 16; shfl.sync.idx.b32 %a, %n, %c, 31, 0xffff;", "", true),
+        ("shfl.sync.down.b32 %a, %n, 8, 31, 0xffff;", use_it, false),
+        ("shfl.sync.down.b32 %a|%q, %n, 8, 31, 0xffff; @%q mov.u32 %a, 1;", use_it, true),
+        ("shfl.sync.down.b32 %a, %n, 8, 0x100f, 0xffff;", use_it, true),
+        ("shfl.sync.bfly.b32 %a, %n, 8, 31, 0xffff;", use_it, true),
+        // From one shuffle into the next, where lanes drop what they do not need.
+        (
+            "shfl.sync.down.b32 %a, %n, 8, 31, 0xffff; shfl.sync.idx.b32 %a, %a, 0, 31, 0xffff;",
+            use_it,
+            true,
+        ),
+        (
+            "shfl.sync.down.b32 %a, %n, 8, 31, 0xffff; shfl.sync.idx.b32 %a, %a, 8, 31, 0xffff;",
+            use_it,
+            false,
+        ),
+    ];
+    for (shuffle, then, right) in cases {
+        let body = format!("{some} {shuffle} {then} L:");
+        check_registers(&[(&body, right, right)]);
+        // The members may be known to the program only.
+        let body = format!("activemask.b32 %b; {}", shuffle.replace("0xffff;", "%b;"));
+        check_registers(&[(&format!("{some} {body} {then} L:"), right, right)]);
+    }
+    // What one lane has is passed on to all; the others need not have it.
+    let cases = [
+        (
+            "setp.eq.u32 %p, %lane, 0; @%p mov.u32 %a, 5;
+          shfl.sync.idx.b32 %b, %a, 0, 31, -1; st.global.u32 [%out], %b;",
+            true,
+            true,
+        ),
+        (
+            "setp.eq.u32 %p, %lane, 1; @%p mov.u32 %a, 5;
+          shfl.sync.idx.b32 %b, %a, 0, 31, -1; st.global.u32 [%out], %b;",
+            false,
+            false,
+        ),
+    ];
+    check_registers(&cases);
 }
 
 #[test]
