@@ -49,6 +49,16 @@ typedef struct {
     char bytes[16];
 } CUuuid;
 
+#if defined(__cplusplus)
+#define CUDA_EMULATOR_ALIGN(bytes) alignas(bytes)
+#else
+#define CUDA_EMULATOR_ALIGN(bytes) _Alignas(bytes)
+#endif
+
+typedef struct {
+    CUDA_EMULATOR_ALIGN(64) cuuint64_t opaque[16];
+} CUtensorMap;
+
 typedef struct {
     size_t srcXInBytes;
     size_t srcY;
@@ -158,6 +168,7 @@ typedef size_t (*CUoccupancyB2DSize)(int threads);
 
 CUresult cuInit(unsigned int flags);
 CUresult cuDriverGetVersion(int *version);
+CUresult cuGetExportTable(const void **table, const CUuuid *id);
 CUresult cuProfilerStart(void);
 CUresult cuProfilerStop(void);
 CUresult cuGetProcAddress_v2(const char *symbol, void **function, int version, cuuint64_t flags,
@@ -361,6 +372,8 @@ CUresult cuEventQuery(CUevent event);
 CUresult cuEventSynchronize(CUevent event);
 CUresult cuEventElapsedTime(float *milliseconds, CUevent start, CUevent end);
 CUresult cuStreamWaitEvent(CUstream stream, CUevent event, unsigned int flags);
+CUresult cuCtxRecordEvent(CUcontext context, CUevent event);
+CUresult cuCtxWaitEvent(CUcontext context, CUevent event);
 
 /* Captures. */
 
@@ -383,6 +396,14 @@ CUresult cuGraphDestroy(CUgraph graph);
 CUresult cuGraphGetNodes(CUgraph graph, CUgraphNode *list, size_t *count);
 CUresult cuGraphNodeGetDependencies(CUgraphNode node, CUgraphNode *list, size_t *count);
 CUresult cuGraphNodeGetType(CUgraphNode node, CUgraphNodeType *kind);
+
+/* Tensor maps. */
+
+CUresult cuTensorMapEncodeTiled(CUtensorMap *map, CUtensorMapDataType kind, unsigned int rank,
+    void *address, const cuuint64_t *sizes, const cuuint64_t *strides,
+    const unsigned int *tile, const unsigned int *steps,
+    CUtensorMapInterleave interleave, CUtensorMapSwizzle swizzle,
+    CUtensorMapL2promotion promotion, CUtensorMapFloatOOBfill fill);
 
 #ifdef __cplusplus
 }

@@ -157,7 +157,7 @@ impl Driver {
         }
     }
 
-    fn invalidate(&mut self, id: u64) {
+    pub(super) fn invalidate(&mut self, id: u64) {
         if let Some(capture) = self.captures.get_mut(&id) {
             capture.invalid = true;
         }

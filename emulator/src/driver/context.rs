@@ -51,6 +51,7 @@ impl Driver {
             legacy: 0,
             per_thread: HashMap::new(),
             default_pool: 0,
+            gather: None,
         })
     }
 

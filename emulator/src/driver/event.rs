@@ -6,7 +6,7 @@
 use std::time::Instant;
 
 use super::entry::{Out, in_context, initialised};
-use super::queue::{Operation, Point};
+use super::queue::{Operation, Ordering, Point, Stream};
 use super::state::{self, Driver};
 use super::status::{Result, Status};
 
@@ -64,6 +64,53 @@ impl Driver {
             entry.record = record;
         }
         Ok(())
+    }
+
+    /// Lets an event mark all that a context was given so far.
+    fn record_all(&mut self, context: u64, event: u64) -> Result {
+        let streams = self.streams_outside_captures(context)?;
+        let point = |stream| {
+            let position = self.streams.get(stream).map_or(0, |entry| entry.issued());
+            Point { stream, position }
+        };
+        let points: Vec<Point> = streams.into_iter().map(point).collect();
+        let gather = match self.context(context)?.gather {
+            Some(stream) => stream,
+            None => {
+                let stream = Stream::new(context, Ordering::NonBlocking, 0, 0);
+                let stream = self.streams.insert(stream);
+                *self.context_mut(context)?.gather.insert(stream)
+            }
+        };
+        self.submit(gather, Operation::Wait(points))?;
+        self.record_event(context, event, gather)
+    }
+
+    /// Lets all later work of a context follow an event: what comes before the event runs now.
+    fn wait_with_all(&mut self, context: u64, event: u64) -> Result {
+        if let Record::Captured { capture, .. } = self.event(event)?.record {
+            self.invalidate(capture);
+            let reason = "the event was recorded in a capture";
+            return Err(Status::STREAM_CAPTURE_UNSUPPORTED.because(reason));
+        }
+        self.streams_outside_captures(context)?;
+        if let Some(point) = self.marked_point(event)? {
+            self.drain(point);
+        }
+        Ok(())
+    }
+
+    /// The streams of a context, none of which may be captured; captures that are there end.
+    fn streams_outside_captures(&mut self, context: u64) -> Result<Vec<u64>> {
+        let own = self.streams.iter().filter(|(_, stream)| stream.context == context);
+        let streams: Vec<u64> = own.map(|(&handle, _)| handle).collect();
+        let mut result = Ok(());
+        for &stream in &streams {
+            let what = "an event of all streams";
+            let status = Status::STREAM_CAPTURE_UNSUPPORTED;
+            result = result.and(self.refuse_in_capture(stream, status, what));
+        }
+        result.map(|()| streams)
     }
 
     fn wait_event(&mut self, stream: u64, event: u64) -> Result {
@@ -240,5 +287,24 @@ pub unsafe extern "C" fn cuStreamWaitEvent(stream: u64, event: u64, flags: u32) 
         check_external(flags)?;
         let stream = driver.stream(context, stream)?;
         driver.wait_event(stream, event)
+    })
+}
+
+/// Records an event behind all work that a context was given so far.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuCtxRecordEvent(context: u64, event: u64) -> Status {
+    initialised("cuCtxRecordEvent", |driver| {
+        driver.check_sticky(context)?;
+        driver.record_all(context, event)
+    })
+}
+
+/// Lets all later work of a context wait for an event.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuCtxWaitEvent(context: u64, event: u64) -> Status {
+    initialised("cuCtxWaitEvent", |driver| {
+        driver.check_sticky(context)?;
+        driver.wait_with_all(context, event)?;
+        driver.check_sticky(context)
     })
 }

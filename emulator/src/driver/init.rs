@@ -1,10 +1,10 @@
 //! Initialisation and versions, and the environment variables that settle what is emulated.
 
-use std::ffi::c_int;
+use std::ffi::{c_int, c_void};
 
 use crate::{Accumulator, Config, Profile};
 
-use super::entry::{Out, entry, initialised};
+use super::entry::{Out, bare, entry, initialised, read};
 use super::state::{Driver, Platform};
 use super::status::{Result, Status};
 
@@ -119,6 +119,23 @@ pub unsafe extern "C" fn cuDriverGetVersion(version: *mut c_int) -> Status {
         let version = unsafe { Out::new(version) }?;
         version.set(driver.cuda_version());
         Ok(())
+    })
+}
+
+/// The tables of functions that CUDA's own libraries ask for are not there. Libraries that ask go on
+/// without them.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuGetExportTable(
+    table: *mut *const c_void,
+    id: *const [u8; 16],
+) -> Status {
+    bare("cuGetExportTable", || {
+        // SAFETY: `table` is null or writable and `id` null or readable, by the convention of the
+        // driver API.
+        let (table, id) = unsafe { (Out::new(table)?, read(id)?) };
+        table.set(std::ptr::null());
+        let id: String = id.iter().map(|byte| format!("{byte:02x}")).collect();
+        Err(Status::NOT_FOUND.because(format!("the emulator has no table {id} of functions")))
     })
 }
 

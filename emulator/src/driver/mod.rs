@@ -64,5 +64,6 @@ mod state;
 mod status;
 mod stream;
 mod symbols;
+mod tensor_map;
 
 pub use status::Status;

@@ -271,13 +271,14 @@ impl Driver {
 
     /// Leaves the error of a failed operation with its context and gives up the work behind it.
     fn break_context(&mut self, context: u64, failure: &Failure) {
-        if let Some(entry) = self.contexts.get_mut(context) {
-            entry.sticky.get_or_insert(failure.status);
-        }
         let report = match &failure.detail {
             Some(detail) => detail.to_string(),
             None => failure.to_string(),
         };
+        if let Some(entry) = self.contexts.get_mut(context) {
+            let earlier = format!("an earlier kernel or copy of this context failed: {report}");
+            entry.sticky.get_or_insert_with(|| failure.status.because(earlier));
+        }
         eprintln!("cuda-emulator: {}\n{report}", failure.status.name());
         self.last_fault = report;
         for (_, stream) in self.streams.iter_mut() {

@@ -18,7 +18,7 @@ use super::host::HostAllocation;
 use super::module::{LoadedFunction, LoadedModule};
 use super::pool::Pool;
 use super::queue::Stream;
-use super::status::{Result, Status};
+use super::status::{Failure, Result, Status};
 
 /// The driver of this process.
 pub(super) static DRIVER: LazyLock<Mutex<Driver>> = LazyLock::new(|| Mutex::new(Driver::new()));
@@ -89,13 +89,15 @@ pub(super) struct Context {
     pub(super) cache_config: u32,
     pub(super) limits: BTreeMap<u32, usize>,
     /// The error that every call returns once a kernel has failed.
-    pub(super) sticky: Option<Status>,
+    pub(super) sticky: Option<Failure>,
     pub(super) allocations: BTreeMap<u64, Allocation>,
     /// The stream behind the handles 0 and 1.
     pub(super) legacy: u64,
     /// The streams behind the handle 2.
     pub(super) per_thread: HashMap<ThreadId, u64>,
     pub(super) default_pool: u64,
+    /// The stream in which events of the whole context wait, once there is one.
+    pub(super) gather: Option<u64>,
 }
 
 /// A piece of device memory that a program may name.
@@ -179,8 +181,8 @@ impl Driver {
 
     /// Fails with the error that a kernel of this context left.
     pub(super) fn check_sticky(&self, context: u64) -> Result {
-        match self.context(context)?.sticky {
-            Some(status) => Err(status.because("an earlier kernel or copy of this context failed")),
+        match &self.context(context)?.sticky {
+            Some(failure) => Err(failure.clone()),
             None => Ok(()),
         }
     }

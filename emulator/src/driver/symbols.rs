@@ -6,7 +6,7 @@ use super::entry::{Out, bare, read_name, set_optional};
 use super::status::{Result, Status};
 use super::{
     capture, context, copy, copy_2d, device, event, extension, fill, function, graph, host, init,
-    launch, memory, module, occupancy, pointer, pool, refused, status, stream,
+    launch, memory, module, occupancy, pointer, pool, refused, status, stream, tensor_map,
 };
 
 /// `CU_GET_PROC_ADDRESS_*`: how a symbol was found.
@@ -58,7 +58,8 @@ symbols! {
         cuDeviceComputeCapability cuDeviceCanAccessPeer;
     event:
         cuEventCreate cuEventDestroy_v2 cuEventRecord cuEventRecordWithFlags cuEventQuery
-        cuEventSynchronize cuEventElapsedTime cuEventElapsedTime_v2 cuStreamWaitEvent;
+        cuEventSynchronize cuEventElapsedTime cuEventElapsedTime_v2 cuStreamWaitEvent
+        cuCtxRecordEvent cuCtxWaitEvent;
     extension:
         cudaEmulatorInterface cudaEmulatorGetCounters cudaEmulatorResetCounters
         cudaEmulatorLastFault cudaEmulatorLastError cudaEmulatorDeviceName
@@ -78,7 +79,7 @@ symbols! {
         cuMemHostAlloc cuMemAllocHost_v2 cuMemFreeHost cuMemHostRegister_v2
         cuMemHostUnregister cuMemHostGetFlags cuMemHostGetDevicePointer_v2;
     init:
-        cuInit cuDriverGetVersion cuProfilerStart cuProfilerStop;
+        cuInit cuDriverGetVersion cuGetExportTable cuProfilerStart cuProfilerStop;
     launch:
         cuLaunchKernel cuLaunchCooperativeKernel cuLaunchKernelEx;
     memory:
@@ -110,6 +111,8 @@ symbols! {
         cuStreamCreate cuStreamCreateWithPriority cuStreamDestroy_v2 cuStreamSynchronize
         cuStreamQuery cuStreamGetPriority cuStreamGetFlags cuStreamGetId cuStreamGetCtx
         cuCtxGetStreamPriorityRange cuLaunchHostFunc;
+    tensor_map:
+        cuTensorMapEncodeTiled;
 }
 
 /// The name in the library of a function that has kept its name and changed its form.

@@ -49,6 +49,9 @@ fn a_stray_store_is_an_illegal_address() -> Result<(), DriverError> {
     let report = emulator().last_fault().expect("a report");
     assert!(report.contains("store"), "{report}");
     assert!(report.contains(&format!("{:#x}", address + 16)), "{report}");
+    // Every call that fails for it says what went wrong first.
+    let error = emulator().last_error().expect("an error");
+    assert!(error.contains("earlier kernel or copy") && error.contains(&report), "{error}");
     drop(memory);
     drop((stream, context));
     expect_recovery()
@@ -116,6 +119,50 @@ fn a_missing_wait_shows() -> Result<(), DriverError> {
     assert_eq!(reader.clone_dtoh(&memory)?[0], 0);
     reader.join(&writer)?;
     assert_eq!(reader.clone_dtoh(&memory)?[0], 77);
+    Ok(())
+}
+
+/// An event of a whole context comes after the work of all its streams, and work may wait for it.
+#[test]
+fn an_event_marks_what_a_context_was_given() -> Result<(), DriverError> {
+    use cudarc::driver::sys;
+    let context = context();
+    // SAFETY: the events of the test order what must be in order.
+    unsafe { context.disable_event_tracking() };
+    let (writer, reader) = (context.new_stream()?, context.new_stream()?);
+    let mut memory = writer.alloc_zeros::<u32>(4)?;
+    writer.synchronize()?;
+    let event = context.new_event(None)?;
+    let store = kernel(&context, SPECIAL, "store");
+    let mut launch = writer.launch_builder(&store);
+    launch.arg(&mut memory).arg(&77u32);
+    // SAFETY: the kernel stores one word.
+    unsafe { launch.launch(ONE) }?;
+    let (own, event) = (context.cu_ctx(), event.cu_event());
+    // SAFETY: both are live, or null where the driver must find it.
+    let record = |context| unsafe { sys::cuCtxRecordEvent(context, event) };
+    assert_eq!(record(std::ptr::null_mut()), CUDA_ERROR_INVALID_CONTEXT);
+    assert_eq!(record(own), CUDA_SUCCESS);
+    // SAFETY: as above.
+    let query = || unsafe { sys::cuEventQuery(event) };
+    assert_eq!(query(), CUDA_ERROR_NOT_READY);
+    // SAFETY: as above.
+    assert_eq!(unsafe { sys::cuCtxWaitEvent(own, event) }, CUDA_SUCCESS);
+    assert_eq!(query(), CUDA_SUCCESS);
+    assert_eq!(reader.clone_dtoh(&memory)?[0], 77);
+    // A stream that is captured refuses both.
+    use sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED;
+    for records in [true, false] {
+        writer.begin_capture(CU_STREAM_CAPTURE_MODE_RELAXED)?;
+        // SAFETY: as above.
+        let wait = || unsafe { sys::cuCtxWaitEvent(own, event) };
+        let status = if records { record(own) } else { wait() };
+        assert_eq!(status, CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED);
+        let mut graph = std::ptr::null_mut();
+        // SAFETY: the stream is live and the graph has a place.
+        let ended = unsafe { sys::cuStreamEndCapture(writer.cu_stream(), &mut graph) };
+        assert_eq!(ended, CUDA_ERROR_STREAM_CAPTURE_INVALIDATED);
+    }
     Ok(())
 }
 

@@ -414,3 +414,38 @@ fn a_function_dies_with_its_module() {
     assert_eq!(launch(function, [1; 3], [1; 3], 0), CUDA_ERROR_INVALID_HANDLE);
     context.synchronize().unwrap();
 }
+
+#[test]
+fn tables_of_functions_are_not_found() {
+    let _context = context();
+    let mut table = std::ptr::dangling();
+    let id = sys::CUuuid { bytes: [7; 16] };
+    assert_eq!(call!(cuGetExportTable(&mut table, &id)), CUDA_ERROR_NOT_FOUND);
+    assert!(table.is_null());
+    assert_eq!(call!(cuGetExportTable(null_mut(), &id)), CUDA_ERROR_INVALID_VALUE);
+}
+
+#[test]
+fn tensor_maps_need_their_capability() {
+    let _context = context();
+    let mut map = sys::CUtensorMap { opaque: [0; 16] };
+    let (sizes, strides, tile, steps) = ([64, 8], [128], [32, 8], [1, 1]);
+    let status = call!(cuTensorMapEncodeTiled(
+        &mut map,
+        sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+        2,
+        null_mut(),
+        sizes.as_ptr(),
+        strides.as_ptr(),
+        tile.as_ptr(),
+        steps.as_ptr(),
+        sys::CUtensorMapInterleave::CU_TENSOR_MAP_INTERLEAVE_NONE,
+        sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_NONE,
+        sys::CUtensorMapL2promotion::CU_TENSOR_MAP_L2_PROMOTION_NONE,
+        sys::CUtensorMapFloatOOBfill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
+    ));
+    // The tests' device is older.
+    assert_eq!(status, CUDA_ERROR_NOT_SUPPORTED);
+    let reason = emulator().last_error().expect("a reason");
+    assert!(reason.contains("compute capability 9.0"), "{reason}");
+}
