@@ -131,6 +131,9 @@ pub enum InvalidLaunch {
         /// The device's limit.
         limit: u32,
     },
+    /// No device memory is left for what the blocks of a cooperative grid wait by.
+    #[error("no device memory is left for the workspace of a cooperative grid")]
+    Workspace,
     /// A parameter image of the wrong size.
     #[error("{given} bytes of parameters were given where the kernel takes {expected}")]
     Params {

@@ -51,6 +51,15 @@ pub(super) fn packed(whole: Target, parts: &[R], bits_each: u32) -> Moves {
     of_target(whole).map(|key| (key, parts)).into_iter().collect()
 }
 
+/// Registers, each into another one.
+pub(super) fn copied(targets: &[Target], sources: &[Source]) -> Moves {
+    let pair = |(target, source): (&Target, &Source)| {
+        let part = of_source(*source).map(|key| bits(key, 0, u64::MAX, 0));
+        Some((of_target(*target)?, part.into_iter().collect()))
+    };
+    targets.iter().zip(sources).filter_map(pair).collect()
+}
+
 /// A whole, into its parts.
 pub(super) fn unpacked(parts: &[Target], whole: Source, bits_each: u32) -> Moves {
     let Some(whole) = of_source(whole) else { return Vec::new() };

@@ -77,6 +77,22 @@ impl Decoder<'_> {
         Ok(())
     }
 
+    /// `applypriority`, which changes nothing but time.
+    pub(super) fn priority(
+        &mut self,
+        instruction: &InstructionTree,
+        modifiers: &mut Modifiers,
+    ) -> Result<()> {
+        modifiers.drop_all(|_| true);
+        self.count(instruction, &[2])?;
+        if instruction.operands[1] != Operand::Integer(DISCARDED.into()) {
+            return self.fail(format!("the only size that has a priority is {DISCARDED}"));
+        }
+        self.address(&instruction.operands[0], Space::Global)?;
+        self.emit(Op::Nothing);
+        Ok(())
+    }
+
     pub(super) fn event(
         &mut self,
         instruction: &InstructionTree,

@@ -13,8 +13,19 @@ impl Decoder<'_> {
         modifiers: &mut Modifiers,
     ) -> Result<()> {
         self.count(instruction, &[2])?;
+        let length = modifiers.pick(&[("v2", 2), ("v4", 4)]);
         let ty = self.required_type(modifiers)?;
         let [d, a] = &instruction.operands[..] else { return Ok(()) };
+        if let Some(length) = length {
+            return match (d, a) {
+                (Operand::Vector(to), Operand::Vector(from))
+                    if to.len() == length && from.len() == length =>
+                {
+                    self.move_vector(to, from, ty)
+                }
+                _ => self.fail(format!("two vectors of {length} elements are expected")),
+            };
+        }
         let vector = matches!((d, a), (Operand::Vector(_), _) | (_, Operand::Vector(_)));
         if vector && !matches!(ty, Type::B16 | Type::B32 | Type::B64) {
             return self.fail("packing and unpacking is for .b16, .b32 and .b64");
@@ -47,6 +58,39 @@ impl Decoder<'_> {
                 Ok(())
             }
         }
+    }
+
+    /// Moves the elements of a vector, some of which may be those of the other.
+    fn move_vector(&mut self, to: &[Operand], from: &[Operand], ty: Type) -> Result<()> {
+        let mut sources = Vec::new();
+        for operand in from {
+            sources.push(self.source(operand, ty)?);
+        }
+        let mut targets = Vec::new();
+        for operand in to {
+            targets.push(self.target(operand, ty)?);
+        }
+        self.flow.moves(carry::copied(&targets, &sources));
+        let copy = Scalar::Integer(Integer::Copy, ty);
+        let mut copies = Vec::new();
+        for source in sources {
+            let (into, again) = match source {
+                Source::Q(_) => {
+                    let q = self.new_q();
+                    (Target::Q(q), Source::Q(q))
+                }
+                _ => {
+                    let r = self.new_temporary();
+                    (Target::R(r, 32), Source::R(r))
+                }
+            };
+            self.emit_scalar(copy, into, Target::Nowhere, [source, NONE, NONE, NONE]);
+            copies.push(again);
+        }
+        for (target, source) in targets.into_iter().zip(copies) {
+            self.emit_scalar(copy, target, Target::Nowhere, [source, NONE, NONE, NONE]);
+        }
+        Ok(())
     }
 
     /// `mov.b64 d, {low, high}` and its kin.
@@ -197,6 +241,30 @@ impl Decoder<'_> {
         };
         self.emit_scalar(Scalar::Convert(convert), target, Target::Nowhere, sources);
         Ok(())
+    }
+
+    /// `cvt.pack`: two numbers, held within a type, below the lower bits of a third operand.
+    pub(super) fn cvt_pack(
+        &mut self,
+        instruction: &InstructionTree,
+        modifiers: &mut Modifiers,
+    ) -> Result<()> {
+        let narrow = modifiers.pick(&[
+            ("u16", (16, false)),
+            ("s16", (16, true)),
+            ("u8", (8, false)),
+            ("s8", (8, true)),
+            ("u4", (4, false)),
+            ("s4", (4, true)),
+            ("u2", (2, false)),
+            ("s2", (2, true)),
+        ]);
+        let Some((bits, signed)) = narrow else { return self.fail("the narrow type is missing") };
+        modifiers.drop_all(|_| true);
+        let types = [Type::S32, Type::S32, Type::B32];
+        let count = if bits == 16 { 2 } else { 3 };
+        let op = Integer::Pack { bits, signed };
+        self.emit_integer(instruction, op, Type::U32, &types[..count], Type::B32)
     }
 
     /// Conversions between a state space's addresses and generic ones.

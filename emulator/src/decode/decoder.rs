@@ -101,9 +101,12 @@ pub(super) struct Decoder<'a> {
     pub(super) dynamic32: Vec<(R, u64)>,
     pub(super) dynamic64: Vec<(Q, u64)>,
     dynamic_align: u64,
+    /// Names of dynamic shared memory, and how they are aligned.
+    dynamic_variables: Vec<(String, u64)>,
     specials: Vec<(Special, R)>,
     /// Offsets of shared variables, by their declarations in the tree.
     shared: HashMap<*const Variable, u64>,
+    shared_variables: Vec<SharedVariable>,
     /// How many bytes of shared memory the variables take.
     shared_bytes: u64,
     /// Where the first of them starts, and where the last one ends.
@@ -149,8 +152,10 @@ impl<'a> Decoder<'a> {
             dynamic32: Vec::new(),
             dynamic64: Vec::new(),
             dynamic_align: 0,
+            dynamic_variables: Vec::new(),
             specials: Vec::new(),
             shared: HashMap::new(),
+            shared_variables: Vec::new(),
             shared_bytes: 0,
             shared_start: None,
             shared_end: 0,
@@ -221,6 +226,10 @@ impl<'a> Decoder<'a> {
         let (Ok(static_shared), Ok(dynamic_start)) = sizes else {
             return Err(Problem::new(function.line, "the kernel has too much shared memory"));
         };
+        let dynamic = SHARED_BASE + u64::from(dynamic_start);
+        self.shared_variables.extend(self.dynamic_variables.drain(..).map(|(name, align)| {
+            SharedVariable { name, start: dynamic, bytes: u64::MAX - dynamic, align }
+        }));
         let shared_start = self.shared_start.map_or(0, |start| start as u32);
         let start = SHARED_BASE + u64::from(dynamic_start);
         let mut constants32: Vec<_> = self.constants32.into_iter().collect();
@@ -258,6 +267,7 @@ impl<'a> Decoder<'a> {
             params: self.bodies.swap_remove(0).into_formals(),
             param_bytes,
             static_shared,
+            shared: self.shared_variables,
             shared_start,
             dynamic_start,
             local_bytes,
@@ -363,6 +373,7 @@ impl<'a> Decoder<'a> {
             match statement {
                 Statement::Registers(ty, names, line) => self.declare(*ty, names, *line)?,
                 Statement::Variable(variable) => self.variable(variable)?,
+                Statement::Static(name, linked) => self.static_variable(name, linked),
                 Statement::Label(name, _) => {
                     if let Some(label) = self.find_label(name) {
                         self.place_label(label);
@@ -448,6 +459,24 @@ impl<'a> Decoder<'a> {
         Ok(())
     }
 
+    /// Names a variable of the body that lies in device memory.
+    fn static_variable(&mut self, name: &str, linked: &str) {
+        if let (Some(symbol), Some(scope)) = (self.in_device_memory(linked), self.scopes.last_mut())
+        {
+            scope.symbols.insert(name.to_owned(), symbol);
+        }
+    }
+
+    /// A variable of the module in device memory.
+    fn in_device_memory(&self, name: &str) -> Option<Symbol> {
+        let &(address, _) = self.variables.get(name)?;
+        let constant = |v: &Variable| v.name == name && v.space == VariableSpace::Const;
+        Some(match self.tree.variables.iter().any(constant) {
+            true => Symbol::Constant(address),
+            false => Symbol::Global(address),
+        })
+    }
+
     fn allot_shared(&mut self, variable: &Variable) -> u64 {
         // Named in several functions, it is still one variable.
         let key = std::ptr::from_ref(variable);
@@ -459,6 +488,9 @@ impl<'a> Decoder<'a> {
         self.shared_bytes = packed.saturating_add(bytes);
         let offset = self.place_shared(align, bytes);
         self.shared.insert(key, offset);
+        let start = SHARED_BASE.saturating_add(offset);
+        let name = variable.name.clone();
+        self.shared_variables.push(SharedVariable { name, start, bytes, align });
         offset
     }
 
@@ -506,17 +538,15 @@ impl<'a> Decoder<'a> {
             }
         }
         let tree = self.tree;
-        if let Some(&(address, _)) = self.variables.get(name) {
-            let constant = |v: &Variable| v.name == name && v.space == VariableSpace::Const;
-            return Ok(match tree.variables.iter().any(constant) {
-                true => Symbol::Constant(address),
-                false => Symbol::Global(address),
-            });
+        if let Some(symbol) = self.in_device_memory(name) {
+            return Ok(symbol);
         }
         let shared = |v: &&Variable| v.name == name && v.space == VariableSpace::Shared;
         match tree.variables.iter().find(shared) {
             Some(variable) if variable.bytes.is_none() => {
-                self.dynamic_align = self.dynamic_align.max(u64::from(variable.align).max(16));
+                let align = u64::from(variable.align);
+                self.dynamic_align = self.dynamic_align.max(align.max(16));
+                self.dynamic_variables.push((variable.name.clone(), align));
                 Ok(Symbol::DynamicShared)
             }
             Some(variable) => Ok(Symbol::Shared(self.allot_shared(variable))),

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::LazyLock;
 
-use super::table::{Decode, FORMS, GROUPS, NEEDS};
+use super::table::{Decode, FORMS, GROUPS, NEEDS, UNSUPPORTED};
 use crate::ptx::Type;
 
 /// What is taken for granted: modules for older targets may use all of it.
@@ -148,23 +148,39 @@ pub fn supported_forms() -> impl Iterator<Item = &'static Form> {
     BY_OPCODE.values().flatten()
 }
 
+/// What an instruction is about that devices have and the emulated one has not.
+fn unsupported(opcode: &str, modifiers: &[&str]) -> Option<&'static str> {
+    let fits = |name: &str| {
+        name.is_empty()
+            || modifiers.iter().any(|m| *m == name || m.split("::").next() == Some(name))
+    };
+    let found = UNSUPPORTED.iter().find(|(known, name, _)| *known == opcode && fits(name));
+    found.map(|(.., what)| *what)
+}
+
 /// Finds the form of an instruction, which the target must provide.
 pub(super) fn find(
     opcode: &str,
     modifiers: &[&str],
     target: Needs,
 ) -> Result<&'static Form, String> {
+    let name = || modifiers.iter().fold(opcode.to_owned(), |name, next| format!("{name}.{next}"));
     let Some(forms) = BY_OPCODE.get(opcode) else {
-        return Err(format!("unknown instruction `{opcode}`"));
+        return Err(match unsupported(opcode, modifiers) {
+            Some(what) => format!("`{}`: {what} are not supported", name()),
+            None => format!("unknown instruction `{opcode}`"),
+        });
     };
     let met = |needs: &Needs| target.and(*needs) == target;
     let fits = |form: &Form| form.assign(modifiers).is_some() && met(&form.needs(modifiers));
     if let Some(form) = forms.iter().find(|form| fits(form)) {
         return Ok(form);
     }
-    let name = || modifiers.iter().fold(opcode.to_owned(), |name, next| format!("{name}.{next}"));
     let fitting: Vec<_> = forms.iter().filter(|f| f.assign(modifiers).is_some()).collect();
     if fitting.is_empty() {
+        if let Some(what) = unsupported(opcode, modifiers) {
+            return Err(format!("`{}`: {what} are not supported", name()));
+        }
         let places = |form: &&Form| {
             let known = |name: &&&str| form.slots.iter().any(|slot| slot.choices.contains(*name));
             modifiers.iter().filter(known).count()

@@ -10,7 +10,7 @@ use super::decoder::{Decoder, Label, Register, Result, SINK, Scope, Symbol, lay_
 use super::modifiers::Modifiers;
 use crate::program::*;
 use crate::ptx::{
-    FunctionTree, Initial, InstructionTree, Operand, Prototype, Statement, Tree, Type,
+    FunctionTree, Initial, InstructionTree, Operand, Prototype, Statement, Tree, Type, Variable,
     VariableSpace,
 };
 
@@ -68,6 +68,7 @@ impl<'a> Body<'a> {
 
 /// What a pointer to a function holds.
 pub(crate) fn function_address(tree: &Tree, name: &str) -> Option<u64> {
+    let name = tree.resolve(name);
     let number = tree.functions.iter().position(|function| function.name == name)?;
     Some(FUNCTION_BASE + FUNCTION_STEP * number as u64)
 }
@@ -92,12 +93,13 @@ fn pointed_at(tree: &Tree) -> BTreeSet<&str> {
     }
     let mut names = BTreeSet::new();
     for initial in tree.variables.iter().flat_map(|variable| &variable.initial) {
-        if let Initial::Address(name, _) = initial {
+        if let Initial::Address(name, _) | Initial::AddressByte(name, ..) = initial {
             names.insert(name.as_str());
         }
     }
     let bodies = tree.functions.iter().filter_map(|function| function.body.as_deref());
     bodies.for_each(|body| search(body, &mut names));
+    let mut names: BTreeSet<&str> = names.into_iter().map(|name| tree.resolve(name)).collect();
     names.retain(|name| tree.functions.iter().any(|f| f.name == *name && !f.is_kernel));
     names
 }
@@ -144,6 +146,7 @@ impl<'a> Decoder<'a> {
         arguments: &'a [Operand],
     ) -> Result<()> {
         let tree = self.tree;
+        let name = tree.resolve(name);
         let named = || tree.functions.iter().filter(|f| !f.is_kernel && f.name == name);
         let Some(function) = named().find(|f| f.body.is_some()).or_else(|| named().next()) else {
             return self.fail(format!("unknown function `{name}`"));
@@ -155,7 +158,8 @@ impl<'a> Decoder<'a> {
         let formals = self.bodies[callee].formals.clone();
         let current = self.current;
         self.bodies[current].calls.insert(callee);
-        self.emit_call(Called::Function(callee as u32 - 1), returns, arguments, formals)
+        let types = types_of(function.returns.iter().chain(&function.params));
+        self.emit_call(Called::Function(callee as u32 - 1), returns, arguments, (formals, types))
     }
 
     fn call_by_pointer(
@@ -168,15 +172,17 @@ impl<'a> Decoder<'a> {
         let tree = self.tree;
         let formals = match self.find_prototype(prototype) {
             Some(Prototype::Parameters(returns, params)) => {
-                lay_out(returns.iter().chain(&params))?.0
+                let all = || returns.iter().chain(&params);
+                (lay_out(all())?.0, types_of(all()))
             }
             Some(Prototype::Targets(names)) => {
-                let first =
-                    names.first().and_then(|n| tree.functions.iter().find(|f| f.name == *n));
+                let first = names.first().map(|name| tree.resolve(name));
+                let first = first.and_then(|n| tree.functions.iter().find(|f| f.name == *n));
                 let Some(function) = first else {
                     return self.fail(format!("`{prototype}` names no function"));
                 };
-                lay_out(function.returns.iter().chain(&function.params))?.0
+                let all = || function.returns.iter().chain(&function.params);
+                (lay_out(all())?.0, types_of(all()))
             }
             None => return self.fail(format!("unknown prototype `{prototype}`")),
         };
@@ -214,7 +220,7 @@ impl<'a> Decoder<'a> {
         callee: Called,
         returns: &[Operand],
         arguments: &[Operand],
-        formals: Vec<Param>,
+        (formals, types): (Vec<Param>, Vec<Option<Type>>),
     ) -> Result<()> {
         if returns.len() + arguments.len() != formals.len() {
             let count = returns.len() + arguments.len();
@@ -228,17 +234,18 @@ impl<'a> Decoder<'a> {
             formals: formals.clone(),
         };
         let (results, params) = formals.split_at(returns.len());
-        for (operand, formal) in arguments.iter().zip(params) {
+        let (result_types, param_types) = types.split_at(returns.len());
+        for ((operand, formal), ty) in arguments.iter().zip(params).zip(param_types) {
             let from = match self.passed(operand, formal)? {
                 Some(local) => Passed::Local(local),
-                None => Passed::Value(self.source(operand, bits_of(formal))?),
+                None => Passed::Value(self.source(operand, ty.unwrap_or(bits_of(formal)))?),
             };
             call.arguments.push((from, formal.clone()));
         }
-        for (operand, formal) in returns.iter().zip(results) {
+        for ((operand, formal), ty) in returns.iter().zip(results).zip(result_types) {
             let to = match self.passed(operand, formal)? {
                 Some(local) => Received::Local(local),
-                None => Received::Value(self.target(operand, bits_of(formal))?),
+                None => Received::Value(self.target(operand, ty.unwrap_or(bits_of(formal)))?),
             };
             call.results.push((to, formal.clone()));
         }
@@ -365,6 +372,7 @@ impl<'a> Decoder<'a> {
             self.flow.write(ty, slot);
         }
         let (source, target) = match ty.bits() {
+            1 => (Source::P(Test { predicate: slot, negated: false }), Target::P(slot)),
             64 => (Source::Q(slot), Target::Q(slot)),
             bits => (Source::R(slot), Target::R(slot, bits as u8)),
         };
@@ -443,6 +451,11 @@ impl<'a> Decoder<'a> {
         }
         callees.into_iter().collect()
     }
+}
+
+/// Which formals are predicates: registers tell nothing else about their contents.
+fn types_of<'v>(variables: impl Iterator<Item = &'v Variable>) -> Vec<Option<Type>> {
+    variables.map(|variable| (variable.ty == Type::Pred).then_some(Type::Pred)).collect()
 }
 
 fn bits_of(formal: &Param) -> Type {

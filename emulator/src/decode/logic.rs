@@ -286,31 +286,9 @@ impl Decoder<'_> {
         self.emit_scalar(scalar, target, second, sources);
         Ok(())
     }
-
-    /// Two or four operations side by side in 32 bits, stored over the last operand or added to it.
-    pub(super) fn video(
-        &mut self,
-        instruction: &InstructionTree,
-        modifiers: &mut Modifiers,
-        ops: &[Video],
-        bytes: bool,
-    ) -> Result<()> {
-        let op = modifiers.of_opcode(ops);
-        let (saturate, accumulate) = (modifiers.take("sat"), modifiers.take("add"));
-        let [d, a, b] = [(); 3].map(|()| modifiers.ty().unwrap_or(Type::U32));
-        let u32s = Type::U32;
-        let (target, sources) = self.operands(&instruction.operands, &[u32s; 3], u32s)?;
-        if instruction.operands[1..].iter().any(|o| matches!(o, Operand::Integer(_))) {
-            return self.fail("constants are not supported here");
-        }
-        let signs = [d, a, b].map(Type::is_signed);
-        let scalar = Scalar::Video { op, bytes, signs, saturate, accumulate };
-        self.emit_scalar(scalar, target, Target::Nowhere, sources);
-        Ok(())
-    }
 }
 
 /// Whether positions and lengths beyond the width clamp; or else they wrap.
-fn clamps(modifiers: &mut Modifiers) -> bool {
+pub(super) fn clamps(modifiers: &mut Modifiers) -> bool {
     modifiers.pick(&[("clamp", true), ("wrap", false)]).unwrap_or(false)
 }

@@ -89,7 +89,8 @@ impl Decoder<'_> {
                     let agrees = (own == space
                         && constant == matches!(symbol, Symbol::Constant(_)))
                         || (own == Space::Local && space == Space::Param)
-                        || (own == Space::Global && space == Space::Generic);
+                        // A name says where it lies.
+                        || (own != Space::Param && space == Space::Generic);
                     if !agrees {
                         return self.fail(format!("`{name}` does not lie in this state space"));
                     }

@@ -12,15 +12,18 @@ mod control;
 mod conversion;
 mod decoder;
 mod forms;
+mod fragment;
 mod functions;
 mod liveness;
 mod logic;
 mod lower;
+mod matrix;
 mod memory;
 mod modifiers;
 mod operands;
 mod table;
 mod unwritten;
+mod video;
 mod warp;
 
 pub use self::forms::{Form, Needs, Slot, supported_forms};

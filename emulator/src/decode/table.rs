@@ -11,7 +11,7 @@
 
 use super::decoder::{Decoder, Result};
 use super::modifiers::Modifiers;
-use crate::program::{CarryKind, Float, Integer, Logic, Video};
+use crate::program::{CarryKind, Float, Integer, Logic, Relation, Video};
 use crate::ptx::InstructionTree;
 
 /// Decodes an instruction that has the form of a row.
@@ -55,6 +55,7 @@ pub(super) const GROUPS: &[(&str, &str)] = &[
     ),
     ("PREFETCH", "L2::64B|L2::128B|L2::256B"),
     ("POLICY", "L2::evict_last|L2::evict_normal|L2::evict_first|L2::evict_unchanged"),
+    ("WMMA", "m16n16k16|m8n32k16|m32n8k16"),
     ("ATOM", "relaxed|acquire|release|acq_rel"),
     ("RED", "relaxed|release"),
 ];
@@ -79,6 +80,48 @@ pub(super) const NEEDS: &[(&str, u32, (u32, u32))] = &[
 /// The operations of the video instructions.
 const VIDEO: &[Video] =
     &[Video::Add, Video::Sub, Video::Average, Video::Difference, Video::Min, Video::Max];
+
+/// The operations of those on parts of words.
+const SCALAR_VIDEO: &[Video] = &[Video::Add, Video::Sub, Video::Difference, Video::Min, Video::Max];
+
+/// Instructions of devices that are not there, by opcode and modifier, and what they are about.
+pub(super) const UNSUPPORTED: &[(&str, &str, &str)] = &[
+    ("tex", "", TEXTURES),
+    ("tld4", "", TEXTURES),
+    ("txq", "", TEXTURES),
+    ("istypep", "", TEXTURES),
+    ("suld", "", TEXTURES),
+    ("sust", "", TEXTURES),
+    ("sured", "", TEXTURES),
+    ("suq", "", TEXTURES),
+    ("wgmma", "", "products of warp groups (`wgmma`)"),
+    ("wmma", "m8n8k4", "`wmma` fragments of f64"),
+    ("wmma", "m8n8k32", "`wmma` fragments of 4-bit integers"),
+    ("wmma", "m8n8k128", "`wmma` fragments of bits"),
+    ("tcgen05", "", "tensor memory (`tcgen05`)"),
+    ("mbarrier", "", "barriers in memory (`mbarrier`)"),
+    ("cp", "bulk", "bulk copies and tensor maps (TMA)"),
+    ("cp", "mbarrier", "barriers in memory (`mbarrier`)"),
+    ("cp", "reduce", "bulk copies and tensor maps (TMA)"),
+    ("prefetch", "tensormap", "bulk copies and tensor maps (TMA)"),
+    ("tensormap", "", "bulk copies and tensor maps (TMA)"),
+    ("fence", "proxy", "bulk copies and tensor maps (TMA)"),
+    ("fence", "mbarrier_init", "barriers in memory (`mbarrier`)"),
+    ("st", "async", "stores to other blocks of a cluster"),
+    ("st", "bulk", "bulk copies and tensor maps (TMA)"),
+    ("red", "async", "stores to other blocks of a cluster"),
+    ("mapa", "", "clusters"),
+    ("getctarank", "", "clusters"),
+    ("barrier", "cluster", "clusters"),
+    ("clusterlaunchcontrol", "", "clusters"),
+    ("multimem", "", "memory of several devices (`multimem`)"),
+    ("setmaxnreg", "", "registers that warps pass on (`setmaxnreg`)"),
+    ("mma", "sp", "sparse products (`mma.sp`)"),
+    ("mma", "sp::ordered_metadata", "sparse products (`mma.sp`)"),
+    ("mma", "block_scale", "products of scaled blocks"),
+];
+
+const TEXTURES: &str = "textures and surfaces";
 
 /// The forms, by section of the PTX ISA.
 pub(super) const FORMS: &[(&str, Decode)] = forms! {
@@ -204,6 +247,7 @@ pub(super) const FORMS: &[(&str, Decode)] = forms! {
     "shf l|r clamp|wrap b32" => funnel_shift;
     // 9.7.9 Moves, loads, stores and conversions.
     "mov pred|PLAIN" => mov;
+    "mov v2|v4 PLAIN" => mov;
     "prmt f4e|b4e|rc8|ecl|ecr|rc16? b32" => permute;
     "shfl sync up|down|bfly|idx b32" => shuffle;
     "ld weak? global? ca|cg|cs|lu|cv? L2::cache_hint? PREFETCH? v2|v4? MEMORY" => load;
@@ -227,6 +271,7 @@ pub(super) const FORMS: &[(&str, Decode)] = forms! {
     "prefetch global L2::evict_last|L2::evict_normal; 80 7.4" => prefetch;
     "prefetchu L1" => prefetch;
     "discard global? L2; 80 7.4" => discard;
+    "applypriority global? L2::evict_normal; 80 7.4" => priority;
     "createpolicy fractional POLICY L2::evict_first|L2::evict_unchanged? b64; 80 7.4"
         => create_policy;
     "createpolicy range global? POLICY L2::evict_first|L2::evict_unchanged? b64; 80 7.4"
@@ -234,6 +279,9 @@ pub(super) const FORMS: &[(&str, Decode)] = forms! {
     "createpolicy cvt L2 b64; 80 7.4" => create_policy;
     "isspacep global|local|SHARED|const|param|param::entry" => is_space;
     "cvta to? global|local|SHARED|const|param|param::entry u64" => cvta;
+    "cvt pack sat u16|s16 s32; 72 6.5" => cvt_pack;
+    "cvt pack sat u8|s8 s32 b32; 72 6.5" => cvt_pack;
+    "cvt pack sat u2|s2|u4|s4 s32 b32; 75 6.5" => cvt_pack;
     "cvt ANY_INTEGER ANY_INTEGER" => cvt;
     "cvt sat u8|u16|u32|u64 s8|s16|s32|s64" => cvt;
     "cvt sat u8 u16|u32|u64" => cvt;
@@ -354,9 +402,42 @@ pub(super) const FORMS: &[(&str, Decode)] = forms! {
     "mma sync aligned m16n8k16 row col f32 f16 f16 f32; 80 7.0" => mma;
     "mma sync aligned m16n8k16 row col f16 f16 f16 f16; 80 7.0" => mma;
     "mma sync aligned m16n8k4|m16n8k8 row col f32 tf32 tf32 f32; 80 7.0" => mma;
+    "mma sync aligned m8n8k16 row col satfinite? s32 u8|s8 u8|s8 s32; 75 6.5" => product;
+    "mma sync aligned m16n8k16|m16n8k32 row col satfinite? s32 u8|s8 u8|s8 s32; 80 7.0" => product;
+    "mma sync aligned m8n8k32 row col satfinite? s32 u4|s4 u4|s4 s32; 75 6.5" => product;
+    "mma sync aligned m16n8k32|m16n8k64 row col satfinite? s32 u4|s4 u4|s4 s32; 80 7.0" => product;
+    "mma sync aligned m8n8k128 row col s32 b1 b1 s32 xor popc; 75 7.0" => product;
+    "mma sync aligned m16n8k128|m16n8k256 row col s32 b1 b1 s32 xor popc; 80 7.0" => product;
+    "mma sync aligned m8n8k128|m16n8k128|m16n8k256 row col s32 b1 b1 s32 and popc; 80 7.1"
+        => product;
+    "mma sync aligned m8n8k4 row col f64 f64 f64 f64; 80 7.0" => product;
+    "mma sync aligned m16n8k4|m16n8k8|m16n8k16 row col f64 f64 f64 f64; 90 7.8" => product;
+    "mma sync aligned m16n8k32 row col f32 e4m3|e5m2 e4m3|e5m2 f32; 89 8.4" => product;
+    "mma sync aligned m16n8k16 row col f32 e4m3|e5m2 e4m3|e5m2 f32; 89 8.7" => product;
+    "mma sync aligned m16n8k16|m16n8k32 row col f16 e4m3|e5m2 e4m3|e5m2 f16; 89 8.7" => product;
     "ldmatrix sync aligned m8n8 x1|x2|x4 trans? SHARED? b16; 75 6.5" => move_matrices(false);
     "stmatrix sync aligned m8n8 x1|x2|x4 trans? SHARED? b16; 90 7.8" => move_matrices(true);
     "movmatrix sync aligned m8n8 trans b16; 75 7.8" => transpose_matrix;
+    // 9.7.14.4 Fragments.
+    "wmma load a|b sync aligned row|col WMMA global|SHARED? f16" => move_fragment(false);
+    "wmma load a|b sync aligned row|col WMMA global|SHARED? u8|s8; 72 6.5" => move_fragment(false);
+    "wmma load a|b sync aligned row|col WMMA global|SHARED? bf16; 80 7.0" => move_fragment(false);
+    "wmma load a|b sync aligned row|col m16n16k8 global|SHARED? tf32; 80 7.0"
+        => move_fragment(false);
+    "wmma load c sync aligned row|col WMMA global|SHARED? f16|f32" => move_fragment(false);
+    "wmma load c sync aligned row|col WMMA global|SHARED? s32; 72 6.5" => move_fragment(false);
+    "wmma load c sync aligned row|col m16n16k8 global|SHARED? f32; 80 7.0" => move_fragment(false);
+    "wmma store d sync aligned row|col WMMA global|SHARED? f16|f32" => move_fragment(true);
+    "wmma store d sync aligned row|col WMMA global|SHARED? s32; 72 6.5" => move_fragment(true);
+    "wmma store d sync aligned row|col m16n16k8 global|SHARED? f32; 80 7.0" => move_fragment(true);
+    "wmma mma sync aligned row|col row|col WMMA f16|f32 f16|f32" => multiply_fragments;
+    "wmma mma sync aligned row|col row|col WMMA f32 bf16 bf16 f32; 80 7.0" => multiply_fragments;
+    "wmma mma sync aligned row|col row|col m16n16k8 f32 tf32 tf32 f32; 80 7.0"
+        => multiply_fragments;
+    "wmma mma sync aligned row|col row|col WMMA s32 u8 u8 s32 satfinite?; 72 6.5"
+        => multiply_fragments;
+    "wmma mma sync aligned row|col row|col WMMA s32 s8 s8 s32 satfinite?; 72 6.5"
+        => multiply_fragments;
     // 9.7.17 The stack.
     "stacksave u64; 70 7.3" => save_stack;
     "stackrestore u64; 70 7.3" => restore_stack;
@@ -366,6 +447,16 @@ pub(super) const FORMS: &[(&str, Decode)] = forms! {
         => video(VIDEO, false);
     "vadd4|vsub4|vavrg4|vabsdiff4|vmin4|vmax4 u32|s32 u32|s32 u32|s32 sat|add?"
         => video(VIDEO, true);
+    "vadd|vsub|vabsdiff|vmin|vmax u32|s32 u32|s32 u32|s32 sat? add|min|max?"
+        => video_scalar(SCALAR_VIDEO);
+    "vshl|vshr u32|s32 u32|s32 u32 sat? clamp|wrap add|min|max?"
+        => video_scalar(&[
+            Video::ShiftLeft { clamp: false },
+            Video::ShiftRight { clamp: false },
+        ]);
+    "vset u32|s32 u32|s32 COMPARE add|min|max?" => video_scalar(&[Video::Compare(Relation::Eq)]);
+    "vset2|vset4 u32|s32 u32|s32 COMPARE add?" => video_compare;
+    "vmad u32|s32 u32|s32 u32|s32 po? sat? shr7|shr15?" => video_product;
     // 9.7.19 What stops or delays a thread.
     "brkpt|trap" => trap;
     "nanosleep u32" => sleep;

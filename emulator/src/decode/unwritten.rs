@@ -222,14 +222,14 @@ pub(super) fn watch(
     }
     let mut numbers: BTreeMap<usize, usize> = BTreeMap::new();
     for (start, written) in &mut before {
-        for at in *start..ends[start] {
+        for (step, at) in steps[*start..ends[start]].iter().zip(*start..) {
             // Formals have no names: calls write to them.
             let open = |read: &usize| !written.has(*read) && !flow.name(*read).is_empty();
-            for read in steps[at].reads().filter(open) {
+            for read in step.reads().filter(open) {
                 let next = numbers.len();
                 numbers.entry(read).or_insert(next);
             }
-            steps[at].apply(flow.is_guarded(at), written);
+            step.apply(flow.is_guarded(at), written);
         }
     }
     mark(flow, code, steps, &numbers)

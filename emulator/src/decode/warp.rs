@@ -1,24 +1,11 @@
 //! Instructions that the threads of a warp or of a block execute together.
 
-use super::decoder::{Decoder, Result, SINK};
+use super::decoder::{Decoder, Result};
 use super::modifiers::Modifiers;
 use crate::program::*;
 use crate::ptx::{InstructionTree, Operand, Type};
 
 impl Decoder<'_> {
-    pub(super) fn transpose_matrix(
-        &mut self,
-        instruction: &InstructionTree,
-        modifiers: &mut Modifiers,
-    ) -> Result<()> {
-        modifiers.drop_all(|_| true);
-        self.count(instruction, &[2])?;
-        let a = self.r(&instruction.operands[1])?;
-        let d = self.r_target(&instruction.operands[0])?;
-        self.emit(Op::TransposeMatrix(d, a));
-        Ok(())
-    }
-
     pub(super) fn active_mask(
         &mut self,
         instruction: &InstructionTree,
@@ -53,98 +40,6 @@ impl Decoder<'_> {
 
     fn collective(&mut self, collective: Collective, members: R) {
         self.emit(Op::Collective(Box::new(CollectiveOp { collective, members })));
-    }
-
-    /// The registers of a fragment, in braces.
-    fn registers(
-        &mut self,
-        operand: &Operand,
-        count: usize,
-        ty: Type,
-        target: bool,
-    ) -> Result<[R; 4]> {
-        let Operand::Vector(elements) = operand else {
-            return self.fail("registers in braces are expected");
-        };
-        if elements.len() != count {
-            return self.fail(format!("{} registers where {count} are needed", elements.len()));
-        }
-        let mut registers = [SINK; 4];
-        for (register, element) in registers.iter_mut().zip(elements) {
-            *register = match (target, element) {
-                (true, Operand::Sink) => SINK,
-                (true, element) => match self.target(element, ty)? {
-                    Target::R(r, _) => r,
-                    _ => return self.fail("a 32-bit register is expected as the destination"),
-                },
-                (false, element) => match self.source(element, ty)? {
-                    Source::R(r) => r,
-                    _ => return self.fail("a 32-bit operand is expected"),
-                },
-            };
-        }
-        Ok(registers)
-    }
-
-    pub(super) fn mma(
-        &mut self,
-        instruction: &InstructionTree,
-        modifiers: &mut Modifiers,
-    ) -> Result<()> {
-        let layout = |name: &str| matches!(name, "sync" | "aligned" | "row" | "col");
-        let order = |name| instruction.modifiers.iter().position(|modifier| modifier == name);
-        if order("row") > order("col") {
-            return self.fail("`mma` takes A by rows and B by columns");
-        }
-        modifiers.drop_all(layout);
-        let k = modifiers.pick(&[("m16n8k4", 4), ("m16n8k8", 8), ("m16n8k16", 16)]).unwrap_or(16);
-        let mut types = [Type::B8; 4];
-        for ty in &mut types {
-            *ty = self.required_type(modifiers)?;
-        }
-        self.count(instruction, &[4])?;
-        let half_result = types[0] == Type::F16;
-        let (element, packed) = match types[1] {
-            Type::Bf16 => (Element::Bf16, Type::Bf16x2),
-            Type::F16 => (Element::F16, Type::F16x2),
-            _ => (Element::Tf32, Type::B32),
-        };
-        // A has 16 rows of k elements over 32 lanes, B half as many.
-        let per_register = if element == Element::Tf32 { 1 } else { 2 };
-        let a_count = 16 * k / 32 / per_register;
-        let c_count = if half_result { 2 } else { 4 };
-        let operands = &instruction.operands;
-        let sum = if half_result { Type::F16x2 } else { Type::F32 };
-        let a = self.registers(&operands[1], a_count, packed, false)?;
-        let b = self.registers(&operands[2], a_count / 2, packed, false)?;
-        let c = self.registers(&operands[3], c_count, sum, false)?;
-        let d = self.registers(&operands[0], c_count, sum, true)?;
-        let b = [b[0], b[1]];
-        self.emit(Op::Mma(Box::new(MmaOp { element, k, half_result, a, b, c, d })));
-        Ok(())
-    }
-
-    /// `ldmatrix` and `stmatrix`.
-    pub(super) fn move_matrices(
-        &mut self,
-        instruction: &InstructionTree,
-        modifiers: &mut Modifiers,
-        store: bool,
-    ) -> Result<()> {
-        let count = modifiers.pick(&[("x1", 1), ("x2", 2), ("x4", 4)]).unwrap_or(1);
-        let transposed = modifiers.take("trans");
-        let shared = modifiers.take("shared") || modifiers.take("shared::cta");
-        modifiers.drop_all(|_| true);
-        self.count(instruction, &[2])?;
-        let space = if shared { Space::Shared } else { Space::Generic };
-        let (at, registers) = if store { (0, 1) } else { (1, 0) };
-        let address = self.address(&instruction.operands[at], space)?;
-        let registers =
-            self.registers(&instruction.operands[registers], count, Type::B32, !store)?;
-        let registers = registers[..count].to_vec();
-        let op = Box::new(MatricesOp { address, transposed, registers });
-        self.emit(if store { Op::StoreMatrix(op) } else { Op::LoadMatrix(op) });
-        Ok(())
     }
 
     pub(super) fn shuffle(

@@ -78,6 +78,7 @@ fn refused(invalid: &InvalidLaunch) -> Failure {
     let status = match invalid {
         InvalidLaunch::Cooperative { .. } => Status::COOPERATIVE_LAUNCH_TOO_LARGE,
         InvalidLaunch::Unloaded => Status::INVALID_HANDLE,
+        InvalidLaunch::Workspace => Status::OUT_OF_MEMORY,
         _ => Status::INVALID_VALUE,
     };
     status.because(invalid.to_string())

@@ -33,6 +33,8 @@ pub(crate) struct Context<'a> {
     pub(crate) config: Config,
     pub(crate) sm_count: u32,
     pub(crate) launch: u64,
+    /// Memory by which the blocks of a cooperative grid wait for each other; zero for other grids.
+    pub(crate) workspace: u64,
     pub(crate) wide: Wide,
     pub(crate) stop: AtomicBool,
     /// The first fault, by the order of blocks.

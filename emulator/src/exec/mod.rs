@@ -10,6 +10,7 @@ mod memory;
 mod sanitize;
 mod schedule;
 mod warp;
+mod workspace;
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -22,6 +23,7 @@ use self::context::Context;
 use self::measure::Traffic;
 use self::sanitize::global::GlobalShadow;
 use self::schedule::BlockOrder;
+use self::workspace::Workspace;
 use crate::config::Config;
 use crate::counters::Counters;
 use crate::fault::Fault;
@@ -58,11 +60,20 @@ pub(crate) fn launch(
     if let Err(invalid) = launch.check(kernel, hardware.profile) {
         return (Counters::default(), Err(invalid.into()));
     }
-    let (counters, fault) = run(hardware, kernel, launch);
+    let workspace = match Workspace::new(hardware.memory, kernel, launch) {
+        Ok(workspace) => workspace,
+        Err(invalid) => return (Counters::default(), Err(invalid.into())),
+    };
+    let (counters, fault) = run(hardware, kernel, launch, workspace.address);
     (counters, fault.map_or(Ok(()), |fault| Err(fault.into())))
 }
 
-fn run(hardware: &Hardware, kernel: &Kernel, launch: &Launch) -> (Counters, Option<Fault>) {
+fn run(
+    hardware: &Hardware,
+    kernel: &Kernel,
+    launch: &Launch,
+    workspace: u64,
+) -> (Counters, Option<Fault>) {
     static LAUNCHES: AtomicU64 = AtomicU64::new(1);
     let config = hardware.config;
     let words = launch.params.chunks(8).map(|chunk| {
@@ -88,6 +99,7 @@ fn run(hardware: &Hardware, kernel: &Kernel, launch: &Launch) -> (Counters, Opti
         config,
         sm_count: hardware.profile.sm_count,
         launch: LAUNCHES.fetch_add(1, Ordering::Relaxed),
+        workspace,
         wide: Wide::detect(),
         stop: AtomicBool::new(false),
         fault: Mutex::new(None),

@@ -120,14 +120,17 @@ fn initialise(
         let mut image = vec![0; bytes as usize];
         let width = variable.ty.bytes() as usize;
         for (index, initial) in variable.initial.iter().enumerate() {
+            let address = |name: &str, offset: i64| {
+                let known = variables.get(name).map(|(address, _)| *address);
+                known
+                    .or_else(|| decode::function_address(tree, name))
+                    .map(|address| address.wrapping_add(offset as u64))
+                    .ok_or_else(|| fail(format!("`{name}` has no address in device memory")))
+            };
             let value = match initial {
                 Initial::Bits(bits) => *bits,
-                Initial::Address(name, offset) => variables
-                    .get(name)
-                    .map(|(address, _)| *address)
-                    .or_else(|| decode::function_address(tree, name))
-                    .map(|address| address.wrapping_add(*offset as u64))
-                    .ok_or_else(|| fail(format!("`{name}` has no address in device memory")))?,
+                Initial::Address(name, offset) => address(name, *offset)?,
+                Initial::AddressByte(name, offset, bit) => address(name, *offset)? >> bit & 0xff,
             };
             image
                 .get_mut(index * width..(index + 1) * width)

@@ -42,7 +42,7 @@ impl Op {
             Op::Copy(_) | Op::CopyCommit | Op::CopyWait(_) | Op::CopyWaitAll => Class::AsyncCopy,
             Op::LoadMatrix(_) => Class::LoadMatrix,
             Op::StoreMatrix(_) => Class::SharedStore,
-            Op::Mma(_) => Class::Tensor,
+            Op::Mma(_) | Op::Product(_) => Class::Tensor,
             Op::Shuffle(_) | Op::Collective(_) => Class::Collective,
             Op::Barrier(_) | Op::Fence => Class::Barrier,
             Op::Branch(_)
@@ -104,7 +104,11 @@ fn binary(op: Bin32) -> Class {
 fn scalar(op: &Scalar) -> Class {
     match op {
         Scalar::Integer(Integer::Copy, _) => Class::Move,
-        Scalar::Integer(..) | Scalar::Video { .. } => Class::Integer,
+        Scalar::Integer(Integer::Pack { .. }, _) => Class::Conversion,
+        Scalar::Integer(..)
+        | Scalar::Video { .. }
+        | Scalar::VideoPart { .. }
+        | Scalar::VideoProduct { .. } => Class::Integer,
         Scalar::Float(op, _) => match op {
             Float::Add
             | Float::Sub

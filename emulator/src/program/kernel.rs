@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use super::op::Instruction;
 use super::operand::Q;
+use super::space::{SHARED_WINDOW, Space, WINDOW_BYTES};
 use super::special::Special;
 use super::watch::Watch;
 use crate::counters::InstructionClass;
@@ -19,6 +20,8 @@ pub(crate) struct Kernel {
     pub(crate) param_bytes: usize,
     /// Shared memory that the kernel's variables take.
     pub(crate) static_shared: u32,
+    /// Its variables in shared memory.
+    pub(crate) shared: Vec<SharedVariable>,
     /// Where the first of them starts, and where dynamic shared memory does: they lie apart.
     pub(crate) shared_start: u32,
     pub(crate) dynamic_start: u32,
@@ -79,10 +82,40 @@ impl Kernel {
         }
     }
 
+    /// Why an address in shared memory may be less aligned than an access needs: the variable there
+    /// was declared so.
+    pub(crate) fn alignment_at(&self, space: Space, address: u64) -> Option<String> {
+        let address = match space {
+            Space::Shared => address,
+            Space::Generic => address.checked_sub(SHARED_WINDOW).filter(|&a| a < WINDOW_BYTES)?,
+            _ => return None,
+        };
+        let within = |v: &&SharedVariable| {
+            address.checked_sub(v.start).is_some_and(|offset| offset < v.bytes)
+        };
+        let SharedVariable { name, start, align, .. } = self.shared.iter().find(within)?;
+        Some(format!(
+            "byte {} of the shared variable `{name}`, whose declared alignment is {align}, and \
+             which is aligned no further",
+            address - start
+        ))
+    }
+
     /// The most threads a block may have: the kernel's `.maxntid` or `.reqntid`, or else 1024.
     pub(crate) fn max_threads(&self) -> u32 {
         self.thread_limit.unwrap_or(1024)
     }
+}
+
+/// A variable in shared memory.
+#[derive(Debug)]
+pub(crate) struct SharedVariable {
+    pub(crate) name: String,
+    /// Where it starts in the state space.
+    pub(crate) start: u64,
+    pub(crate) bytes: u64,
+    /// The alignment that its declaration asks for.
+    pub(crate) align: u64,
 }
 
 /// A device function that a kernel may call, ready to run.

@@ -12,7 +12,9 @@ mod special;
 mod watch;
 
 pub use self::kernel::Param;
-pub(crate) use self::kernel::{DeviceFunction, Kernel, Place, SavedRegisters, SourceText};
+pub(crate) use self::kernel::{
+    DeviceFunction, Kernel, Place, SavedRegisters, SharedVariable, SourceText,
+};
 pub(crate) use self::lanes::*;
 pub(crate) use self::op::*;
 pub(crate) use self::operand::*;

@@ -96,6 +96,7 @@ pub(crate) enum Op {
     StoreMatrix(Box<MatricesOp>),
     TransposeMatrix(R, R),
     Mma(Box<MmaOp>),
+    Product(Box<ProductOp>),
     Shuffle(Box<ShuffleOp>),
     Collective(Box<CollectiveOp>),
     ActiveMask(R),
@@ -215,6 +216,68 @@ pub(crate) struct MmaOp {
     pub(crate) b: [R; 2],
     pub(crate) c: [R; 4],
     pub(crate) d: [R; 4],
+}
+
+/// Elements of the factors of a product.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Cell {
+    /// Integers of that many bits.
+    Integer {
+        bits: u32,
+        signed: bool,
+    },
+    E4m3,
+    E5m2,
+    F16,
+    Bf16,
+    Tf32,
+    F64,
+}
+
+impl Cell {
+    /// The bits of one element.
+    pub(crate) fn bits(self) -> u32 {
+        match self {
+            Self::Integer { bits, .. } => bits,
+            Self::E4m3 | Self::E5m2 => 8,
+            Self::F16 | Self::Bf16 => 16,
+            Self::Tf32 => 32,
+            Self::F64 => 64,
+        }
+    }
+}
+
+/// How a product is added up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Sum {
+    Integer {
+        saturate: bool,
+    },
+    /// The number of bits that are set in both, or in one of both.
+    CountAnd,
+    CountXor,
+    F16,
+    F32,
+    F64,
+}
+
+/// A matrix multiply-accumulate of other elements or shapes than those of [`MmaOp`].
+#[derive(Debug)]
+pub(crate) struct ProductOp {
+    pub(crate) rows: usize,
+    pub(crate) columns: usize,
+    /// Length of the contraction.
+    pub(crate) k: usize,
+    /// Whether fragments hold their matrices in order, as those of `wmma` do here.
+    pub(crate) in_order: bool,
+    pub(crate) cells: [Cell; 2],
+    pub(crate) sum: Sum,
+    /// Whether C is packed f16.
+    pub(crate) half_addend: bool,
+    pub(crate) a: Vec<Source>,
+    pub(crate) b: Vec<Source>,
+    pub(crate) c: Vec<Source>,
+    pub(crate) d: Vec<Target>,
 }
 
 /// A load or a store of 8x8 matrices of 16-bit elements.

@@ -178,6 +178,12 @@ impl Op {
                 visit.read(op.c.each_mut());
                 op.d.iter_mut().for_each(|register| visit.write(register));
             }
+            Self::Product(op) => {
+                [&mut op.a, &mut op.b, &mut op.c]
+                    .into_iter()
+                    .for_each(|sources| visit.sources(sources));
+                op.d.iter_mut().for_each(|target| visit.target(target));
+            }
             Self::Shuffle(op) => {
                 visit.read([&mut op.value, &mut op.lane, &mut op.clamp, &mut op.members]);
                 visit.write(&mut op.target);

@@ -31,6 +31,24 @@ pub(crate) enum Scalar {
         saturate: bool,
         accumulate: bool,
     },
+    /// An operation on parts of words: those of the result and of both operands.
+    VideoPart {
+        op: Video,
+        parts: [Subword; 3],
+        signs: [bool; 3],
+        saturate: bool,
+        second: Option<VideoSecond>,
+    },
+    /// A product of parts, perhaps negated, plus or minus a word, and one more.
+    VideoProduct {
+        parts: [Subword; 2],
+        signs: [bool; 2],
+        negate: bool,
+        subtract: bool,
+        plus_one: bool,
+        shift: u32,
+        saturate: bool,
+    },
 }
 
 /// Integer and bit operations; the type gives width and signedness.
@@ -113,6 +131,11 @@ pub(crate) enum Integer {
         relu: bool,
     },
     AddPacked,
+    /// Two numbers held within some bits each, below the lower bits of a third.
+    Pack {
+        bits: u32,
+        signed: bool,
+    },
 }
 
 /// How `prmt` picks bytes.
@@ -257,4 +280,29 @@ pub(crate) enum Video {
     Difference,
     Min,
     Max,
+    /// Shifts by at most 32, or by the lowest five bits.
+    ShiftLeft {
+        clamp: bool,
+    },
+    ShiftRight {
+        clamp: bool,
+    },
+    /// One where it holds.
+    Compare(Relation),
+}
+
+/// What is done with a result and the third operand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum VideoSecond {
+    Add,
+    Min,
+    Max,
+}
+
+/// A part of a 32-bit register, by its number from the lowest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Subword {
+    Word,
+    Half(u32),
+    Byte(u32),
 }

@@ -21,6 +21,8 @@ pub(crate) enum Special {
     LanesGreaterEqual,
     DynamicShared,
     TotalShared,
+    /// What the driver hands to kernels, by number.
+    Environment(u32),
 }
 
 impl Special {
@@ -51,6 +53,10 @@ impl Special {
             ("%lanemask_ge", None) => Self::LanesGreaterEqual,
             ("%dynamic_smem_size", None) => Self::DynamicShared,
             ("%total_smem_size", None) => Self::TotalShared,
+            (name, None) => {
+                let number = name.strip_prefix("%envreg")?.parse().ok()?;
+                (number < 32).then_some(Self::Environment(number))?
+            }
             _ => return None,
         })
     }

@@ -1,5 +1,6 @@
 //! Declarations: variables with their initial values, and functions.
 
+use super::expression::Value;
 use super::lexer::Kind;
 use super::parser::{Parser, Result};
 use super::tree::*;
@@ -64,6 +65,10 @@ impl Parser<'_> {
                         return self.fail(format!("unexpected `.{name}`"));
                     }
                 }
+                "texref" | "samplerref" | "surfref" => {
+                    let what = "textures and surfaces are not supported";
+                    return self.fail(format!("`.{name}`: {what}"));
+                }
                 _ => match Type::by_name(name) {
                     Some(ty) => break ty,
                     None => return self.fail(format!("unknown type or attribute `.{name}`")),
@@ -101,7 +106,8 @@ impl Parser<'_> {
         let name = self.name()?;
         let mut elements = Some(1_u64);
         while self.accept('[') {
-            let length = if self.is_mark(']') { None } else { Some(self.integer()?) };
+            let sized = !self.is_mark(']');
+            let length = sized.then(|| self.integer_expression()).transpose()?;
             self.expect(']')?;
             elements = elements.zip(length).and_then(|(sofar, length)| sofar.checked_mul(length));
         }
@@ -126,46 +132,53 @@ impl Parser<'_> {
             }
             return Ok(());
         }
-        let element = match self.peek() {
-            Kind::Name("generic") if self.peek_after() == Kind::Mark('(') => {
+        let element = match (self.peek(), self.peek_after()) {
+            (Kind::Name(_), _) => {
+                let (name, offset) = self.address()?;
+                Initial::Address(name, offset)
+            }
+            (Kind::Integer(mask), Kind::Mark('(')) => {
                 self.at += 2;
-                let name = self.name()?;
+                let (name, offset) = self.address()?;
                 self.expect(')')?;
-                Initial::Address(name, self.offset()?)
+                let shift = mask.trailing_zeros();
+                if !shift.is_multiple_of(8) || mask >> shift != 0xff {
+                    return self.fail(format!("{mask:#x} does not mask one byte of an address"));
+                }
+                Initial::AddressByte(name, offset, shift)
             }
-            Kind::Name(name) => {
-                self.at += 1;
-                Initial::Address(name.to_owned(), self.offset()?)
-            }
-            Kind::Single(bits) if ty.bits() == 64 => {
-                self.at += 1;
-                Initial::Bits(f64::from(f32::from_bits(bits)).to_bits())
-            }
-            Kind::Single(bits) => {
+            (Kind::Single(bits), Kind::Mark(',' | '}' | ';')) if ty != Type::F64 => {
                 self.at += 1;
                 Initial::Bits(u64::from(bits))
             }
-            Kind::Double(bits) if ty == Type::F32 => {
-                self.at += 1;
-                Initial::Bits(u64::from((f64::from_bits(bits) as f32).to_bits()))
-            }
-            Kind::Double(bits) => {
-                self.at += 1;
-                Initial::Bits(bits)
-            }
-            _ => Initial::Bits(self.integer()?),
+            _ => match self.expression()? {
+                Value::Signed(value) => Initial::Bits(value as u64),
+                Value::Unsigned(value) => Initial::Bits(value),
+                Value::Float(value) if ty == Type::F32 => {
+                    Initial::Bits(u64::from((value as f32).to_bits()))
+                }
+                Value::Float(value) => Initial::Bits(value.to_bits()),
+            },
         };
         into.push(element);
         Ok(())
     }
 
+    /// The address of a variable in an initialiser: `name + offset`, `generic(name) + offset`.
+    fn address(&mut self) -> Result<(String, i64)> {
+        let generic = self.peek() == Kind::Name("generic") && self.peek_after() == Kind::Mark('(');
+        self.at += if generic { 2 } else { 0 };
+        let name = self.name()?;
+        if generic {
+            self.expect(')')?;
+        }
+        Ok((name, self.offset()?))
+    }
+
     /// A signed offset after a name, if any.
     pub(super) fn offset(&mut self) -> Result<i64> {
-        if self.accept('+') {
-            return Ok(self.integer()? as i64);
-        }
-        if self.is_mark('-') {
-            return Ok(self.integer()? as i64);
+        if self.accept('+') || self.is_mark('-') {
+            return Ok(self.integer_expression()? as i64);
         }
         Ok(0)
     }

@@ -111,7 +111,8 @@ impl<'a> Lexer<'a> {
         if self.at >= self.bytes.len() {
             return Ok(Kind::End);
         }
-        if starts_name(first) {
+        // A per cent sign alone is an operator.
+        if starts_name(first) && (first != b'%' || continues_name(self.peek(1))) {
             return Ok(match self.take_while(continues_name) {
                 "WARP_SZ" => Kind::Integer(32),
                 name => Kind::Name(name),
@@ -155,8 +156,8 @@ impl<'a> Lexer<'a> {
         let mut text = self.take_while(|byte| byte.is_ascii_alphanumeric());
         if self.peek(0) == b'.' && self.peek(1).is_ascii_digit() && !text.starts_with("0x") {
             self.at += 1;
-            self.take_while(|byte| byte.is_ascii_alphanumeric());
-            if text.ends_with(['e', 'E']) || matches!(self.peek(0), b'+' | b'-') {
+            let fraction = self.take_while(|byte| byte.is_ascii_alphanumeric());
+            if fraction.ends_with(['e', 'E']) && matches!(self.peek(0), b'+' | b'-') {
                 self.at += 1;
                 self.take_while(|byte| byte.is_ascii_digit());
             }

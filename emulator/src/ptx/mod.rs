@@ -1,6 +1,7 @@
 //! The text of PTX: tokens, and the tree that the parser makes of them.
 
 mod declarations;
+mod expression;
 mod lexer;
 mod parser;
 mod tree;

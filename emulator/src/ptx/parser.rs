@@ -1,6 +1,7 @@
 //! From tokens to the tree.
 
 use super::declarations::variable_space;
+use super::expression::Value;
 use super::lexer::{Kind, Token, tokens};
 use super::tree::*;
 use super::{Location, Problem};
@@ -13,8 +14,16 @@ const MOST_DEPTH: u32 = 128;
 /// Parses the text of a module.
 pub(crate) fn parse(text: &str) -> Result<Tree> {
     let tokens = tokens(text)?;
-    let mut parser =
-        Parser { text, tokens, at: 0, depth: 0, location: None, tree: Tree::default() };
+    let mut parser = Parser {
+        text,
+        tokens,
+        at: 0,
+        depth: 0,
+        location: None,
+        vectors: Vec::new(),
+        in_call: false,
+        tree: Tree::default(),
+    };
     parser
         .module()
         .map_err(|problem| Problem { location: problem.location.or(parser.location), ..problem })?;
@@ -28,6 +37,10 @@ pub(super) struct Parser<'a> {
     /// Braces and brackets that are open.
     depth: u32,
     pub(super) location: Option<Location>,
+    /// Vector registers that are in scope, with their lengths; a length of one hides another.
+    vectors: Vec<(String, usize)>,
+    /// Whether the operands are those of a call, whose lists are in parentheses.
+    in_call: bool,
     pub(super) tree: Tree,
 }
 
@@ -42,6 +55,15 @@ impl<'a> Parser<'a> {
 
     pub(super) fn peek_after(&self) -> Kind<'a> {
         self.tokens[(self.at + 1).min(self.tokens.len() - 1)].kind
+    }
+
+    /// Whether no gap lies before the token after the next one.
+    pub(super) fn touches_next(&self) -> bool {
+        self.tokens.get(self.at + 1).is_some_and(|next| next.start == self.token().end)
+    }
+
+    pub(super) fn text_of(&self, token: Token<'a>) -> &'a str {
+        &self.text[token.start..token.end]
     }
 
     pub(super) fn next(&mut self) -> Kind<'a> {
@@ -138,7 +160,11 @@ impl<'a> Parser<'a> {
                     self.tree.target = self.name()?;
                     while self.accept(',') {
                         let option = self.name()?;
-                        if option != "debug" {
+                        // Textures, which the last two are about, are not there.
+                        if !matches!(
+                            option.as_str(),
+                            "debug" | "texmode_unified" | "texmode_independent"
+                        ) {
                             return self.fail(format!("unknown target option `{option}`"));
                         }
                     }
@@ -152,6 +178,13 @@ impl<'a> Parser<'a> {
                 Kind::Dot("section") => self.section()?,
                 Kind::Dot("loc") => self.loc(line)?,
                 Kind::Dot("pragma") => self.pragma()?,
+                Kind::Dot("alias") => {
+                    let alias = self.name()?;
+                    self.expect(',')?;
+                    let function = self.name()?;
+                    self.expect(';')?;
+                    self.tree.aliases.insert(alias, function);
+                }
                 Kind::Mark(';') => {}
                 _ => {
                     self.at -= 1;
@@ -233,10 +266,14 @@ impl<'a> Parser<'a> {
     /// The statements of a scope, its closing brace included.
     pub(super) fn statements(&mut self) -> Result<Vec<Statement>> {
         let mut statements = Vec::new();
+        let vectors = self.vectors.len();
         loop {
             let line = self.line();
             match self.next() {
-                Kind::Mark('}') => return Ok(statements),
+                Kind::Mark('}') => {
+                    self.vectors.truncate(vectors);
+                    return Ok(statements);
+                }
                 Kind::Mark('{') => {
                     statements.push(Statement::Scope(self.nested(Self::statements)?))
                 }
@@ -245,8 +282,11 @@ impl<'a> Parser<'a> {
                 Kind::Dot("pragma") => self.pragma()?,
                 Kind::Dot("reg") => statements.push(self.registers(line)?),
                 Kind::Dot(name) => match variable_space(name) {
-                    Some(space) => statements
-                        .extend(self.variables(space, false)?.into_iter().map(Statement::Variable)),
+                    Some(space) => {
+                        for variable in self.variables(space, false)? {
+                            statements.push(self.local_variable(variable));
+                        }
+                    }
                     None => {
                         self.at -= 1;
                         return self.fail(format!("unknown directive `.{name}`"));
@@ -275,6 +315,18 @@ impl<'a> Parser<'a> {
         }
     }
 
+    /// A variable of a body. Those in device memory belong to the module, under a name of their own.
+    fn local_variable(&mut self, mut variable: Variable) -> Statement {
+        if !matches!(variable.space, VariableSpace::Global | VariableSpace::Const) {
+            return Statement::Variable(variable);
+        }
+        let number = self.tree.variables.len();
+        let linked = format!("{}@{number}", variable.name);
+        let name = std::mem::replace(&mut variable.name, linked.clone());
+        self.tree.variables.push(variable);
+        Statement::Static(name, linked)
+    }
+
     /// Names up to the semicolon.
     pub(super) fn names(&mut self) -> Result<Vec<String>> {
         let mut names = vec![self.name()?];
@@ -299,6 +351,12 @@ impl<'a> Parser<'a> {
     }
 
     pub(super) fn registers(&mut self, line: u32) -> Result<Statement> {
+        let mut length = 1;
+        for (name, elements) in [("v2", 2), ("v4", 4)] {
+            if self.accept_dot(name) {
+                length = elements;
+            }
+        }
         let Kind::Dot(name) = self.peek() else { return self.unexpected("a type") };
         let Some(ty) = Type::by_name(name) else {
             return self.fail(format!("unknown register type `.{name}`"));
@@ -312,12 +370,52 @@ impl<'a> Parser<'a> {
                 count = Some(self.small()?);
                 self.expect('>')?;
             }
-            names.push((name, count));
+            self.declare_registers(&mut names, name, count, length)?;
             if !self.accept(',') {
                 self.expect(';')?;
                 return Ok(Statement::Registers(ty, names, line));
             }
         }
+    }
+
+    /// Adds registers to a list. A vector register is one register for each of its elements.
+    fn declare_registers(
+        &mut self,
+        names: &mut Vec<(String, Option<u32>)>,
+        name: String,
+        count: Option<u32>,
+        length: usize,
+    ) -> Result<()> {
+        const MOST_VECTORS: u32 = 1 << 16;
+        if length == 1 {
+            if count.is_none() && self.vectors.iter().any(|(vector, _)| *vector == name) {
+                self.vectors.push((name.clone(), 1));
+            }
+            names.push((name, count));
+            return Ok(());
+        }
+        if count.is_some_and(|count| count > MOST_VECTORS) {
+            return self.fail(format!("more than {MOST_VECTORS} vector registers"));
+        }
+        let vectors: Vec<String> = match count {
+            Some(count) => (0..count).map(|index| format!("{name}{index}")).collect(),
+            None => vec![name],
+        };
+        for vector in vectors {
+            let elements = ["x", "y", "z", "w"].into_iter().take(length);
+            names.extend(elements.map(|element| (format!("{vector}.{element}"), None)));
+            self.vectors.push((vector, length));
+        }
+        Ok(())
+    }
+
+    /// The length of a vector register of that name; one where there is none.
+    fn vector_length(&self, name: &str) -> usize {
+        self.vectors
+            .iter()
+            .rev()
+            .find(|(vector, _)| vector == name)
+            .map_or(1, |(_, length)| *length)
     }
 
     pub(super) fn instruction(&mut self) -> Result<InstructionTree> {
@@ -334,6 +432,7 @@ impl<'a> Parser<'a> {
             self.at += 1;
             modifiers.push(modifier.to_owned());
         }
+        self.in_call = opcode == "call";
         let mut operands = Vec::new();
         while !self.is_mark(';') {
             operands.push(self.operand()?);
@@ -353,52 +452,64 @@ impl<'a> Parser<'a> {
                 self.at += 1;
                 return Ok(Operand::Vector(self.list('}')?));
             }
-            Kind::Mark('(') => {
+            Kind::Mark('(') if self.in_call => {
                 self.at += 1;
                 return Ok(Operand::List(self.list(')')?));
             }
             Kind::Mark('[') => {
                 self.at += 1;
                 let base = match self.peek() {
-                    Kind::Name(name) => {
-                        self.at += 1;
-                        Operand::Name(name.to_owned())
-                    }
-                    _ => Operand::Integer(self.integer()?),
+                    Kind::Name(_) => Operand::Name(self.element_name()?),
+                    _ => Operand::Integer(self.integer_expression()?),
                 };
                 let offset = self.offset()?;
+                if self.accept(',') {
+                    let mut object = vec![base];
+                    object.extend(self.list(']')?);
+                    return Ok(Operand::Object(object));
+                }
                 self.expect(']')?;
                 return Ok(Operand::Address(Box::new(base), offset));
             }
-            Kind::Mark('!') => {
+            Kind::Mark('!') if matches!(self.peek_after(), Kind::Name(_)) => {
                 self.at += 1;
                 return Ok(Operand::Not(self.name()?));
             }
-            Kind::Single(bits) => {
+            Kind::Mark('-') if matches!(self.peek_after(), Kind::Name(_)) => {
+                self.at += 1;
+                return Ok(Operand::Negated(self.element_name()?));
+            }
+            Kind::Single(bits)
+                if matches!(self.peek_after(), Kind::Mark(',' | ';' | '}' | ')' | ']')) =>
+            {
                 self.at += 1;
                 return Ok(Operand::Single(bits));
-            }
-            Kind::Double(bits) => {
-                self.at += 1;
-                return Ok(Operand::Double(bits));
             }
             Kind::Name("_") => {
                 self.at += 1;
                 Operand::Sink
             }
             Kind::Name(name) => {
-                self.at += 1;
-                let mut name = name.to_owned();
-                if let (true, Kind::Dot(component)) = (name.starts_with('%'), self.peek()) {
-                    self.at += 1;
-                    name = format!("{name}.{component}");
+                let length = self.vector_length(name);
+                let name = self.element_name()?;
+                // A vector register as a whole is the vector of its elements.
+                if length > 1 && !name.contains('.') {
+                    let elements = ["x", "y", "z", "w"].into_iter().take(length);
+                    let element = |element| Operand::Name(format!("{name}.{element}"));
+                    return Ok(Operand::Vector(elements.map(element).collect()));
                 }
                 match self.offset()? {
                     0 => Operand::Name(name),
                     offset => Operand::SymbolPlus(name, offset),
                 }
             }
-            _ => return Ok(Operand::Integer(self.integer()?)),
+            _ => {
+                return Ok(match self.expression()? {
+                    Value::Signed(value) => Operand::Integer(value as u64),
+                    Value::Unsigned(value) => Operand::Integer(value),
+                    Value::Float(value) => Operand::Double(value.to_bits()),
+                });
+            }
         };
         if self.accept('|') {
             let second = if self.peek() == Kind::Name("_") {
@@ -410,6 +521,18 @@ impl<'a> Parser<'a> {
             return Ok(Operand::Pair(Box::new(first), Box::new(second)));
         }
         Ok(first)
+    }
+
+    /// A name, with the element that it may name of a vector: `.x` or `.r` for the first.
+    fn element_name(&mut self) -> Result<String> {
+        let name = self.name()?;
+        let Kind::Dot(element) = self.peek() else { return Ok(name) };
+        self.at += 1;
+        let colours = [("r", "x"), ("g", "y"), ("b", "z"), ("a", "w")];
+        let colour = colours.iter().find(|(colour, _)| *colour == element);
+        let is_vector = self.vector_length(&name) > 1;
+        let element = colour.filter(|_| is_vector).map_or(element, |(_, element)| element);
+        Ok(format!("{name}.{element}"))
     }
 
     pub(super) fn list(&mut self, close: char) -> Result<Vec<Operand>> {

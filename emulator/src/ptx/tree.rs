@@ -154,9 +154,16 @@ pub(crate) struct Tree {
     pub(crate) files: BTreeMap<u32, String>,
     pub(crate) variables: Vec<Variable>,
     pub(crate) functions: Vec<FunctionTree>,
+    /// Other names of functions.
+    pub(crate) aliases: BTreeMap<String, String>,
 }
 
 impl Tree {
+    /// The name under which a function was declared.
+    pub(crate) fn resolve<'t>(&'t self, name: &'t str) -> &'t str {
+        self.aliases.get(name).map_or(name, String::as_str)
+    }
+
     /// The number of a target such as `sm_80` or `sm_90a`, or zero.
     pub(crate) fn target_number(&self) -> u32 {
         let target = self.target.as_str();
@@ -187,6 +194,8 @@ pub(crate) enum Initial {
     Bits(u64),
     /// The address of a variable plus an offset.
     Address(String, i64),
+    /// One byte of such an address, from that bit on.
+    AddressByte(String, i64, u32),
 }
 
 /// A kernel or a device function.
@@ -208,6 +217,8 @@ pub(crate) enum Statement {
     /// Registers: a type, and names with the count of a `<n>` range.
     Registers(Type, Vec<(String, Option<u32>)>, u32),
     Variable(Variable),
+    /// A variable in device memory, and its name among those of the module.
+    Static(String, String),
     Label(String, u32),
     /// The named list of labels that `brx.idx` picks from.
     Targets(String, Vec<String>),
@@ -252,12 +263,16 @@ pub(crate) enum Operand {
     Double(u64),
     /// `!p`
     Not(String),
+    /// `-r`
+    Negated(String),
     /// `d|p`
     Pair(Box<Operand>, Box<Operand>),
     /// `{a, b}`
     Vector(Vec<Operand>),
     /// `[base + offset]`; the base is a name or an integer.
     Address(Box<Operand>, i64),
+    /// `[base, more]`, of textures and other objects.
+    Object(Vec<Operand>),
     /// `_`
     Sink,
     /// The parenthesised arguments of a call.

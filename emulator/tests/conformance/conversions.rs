@@ -3,7 +3,7 @@
 use super::harness::*;
 
 pub fn families() -> Vec<Family> {
-    let cvt = [between_integers(), to_integers(), from_integers(), floats(), bytes()];
+    let cvt = [between_integers(), to_integers(), from_integers(), floats(), bytes(), packs()];
     vec![family("9.7.9.21 cvt", "cvt", cvt.into_iter().flatten().collect())]
 }
 
@@ -356,4 +356,34 @@ fn bytes() -> Vec<Case> {
         exact("cvt.rn.relu.f16x2.e4m3x2 r0, h1;", &[(&[0xb838], 0x0000_3c00)]),
         refused("cvt.rn.e4m3x2.f32 h0, r1, r2;", "does not exist"),
     ]
+}
+
+/// `cvt.pack`: two numbers held within a narrow type, below the lower bits of a third operand.
+fn packs() -> Vec<Case> {
+    let values = [0, 1, 2, 3, 7, 8, 100, 127, 128, 255, 256, 40_000, 70_000, 0x7fff_ffff];
+    let mut cases = Vec::new();
+    for bits in [2_u32, 4, 8, 16] {
+        for signed in [false, true] {
+            let name = format!("{}{bits}", if signed { 's' } else { 'u' });
+            let (least, most) = least_and_most(bits, signed);
+            let mask = (1_u64 << bits) - 1;
+            let held = |value: i32| i128::from(value).clamp(least, most) as u64 & mask;
+            let c = 0x9abc_def0;
+            let rows = values.iter().flat_map(|&a| [(a, -a), (-a - 1, a), (a, a / 2)]);
+            let rows = rows.map(|(a, b)| {
+                let pair = held(a) << bits | held(b);
+                let kept = if bits == 16 { 0 } else { c << (2 * bits) & 0xffff_ffff };
+                ([i(a), i(b), c], pair | kept)
+            });
+            let rows: Vec<_> = rows.collect();
+            let rows: Vec<Row> = rows.iter().map(|(inputs, d)| (&inputs[..], *d)).collect();
+            let code = match bits {
+                16 => format!("cvt.pack.sat.{name}.s32 r0, r1, r2;"),
+                _ => format!("cvt.pack.sat.{name}.s32.b32 r0, r1, r2, r3;"),
+            };
+            cases.push(exact(code, &rows));
+        }
+    }
+    cases.push(refused("cvt.pack.sat.u8.s32.b32 r0, r1, r2;", "takes 4 operands"));
+    cases
 }

@@ -11,13 +11,16 @@ mod control;
 mod conversions;
 mod convert;
 mod float;
+mod fragments;
 mod functions;
 mod half;
 mod harness;
 mod integer;
 mod matrix;
 mod memory;
+mod products;
 mod relations;
+mod syntax;
 mod video;
 
 use cuda_emulator::{Device, Form, profile, supported_forms};
@@ -39,8 +42,11 @@ fn families() -> Vec<harness::Family> {
         atomic::families(),
         collective::families(),
         matrix::families(),
+        products::families(),
+        fragments::families(),
         control::families(),
         video::families(),
+        syntax::families(),
     ];
     families.into_iter().flatten().collect()
 }

@@ -55,6 +55,46 @@ fn misaligned() {
     assert_eq!(fault.thread, Some([1, 0, 0]));
 }
 
+/// A GPU may align a variable further than it asks for; code that needs that must say so.
+#[test]
+fn misaligned_shared_variables_are_named() {
+    let body = |access: &str| {
+        kernel(&format!(
+            ".shared .align 2 .b8 first[6]; .shared .align 4 .b8 table[64]; .reg .b64 %d, %g;\n\
+             .reg .b32 %a; mov.b64 %d, 0; cvt.u64.u32 %g, %lane; mov.u32 %a, first;\n{access}"
+        ))
+    };
+    let detail = |access: &str| {
+        let fault = Bench::load(&body(access), Config::default()).fault("k", 1, 32, &[Arg::U64(0)]);
+        assert_eq!(fault.kind, FaultKind::Misaligned, "{fault}");
+        fault.detail
+    };
+    let named = "byte 8 of the shared variable `table`, whose declared alignment is 4";
+    let found = detail("st.shared.b64 [table+8], %d;");
+    assert!(found.contains(named), "{found}");
+    let found = detail("mov.u64 %g, table; cvta.shared.u64 %g, %g; st.b64 [%g+8], %d;");
+    assert!(found.contains(named), "{found}");
+    let found = detail("st.shared.b32 [%a+4], 0;");
+    assert!(found.contains("byte 4 of the shared variable `first`"), "{found}");
+    let found = detail("mov.u64 %g, 2; st.global.b32 [%g], 0;");
+    assert!(!found.contains("variable"), "{found}");
+}
+
+/// Dynamic shared memory has the alignment of its declaration, too.
+#[test]
+fn misaligned_dynamic_shared_memory_is_named() {
+    let ptx = kernel("st.shared.b64 [dynamic+4], %out;")
+        .replace(".visible .entry", ".extern .shared .align 4 .b8 dynamic[];\n.visible .entry");
+    let bench = Bench::load(&ptx, Config::default());
+    match bench.try_launch("k", 1, 32, 64, &[Arg::U64(0)]) {
+        Err(LaunchError::Fault(fault)) => {
+            assert_eq!(fault.kind, FaultKind::Misaligned);
+            assert!(fault.detail.contains("byte 4 of the shared variable `dynamic`"), "{fault}");
+        }
+        other => panic!("a fault was expected, not {other:?}"),
+    }
+}
+
 #[test]
 fn use_after_free() {
     let bench = Bench::cuda(STORES);

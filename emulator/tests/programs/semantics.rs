@@ -1,7 +1,7 @@
 //! What single instructions compute, in the cases that differ from what one would guess.
 
 use crate::support::{Arg, Bench, kernel};
-use cuda_emulator::{Config, FaultKind};
+use cuda_emulator::{Config, FaultKind, LaunchError};
 
 const NAN: u32 = 0x7fff_ffff;
 
@@ -391,4 +391,87 @@ fn indexed_branches() {
         st.global.u32 [%at], %v;";
     let expected: Vec<u32> = (0..32).map(|lane| 10 * (lane % 3 + 1)).collect();
     assert_eq!(Bench::ptx(body).words(32), expected);
+}
+
+/// What cooperative groups make of `this_grid().sync()`: the master of each block adds to a word of
+/// the grid's workspace and waits until its upper bit flips.
+const GRID_SYNC: &str = r#"
+.version 8.0
+.target sm_80
+.address_size 64
+.visible .entry k(.param .u64 out) {
+    .reg .b64 %out, %workspace, %slot, %other; .reg .b32 %high, %low, %block, %blocks, %thread;
+    .reg .b32 %add, %old, %now, %value, %next, %round; .reg .pred %p, %q;
+    ld.param.u64 %out, [out];
+    mov.u32 %high, %envreg1;
+    mov.u32 %low, %envreg2;
+    mov.b64 %workspace, {%low, %high};
+    setp.ne.u64 %p, %workspace, 0;
+    @!%p trap;
+    mov.u32 %block, %ctaid.x;
+    mov.u32 %blocks, %nctaid.x;
+    mov.u32 %thread, %tid.x;
+    mov.u32 %round, 0;
+ROUND:
+    // Each block adds what its neighbour had in the round before.
+    add.u32 %next, %block, 1;
+    rem.u32 %next, %next, %blocks;
+    mad.wide.u32 %slot, %block, 4, %out;
+    mad.wide.u32 %other, %next, 4, %out;
+    and.b32 %low, %round, 1;
+    mul.lo.u32 %low, %low, %blocks;
+    mul.wide.u32 %workspace, %low, 4;
+    add.u64 %other, %other, %workspace;
+    xor.b32 %low, %round, 1;
+    and.b32 %low, %low, 1;
+    mul.lo.u32 %low, %low, %blocks;
+    mul.wide.u32 %workspace, %low, 4;
+    add.u64 %slot, %slot, %workspace;
+    setp.ne.u32 %p, %thread, 0;
+    @%p bra ARRIVE;
+    ld.global.u32 %value, [%other];
+    add.u32 %value, %value, 1;
+    st.global.u32 [%slot], %value;
+ARRIVE:
+    mov.u32 %high, %envreg1;
+    mov.u32 %low, %envreg2;
+    mov.b64 %workspace, {%low, %high};
+    barrier.sync 0;
+    @%p bra MET;
+    mov.u32 %add, 1;
+    sub.u32 %old, 0x80000001, %blocks;
+    setp.eq.u32 %q, %block, 0;
+    selp.b32 %add, %old, %add, %q;
+    atom.add.release.gpu.u32 %old, [%workspace+4], %add;
+WAIT:
+    ld.acquire.gpu.u32 %now, [%workspace+4];
+    xor.b32 %now, %now, %old;
+    setp.ge.s32 %q, %now, 0;
+    @%q bra WAIT;
+MET:
+    barrier.sync 0;
+    add.u32 %round, %round, 1;
+    setp.lt.u32 %q, %round, 5;
+    @%q bra ROUND;
+    ret;
+}
+"#;
+
+#[test]
+fn the_blocks_of_a_cooperative_grid_meet() {
+    let bench = Bench::load(GRID_SYNC, Config::default());
+    for _ in 0..2 {
+        let out = bench.upload(&[0_u32; 14]);
+        bench.try_cooperative("k", 7, 64, &[Arg::U64(out)]).expect("a grid that meets");
+        // After five rounds each holds five, and the round before left four.
+        assert_eq!(bench.download::<u32>(out, 14), [[4; 7], [5; 7]].concat());
+        bench.device.free(out).expect("an allocation");
+        assert_eq!(bench.device.memory_in_use(), 0);
+    }
+    // Another grid has no workspace.
+    let out = bench.upload(&[0_u32; 14]);
+    match bench.try_launch("k", 7, 64, 0, &[Arg::U64(out)]) {
+        Err(LaunchError::Fault(fault)) => assert_eq!(fault.kind, FaultKind::Trap),
+        other => panic!("a trap was expected, not {other:?}"),
+    }
 }

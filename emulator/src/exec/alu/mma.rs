@@ -196,7 +196,7 @@ fn by_rule(
 
 /// Adds a block of products and an addend: all are cut to the weight of the last bit that the
 /// largest of them has in f32, plus one guard bit, added as integers, and the sum is cut to f32.
-fn aligned_truncate(addend: f32, products: &[f64]) -> f32 {
+pub(crate) fn aligned_truncate(addend: f32, products: &[f64]) -> f32 {
     let terms = || products.iter().copied().chain([f64::from(addend)]);
     if !terms().all(f64::is_finite) {
         return terms().sum::<f64>() as f32;

@@ -47,6 +47,14 @@ pub(crate) fn evaluate(scalar: &Scalar, s: [u64; 4]) -> (u64, bool) {
             let result = video::evaluate(op, bytes, signs, saturate, accumulate, s);
             (u64::from(result), false)
         }
+        Scalar::VideoPart { op, parts, signs, saturate, second } => {
+            (video::evaluate_part(op, parts, signs, saturate, second, s).into(), false)
+        }
+        Scalar::VideoProduct { parts, signs, negate, subtract, plus_one, shift, saturate } => {
+            let result =
+                video::product(parts, signs, negate, subtract, plus_one, shift, saturate, s);
+            (result.into(), false)
+        }
     }
 }
 
@@ -200,6 +208,12 @@ fn integer(op: Integer, ty: Type, [a, b, c, d]: [u64; 4]) -> u64 {
         Integer::MinPacked { relu: true } => packed(ty, a, b, |x, y| x.min(y).max(0)),
         Integer::MaxPacked { relu: true } => packed(ty, a, b, |x, y| x.max(y).max(0)),
         Integer::AddPacked => packed(ty, a, b, |x, y| x + y),
+        Integer::Pack { bits, signed: sign } => {
+            let most = if sign { (1 << (bits - 1)) - 1 } else { (1 << bits) - 1 };
+            let least = if sign { -most - 1 } else { 0 };
+            let held = |value| low(signed(value, 32).clamp(least, most) as u64, bits);
+            c << (2 * bits) | held(a) << bits | held(b)
+        }
     };
     low(result, bits)
 }

@@ -169,7 +169,10 @@ impl Warp {
         lane: usize,
     ) -> Result<*mut u8, Box<Stop>> {
         if address & (alignment - 1) != 0 {
-            let detail = format!("{bytes} bytes need an address that is a multiple of {alignment}");
+            let what = machine.context.kernel.alignment_at(space, address);
+            let what = what.map_or(String::new(), |what| format!(": it is {what}"));
+            let detail =
+                format!("{bytes} bytes need an address that is a multiple of {alignment}{what}");
             return Err(Stop::at(FaultKind::Misaligned, lane, address, detail));
         }
         let window = |start: u64| address.checked_sub(start).filter(|&o| o < WINDOW_BYTES);

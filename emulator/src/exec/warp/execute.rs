@@ -106,13 +106,23 @@ impl Warp {
             Op::Sleep if mask != 0 => return Ok(Next::Sleep),
             Op::Sleep => {}
             // Switched off for the whole part.
-            Op::Mma(_) | Op::LoadMatrix(_) | Op::StoreMatrix(_) | Op::TransposeMatrix(..)
+            Op::Mma(_)
+            | Op::Product(_)
+            | Op::LoadMatrix(_)
+            | Op::StoreMatrix(_)
+            | Op::TransposeMatrix(..)
                 if mask == 0 => {}
             Op::Mma(ref mma) => {
                 if !self.all_here(mask)? {
                     return Ok(Next::Wait);
                 }
                 self.mma(machine, mma);
+            }
+            Op::Product(ref product) => {
+                if !self.all_here(mask)? {
+                    return Ok(Next::Wait);
+                }
+                self.product(machine, product);
             }
             Op::LoadMatrix(ref load) => {
                 if !self.all_here(mask)? {

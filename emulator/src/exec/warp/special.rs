@@ -32,6 +32,10 @@ pub(crate) fn value(special: Special, context: &Context, block: [u32; 3], thread
         Special::LanesGreater => !(equal | (equal - 1)),
         Special::LanesGreaterEqual => !(equal - 1),
         Special::DynamicShared => context.dynamic_shared,
+        // Cooperative groups take the place of the grid's workspace from here.
+        Special::Environment(1) => (context.workspace >> 32) as u32,
+        Special::Environment(2) => context.workspace as u32,
+        Special::Environment(_) => 0,
         Special::TotalShared => context.kernel.static_shared + context.dynamic_shared,
     }
 }
