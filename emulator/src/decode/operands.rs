@@ -1,6 +1,6 @@
 //! Operands: registers, constants and addresses, with the widths that their types ask for.
 
-use super::decoder::{Decoder, Result, SINK, Symbol};
+use super::decoder::{Decoder, NONE, Result, SINK, Symbol};
 use crate::program::*;
 use crate::ptx::{InstructionTree, Operand, Type};
 
@@ -50,6 +50,15 @@ impl Decoder<'_> {
 
     /// A source operand: a register of exactly the type's width and kind, or a constant.
     pub(super) fn source(&mut self, operand: &Operand, ty: Type) -> Result<Source> {
+        if let Operand::SymbolPlus(name, offset) = operand
+            && let Symbol::Register(register) = self.symbol(name)?
+        {
+            let register = register.ty;
+            if !register.is_integer() || register.bits() != ty.bits() || !register.agrees(ty) {
+                return self.mismatch(&Operand::Name(name.clone()), register, ty);
+            }
+            return self.increased(name, *offset, register);
+        }
         match self.register(operand)? {
             Some(register) if register.bits() != ty.bits() || !register.agrees(ty) => {
                 self.mismatch(operand, register, ty)
@@ -59,8 +68,30 @@ impl Decoder<'_> {
         }
     }
 
+    /// The sum of a register and a constant.
+    fn increased(&mut self, name: &str, offset: i64, ty: Type) -> Result<Source> {
+        let a = self.read(&Operand::Name(name.to_owned()))?;
+        let b = self.constant(offset as u64, ty);
+        let (target, sum) = match ty.bits() {
+            64 => {
+                let q = self.new_q();
+                (Target::Q(q), Source::Q(q))
+            }
+            bits => {
+                let r = self.new_temporary();
+                (Target::R(r, bits as u8), Source::R(r))
+            }
+        };
+        let add = Scalar::Integer(Integer::Add, ty);
+        self.emit_scalar(add, target, Target::Nowhere, [a, b, NONE, NONE]);
+        Ok(sum)
+    }
+
     /// A source operand of an instruction that takes registers wider than its type.
     pub(super) fn wide_source(&mut self, operand: &Operand, ty: Type) -> Result<Source> {
+        if matches!(operand, Operand::SymbolPlus(..)) {
+            return self.source(operand, ty);
+        }
         match self.register(operand)? {
             Some(register) if register.bits() < ty.bits() || !register.agrees(ty) => {
                 self.mismatch(operand, register, ty)
@@ -82,10 +113,10 @@ impl Decoder<'_> {
                     symbol => self.address_of(&symbol, 0, ty),
                 }
             }
-            Operand::SymbolPlus(name, offset) => {
-                let symbol = self.symbol(name)?;
-                self.address_of(&symbol, *offset, ty)
-            }
+            Operand::SymbolPlus(name, offset) => match self.symbol(name)? {
+                Symbol::Register(_) => self.source(operand, ty),
+                symbol => self.address_of(&symbol, *offset, ty),
+            },
             _ => self.source(operand, ty),
         }
     }

@@ -192,7 +192,25 @@ impl Parser<'_> {
                 (false, true) => VariableSpace::Register,
                 _ => return self.unexpected("`.param` or `.reg`"),
             };
-            params.push(self.variable(space, false)?);
+            let vector = match self.peek() {
+                Kind::Dot("v2") => 2,
+                Kind::Dot("v4") => 4,
+                _ => 1,
+            };
+            let variable = self.variable(space, false)?;
+            if vector == 1 || space == VariableSpace::Param {
+                params.push(variable);
+            } else {
+                // A vector register is one register for each of its elements.
+                let bytes = Some(u64::from(variable.ty.bytes()));
+                params.extend(Self::element_names(&variable.name, vector).map(|name| Variable {
+                    name,
+                    bytes,
+                    align: variable.ty.bytes(),
+                    ..variable.clone()
+                }));
+                self.vectors.push((variable.name, vector));
+            }
             if !self.is_mark(')') {
                 self.expect(',')?;
             }
@@ -212,6 +230,7 @@ impl Parser<'_> {
 
     pub(super) fn function(&mut self, is_kernel: bool) -> Result<()> {
         let line = self.line();
+        let vectors = self.vectors.len();
         let returns = if self.is_mark('(') { self.params()? } else { Vec::new() };
         let name = self.name()?;
         let params = if self.is_mark('(') { self.params()? } else { Vec::new() };
@@ -238,6 +257,7 @@ impl Parser<'_> {
                 }
             }
         };
+        self.vectors.truncate(vectors);
         let function = FunctionTree {
             name,
             is_kernel,

@@ -38,7 +38,7 @@ pub(super) struct Parser<'a> {
     depth: u32,
     pub(super) location: Option<Location>,
     /// Vector registers that are in scope, with their lengths; a length of one hides another.
-    vectors: Vec<(String, usize)>,
+    pub(super) vectors: Vec<(String, usize)>,
     /// Whether the operands are those of a call, whose lists are in parentheses.
     in_call: bool,
     pub(super) tree: Tree,
@@ -339,12 +339,14 @@ impl<'a> Parser<'a> {
 
     /// `(results) _ (parameters)`, both of which may be missing.
     pub(super) fn prototype(&mut self) -> Result<Prototype> {
+        let vectors = self.vectors.len();
         let returns = if self.is_mark('(') { self.params()? } else { Vec::new() };
         if self.peek() != Kind::Name("_") {
             return self.unexpected("`_`");
         }
         self.at += 1;
         let params = if self.is_mark('(') { self.params()? } else { Vec::new() };
+        self.vectors.truncate(vectors);
         self.accept_dot("noreturn");
         self.expect(';')?;
         Ok(Prototype::Parameters(returns, params))
@@ -402,11 +404,16 @@ impl<'a> Parser<'a> {
             None => vec![name],
         };
         for vector in vectors {
-            let elements = ["x", "y", "z", "w"].into_iter().take(length);
-            names.extend(elements.map(|element| (format!("{vector}.{element}"), None)));
+            names.extend(Self::element_names(&vector, length).map(|name| (name, None)));
             self.vectors.push((vector, length));
         }
         Ok(())
+    }
+
+    /// The names of the elements of a vector register.
+    pub(super) fn element_names(name: &str, length: usize) -> impl Iterator<Item = String> {
+        let elements = ["x", "y", "z", "w"].into_iter().take(length);
+        elements.map(move |element| format!("{name}.{element}"))
     }
 
     /// The length of a vector register of that name; one where there is none.
@@ -494,9 +501,8 @@ impl<'a> Parser<'a> {
                 let name = self.element_name()?;
                 // A vector register as a whole is the vector of its elements.
                 if length > 1 && !name.contains('.') {
-                    let elements = ["x", "y", "z", "w"].into_iter().take(length);
-                    let element = |element| Operand::Name(format!("{name}.{element}"));
-                    return Ok(Operand::Vector(elements.map(element).collect()));
+                    let elements = Self::element_names(&name, length).map(Operand::Name);
+                    return Ok(Operand::Vector(elements.collect()));
                 }
                 match self.offset()? {
                     0 => Operand::Name(name),
@@ -538,7 +544,11 @@ impl<'a> Parser<'a> {
     pub(super) fn list(&mut self, close: char) -> Result<Vec<Operand>> {
         let mut operands = Vec::new();
         while !self.accept(close) {
-            operands.push(self.nested(Self::operand)?);
+            match self.nested(Self::operand)? {
+                // The elements of a vector are passed one by one.
+                Operand::Vector(elements) if self.in_call => operands.extend(elements),
+                operand => operands.push(operand),
+            }
             if !self.is_mark(close) {
                 self.expect(',')?;
             }

@@ -167,6 +167,13 @@ fn addresses() -> Vec<Case> {
             |_| 7,
         ),
         refused("ld.shared.u32 r0, [wm, {r1, r2}];", "an address in brackets"),
+        // A register and a constant, outside of brackets.
+        exact("mov.b64 w10, w1; ld.global.u8 r10, [wm]; mov.b64 w0, w10+5;", &[(&[7], 12)]),
+        exact(
+            "st.global.u32 [wm], r1+1; st.global.u16 [wm+4], h1 + 2; ld.global.b64 w0, [wm];",
+            &[(&[7], 8 | 9 << 32 | 0x0706 << 48)],
+        ),
+        refused("ld.global.u32 r10, [wm]; mov.u32 r0, p1+1;", "cannot be an operand"),
     ]
 }
 
@@ -231,6 +238,17 @@ fn functions() -> Vec<Case> {
             &[(&[0], 1), (&[5], 0)],
         ),
         refused(&format!("{invert} call (p0), invert, (r1);"), "cannot be an operand"),
+        // Vectors, element by element.
+        exact(
+            ".func (.reg .v2 .u32 out) swap(.reg .v2 .u32 in) { mov.v2.u32 out, {in.y, in.x}; ret; } \
+             --- .reg .v2 .u32 pair; mov.v2.u32 pair, {r1, r2}; call (pair), swap, (pair); \
+             mov.b64 w0, pair;",
+            &[(&[11, 22], 22 | 11 << 32)],
+        ),
+        refused(
+            ".func f(.reg .v2 .u32 in) { ret; } --- .reg .v4 .u32 four; call f, (four);",
+            "4 results and arguments, not 2",
+        ),
     ]
 }
 
