@@ -118,6 +118,7 @@ pub(super) const UNSUPPORTED: &[(&str, &str, &str)] = &[
     ("setmaxnreg", "", "registers that warps pass on (`setmaxnreg`)"),
     ("mma", "sp", "sparse products (`mma.sp`)"),
     ("mma", "sp::ordered_metadata", "sparse products (`mma.sp`)"),
+    ("mma", "m8n8k4", "four products in one (`mma.m8n8k4` of f16)"),
     ("mma", "block_scale", "products of scaled blocks"),
 ];
 

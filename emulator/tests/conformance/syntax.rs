@@ -88,6 +88,9 @@ fn expressions() -> Vec<Case> {
         refused("mov.b64 w0, 1.0 ? 2 : 3;", "no integer"),
         refused("mov.b64 w0, (1;", "expected `)`"),
         refused("mov.b64 w0, 1 + ;", "expected a constant"),
+        refused(&format!("mov.b64 w0, {}1;", "(".repeat(500)), "more than 128"),
+        refused(&format!("mov.b64 w0, {}1;", "- ".repeat(500)), "more than 128"),
+        refused(&format!("mov.b64 w0, {}1;", "1 ? 1 : ".repeat(500)), "more than 128"),
     ]);
     cases
 }
@@ -317,6 +320,7 @@ fn instructions_that_are_not_there_are_named() {
         ("mapa.u64 w1, w2, r1;", "clusters"),
         ("barrier.cluster.arrive;", "clusters"),
         ("multimem.red.add.u32 [w1], r1;", "`multimem`"),
+        ("mma.sync.aligned.m8n8k4.row.col.f32.f16.f16.f32 {r1}, {r2}, {r3}, {r4};", "m8n8k4"),
         ("setmaxnreg.inc.sync.aligned.u32 64;", "`setmaxnreg`"),
         (
             "mma.sp.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {r1}, {r2}, {r3}, {r4}, r5, 0;",
