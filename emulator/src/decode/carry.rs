@@ -1,7 +1,7 @@
 //! What an instruction moves from register to register, bit by bit.
 //!
-//! Compilers move bits that nothing wrote and drop them later, for example when they build a word of
-//! bytes. Such an instruction uses none of them; what it moves is known here. Every other
+//! Compilers move bits that nothing wrote and drop them later, for example when they build a word
+//! of bytes. Such an instruction uses none of them; what it moves is known here. Every other
 //! instruction uses all that it reads.
 
 use crate::program::*;

@@ -1,9 +1,9 @@
 //! `wmma`: fragments of matrices that a warp loads, multiplies and stores.
 //!
-//! The instruction set leaves open which lane holds which elements. Here a fragment holds its matrix
-//! in order: A by rows, B by columns, C and D by rows. Register r of lane l holds the elements from
-//! e (32 r + l) on, where e is how many fit into a register. Where the instruction names more
-//! registers than that takes, they hold the matrix again.
+//! The instruction set leaves open which lane holds which elements. Here a fragment holds its
+//! matrix in order: A by rows, B by columns, C and D by rows. Register r of lane l holds the
+//! elements from e (32 r + l) on, where e is how many fit into a register. Where the instruction
+//! names more registers than that takes, they hold the matrix again.
 
 use super::decoder::{Decoder, Result};
 use super::memory::SPACES;

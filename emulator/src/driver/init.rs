@@ -122,7 +122,7 @@ pub unsafe extern "C" fn cuDriverGetVersion(version: *mut c_int) -> Status {
     })
 }
 
-/// The tables of functions that CUDA's own libraries ask for are not there. Libraries that ask go on
+/// The tables of functions that CUDA's own libraries ask for are not there. Those that ask go on
 /// without them.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuGetExportTable(

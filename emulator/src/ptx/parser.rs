@@ -315,7 +315,7 @@ impl<'a> Parser<'a> {
         }
     }
 
-    /// A variable of a body. Those in device memory belong to the module, under a name of their own.
+    /// A variable of a body. Those in device memory belong to the module, under their own names.
     fn local_variable(&mut self, mut variable: Variable) -> Statement {
         if !matches!(variable.space, VariableSpace::Global | VariableSpace::Const) {
             return Statement::Variable(variable);

@@ -1,5 +1,5 @@
-//! Fragments of matrices, `wmma`: PTX ISA 9.7.14.4. Which lane holds which elements is left open, so
-//! that each case loads fragments, multiplies them, and looks at what is stored.
+//! Fragments of matrices, `wmma`: PTX ISA 9.7.14.4. Which lane holds which elements is left open.
+//! Each case loads fragments, multiplies them, and looks at what is stored.
 
 use super::harness::*;
 
@@ -226,7 +226,8 @@ impl Product {
                 let start = self.c_value(at) as i64;
                 let (register, ty) = if *c == "f16" { ("h11", "b16") } else { ("r11", "b32") };
                 format!(
-                    "mad.lo.s32 r10, rl, 8, {start}; {value} st.{results}.{ty} [w23+{}], {register}; ",
+                    "mad.lo.s32 r10, rl, 8, {start}; {value} \
+                     st.{results}.{ty} [w23+{}], {register}; ",
                     at * bytes
                 )
             })

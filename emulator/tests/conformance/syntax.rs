@@ -198,7 +198,8 @@ fn variables() -> Vec<Case> {
             &[(&[], 3)],
         ),
         exact(
-            ".func (.reg .u32 out) f() { .global .u32 hidden = 8; ld.global.u32 out, [hidden]; ret; } \
+            ".func (.reg .u32 out) f() { .global .u32 hidden = 8; \
+             ld.global.u32 out, [hidden]; ret; } \
              --- call (r10), f; .global .u32 hidden = 1; ld.global.u32 r11, [hidden]; \
              add.u32 r0, r10, r11;",
             &[(&[], 9)],
@@ -243,7 +244,8 @@ fn functions() -> Vec<Case> {
         refused(&format!("{invert} call (p0), invert, (r1);"), "cannot be an operand"),
         // Vectors, element by element.
         exact(
-            ".func (.reg .v2 .u32 out) swap(.reg .v2 .u32 in) { mov.v2.u32 out, {in.y, in.x}; ret; } \
+            ".func (.reg .v2 .u32 out) swap(.reg .v2 .u32 in) { \
+             mov.v2.u32 out, {in.y, in.x}; ret; } \
              --- .reg .v2 .u32 pair; mov.v2.u32 pair, {r1, r2}; call (pair), swap, (pair); \
              mov.b64 w0, pair;",
             &[(&[11, 22], 22 | 11 << 32)],

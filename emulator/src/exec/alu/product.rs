@@ -3,9 +3,9 @@
 //! For `mma` lane l has the number g = l / 4 of its group and q = l % 4 in it. Register i of a
 //! fragment of A holds elements of row g + 8 (i % 2) for matrices of 16 rows, of row g for those of
 //! 8: as many as fit into the register, from column n (q + 4 (i / 2)) on, where n is how many fit.
-//! The fragment of B is the same of B's transpose, by columns. Of C and D a lane has the columns 2 q
-//! and 2 q + 1 of row g, and then those of row g + 8. Fragments of `wmma` hold their matrices in
-//! order.
+//! The fragment of B is the same of B's transpose, by columns. Of C and D a lane has the columns
+//! 2 q and 2 q + 1 of row g, and then those of row g + 8. Fragments of `wmma` hold their matrices
+//! in order.
 
 use super::float::{from_f16, quiet, to_f16};
 use super::lanes::LANES;
