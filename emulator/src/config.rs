@@ -14,7 +14,8 @@ pub struct Config {
     /// The schedule: another than 0 permutes the order of blocks and that of the warps of a block,
     /// and lets warps give way to each other more often.
     pub seed: u64,
-    /// Warp instructions after which a block is taken for stuck.
+    /// Instructions of a warp after which its block is taken for stuck. A loop that nothing can end
+    /// is found without it.
     pub watchdog: u64,
     /// The newest PTX version that modules may have: (major, minor).
     pub ptx_version: (u32, u32),
@@ -28,14 +29,16 @@ pub struct Config {
 }
 
 impl Default for Config {
-    /// Takes the number of threads from `CUDA_EMULATOR_THREADS`, or else one per processor; the
-    /// sanitizer is on unless `CUDA_EMULATOR_SANITIZER` is 0; launches are measured where
-    /// `CUDA_EMULATOR_MEASURE` is 1.
+    /// Takes the number of threads from `CUDA_EMULATOR_THREADS`, or else one per processor, and the
+    /// watchdog from `CUDA_EMULATOR_WATCHDOG`; the sanitizer is on unless
+    /// `CUDA_EMULATOR_SANITIZER` is 0; launches are measured where `CUDA_EMULATOR_MEASURE` is 1.
     fn default() -> Self {
-        let threads = std::env::var("CUDA_EMULATOR_THREADS")
-            .ok()
-            .and_then(|value| value.trim().parse().ok())
-            .filter(|&threads| threads > 0)
+        let number = |variable| {
+            let value = std::env::var(variable).ok()?;
+            value.trim().parse::<u64>().ok().filter(|&number| number > 0)
+        };
+        let threads = number("CUDA_EMULATOR_THREADS")
+            .and_then(|threads| usize::try_from(threads).ok())
             .or_else(|| std::thread::available_parallelism().ok().map(usize::from))
             .unwrap_or(1);
         Self {
@@ -43,7 +46,7 @@ impl Default for Config {
             accumulator: Accumulator::default(),
             jitter: false,
             seed: 0,
-            watchdog: 1 << 32,
+            watchdog: number("CUDA_EMULATOR_WATCHDOG").unwrap_or(1 << 32),
             ptx_version: (9, 5),
             sanitizer: std::env::var("CUDA_EMULATOR_SANITIZER")
                 .map_or(true, |value| value.trim() != "0"),

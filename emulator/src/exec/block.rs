@@ -1,5 +1,7 @@
 //! A block: its warps, its barriers, and the order in which warps run.
 
+use std::sync::atomic::Ordering;
+
 use crate::counters::Counters;
 use crate::exec::context::*;
 use crate::exec::measure::Measure;
@@ -132,8 +134,12 @@ impl Block {
             let (shared, block) = (&mut self.shared, self.number as u32);
             let measure = self.measure.as_deref_mut();
             let mut machine = Machine { context, shared, counters, measure, pc: 0, block };
+            let effects = context.effects.load(Ordering::SeqCst);
             let result = self.warps[warp].run(&mut machine, self.quantum);
             let pause = result.map_err(|stop| self.fault(context, warp, *stop))?;
+            if self.warps[warp].has_run(pause, effects) {
+                context.effects.fetch_add(1, Ordering::SeqCst);
+            }
             // A loop without end may pause at nothing but its barriers.
             if !matches!(pause, Pause::Done) && self.warps[warp].ran > context.config.watchdog {
                 return Err(self.timeout(context, warp));
@@ -162,6 +168,26 @@ impl Block {
             asleep = 0;
         }
         Ok(Turn::More)
+    }
+
+    /// Whether all of its warps that are not done do the same again and again, or wait for those
+    /// that do, since the launch has had that many effects.
+    pub(crate) fn is_stuck(&self, effects: u64) -> bool {
+        self.states.iter().zip(&self.warps).all(|(state, warp)| match state {
+            State::Ready => warp.spin.stuck() == Some(effects),
+            State::At(..) | State::Done => true,
+        })
+    }
+
+    /// The report of a loop that nothing can end.
+    pub(crate) fn endless(&self, context: &Context) -> Box<Fault> {
+        let detail = format!(
+            "nothing can end this loop: every warp that has not exited waits at a barrier or does \
+             the same again and again, and changes nothing that another reads; {}",
+            self.describe(context)
+        );
+        let warp = self.states.iter().position(|&state| state == State::Ready).unwrap_or(0);
+        self.fault(context, warp, *Stop::new(FaultKind::Timeout, detail))
     }
 
     /// A warp arrives at a barrier.

@@ -37,6 +37,8 @@ pub(crate) struct Context<'a> {
     pub(crate) workspace: u64,
     pub(crate) wide: Wide,
     pub(crate) stop: AtomicBool,
+    /// How often a warp has run and changed what others may see.
+    pub(crate) effects: AtomicU64,
     /// The first fault, by the order of blocks.
     pub(crate) fault: Mutex<Option<(u64, Fault)>>,
     /// What the sanitizer knows of global memory, where it is on.

@@ -13,8 +13,8 @@ mod warp;
 mod workspace;
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use self::alu::lanes::Wide;
@@ -102,14 +102,22 @@ fn run(
         workspace,
         wide: Wide::detect(),
         stop: AtomicBool::new(false),
+        effects: AtomicU64::new(0),
         fault: Mutex::new(None),
         global_shadow,
     };
     let blocks: u64 = launch.grid.iter().map(|&size| u64::from(size)).product();
     let workers = config.threads.max(1).min(usize::try_from(blocks).unwrap_or(usize::MAX));
-    let next = AtomicU64::new(0);
     let order = BlockOrder::new(config.seed, blocks);
-    let work = || worker(&context, &next, blocks, &order, launch.cooperative);
+    let grid = Grid {
+        next: AtomicU64::new(0),
+        blocks,
+        order,
+        cooperative: launch.cooperative,
+        stuck: Mutex::new(Stuck { workers, effects: 0, at: Vec::new() }),
+    };
+    let number = AtomicUsize::new(0);
+    let work = || worker(&context, &grid, number.fetch_add(1, Ordering::Relaxed));
     let counters = if workers == 1 {
         work()
     } else {
@@ -133,33 +141,75 @@ fn run(
     (counters, fault.map(|(_, fault)| fault))
 }
 
+/// The blocks of a launch, as the threads of the host share them.
+struct Grid {
+    next: AtomicU64,
+    blocks: u64,
+    order: BlockOrder,
+    cooperative: bool,
+    stuck: Mutex<Stuck>,
+}
+
+impl Grid {
+    /// The next block to start.
+    fn draw(&self) -> Option<u64> {
+        let turn = self.next.fetch_add(1, Ordering::Relaxed);
+        (turn < self.blocks).then(|| self.order.at(turn))
+    }
+
+    fn stuck(&self) -> MutexGuard<'_, Stuck> {
+        self.stuck.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Threads of the host all of whose blocks do the same again and again.
+struct Stuck {
+    /// Threads that have blocks.
+    workers: usize,
+    /// How many effects the launch has had, since which none changed.
+    effects: u64,
+    at: Vec<usize>,
+}
+
+impl Stuck {
+    /// Notes a thread; whether they all are.
+    fn note(&mut self, effects: u64, worker: usize) -> bool {
+        if self.effects != effects {
+            (self.effects, self.at) = (effects, Vec::new());
+        }
+        if !self.at.contains(&worker) {
+            self.at.push(worker);
+        }
+        self.at.len() == self.workers
+    }
+}
+
 /// Runs blocks until there are no more.
 ///
 /// A thread of the host runs one block after the other. A block that does not end within its turn
 /// may wait for a later one. The thread then starts the next block and runs both in turn.
-fn worker(
-    context: &Context,
-    next: &AtomicU64,
-    blocks: u64,
-    order: &BlockOrder,
-    cooperative: bool,
-) -> Counters {
+fn worker(context: &Context, grid: &Grid, number: usize) -> Counters {
     let mut counters = Counters::default();
     let mut running: VecDeque<Block> = VecDeque::new();
     let mut spare = Vec::new();
+    let cooperative = grid.cooperative;
     let quantum = if cooperative { COOPERATIVE_QUANTUM } else { BLOCK_QUANTUM };
     let most = if cooperative { usize::MAX } else { 64 };
-    let (mut start, mut asleep) = (true, 0);
+    let fail = |number: u64, fault: Fault| {
+        context.stop.store(true, Ordering::Relaxed);
+        let mut first = context.fault.lock().unwrap_or_else(PoisonError::into_inner);
+        if first.as_ref().is_none_or(|(other, _)| *other > number) {
+            *first = Some((number, fault));
+        }
+    };
+    let (mut start, mut needed, mut asleep) = (true, false, 0);
     while !context.stop.load(Ordering::Relaxed) {
-        while start && running.len() < most {
-            let turn = next.fetch_add(1, Ordering::Relaxed);
-            if turn >= blocks {
-                break;
-            }
+        while needed || start && running.len() < most {
+            let Some(next) = grid.draw() else { break };
             let mut block = spare.pop().unwrap_or_else(|| Block::new(context));
-            block.start(context, order.at(turn));
+            block.start(context, next);
             running.push_front(block);
-            start = cooperative;
+            (start, needed) = (cooperative, false);
         }
         let Some(mut block) = running.pop_front() else { break };
         match block.turn(context, &mut counters, quantum) {
@@ -171,20 +221,23 @@ fn worker(
                 start = true;
                 running.push_back(block);
                 asleep = if matches!(turn, Turn::Asleep) { asleep + 1 } else { 0 };
-                if asleep > running.len() {
+                // They may wait for a block that has not started.
+                let some_left = grid.next.load(Ordering::Relaxed) < grid.blocks;
+                needed = some_left && asleep > running.len();
+                let effects = context.effects.load(Ordering::SeqCst);
+                if !some_left && running.iter().all(|block| block.is_stuck(effects)) {
+                    if grid.stuck().note(effects, number) {
+                        let first = running.iter().min_by_key(|block| block.number);
+                        first.into_iter().for_each(|b| fail(b.number, *b.endless(context)));
+                    }
                     // What all of them wait for is a block of another thread.
                     std::thread::sleep(NAP);
                 }
             }
-            Err(fault) => {
-                context.stop.store(true, Ordering::Relaxed);
-                let mut first = context.fault.lock().unwrap_or_else(PoisonError::into_inner);
-                if first.as_ref().is_none_or(|(number, _)| *number > block.number) {
-                    *first = Some((block.number, *fault));
-                }
-            }
+            Err(fault) => fail(block.number, *fault),
         }
     }
+    grid.stuck().workers -= 1;
     for measure in running.iter().chain(&spare).filter_map(|block| block.measure.as_deref()) {
         counters += measure.counters(context.kernel);
     }

@@ -11,3 +11,4 @@ mod mutation;
 mod sanitizer;
 mod semantics;
 mod support;
+mod waiting;

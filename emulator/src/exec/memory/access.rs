@@ -304,8 +304,15 @@ impl Warp {
         if access.order == Order::Acquire {
             fence(Ordering::SeqCst);
         }
-        if access.order != Order::Weak && machine.context.config.sanitizer {
-            self.hear(machine, &access.address, access.order, mask);
+        if access.order != Order::Weak {
+            let targets = &access.targets;
+            let values =
+                targets.iter().flat_map(|&target| lanes(mask).map(move |lane| (target, lane)));
+            let values: Vec<u64> = values.map(|(target, lane)| self.held(target, lane)).collect();
+            self.spin.has_read(machine.pc, values.into_iter());
+            if machine.context.config.sanitizer {
+                self.hear(machine, &access.address, access.order, mask);
+            }
         }
         Ok(())
     }
@@ -353,6 +360,7 @@ impl Warp {
     ) -> Result<(), Box<Stop>> {
         let bytes = access.bytes * access.sources.len() as u32;
         let space = access.address.space;
+        self.spin.has_effect();
         self.translate(machine, &access.address, bytes, Intent::Write, mask)?;
         count(machine, space, bytes, mask, Intent::Write);
         self.measure(machine, &access.address, bytes, mask, Intent::Write);
@@ -382,6 +390,7 @@ impl Warp {
         address: &Address,
         mask: u32,
     ) -> Result<(), Box<Stop>> {
+        self.spin.has_effect();
         self.translate(machine, address, DISCARDED, Intent::Write, mask)?;
         let at = |&lane: &usize| self.address(address, lane);
         if let Some(lane) = lanes(mask).find(|lane| at(lane) >= PARAM_WINDOW) {

@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering};
 
 use super::access::Intent;
 use crate::exec::alu::float;
+use crate::exec::alu::lanes::LANES;
 use crate::exec::alu::scalar::signed;
 use crate::exec::context::*;
 use crate::exec::warp::Warp;
@@ -45,11 +46,17 @@ impl Warp {
                 machine.counters.global_bytes_written += moved;
             }
         }
+        let mut olds = [0; LANES];
         for lane in lanes(mask) {
             let operands = op.sources.map(|source| self.get(source, lane));
             let shared = space == Space::Shared
                 || (space == Space::Generic && self.address(&op.address, lane) >= SHARED_WINDOW);
-            let update = |old: u64| new_value(op, old, operands, shared);
+            let mut changes = false;
+            let update = |old: u64| {
+                let new = new_value(op, old, operands, shared);
+                changes = new != old;
+                new
+            };
             // SAFETY: `translate` checked alignment and bounds; all accesses to memory that
             // blocks share are atomic.
             let old = unsafe {
@@ -59,8 +66,13 @@ impl Warp {
                     _ => swap64(self.pointers[lane], update),
                 }
             };
+            if changes {
+                self.spin.has_effect();
+            }
+            olds[lane] = old;
             self.put(op.target, lane, old);
         }
+        self.spin.has_read(machine.pc, lanes(mask).map(|lane| olds[lane]));
         if machine.context.config.sanitizer {
             self.hear(machine, &op.address, op.order, mask);
         }
@@ -72,7 +84,7 @@ macro_rules! swap {
     ($name:ident, $int:ty, $atomic:ty) => {
         /// # Safety
         /// The pointer is aligned and valid for reads and writes.
-        unsafe fn $name(pointer: *mut u8, update: impl Fn(u64) -> u64) -> $int {
+        unsafe fn $name(pointer: *mut u8, mut update: impl FnMut(u64) -> u64) -> $int {
             // SAFETY: passed on to the caller.
             let word = unsafe { <$atomic>::from_ptr(pointer.cast()) };
             let mut old = word.load(Ordering::Relaxed);

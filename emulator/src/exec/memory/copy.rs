@@ -126,6 +126,7 @@ impl Warp {
         mask: u32,
     ) -> Result<(), Box<Stop>> {
         let bytes = op.bytes;
+        self.spin.has_effect();
         self.translate(machine, &op.to, bytes, Intent::Write, mask)?;
         let to = self.pointers;
         let sanitizer = machine.context.config.sanitizer;

@@ -67,6 +67,7 @@ impl Warp {
         machine: &mut Machine,
         op: &MatricesOp,
     ) -> Result<(), Box<Stop>> {
+        self.spin.has_effect();
         self.rows(machine, op, Deed::Write)?;
         for (matrix, &source) in op.registers.iter().enumerate() {
             let words = self.r[source as usize].0;

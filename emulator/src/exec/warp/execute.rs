@@ -149,9 +149,18 @@ impl Warp {
                 self.copy_async(machine, copy, mask)?;
             }
             Op::Copy(_) => {}
-            Op::CopyCommit => self.copies.commit(mask),
-            Op::CopyWait(pending) => self.copies.wait(machine, self.index, mask, pending),
-            Op::CopyWaitAll => self.copies.wait_all(machine, self.index, mask),
+            Op::CopyCommit => {
+                self.spin.has_effect();
+                self.copies.commit(mask);
+            }
+            Op::CopyWait(pending) => {
+                self.spin.has_effect();
+                self.copies.wait(machine, self.index, mask, pending);
+            }
+            Op::CopyWaitAll => {
+                self.spin.has_effect();
+                self.copies.wait_all(machine, self.index, mask);
+            }
             _ => return self.execute_rare(machine, op, pc, active, mask),
         }
         Ok(Next::Step)
@@ -255,15 +264,21 @@ impl Warp {
             }
             Op::IsSpace(window, d, a) => self.is_space(machine, *window, *d, *a, mask),
             Op::Call(call) if mask != 0 => {
+                self.spin.has_effect();
                 self.call(machine, call, pc, active, mask)?;
                 return Ok(Next::Reselect);
             }
             Op::Return(function) if mask != 0 => {
+                self.spin.has_effect();
                 self.leave(machine, *function, pc, active, mask);
                 return Ok(Next::Reselect);
             }
-            Op::StackAllocate(allocation) => self.allocate(machine, allocation, mask)?,
+            Op::StackAllocate(allocation) => {
+                self.spin.has_effect();
+                self.allocate(machine, allocation, mask)?;
+            }
             Op::Builtin(builtin, frame) if mask != 0 => {
+                self.spin.has_effect();
                 self.builtin(machine, *builtin, *frame, mask)?;
             }
             Op::Trap if mask != 0 => {
@@ -413,6 +428,7 @@ impl Warp {
         // Time in a kernel is what the warp has executed: the emulator knows no other. That is
         // counted by turns, within which the clock advances whenever it is read.
         self.readings += 1;
+        self.spin.has_effect();
         let cycles = self.ran + machine.counters.instructions + self.readings;
         let value = match clock {
             Clock::Cycles | Clock::Nanoseconds => cycles,

@@ -10,8 +10,10 @@ mod collective;
 mod execute;
 mod print;
 mod special;
+mod spin;
 
 use self::call::Call;
+use self::spin::Spin;
 use crate::exec::alu::lanes::{self, LANES, V32, V64, Wide};
 use crate::exec::context::*;
 use crate::exec::memory::access::Pointers;
@@ -94,6 +96,7 @@ pub(crate) struct Warp {
     /// How often it has read a clock.
     pub(crate) readings: u64,
     pub(crate) current: usize,
+    pub(crate) spin: Spin,
 }
 
 impl Warp {
@@ -117,6 +120,7 @@ impl Warp {
             ran: 0,
             readings: 0,
             current: 0,
+            spin: Spin::default(),
         }
     }
 
@@ -145,6 +149,7 @@ impl Warp {
         self.index = index;
         self.ran = 0;
         self.current = 0;
+        self.spin = Spin::default();
         for &(special, slot) in &kernel.specials {
             let mut values = [0; LANES];
             for (lane, value) in values.iter_mut().enumerate() {
@@ -185,6 +190,16 @@ impl Warp {
             Source::R(r) => u64::from(self.r[r as usize].0[lane]),
             Source::Q(q) => self.q[q as usize].0[lane],
             Source::P(test) => u64::from(self.test(test) >> lane & 1),
+        }
+    }
+
+    /// What a target holds in one lane.
+    pub(crate) fn held(&self, target: Target, lane: usize) -> u64 {
+        match target {
+            Target::R(r, _) => u64::from(self.r[r as usize].0[lane]),
+            Target::Q(q) => self.q[q as usize].0[lane],
+            Target::P(p) => u64::from(self.p[p as usize] >> lane & 1),
+            Target::Nowhere => 0,
         }
     }
 
@@ -325,6 +340,10 @@ impl Warp {
                         Next::Step
                     } else if mask == active {
                         machine.leave(pc + 1);
+                        if *target <= pc && self.spin.turns() {
+                            let pause = self.sleep(at, *target);
+                            return Ok((quantum - left, pause));
+                        }
                         pc = *target;
                         machine.enter(pc);
                         if alone {
@@ -378,14 +397,9 @@ impl Warp {
                     return Ok((quantum - left, None));
                 }
                 Next::Sleep => {
-                    self.ran += SLEEP;
-                    pc += 1;
-                    machine.leave(pc);
-                    let part = &mut self.parts[at];
-                    (part.pc, part.ran) = (pc, PART_QUANTUM);
-                    let mut others = self.parts.iter().enumerate();
-                    let awake = others.any(|(other, part)| other != at && !part.waiting);
-                    return Ok((quantum - left, (!awake).then_some(Pause::Sleep)));
+                    machine.leave(pc + 1);
+                    let pause = self.sleep(at, pc + 1);
+                    return Ok((quantum - left, pause));
                 }
                 Next::Pause(pause) => {
                     machine.leave(pc + 1);
@@ -397,6 +411,16 @@ impl Warp {
         machine.leave(pc);
         self.parts[at].pc = pc;
         Ok((quantum - left, pause))
+    }
+
+    /// Lets others run before a part goes on at a place.
+    fn sleep(&mut self, at: usize, pc: u32) -> Option<Pause> {
+        self.ran += SLEEP;
+        let part = &mut self.parts[at];
+        (part.pc, part.ran) = (pc, PART_QUANTUM);
+        let mut others = self.parts.iter().enumerate();
+        let awake = others.any(|(other, part)| other != at && !part.waiting);
+        (!awake).then_some(Pause::Sleep)
     }
 
     /// Ends threads; what waits for them is looked at again.
