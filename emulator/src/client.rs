@@ -300,7 +300,7 @@ impl Emulator {
     }
 
     /// Sets what contexts to come are made with: threads, accumulator, jitter, seed, watchdog,
-    /// sanitizer and measuring.
+    /// sanitizer, writes of the same value and measuring.
     ///
     /// # Errors
     /// `CUDA_ERROR_ILLEGAL_STATE` where there is a context already.
@@ -314,7 +314,8 @@ impl Emulator {
             watchdog: config.watchdog,
             sanitizer: 1 + u32::from(config.sanitizer),
             jitter: 1 + u32::from(config.jitter),
-            measure: 1 + u64::from(config.measure),
+            measure: 1 + u32::from(config.measure),
+            same_value_writes: 1 + u32::from(config.same_value_writes),
         };
         // SAFETY: the settings are readable, and the library has the same idea of the structure.
         match unsafe { (self.functions.set_config)(&settings) } {

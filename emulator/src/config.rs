@@ -22,6 +22,9 @@ pub struct Config {
     /// Whether reads of memory and registers that nothing wrote, races, and copies that nothing
     /// waited for are faults. It costs time.
     pub sanitizer: bool,
+    /// Whether the sanitizer lets two plain writes of the same bytes race, such as those that set a
+    /// flag.
+    pub same_value_writes: bool,
     /// Whether launches are measured: the counters that say so, and a record of every launch. It
     /// costs time, and memory for each launch until
     /// [`Device::take_launches`](crate::Device::take_launches).
@@ -31,8 +34,11 @@ pub struct Config {
 impl Default for Config {
     /// Takes the number of threads from `CUDA_EMULATOR_THREADS`, or else one per processor, and the
     /// watchdog from `CUDA_EMULATOR_WATCHDOG`; the sanitizer is on unless
-    /// `CUDA_EMULATOR_SANITIZER` is 0; launches are measured where `CUDA_EMULATOR_MEASURE` is 1.
+    /// `CUDA_EMULATOR_SANITIZER` is 0; `CUDA_EMULATOR_SAME_VALUE_WRITES` and
+    /// `CUDA_EMULATOR_MEASURE` are off unless they are 1.
     fn default() -> Self {
+        let is_on =
+            |variable| std::env::var(variable).is_ok_and(|value: String| value.trim() == "1");
         let number = |variable| {
             let value = std::env::var(variable).ok()?;
             value.trim().parse::<u64>().ok().filter(|&number| number > 0)
@@ -50,7 +56,8 @@ impl Default for Config {
             ptx_version: (9, 5),
             sanitizer: std::env::var("CUDA_EMULATOR_SANITIZER")
                 .map_or(true, |value| value.trim() != "0"),
-            measure: std::env::var("CUDA_EMULATOR_MEASURE").is_ok_and(|value| value.trim() == "1"),
+            same_value_writes: is_on("CUDA_EMULATOR_SAME_VALUE_WRITES"),
+            measure: is_on("CUDA_EMULATOR_MEASURE"),
         }
     }
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::forms::{self, Needs};
 use super::functions::{Body, function_address};
 use super::modifiers::Modifiers;
-use super::{allocate, liveness, unwritten};
+use super::{allocate, guesses, liveness, unwritten};
 use crate::program::*;
 use crate::ptx::{
     FunctionTree, InstructionTree, Operand, Problem, Prototype, Statement, Tree, Type, Variable,
@@ -242,6 +242,7 @@ impl<'a> Decoder<'a> {
             let start = self.bodies[0].frame_end();
             constants64.push((LOCAL_BASE + u64::from(start), stack));
         }
+        guesses::mark(&mut self.code);
         let registers = self.flow.most_live(&self.code, &functions);
         let words = constants32.iter().map(|&(v, r)| ((RegisterClass::Word, r), u64::from(v)));
         let doubles = constants64.iter().map(|&(v, q)| ((RegisterClass::Double, q), v));

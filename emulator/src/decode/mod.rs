@@ -14,6 +14,7 @@ mod decoder;
 mod forms;
 mod fragment;
 mod functions;
+mod guesses;
 mod liveness;
 mod logic;
 mod lower;

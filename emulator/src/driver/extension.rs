@@ -43,7 +43,9 @@ pub(crate) struct Settings {
     /// 1 or 2: approximations as exact as can be, or with errors.
     pub(crate) jitter: u32,
     /// 1 or 2: without or with measuring.
-    pub(crate) measure: u64,
+    pub(crate) measure: u32,
+    /// 1 or 2: without or with races of writes of one value.
+    pub(crate) same_value_writes: u32,
 }
 
 /// What was measured of one launch, without the kernel's name.
@@ -120,6 +122,9 @@ impl Driver {
         }
         if settings.measure != 0 {
             config.measure = settings.measure == 2;
+        }
+        if settings.same_value_writes != 0 {
+            config.same_value_writes = settings.same_value_writes == 2;
         }
         if settings.accumulator != 0 {
             let known = ACCUMULATORS.iter().find(|entry| entry.0 == settings.accumulator);

@@ -22,6 +22,10 @@ const ACCUMULATOR: &str = "CUDA_EMULATOR_ACCUMULATOR";
 const SANITIZER: &str = "CUDA_EMULATOR_SANITIZER";
 /// Whether approximate instructions err as far as they may: `1` or `0` (where unset).
 const JITTER: &str = "CUDA_EMULATOR_JITTER";
+/// Whether plain writes of the same bytes may race: `1` or `0` (where unset).
+const SAME_VALUE_WRITES: &str = "CUDA_EMULATOR_SAME_VALUE_WRITES";
+/// Instructions of a warp after which its block is taken for stuck.
+const WATCHDOG: &str = "CUDA_EMULATOR_WATCHDOG";
 /// Whether launches are measured: `1` or `0` (where unset).
 const MEASURE: &str = "CUDA_EMULATOR_MEASURE";
 /// The order in which blocks and warps run: a number.
@@ -57,7 +61,12 @@ pub(super) fn config_from_environment() -> Result<Config> {
     let sanitizer = choose(SANITIZER, &[("1", true), ("0", false)])?;
     let jitter = choose(JITTER, &[("0", false), ("1", true)])?;
     let measure = choose(MEASURE, &[("0", false), ("1", true)])?;
-    let mut config = Config { accumulator, sanitizer, jitter, measure, ..Config::default() };
+    let same_value_writes = choose(SAME_VALUE_WRITES, &[("0", false), ("1", true)])?;
+    let mut config =
+        Config { accumulator, sanitizer, jitter, measure, same_value_writes, ..Config::default() };
+    if let Some(watchdog) = number(WATCHDOG)? {
+        config.watchdog = watchdog;
+    }
     if let Some(seed) = number(SEED)? {
         config.seed = seed;
     }

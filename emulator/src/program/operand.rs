@@ -17,14 +17,14 @@ pub(crate) const TRUE: P = 0;
 pub(crate) const FALSE: P = 1;
 
 /// A predicate and whether it is negated.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Test {
     pub(crate) predicate: P,
     pub(crate) negated: bool,
 }
 
 /// Where a value comes from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Source {
     R(R),
     Q(Q),

@@ -400,7 +400,10 @@ impl Warp {
         self.measure_discard(machine, address, mask);
         if machine.context.config.sanitizer {
             let (bytes, order) = (DISCARDED as usize, Order::Weak);
-            self.look(machine, Deeds { deed: Deed::Discard, address, bytes, mask, order })?;
+            self.look(
+                machine,
+                Deeds { deed: Deed::Discard, address, bytes, mask, order, store: None },
+            )?;
         }
         for lane in lanes(mask) {
             for at in (0..DISCARDED as usize).step_by(size_of::<u64>()) {

@@ -133,7 +133,10 @@ impl Warp {
         let order = Order::Weak;
         if sanitizer {
             let (address, bytes) = (&op.to, bytes as usize);
-            self.look(machine, Deeds { deed: Deed::Issue, address, bytes, mask, order })?;
+            self.look(
+                machine,
+                Deeds { deed: Deed::Issue, address, bytes, mask, order, store: None },
+            )?;
         }
         let ignored = self.test(op.ignore);
         let mut read = [bytes as u8; LANES];
@@ -167,11 +170,11 @@ impl Warp {
             let (deed, address) = (Deed::Read, &op.from);
             if whole {
                 let bytes = bytes as usize;
-                self.look(machine, Deeds { deed, address, bytes, mask, order })?;
+                self.look(machine, Deeds { deed, address, bytes, mask, order, store: None })?;
             } else {
                 for lane in lanes(mask).filter(|&lane| read[lane] > 0) {
                     let (bytes, mask) = (usize::from(read[lane]), 1 << lane);
-                    self.look(machine, Deeds { deed, address, bytes, mask, order })?;
+                    self.look(machine, Deeds { deed, address, bytes, mask, order, store: None })?;
                 }
             }
         }

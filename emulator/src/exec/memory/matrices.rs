@@ -36,7 +36,7 @@ impl Warp {
         }
         if machine.context.config.sanitizer {
             let (address, bytes, order) = (&op.address, ROW_BYTES as usize, Order::Weak);
-            self.look(machine, Deeds { deed, address, bytes, mask, order })?;
+            self.look(machine, Deeds { deed, address, bytes, mask, order, store: None })?;
         }
         self.measure_matrices(machine, mask);
         Ok(())

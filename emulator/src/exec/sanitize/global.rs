@@ -358,7 +358,7 @@ impl Notes {
 
 /// The place of a granule among those that clocks observe: no place in shared memory.
 fn place(access: GlobalAccess) -> usize {
-    (access.allocation + 1) << 40 | access.offset / GRANULE
+    ((access.allocation + 1) << 40) | (access.offset / GRANULE)
 }
 
 /// Whether an earlier access races with a new one, one of which is a write.

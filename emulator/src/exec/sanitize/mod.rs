@@ -16,12 +16,12 @@ use self::global::{GlobalAccess, GlobalConflict, Held};
 use self::shared::{Conflict, Finding, Kind, Row};
 use crate::exec::alu::lanes::LANES;
 use crate::exec::context::*;
-use crate::exec::memory::access::Pointers;
+use crate::exec::memory::access::{Pointers, read_byte};
 use crate::exec::warp::Warp;
 use crate::fault::FaultKind;
 use crate::memory::{Allocation, WRITTEN, find};
 use crate::program::{
-    Access, Address, Atomic, AtomicOp, LOCAL_WINDOW, Order, PARAM_WINDOW, SHARED_WINDOW, Space,
+    Access, Address, Atomic, AtomicOp, LOCAL_WINDOW, Order, SHARED_WINDOW, Space,
 };
 
 /// What an access does.
@@ -46,6 +46,8 @@ pub(crate) struct Deeds<'a> {
     pub(crate) bytes: usize,
     pub(crate) mask: u32,
     pub(crate) order: Order,
+    /// The store, where it is one.
+    pub(crate) store: Option<&'a Access>,
 }
 
 /// Whether a generic address is one of shared memory.
@@ -64,7 +66,8 @@ impl Warp {
     ) -> Result<(), Box<Stop>> {
         let bytes = access.bytes as usize * access.targets.len();
         let (address, order) = (&access.address, access.order);
-        self.look(machine, Deeds { deed: Deed::Read, address, bytes, mask, order })
+        let (deed, store) = (Deed::Read, None);
+        self.look(machine, Deeds { deed, address, bytes, mask, order, store })
     }
 
     /// Looks at a store.
@@ -77,7 +80,8 @@ impl Warp {
     ) -> Result<(), Box<Stop>> {
         let bytes = access.bytes as usize * access.sources.len();
         let (address, order) = (&access.address, access.order);
-        self.look(machine, Deeds { deed: Deed::Write, address, bytes, mask, order })?;
+        let store = Some(access);
+        self.look(machine, Deeds { deed: Deed::Write, address, bytes, mask, order, store })?;
         if matches!(address.space, Space::Local | Space::Param) {
             return Ok(());
         }
@@ -93,7 +97,7 @@ impl Warp {
     ) -> Result<(), Box<Stop>> {
         let deed = if op.atomic == Atomic::Exchange { Deed::Write } else { Deed::Update };
         let (bytes, address, order) = (op.ty.bytes() as usize, &op.address, op.order);
-        self.look(machine, Deeds { deed, address, bytes, mask, order })
+        self.look(machine, Deeds { deed, address, bytes, mask, order, store: None })
     }
 
     /// Keeps other accesses to global memory that are not weak away until this one was carried out.
@@ -110,7 +114,7 @@ impl Warp {
 
     /// Looks at an access; `self.pointers` holds where each lane's is.
     pub(crate) fn look(&mut self, machine: &mut Machine, deeds: Deeds) -> Result<(), Box<Stop>> {
-        let Deeds { deed, address, bytes, mask, order } = deeds;
+        let Deeds { deed, address, bytes, mask, order, .. } = deeds;
         match address.space {
             Space::Param => return Ok(()),
             Space::Local => {
@@ -139,7 +143,7 @@ impl Warp {
                 let address = self.address(address, lane);
                 if in_shared_window(address) {
                     in_shared |= 1 << lane;
-                } else if (LOCAL_WINDOW..PARAM_WINDOW).contains(&address) {
+                } else if address >= LOCAL_WINDOW {
                     self.look_at_local(machine, deeds, lane)?;
                 } else {
                     let found = find(&context.table, address, bytes as u64);
@@ -244,12 +248,28 @@ impl Warp {
         let by = Touch { warp: self.index as usize, lane, pc: machine.pc, strong };
         let writes = deed != Deed::Read;
         let access = GlobalAccess { block, allocation: at, offset, bytes, writes, by };
-        page.note(&mut shadow.clocks, access).map_err(|conflict| {
-            let GlobalConflict { other, wrote, offset } = conflict;
-            let address = allocation.base + offset as u64;
-            let other =
-                Other { block: other.block, thread: Ok(other.thread()), pc: Some(other.pc), wrote };
-            race(context, block, deeds, lane, address, other)
+        let Err(conflict) = page.note(&mut shadow.clocks, access) else { return Ok(()) };
+        let GlobalConflict { other, wrote, offset } = conflict;
+        let same = wrote && self.stores_what_is_there(deeds, lane);
+        if same && context.config.same_value_writes {
+            return Ok(());
+        }
+        let address = allocation.base + offset as u64;
+        let (thread, pc) = (Ok(other.thread()), Some(other.pc));
+        let other = Other { block: other.block, thread, pc, wrote, same };
+        Err(race(context, block, deeds, lane, address, other))
+    }
+
+    /// Whether a lane stores the bytes that are there already.
+    #[cold]
+    fn stores_what_is_there(&self, deeds: Deeds, lane: usize) -> bool {
+        let Some(store) = deeds.store else { return false };
+        let width = store.bytes as usize;
+        store.sources.iter().enumerate().all(|(index, &source)| {
+            let new = self.get(source, lane).to_le_bytes();
+            let start = self.pointers[lane].wrapping_add(index * width);
+            // SAFETY: the access was found to lie within memory that the launch keeps.
+            (0..width).all(|at| unsafe { read_byte(start.wrapping_add(at)) } == new[at])
         })
     }
 
@@ -321,17 +341,27 @@ impl Warp {
     fn look_at_shared(&self, machine: &mut Machine, deeds: Deeds) -> Result<(), Box<Stop>> {
         let start = machine.shared.host().addr();
         let Some(shadow) = machine.shared.shadow() else { return Ok(()) };
-        let Deeds { deed, bytes, mask, order, .. } = deeds;
+        let Deeds { deed, bytes, mut mask, order, .. } = deeds;
         let offsets = self.pointers.map(|pointer| pointer.addr().wrapping_sub(start) as u32);
         let (warp, strong) = (self.index as usize, order != Order::Weak);
-        let row = Row { warp, pc: machine.pc, strong, mask, bytes, offsets: &offsets };
-        let result = match deed {
-            Deed::Read => shadow.read(row),
-            Deed::Write | Deed::Discard => shadow.write(row, Kind::Write),
-            Deed::Issue => shadow.write(row, Kind::Issue),
-            Deed::Update => shadow.write(row, Kind::Update),
-        };
-        result.map_err(|(lane, finding)| self.report(machine, deeds, lane, finding))
+        while mask != 0 {
+            let row = Row { warp, pc: machine.pc, strong, mask, bytes, offsets: &offsets };
+            let result = match deed {
+                Deed::Read => shadow.read(row),
+                Deed::Write | Deed::Discard => shadow.write(row, Kind::Write),
+                Deed::Issue => shadow.write(row, Kind::Issue),
+                Deed::Update => shadow.write(row, Kind::Update),
+            };
+            let Err((lane, finding)) = result else { break };
+            let wrote = matches!(finding, Finding::Race(Conflict { wrote: true, .. }));
+            let same = wrote && self.stores_what_is_there(deeds, lane);
+            if !same || !machine.context.config.same_value_writes {
+                return Err(self.report(machine, deeds, lane, finding, same));
+            }
+            // The lanes behind it are still to be looked at.
+            mask &= !(u32::MAX >> (LANES - 1 - lane));
+        }
+        Ok(())
     }
 
     #[cold]
@@ -341,6 +371,7 @@ impl Warp {
         deeds: Deeds,
         lane: usize,
         finding: Finding,
+        same: bool,
     ) -> Box<Stop> {
         let (_, length, host) = machine.shared.region();
         let offset = self.pointers[lane].addr() - host.addr();
@@ -358,8 +389,9 @@ impl Warp {
             }
             Finding::Race(Conflict { warp, lane: other, pc, wrote }) => {
                 let number = other.map(|lane| (warp * LANES + lane) as u32);
-                let other = Other { block: machine.block, thread: number.ok_or(warp), pc, wrote };
-                race(machine.context, machine.block, deeds, lane, address, other)
+                let (block, thread) = (machine.block, number.ok_or(warp));
+                let other = Other { block, thread, pc, wrote, same };
+                race(machine.context, block, deeds, lane, address, other)
             }
         }
     }
@@ -405,6 +437,8 @@ struct Other {
     thread: Result<u32, usize>,
     pc: Option<u32>,
     wrote: bool,
+    /// Whether it wrote what the later access writes.
+    same: bool,
 }
 
 /// The report of a race.
@@ -440,7 +474,10 @@ fn race(
         false => "fences and atomics",
     };
     let (this, that) = (did(deeds.deed != Deed::Read), did(other.wrote));
-    let detail = format!("this {this} and the {that} by {who} are not ordered by {order}");
+    let mut detail = format!("this {this} and the {that} by {who} are not ordered by {order}");
+    if other.same {
+        detail += "; both write the same value, which CUDA_EMULATOR_SAME_VALUE_WRITES=1 allows";
+    }
     Stop::at(FaultKind::Race, lane, address, detail)
 }
 

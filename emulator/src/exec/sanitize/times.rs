@@ -55,12 +55,15 @@ impl Times {
     }
 }
 
+/// What was done in a block.
+type Entry = (u32, Arc<Times>);
+
 /// What was done before a message was left at a place, by blocks, sorted.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Message(Option<Arc<Vec<(u32, Arc<Times>)>>>);
+pub(crate) struct Message(Option<Arc<Vec<Entry>>>);
 
 impl Message {
-    fn entries(&self) -> &[(u32, Arc<Times>)] {
+    fn entries(&self) -> &[Entry] {
         self.0.as_ref().map_or(&[], |entries| &entries[..])
     }
 
@@ -94,7 +97,7 @@ impl Message {
             (None, Some(other)) => return other.is_empty(),
         };
         let mut own = self.entries().iter();
-        let has = |(block, times): &(u32, Arc<Times>)| {
+        let has = |(block, times): &Entry| {
             own.by_ref()
                 .find(|entry| entry.0 >= *block)
                 .filter(|entry| entry.0 == *block)

@@ -413,3 +413,127 @@ extern "C" __global__ void k(int* line, int* out) {
     let read = "__syncthreads(); out[i] = line[i % 32]; // gone";
     demand(result([sync, sync, read]), FaultKind::UninitializedRead, text, "$2");
 }
+
+/// A compare-and-swap loop starts with a plain read: its value is a guess. A plain read that
+/// decides anything else is a race.
+#[test]
+fn a_plain_read_may_be_a_guess() {
+    let text = r#"
+extern "C" __global__ void k(unsigned long long* sum, double* out) {
+    unsigned long long old = *sum, assumed; // read
+    do {
+        assumed = old;
+        double more = __longlong_as_double(assumed) + 1.0;
+        old = atomicCAS($0, assumed, __double_as_longlong(more));
+    } while (old != assumed);
+    if (threadIdx.x == 0) out[blockIdx.x] = 1.0;
+}"#;
+    for threads in [1, 2] {
+        let result = |place: &str| {
+            let text = text.replace("$0", place);
+            let bench = Bench::cuda_with(&text, Config { threads, ..sanitized() });
+            let (sums, out) = (bench.upload(&[0.0_f64; 2]), bench.room::<f64>(4));
+            let result = run(&bench, 4, 64, &[Arg::U64(sums), Arg::U64(out)]);
+            (result, bench.download::<f64>(sums, 1)[0])
+        };
+        assert_eq!(result("sum"), (Ok(()), 256.0));
+        let other = text.replace("*sum, assumed", "sum[1], assumed");
+        let bench = Bench::cuda_with(
+            &other.replace("$0", "sum").replace("out[blockIdx.x] = 1.0", "atomicAdd(sum + 1, 1)"),
+            Config { threads, ..sanitized() },
+        );
+        let (sums, out) = (bench.upload(&[0.0_f64; 2]), bench.room::<f64>(4));
+        let fault = run(&bench, 4, 64, &[Arg::U64(sums), Arg::U64(out)]).expect_err("a report");
+        assert_eq!(fault.kind, FaultKind::Race, "{fault}");
+    }
+}
+
+/// Lanes of a warp that change their own parts of one word in place touch no byte of another.
+#[test]
+fn parts_of_a_word_belong_to_their_lanes() {
+    let text = r#"
+extern "C" __global__ void k(unsigned* out) {
+    __shared__ $0 parts[64];
+    unsigned lane = threadIdx.x;
+    parts[lane] = lane;
+    parts[lane] += 1;
+    parts[lane] *= 2; // again
+    $1
+    out[lane] = parts[$2]; // read
+}"#;
+    for kind in ["unsigned char", "unsigned short", "unsigned"] {
+        let result = |sync: &str, read: &str| {
+            let bench = program(text, &[kind, sync, read]);
+            run(&bench, 1, 32, &[Arg::U64(bench.room::<u32>(32))])
+        };
+        assert_eq!(result("", "lane"), Ok(()), "{kind}");
+        assert_eq!(result("__syncwarp();", "lane ^ 1"), Ok(()), "{kind}");
+        let fault = result("", "lane ^ 1").expect_err("a report");
+        assert_eq!(fault.kind, FaultKind::Race, "{kind}: {fault}");
+    }
+}
+
+/// Who overwrites what others of the block still read, as a maximum in shared memory often is.
+#[test]
+fn a_maximum_is_overwritten_before_all_have_read_it() {
+    let text = r#"
+extern "C" __global__ void k(const float* in, float* out) {
+    __shared__ float shared[4];
+    int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    float value = in[threadIdx.x];
+    for (int step = 16; step > 0; step /= 2)
+        value = fmaxf(value, __shfl_xor_sync(~0u, value, step));
+    if (lane == 0) shared[warp] = value;
+    __syncthreads();
+    if (threadIdx.x == 0)
+        for (int w = 1; w < 4; ++w) shared[0] = fmaxf(shared[0], shared[w]);
+    __syncthreads();
+    float most = shared[0]; // read
+    $0
+    float sum = expf(in[threadIdx.x] - most);
+    for (int step = 16; step > 0; step /= 2) sum += __shfl_xor_sync(~0u, sum, step);
+    if (lane == 0) shared[warp] = sum; // write
+    __syncthreads();
+    out[threadIdx.x] = shared[0] + shared[1] + shared[2] + shared[3];
+}"#;
+    let result = |sync: &str, seed| {
+        let bench = Bench::cuda_with(&text.replace("$0", sync), Config { seed, ..sanitized() });
+        let args = [Arg::U64(bench.upload(&[1.0_f32; 128])), Arg::U64(bench.room::<f32>(128))];
+        run(&bench, 1, 128, &args)
+    };
+    for seed in 0..4 {
+        assert_eq!(result("__syncthreads();", seed), Ok(()));
+        let fault = result("", seed).expect_err("a report");
+        assert_eq!(fault.kind, FaultKind::Race, "{fault}");
+    }
+}
+
+/// Writes of one value race as others do; the report says so, and a setting lets them.
+#[test]
+fn writes_of_one_value_are_named() {
+    let text = r#"
+extern "C" __global__ void k(int* flag, int* out, int value, int step) {
+    __shared__ int seen;
+    if (threadIdx.x % 32 == 0) $0 = value + step * (threadIdx.x / 32); // write
+    __syncthreads();
+    out[blockIdx.x * blockDim.x + threadIdx.x] = $1;
+}"#;
+    for (place, read) in [("*flag", "value"), ("seen", "seen")] {
+        let result = |same_value_writes, step| {
+            let config = Config { same_value_writes, threads: 1, ..sanitized() };
+            let text = text.replace("$0", place).replace("$1", read);
+            let bench = Bench::cuda_with(&text, config);
+            let (flag, out) = (bench.upload(&[0_i32]), bench.room::<i32>(128));
+            let args = [Arg::U64(flag), Arg::U64(out), Arg::I32(1), Arg::I32(step)];
+            run(&bench, 2, 64, &args)
+        };
+        let same = "both write the same value";
+        let fault = demand(result(false, 0), FaultKind::Race, text, "// write");
+        assert!(fault.detail.contains(same), "{fault}");
+        assert_eq!(result(true, 0), Ok(()));
+        for allowed in [false, true] {
+            let fault = demand(result(allowed, 1), FaultKind::Race, text, "// write");
+            assert!(!fault.detail.contains(same), "{fault}");
+        }
+    }
+}
