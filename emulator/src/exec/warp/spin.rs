@@ -33,7 +33,7 @@ pub(crate) struct Spin {
     stuck: Option<u64>,
 }
 
-/// What decides how a warp goes on, beside memory.
+/// What decides how a warp goes on, apart from memory.
 struct Snapshot {
     /// The effects of the launch by then.
     effects: u64,
