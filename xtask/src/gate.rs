@@ -10,6 +10,7 @@ use std::time::Duration;
 use crate::cuda_tools;
 use crate::nvrtc::{self, ENV_LIBRARY};
 use crate::steps::{Steps, cargo, run, target_folder, workspace};
+use crate::triton;
 use crate::{Failure, usage};
 
 /// How long `cargo xtask test` may take, unless [`ENV_LIMIT`] is another number of seconds.
@@ -112,7 +113,7 @@ pub(crate) fn test(since: Option<&str>) -> Result<(), Failure> {
 }
 
 /// What is left to nights: all mutants, all architectures, every NVRTC and none, all tests under
-/// several device settings, and many random layers.
+/// several device settings, many random layers, and Triton's kernels.
 pub(crate) fn soak() -> Result<(), Failure> {
     Steps::run(|steps| {
         steps.step("NVRTC", || nvrtc::provide(None))?;
@@ -150,7 +151,7 @@ pub(crate) fn soak() -> Result<(), Failure> {
                 run("the tests", tests.env(ENV_LIBRARY, &folder))
             })?;
         }
-        Ok(())
+        steps.step("Triton's kernels", triton::kernels)
     })
 }
 

@@ -9,6 +9,7 @@ mod gpu_report;
 mod nvrtc;
 mod steps;
 mod tools;
+mod triton;
 mod wheel;
 
 use std::process::ExitCode;
@@ -29,7 +30,11 @@ The project's commands:
       kernel files that differ from REVISION run instead.
   cargo xtask soak
       What takes hours: all mutants, the limits on all architectures, all tests under several device
-      settings and with NVRTC 12 and 13, a build without NVRTC, and thousands of random layers.
+      settings and with NVRTC 12 and 13, a build without NVRTC, thousands of random layers, and
+      Triton's kernels.
+  cargo xtask triton
+      Kernels that Triton compiles, on the emulated device, compared with numpy. Both Python packages
+      are installed into the target folder on first use.
   cargo xtask candle
       Lints, documentation and tests of the member for candle alone.
   cargo xtask gpu-report
@@ -101,6 +106,7 @@ fn main() -> ExitCode {
         ["test"] => gate::test(None),
         ["test", "--since", revision] => gate::test(Some(revision)),
         ["soak"] => gate::soak(),
+        ["triton"] => triton::kernels(),
         ["candle"] => gate::candle(),
         ["gpu-report"] => gpu_report::gpu_report(),
         ["mutate", "--since", revision] => gate::mutate(&[], Some(revision)),

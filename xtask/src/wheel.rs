@@ -55,7 +55,8 @@ pub(crate) fn fetch(package: &str, folder: &Path, otherwise: &str) -> Result<(),
     Ok(())
 }
 
-fn python(arguments: &[&OsStr], otherwise: &str) -> Result<ExitStatus, Failure> {
+/// Runs `python3`.
+pub(crate) fn python(arguments: &[&OsStr], otherwise: &str) -> Result<ExitStatus, Failure> {
     Command::new("python3").args(arguments).status().map_err(|error| {
         Failure::new(format!(
             "python3 could not be run ({error}): install Python 3 with pip (Debian: apt-get \
