@@ -142,7 +142,7 @@ impl Parser<'_> {
                 let (name, offset) = self.address()?;
                 self.expect(')')?;
                 let shift = mask.trailing_zeros();
-                if !shift.is_multiple_of(8) || mask >> shift != 0xff {
+                if !shift.is_multiple_of(8) || mask.checked_shr(shift) != Some(0xff) {
                     return self.fail(format!("{mask:#x} does not mask one byte of an address"));
                 }
                 Initial::AddressByte(name, offset, shift)

@@ -13,7 +13,7 @@ use crate::exec::sanitize::{Deed, Deeds};
 use crate::exec::warp::Warp;
 use crate::fault::FaultKind;
 use crate::memory::POISON;
-use crate::program::{CopyOp, Order, Source, Space};
+use crate::program::{CopyOp, Order, Space};
 
 /// The copies that the threads of a warp issued in one instruction.
 struct Pending {
@@ -83,15 +83,19 @@ impl Copies {
         }
         let shared = machine.shared.host();
         for pending in &mut self.pending {
-            for lane in lanes(pending.mask & mask) {
-                if !due(lane, pending.group[lane]) {
-                    continue;
-                }
-                pending.mask &= !(1 << lane);
-                if let Some(shadow) = machine.shared.shadow() {
+            let mut ends = 0;
+            for lane in 0..LANES {
+                ends |= u32::from(due(lane, pending.group[lane])) << lane;
+            }
+            let ends = ends & pending.mask & mask;
+            pending.mask &= !ends;
+            if let Some(shadow) = machine.shared.shadow() {
+                for lane in lanes(ends) {
                     let by = Touch { warp: warp as usize, lane, pc: pending.pc, strong: false };
                     shadow.complete(pending.to[lane] as usize, pending.bytes, by);
                 }
+            }
+            for lane in lanes(ends) {
                 let to = shared.wrapping_add(pending.to[lane] as usize);
                 let (from, read) = (pending.from[lane], usize::from(pending.read[lane]));
                 // SAFETY: source and destination were checked when the copy was issued; the
@@ -138,17 +142,22 @@ impl Warp {
                 Deeds { deed: Deed::Issue, address, bytes, mask, order, store: None },
             )?;
         }
-        let ignored = self.test(op.ignore);
+        let ignored = self.test(op.ignore) & mask;
+        let asked = op.read.map_or([bytes; LANES], |r| self.r[r as usize].0);
+        let mut whole = ignored == 0 && asked == [bytes; LANES];
         let mut read = [bytes as u8; LANES];
-        for lane in lanes(mask) {
-            let asked = op.read.map_or(bytes, |r| self.get(Source::R(r), lane) as u32);
-            if asked > bytes {
-                let detail = format!("a source size of {asked} bytes exceeds the copy's {bytes}");
-                return Err(Stop::lane(FaultKind::IllegalOperand, lane as u32, detail));
+        if !whole {
+            for lane in lanes(mask) {
+                let asked = asked[lane];
+                if asked > bytes {
+                    let detail =
+                        format!("a source size of {asked} bytes exceeds the copy's {bytes}");
+                    return Err(Stop::lane(FaultKind::IllegalOperand, lane as u32, detail));
+                }
+                read[lane] = if ignored >> lane & 1 != 0 { 0 } else { asked as u8 };
             }
-            read[lane] = if ignored >> lane & 1 != 0 { 0 } else { asked as u8 };
+            whole = lanes(mask).all(|lane| u32::from(read[lane]) == bytes);
         }
-        let whole = lanes(mask).all(|lane| u32::from(read[lane]) == bytes);
         if whole {
             self.translate(machine, &op.from, bytes, Intent::Read, mask)?;
         } else {
@@ -179,14 +188,15 @@ impl Warp {
             }
         }
         count(machine, Space::Global, 0, 0, Intent::Read);
-        machine.counters.global_bytes_read +=
-            lanes(mask).map(|lane| u64::from(read[lane])).sum::<u64>();
+        machine.counters.global_bytes_read += match whole {
+            true => u64::from(bytes) * u64::from(mask.count_ones()),
+            false => lanes(mask).map(|lane| u64::from(read[lane])).sum(),
+        };
         count(machine, Space::Shared, bytes, mask, Intent::Write);
         self.measure_copy(machine, op, &read, mask);
         let shared = machine.shared.host();
-        let mut offsets = [0; LANES];
+        let offsets = to.map(|to| to.addr().wrapping_sub(shared.addr()) as u32);
         for lane in lanes(mask) {
-            offsets[lane] = (to[lane].addr() - shared.addr()) as u32;
             // SAFETY: `translate` found these bytes in the block's shared memory, aligned to 4 at
             // least; a constant length makes this a store and not a call.
             unsafe {
