@@ -27,7 +27,7 @@ const PART_QUANTUM: u32 = 4096;
 const SLEEP: u64 = 256;
 
 /// Threads of a warp at one place.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Part {
     pub(crate) pc: u32,
     pub(crate) mask: u32,

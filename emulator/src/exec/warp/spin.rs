@@ -37,7 +37,7 @@ pub(crate) struct Spin {
 struct Snapshot {
     /// The effects of the launch by then.
     effects: u64,
-    parts: Vec<(u32, u32, bool)>,
+    parts: Vec<Part>,
     r: Vec<V32>,
     q: Vec<V64>,
     p: Vec<u32>,
@@ -114,19 +114,16 @@ impl Warp {
 impl Snapshot {
     fn of(warp: &Warp, effects: u64) -> Self {
         let (r, q, p) = (warp.r.clone(), warp.q.clone(), warp.p.clone());
-        Self { effects, parts: parts(&warp.parts).collect(), r, q, p }
+        Self { effects, parts: warp.parts.clone(), r, q, p }
     }
 
     fn is_of(&self, warp: &Warp) -> bool {
         let words = |own: &V32, other: &V32| own.0[..LANES] == other.0[..LANES];
         let doubles = |own: &V64, other: &V64| own.0[..LANES] == other.0[..LANES];
-        self.parts.iter().copied().eq(parts(&warp.parts))
+        // Which part runs next depends on how long each has run.
+        self.parts == warp.parts
             && self.p == warp.p
             && self.r.iter().zip(&warp.r).all(|(own, other)| words(own, other))
             && self.q.iter().zip(&warp.q).all(|(own, other)| doubles(own, other))
     }
-}
-
-fn parts(parts: &[Part]) -> impl Iterator<Item = (u32, u32, bool)> {
-    parts.iter().map(|part| (part.pc, part.mask, part.waiting))
 }
