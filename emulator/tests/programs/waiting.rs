@@ -128,21 +128,26 @@ extern "C" __global__ void k(unsigned* arrived, int* out, int rounds) {
     assert!(instructions < 20_000, "{instructions} instructions");
 }
 
-/// Lanes that wait for others of their warp, which compute for long before they store.
+/// Lanes that wait for others of their warp, which take long, however the turns of both fall.
 #[test]
 fn lanes_may_wait_for_lanes_that_take_long() {
-    let body = ".reg .b32 %r, %t; .reg .pred %q;
-        mov.u32 %t, %tid.x; mov.u32 %r, 0; setp.gt.u32 %q, %t, 0; @%q bra work;
+    let body = ".reg .b32 %r, %t, %low; .reg .pred %q, %now;
+        mov.u32 %t, %tid.x; mov.u32 %r, 0;
+        first: add.u32 %r, %r, 1; setp.lt.u32 %q, %r, 1557; @%q bra first;
+        mov.u32 %r, 0; setp.gt.u32 %q, %t, 0; @%q bra work;
         again: ld.global.u32 %r, [%out]; setp.eq.u32 %q, %r, 0; @%q bra again;
         st.global.u32 [%out+4], %r; bra end;
-        work: add.u32 %r, %r, 1; setp.lt.u32 %q, %r, 20000; @%q bra work;
+        work: add.u32 %r, %r, 1; and.b32 %low, %r, 511; setp.eq.u32 %now, %low, 0;
+        @%now st.global.u32 [%out+8], %r;
+        setp.lt.u32 %q, %r, 1000000; @%q bra work;
         st.global.u32 [%out], %r;
         end:";
-    for seed in 0..16 {
+    // Schedules in which a turn of the block ends while only the lanes that wait have run of late.
+    for seed in [3, 12, 17] {
         let config = Config { seed, threads: 1, sanitizer: false, ..Config::default() };
         let bench = Bench::load(&kernel(body), config);
-        let memory = bench.upload(&[0_u32; 2]);
+        let memory = bench.upload(&[0_u32; 3]);
         bench.launch("k", 1, 32, &[Arg::U64(memory)]);
-        assert_eq!(bench.download::<u32>(memory, 2), [20_000; 2], "seed {seed}");
+        assert_eq!(bench.download::<u32>(memory, 2), [1_000_000; 2], "seed {seed}");
     }
 }
