@@ -1,14 +1,15 @@
-//! Places of registers. PTX gives nearly every value a register of its own, of which a kernel has
-//! thousands; here registers that are never needed at once share a place, so that the registers of
-//! a warp fit into the caches of the host.
+//! Places of registers. PTX gives nearly every value a register of its own, and a kernel names
+//! thousands. Here registers that are never needed at once share a place. The registers of a warp
+//! then fit into the caches of the host.
 //!
-//! A register that may be read before it is written to has its place for itself from the start of
-//! the kernel: it holds poison, as if it shared it with none.
+//! A register that may be read before it is written to shares its place with no other one from the
+//! start of the kernel to its last use. It still holds poison until it is written to.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
 
 use super::liveness::next;
+use super::set::Set;
 use crate::program::{Instruction, Named, TRUE, Use};
 
 /// New places, by old ones.
@@ -18,34 +19,6 @@ pub(super) struct Places {
     /// How many there are now.
     pub(super) r_count: usize,
     pub(super) q_count: usize,
-}
-
-/// A set of registers.
-#[derive(Clone, PartialEq)]
-struct Set(Vec<u64>);
-
-impl Set {
-    fn insert(&mut self, at: usize) {
-        self.0[at / 64] |= 1 << (at % 64);
-    }
-
-    fn remove(&mut self, at: usize) {
-        self.0[at / 64] &= !(1 << (at % 64));
-    }
-
-    fn add(&mut self, other: &Self) {
-        self.0.iter_mut().zip(&other.0).for_each(|(own, other)| *own |= other);
-    }
-
-    fn for_each(&self, mut visit: impl FnMut(usize)) {
-        for (word, &bits) in self.0.iter().enumerate() {
-            let mut bits = bits;
-            while bits != 0 {
-                visit(64 * word + bits.trailing_zeros() as usize);
-                bits &= bits - 1;
-            }
-        }
-    }
 }
 
 /// What an instruction does with registers, which are numbered: first those of 32 bits, then those
@@ -110,7 +83,7 @@ fn ranges(
     count: usize,
     entry: usize,
 ) -> Vec<Option<(usize, usize)>> {
-    let none = Set(vec![0; count.div_ceil(64)]);
+    let none = Set::none_of(count);
     let next: Vec<_> = (0..code.len()).map(|at| next(code, &[], at)).collect();
     // What is needed is kept where control may come from elsewhere than the line before.
     let targets = next.iter().flatten().flatten().copied().chain([entry]);
@@ -126,7 +99,7 @@ fn ranges(
     };
     let after = |at: usize, needed: &BTreeMap<usize, Set>, set: &mut Set| {
         if let Some(next) = &next[at] {
-            set.0.fill(0);
+            set.clear();
             next.iter().filter_map(|from| needed.get(from)).for_each(|from| set.add(from));
         }
     };

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use super::carry::{Key, Moves};
+use super::set::Set;
 use crate::program::{Called, DeviceFunction, Instruction, Op, RegisterClass, TRUE};
 use crate::ptx::Type;
 
@@ -139,51 +140,42 @@ impl Flow {
         let next: Vec<_> =
             code.iter().enumerate().map(|(at, _)| next(code, functions, at)).collect();
         // What is live is kept where control may come from elsewhere than the line before.
-        let mut live: HashMap<usize, Vec<u64>> =
-            next.iter().flatten().flatten().map(|&at| (at, self.no_registers())).collect();
+        let none = Set::none_of(self.count());
+        let mut live: HashMap<usize, Set> =
+            next.iter().flatten().flatten().map(|&at| (at, none.clone())).collect();
+        let [words, doubles] =
+            [RegisterClass::Word, RegisterClass::Double].map(|class| self.all_of(class));
         // A register of 64 bits takes two.
-        let masks = [RegisterClass::Word, RegisterClass::Double].map(|class| self.all_of(class));
-        let width = |set: &[u64]| {
-            let all_of = |mask: &[u64]| -> u32 {
-                set.iter().zip(mask).map(|(set, mask)| (set & mask).count_ones()).sum()
-            };
-            all_of(&masks[0]) + 2 * all_of(&masks[1])
-        };
+        let width = |set: &Set| set.count_in(&words) + 2 * set.count_in(&doubles);
         let (mut most, mut changed) = (0, true);
         while changed {
             changed = false;
-            let (mut set, mut live_width) = (self.no_registers(), 0);
+            let (mut set, mut live_width) = (none.clone(), 0);
             for at in (0..code.len()).rev() {
                 if let Some(next) = &next[at] {
-                    set.fill(0);
-                    for from in next {
-                        set.iter_mut().zip(&live[from]).for_each(|(into, from)| *into |= from);
-                    }
+                    set.clear();
+                    next.iter().for_each(|from| set.add(&live[from]));
                     live_width = width(&set);
                 }
                 if !self.guarded[at] {
                     // Threads that are switched off keep the old value.
                     for &n in &self.writes[at] {
-                        live_width -= self.width_of(n) * (set[n / 64] >> (n % 64) & 1) as u32;
-                        set[n / 64] &= !(1 << (n % 64));
+                        live_width -= if set.has(n) { self.width_of(n) } else { 0 };
+                        set.remove(n);
                     }
                 }
                 for &n in &self.reads[at] {
-                    live_width += self.width_of(n) * (!set[n / 64] >> (n % 64) & 1) as u32;
-                    set[n / 64] |= 1 << (n % 64);
+                    live_width += if set.has(n) { 0 } else { self.width_of(n) };
+                    set.insert(n);
                 }
                 most = most.max(live_width);
                 if let Some(old) = live.get_mut(&at).filter(|old| **old != set) {
-                    old.copy_from_slice(&set);
+                    old.clone_from(&set);
                     changed = true;
                 }
             }
         }
         most
-    }
-
-    fn no_registers(&self) -> Vec<u64> {
-        vec![0; self.places.len().div_ceil(64).max(1)]
     }
 
     /// The 32-bit registers that one register takes.
@@ -196,10 +188,10 @@ impl Flow {
     }
 
     /// The set of all registers of a class.
-    fn all_of(&self, class: RegisterClass) -> Vec<u64> {
-        let mut set = self.no_registers();
+    fn all_of(&self, class: RegisterClass) -> Set {
+        let mut set = Set::none_of(self.count());
         let places = self.places.iter().enumerate().filter(|(_, place)| place.0 == class);
-        places.for_each(|(register, _)| set[register / 64] |= 1 << (register % 64));
+        places.for_each(|(register, _)| set.insert(register));
         set
     }
 }

@@ -22,6 +22,7 @@ mod matrix;
 mod memory;
 mod modifiers;
 mod operands;
+mod set;
 mod table;
 mod unwritten;
 mod video;

@@ -5,35 +5,11 @@ use std::collections::{BTreeMap, HashMap};
 
 use super::carry::{self, Key};
 use super::liveness::Flow;
+use super::set::Set;
 use crate::program::{
     DeviceFunction, Instruction, Op, Part, RegisterClass, TRUE, Test, Un32, Watch,
     WatchedInstruction, WatchedRegister, WatchedShuffle,
 };
-
-/// A set of registers, by their numbers.
-#[derive(Clone, PartialEq)]
-struct Set(Vec<u64>);
-
-impl Set {
-    fn has(&self, at: usize) -> bool {
-        self.0[at / 64] >> (at % 64) & 1 != 0
-    }
-
-    fn insert(&mut self, at: usize) {
-        self.0[at / 64] |= 1 << (at % 64);
-    }
-
-    fn remove(&mut self, at: usize) {
-        self.0[at / 64] &= !(1 << (at % 64));
-    }
-
-    /// Keeps what is in both, and returns whether anything went.
-    fn keep(&mut self, other: &Self) -> bool {
-        let before = self.clone();
-        self.0.iter_mut().zip(&other.0).for_each(|(mine, other)| *mine &= other);
-        *self != before
-    }
-}
 
 /// What happens to registers in an instruction, by their numbers in the flow.
 struct Step {
@@ -201,8 +177,8 @@ pub(super) fn watch(
     let entries: Vec<usize> =
         functions.iter().map(|f| f.entry as usize).chain([entry as usize]).collect();
     let blocks = blocks(code, &entries);
-    let none = Set(vec![0; count.div_ceil(64)]);
-    let all = Set(vec![u64::MAX; count.div_ceil(64)]);
+    let none = Set::none_of(count);
+    let all = Set::all_of(count);
     let mut before: BTreeMap<usize, Set> = blocks.keys().map(|&at| (at, all.clone())).collect();
     for entry in entries.into_iter().filter(|entry| blocks.contains_key(entry)) {
         before.insert(entry, none.clone());

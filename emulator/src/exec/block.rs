@@ -61,8 +61,6 @@ pub(crate) struct Block {
 pub(crate) enum Turn {
     Done,
     More,
-    /// There is more, once what all of its warps wait for has happened.
-    Asleep,
 }
 
 impl Block {
@@ -156,7 +154,7 @@ impl Block {
                     asleep += 1;
                     let ready = self.states.iter().filter(|&&state| state == State::Ready);
                     if asleep >= ready.count() {
-                        return Ok(Turn::Asleep);
+                        return Ok(Turn::More);
                     }
                     continue;
                 }

@@ -151,9 +151,18 @@ struct Grid {
 }
 
 impl Grid {
-    /// The next block to start.
-    fn draw(&self) -> Option<u64> {
-        let turn = self.next.fetch_add(1, Ordering::Relaxed);
+    fn some_left(&self) -> bool {
+        self.next.load(Ordering::SeqCst) < self.blocks
+    }
+
+    /// The next block to start. A start is an effect: it is counted first, so that whoever finds
+    /// none left also finds it counted.
+    fn draw(&self, context: &Context) -> Option<u64> {
+        if !self.some_left() {
+            return None;
+        }
+        context.effects.fetch_add(1, Ordering::SeqCst);
+        let turn = self.next.fetch_add(1, Ordering::SeqCst);
         (turn < self.blocks).then(|| self.order.at(turn))
     }
 
@@ -202,10 +211,10 @@ fn worker(context: &Context, grid: &Grid, number: usize) -> Counters {
             *first = Some((number, fault));
         }
     };
-    let (mut start, mut needed, mut asleep) = (true, false, 0);
+    let (mut start, mut needed) = (true, false);
     while !context.stop.load(Ordering::Relaxed) {
         while needed || start && running.len() < most {
-            let Some(next) = grid.draw() else { break };
+            let Some(next) = grid.draw(context) else { break };
             let mut block = spare.pop().unwrap_or_else(|| Block::new(context));
             block.start(context, next);
             running.push_front(block);
@@ -217,19 +226,18 @@ fn worker(context: &Context, grid: &Grid, number: usize) -> Counters {
                 start = true;
                 spare.push(block);
             }
-            Ok(turn @ (Turn::More | Turn::Asleep)) => {
+            Ok(Turn::More) => {
                 start = true;
                 running.push_back(block);
-                asleep = if matches!(turn, Turn::Asleep) { asleep + 1 } else { 0 };
-                // They may wait for a block that has not started.
-                let some_left = grid.next.load(Ordering::Relaxed) < grid.blocks;
-                needed = some_left && asleep > running.len();
                 let effects = context.effects.load(Ordering::SeqCst);
-                if !some_left && running.iter().all(|block| block.is_stuck(effects)) {
-                    if grid.stuck().note(effects, number) {
-                        let first = running.iter().min_by_key(|block| block.number);
-                        first.into_iter().for_each(|b| fail(b.number, *b.endless(context)));
-                    }
+                let is_stuck = running.iter().all(|block| block.is_stuck(effects));
+                let all_are = is_stuck && grid.stuck().note(effects, number);
+                // They may wait for a block that has not started.
+                needed = all_are && grid.some_left();
+                if all_are && !needed && context.effects.load(Ordering::SeqCst) == effects {
+                    let first = running.iter().min_by_key(|block| block.number);
+                    first.into_iter().for_each(|b| fail(b.number, *b.endless(context)));
+                } else if is_stuck && !needed {
                     // What all of them wait for is a block of another thread.
                     std::thread::sleep(NAP);
                 }

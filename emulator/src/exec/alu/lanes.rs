@@ -11,12 +11,12 @@ use crate::program::{Bin32, Bin64, Compare, Q, R, Tri32, Un32};
 pub(crate) const LANES: usize = 32;
 
 /// A 32-bit register of a warp.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C, align(64))]
 pub(crate) struct V32(pub(crate) [u32; LANES]);
 
 /// A 64-bit register of a warp.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C, align(64))]
 pub(crate) struct V64(pub(crate) [u64; LANES]);
 

@@ -10,21 +10,16 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use super::clocks::{Clocks, Touch};
-use super::shared::GRANULE;
+use super::granules::{GRANULE, LINE, LINE_GRANULES, WHOLE, part};
 use super::times::Message;
 use crate::exec::alu::lanes::LANES;
 use crate::memory::{Allocation, Table, WRITTEN};
 
-/// Bytes of a line.
-const LINE: usize = 16;
-const LINE_GRANULES: usize = LINE / GRANULE;
 /// Bytes of a page, whose notes are made at once.
 const PAGE: usize = 4096;
 const PAGE_LINES: usize = PAGE / LINE;
 /// Bytes of a region, which is locked at once.
 const REGION: usize = 16 * PAGE;
-/// All bytes of a granule.
-const WHOLE: u8 = 0xf;
 
 /// An access to a granule.
 #[derive(Clone, Copy, Default)]
@@ -306,13 +301,6 @@ impl GlobalShadow {
             }
         }
     }
-}
-
-/// The bytes of an access that lie in one granule, as a mask.
-#[inline(always)]
-fn part(offset: usize, bytes: usize) -> u8 {
-    let first = offset % GRANULE;
-    (((1_u32 << bytes.min(GRANULE)) - 1) << first) as u8 & WHOLE
 }
 
 impl Notes {

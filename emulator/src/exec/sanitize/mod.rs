@@ -5,6 +5,7 @@
 
 pub(crate) mod clocks;
 pub(crate) mod global;
+mod granules;
 mod registers;
 pub(crate) mod shared;
 mod times;

@@ -13,16 +13,10 @@
 //! granules only when something that was read since such a barrier is written.
 
 use super::clocks::{Clocks, Touch};
+use super::granules::{GRANULE, LINE, LINE_GRANULES, WHOLE, part};
 use crate::exec::alu::lanes::LANES;
 use crate::exec::context::lanes;
 
-/// Bytes that are observed together.
-pub(crate) const GRANULE: usize = 4;
-/// Bytes of a line.
-const LINE: usize = 16;
-const LINE_GRANULES: usize = LINE / GRANULE;
-/// All bytes of a granule.
-const WHOLE: u8 = 0xf;
 /// Reads that the log holds before they are noted after all.
 const MOST_LOGGED: usize = 256;
 /// No time: later than any.
@@ -129,13 +123,6 @@ pub(crate) enum Kind {
     Update,
     /// Starts an asynchronous copy: from now on until it ends they hold nothing.
     Issue,
-}
-
-/// The bytes of an access that lie in one granule, as a mask.
-#[inline(always)]
-fn part(offset: usize, bytes: usize) -> u8 {
-    let first = offset % GRANULE;
-    (((1_u32 << bytes.min(GRANULE)) - 1) << first) as u8 & WHOLE
 }
 
 /// The granules that an access touches.
