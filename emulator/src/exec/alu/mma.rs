@@ -5,8 +5,11 @@
 //! 2 (l % 4) and 2 (l % 4) + 1. The fragments of A and B are such matrices side by side, B's
 //! transposed, so that spreading them into tiles is a conversion and, for B, a transposition.
 
+#[cfg(target_arch = "x86_64")]
+mod bf16;
+
 use super::float::{from_f16, quiet, to_f16};
-use super::lanes::{LANES, V32, over_lanes};
+use super::lanes::{LANES, V32, Wide, over_lanes};
 use super::round::F32;
 use crate::config::Accumulator;
 use crate::exec::context::Machine;
@@ -122,9 +125,20 @@ fn multiply(element: Element, k: usize, a: &[&V32; 4], b: &[&V32; 2], c: &mut Ti
     }
 }
 
+/// D = A B + C in registers, one fused multiply-add after the other in the order of k.
+fn sequential(wide: Wide, op: &MmaOp, r: &mut [V32]) {
+    #[cfg(target_arch = "x86_64")]
+    if op.element == Element::Bf16 && wide.available() {
+        // SAFETY: `Wide` says that the processor has these features.
+        unsafe { if op.k == 16 { bf16::multiply::<2>(op, r) } else { bf16::multiply::<1>(op, r) } }
+        return;
+    }
+    by_tiles(wide, op, r);
+}
+
 over_lanes! {
-    /// D = A B + C in registers, one fused multiply-add after the other in the order of k.
-    fn sequential(op: &MmaOp, r: &mut [V32]) -> () {
+    /// The same, by way of tiles.
+    fn by_tiles(op: &MmaOp, r: &mut [V32]) -> () {
         let a = op.a.map(|index| &r[index as usize]);
         let b = op.b.map(|index| &r[index as usize]);
         let mut c = gather(op.c.map(|index| &r[index as usize]));
@@ -269,4 +283,44 @@ fn unpack_halves(first: &V32, second: &V32) -> [V32; 4] {
         V32(std::array::from_fn(|lane| from_f16(register.0[lane] >> shift & 0xffff)))
     };
     [part(first, 0), part(first, 16), part(second, 0), part(second, 16)]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Both forms of one product, of numbers, infinities, NaNs, zeros and subnormals.
+    #[test]
+    fn the_vector_form_of_bf16_has_the_bits_of_the_other() {
+        let wide = Wide::detect();
+        let mut state = 1_u64;
+        let mut word = |k: usize| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            let random = (state >> 32) as u32;
+            match (state >> 20) as usize % k {
+                0 => [0x7f80_ff80, 0x7fc1_0001, 0x8000_0000, 0x0001_8001][random as usize % 4],
+                // Of a few binades, so that sums round.
+                _ => random & 0x83ff_83ff | 0x3c00_3c00,
+            }
+        };
+        for (round, k) in (0..2000).map(|round| (round, if round % 2 == 0 { 16 } else { 8 })) {
+            // Few special values, so that most sums are numbers.
+            let often = if round % 5 == 0 { 20 } else { 100_000 };
+            let registers: Vec<V32> =
+                (0..10).map(|_| V32(std::array::from_fn(|_| word(often)))).collect();
+            let op = MmaOp {
+                element: Element::Bf16,
+                half_result: false,
+                k,
+                d: [6, 7, 8, 9],
+                a: [0, 1, 2, 3],
+                b: [4, 5],
+                c: [6, 7, 8, 9],
+            };
+            let (mut vector, mut tiles) = (registers.clone(), registers);
+            sequential(wide, &op, &mut vector);
+            by_tiles(wide, &op, &mut tiles);
+            assert_eq!(vector, tiles, "round {round}");
+        }
+    }
 }
