@@ -1,13 +1,13 @@
 //! Compiles `kernels/OP/ARCH.cu` to PTX with NVRTC and hands the texts to the crate, with the
-//! kernels' parameter structs as Rust.
+//! kernels' parameter structs as Rust. Each kernel is a module of its own, compressed.
 //!
-//! Without an NVRTC (or on docs.rs) the crate still compiles: each image is then `None`, and
+//! Without an NVRTC (or on docs.rs) the crate still compiles: the kernels of each file are then `None`, and
 //! loading kernels returns `Error::KernelsNotBuilt`.
 
 use std::env;
 use std::error::Error;
 use std::fs;
-use std::io;
+use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Mutex;
@@ -15,9 +15,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::Instant;
 
+use flate2::Compression;
+use flate2::write::ZlibEncoder;
 use fused_dora_nvrtc::{
     Cache, ENV_CACHE, ENV_LIBRARY, Image, KernelFolder, Mirror, Nvrtc, NvrtcError, Source,
-    fetched_folders,
+    fetched_folders, ptx,
 };
 
 fn main() -> ExitCode {
@@ -42,18 +44,19 @@ fn build() -> Result<(), Box<dyn Error>> {
     }
     let folder = KernelFolder::read(&root.join("kernels"))?;
     let mirror = folder.mirror()?;
-    write_if_changed(&out.join("params.rs"), &mirror.rust())?;
+    write_if_changed(&out.join("params.rs"), mirror.rust().as_bytes())?;
 
     let images = folder.images();
-    let ptx = match find_nvrtc(&out) {
+    let kernels = match find_nvrtc(&out) {
         Some(nvrtc) => {
             let cache = Cache::from_env();
             check_layout(&nvrtc, &cache, &folder, &mirror)?;
-            compile(&nvrtc, &cache, &images)?.into_iter().map(Some).collect()
+            Some(compile(&nvrtc, &cache, &images)?)
         }
-        None => vec![None; images.len()],
+        None => None,
     };
-    write_if_changed(&out.join("kernels.rs"), &table(&out, &images, &ptx)?)?;
+    let table = table(&out, &images, kernels.as_deref())?;
+    write_if_changed(&out.join("kernels.rs"), table.as_bytes())?;
     Ok(())
 }
 
@@ -92,28 +95,42 @@ fn check_layout(
     Ok(())
 }
 
-/// The PTX of every image, on as many threads as there are.
-fn compile(nvrtc: &Nvrtc, cache: &Cache, images: &[Image<'_>]) -> Result<Vec<String>, String> {
+/// A kernel's name and its PTX, compressed with zlib.
+type Compressed = (String, Vec<u8>);
+
+fn compressed(module: &ptx::Module) -> io::Result<Compressed> {
+    let mut bytes = ZlibEncoder::new(Vec::new(), Compression::default());
+    bytes.write_all(module.text.as_bytes())?;
+    Ok((module.entry.clone(), bytes.finish()?))
+}
+
+/// The kernels of every image, on as many threads as there are.
+fn compile(
+    nvrtc: &Nvrtc,
+    cache: &Cache,
+    images: &[Image<'_>],
+) -> Result<Vec<Vec<Compressed>>, String> {
     let (start, compiled) = (Instant::now(), AtomicUsize::new(0));
     let one = |image: &Image<'_>| {
-        let (source, options) = (image.source(), image.ptx_options());
-        let options: Vec<&str> = options.iter().map(String::as_str).collect();
-        if !cache.has_ptx(nvrtc, &source, &options) {
+        if !image.is_in(cache, nvrtc) {
             compiled.fetch_add(1, Ordering::Relaxed);
         }
-        cache.ptx(nvrtc, &source, &options).map_err(|error| match error {
+        let ptx = image.ptx(nvrtc, Some(cache)).map_err(|error| match error {
             NvrtcError::Compile(log) => format!("kernels/{} does not compile:\n{log}", image.file),
+            NvrtcError::NewerPtx(line) => format!("kernels/{}: {line}", image.file),
             error => error.to_string(),
-        })
+        })?;
+        let modules = ptx::modules(&ptx).map_err(|line| format!("{}: {line}", image.file))?;
+        modules.iter().map(compressed).collect::<io::Result<_>>().map_err(|e| e.to_string())
     };
     let next = AtomicUsize::new(0);
-    let ptx = Mutex::new(vec![Ok(String::new()); images.len()]);
+    let kernels = Mutex::new(vec![Ok(Vec::new()); images.len()]);
     let work = || {
         loop {
             let at = next.fetch_add(1, Ordering::Relaxed);
             let Some(image) = images.get(at) else { break };
             let result = one(image);
-            ptx.lock().expect("no panic")[at] = result;
+            kernels.lock().expect("no panic")[at] = result;
         }
     };
     let threads = thread::available_parallelism().map_or(1, usize::from);
@@ -122,7 +139,7 @@ fn compile(nvrtc: &Nvrtc, cache: &Cache, images: &[Image<'_>]) -> Result<Vec<Str
         report(nvrtc, compiled, start, cache);
         cache.prune();
     }
-    ptx.into_inner().expect("no panic").into_iter().collect()
+    kernels.into_inner().expect("no panic").into_iter().collect()
 }
 
 /// Says why the build took long, and where the images are kept for the next one. It is no warning:
@@ -137,33 +154,41 @@ fn report(nvrtc: &Nvrtc, images: usize, start: Instant, cache: &Cache) {
     println!("compiled {images} kernel images with NVRTC {major}.{minor} in {seconds} s; {kept}");
 }
 
-/// The Rust table of all images: per kernel file its op, its architecture and its images, one per
-/// dtype or one for all. Programs load only those that they use.
-fn table(out: &Path, images: &[Image<'_>], ptx: &[Option<String>]) -> io::Result<String> {
-    let mut table = "pub(crate) const FILES: &[(&str, &str, &[Option<&str>])] = &[\n".to_owned();
-    let mut ptx = ptx.iter();
+/// The Rust table of all kernel files: of each its op, its architecture and its kernels.
+fn table(
+    out: &Path,
+    images: &[Image<'_>],
+    kernels: Option<&[Vec<Compressed>]>,
+) -> io::Result<String> {
+    let mut table =
+        "pub(crate) const FILES: &[(&str, &str, Option<&[(&str, &[u8])]>)] = &[\n".to_owned();
+    let mut at = 0;
     for of_file in images.chunk_by(|image, other| image.file == other.file) {
-        let mut row = String::new();
         let Image { op, architecture, .. } = of_file[0];
-        for (image, ptx) in of_file.iter().zip(&mut ptx) {
-            row += &match ptx {
-                None => "None, ".to_owned(),
-                Some(ptx) => {
-                    let name = format!("{op}_{architecture}_{}.ptx", image.dtype.unwrap_or("all"));
+        let row = match kernels {
+            None => "None".to_owned(),
+            Some(kernels) => {
+                let mut row = String::new();
+                for (entry, ptx) in kernels[at..at + of_file.len()].iter().flatten() {
+                    let name = format!("{entry}_{architecture}.ptx.z");
                     write_if_changed(&out.join(&name), ptx)?;
-                    format!("Some(include_str!(concat!(env!(\"OUT_DIR\"), \"/{name}\"))), ")
+                    row += &format!(
+                        "\n        (\"{entry}\", include_bytes!(concat!(env!(\"OUT_DIR\"), \"/{name}\"))),"
+                    );
                 }
-            };
-        }
-        table += &format!("    (\"{op}\", \"{architecture}\", &[{row}]),\n");
+                format!("Some(&[{row}\n    ])")
+            }
+        };
+        table += &format!("    (\"{op}\", \"{architecture}\", {row}),\n");
+        at += of_file.len();
     }
     Ok(table + "];\n")
 }
 
 /// Leaves an unchanged file alone, so that nothing that includes it is rebuilt.
-fn write_if_changed(path: &Path, text: &str) -> io::Result<()> {
-    if fs::read_to_string(path).is_ok_and(|old| old == text) {
+fn write_if_changed(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    if fs::read(path).is_ok_and(|old| old == bytes) {
         return Ok(());
     }
-    fs::write(path, text)
+    fs::write(path, bytes)
 }

@@ -73,10 +73,8 @@ fn one(
 ) -> Result<Compiled, String> {
     let dtype = image.dtype;
     let file = image.file.to_owned();
-    let options = image.ptx_options();
-    let options: Vec<&str> = options.iter().map(String::as_str).collect();
-    let ptx = cache
-        .ptx(nvrtc, &image.source(), &options)
+    let ptx = image
+        .ptx(nvrtc, Some(cache))
         .map_err(|error| format!("{file} for {architecture}: {error}"))?;
     let name =
         format!("{}-{}-{architecture}", file.replace(['.', '/'], "_"), dtype.unwrap_or("all"));

@@ -3,7 +3,7 @@
 use std::io;
 use std::path::Path;
 
-use crate::{Mirror, ParamsError, Source, sources};
+use crate::{Cache, Mirror, Nvrtc, NvrtcError, ParamsError, Source, ptx, sources};
 
 /// The dtypes of a kernel file's images, in the order of the crate's `Dtype`.
 pub const DTYPES: [&str; 3] = ["bf16", "f16", "f32"];
@@ -131,8 +131,29 @@ impl<'a> Image<'a> {
             .collect()
     }
 
-    /// The options for PTX of the image's architecture, such as `compute_80` for `sm80`.
-    pub fn ptx_options(&self) -> Vec<String> {
+    /// The image's PTX as it ships ([`ptx::portable`]), for its architecture, such as `compute_80`
+    /// for `sm80`. Without a cache, NVRTC compiles it.
+    ///
+    /// # Errors
+    /// Those of [`Nvrtc::compile`], and [`NvrtcError::NewerPtx`].
+    pub fn ptx(&self, nvrtc: &Nvrtc, cache: Option<&Cache>) -> Result<String, NvrtcError> {
+        let options = self.ptx_options();
+        let options: Vec<&str> = options.iter().map(String::as_str).collect();
+        let ptx = match cache {
+            Some(cache) => cache.ptx(nvrtc, &self.source(), &options),
+            None => nvrtc.compile(&self.source(), &options),
+        };
+        ptx::portable(&ptx?).map_err(NvrtcError::NewerPtx)
+    }
+
+    /// Whether a cache has its PTX.
+    pub fn is_in(&self, cache: &Cache, nvrtc: &Nvrtc) -> bool {
+        let options = self.ptx_options();
+        let options: Vec<&str> = options.iter().map(String::as_str).collect();
+        cache.has_ptx(nvrtc, &self.source(), &options)
+    }
+
+    fn ptx_options(&self) -> Vec<String> {
         let virtual_one = self.architecture.replacen("sm", "compute_", 1);
         [vec![format!("--gpu-architecture={virtual_one}")], self.options()].concat()
     }

@@ -5,6 +5,7 @@ mod kernels;
 mod library;
 mod params;
 mod places;
+pub mod ptx;
 mod sources;
 
 pub use cache::{Cache, ENV_CACHE};

@@ -24,6 +24,8 @@ pub enum NvrtcError {
     Compile(String),
     /// A call failed for a reason other than the source.
     Call(&'static str, String),
+    /// The PTX has what older drivers may not read; holds the line and what to do.
+    NewerPtx(String),
 }
 
 impl fmt::Display for NvrtcError {
@@ -34,7 +36,7 @@ impl fmt::Display for NvrtcError {
                 "no NVRTC found (run `cargo xtask nvrtc`, or set {ENV_LIBRARY}); tried: {}",
                 tried.join("; ")
             ),
-            Self::Compile(log) => write!(f, "{log}"),
+            Self::Compile(log) | Self::NewerPtx(log) => write!(f, "{log}"),
             Self::Call(name, message) => write!(f, "{name} failed: {message}"),
         }
     }

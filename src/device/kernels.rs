@@ -1,8 +1,8 @@
 //! The compiled kernels, loaded into a context, and the checks around every launch.
 
-use std::borrow::Cow;
 use std::collections::HashMap;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::io::Read as _;
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
 use cudarc::driver::sys::CUdevice_attribute_enum as Attribute;
 use cudarc::driver::{
@@ -10,6 +10,7 @@ use cudarc::driver::{
     PushKernelArg, sys,
 };
 use cudarc::nvrtc::Ptx;
+use flate2::read::ZlibDecoder;
 
 use super::arch::Arch;
 use super::launch::{Kernel, Launch};
@@ -22,15 +23,26 @@ mod embedded {
     include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
 }
 
-/// The op whose image is the smallest.
+/// The op whose kernels are the smallest.
 const SMALLEST_OP: &str = "adamw";
 
-/// The images of an op for an architecture, one per dtype or one for all.
+/// A kernel's entry point and its PTX, compressed with zlib.
+type Embedded = (&'static str, &'static [u8]);
+
+/// The kernels of one file.
 #[derive(Debug)]
-struct Images {
+struct KernelFile {
     op: &'static str,
     arch: &'static str,
-    images: Vec<Cow<'static, str>>,
+    code: Code,
+}
+
+#[derive(Debug)]
+enum Code {
+    /// A module for each kernel.
+    Embedded(&'static [Embedded]),
+    /// One module of all kernels, and the PTX to make it.
+    Replaced(String, OnceLock<Arc<CudaModule>>),
 }
 
 /// A kernel and what the device must give a block of it.
@@ -48,9 +60,6 @@ struct Limits {
     threads: u64,
     shared_bytes: u64,
 }
-
-/// What was loaded, by name and dtype.
-type Loaded<T> = RwLock<HashMap<(&'static str, Dtype), T>>;
 
 /// All kernels, loaded into one context. Load once and share; launching needs only `&self`.
 ///
@@ -146,9 +155,9 @@ type Loaded<T> = RwLock<HashMap<(&'static str, Dtype), T>>;
 #[derive(Debug)]
 pub struct Kernels {
     context: Arc<CudaContext>,
-    images: Vec<Images>,
-    modules: Loaded<Arc<CudaModule>>,
-    functions: Loaded<Function>,
+    files: Vec<KernelFile>,
+    /// What was loaded, by name and dtype.
+    functions: RwLock<HashMap<(&'static str, Dtype), Function>>,
     limits: Limits,
     arch: Arch,
     tiling: Tiling,
@@ -157,14 +166,14 @@ pub struct Kernels {
 impl Kernels {
     /// Whether the kernels were compiled into this build.
     pub fn are_built() -> bool {
-        embedded::FILES.iter().flat_map(|(.., images)| *images).all(Option::is_some)
+        embedded::FILES.iter().all(|(.., kernels)| kernels.is_some())
     }
 
     /// The kernels, for `context`.
     ///
-    /// The driver translates an op's PTX for the GPU, and keeps the result, when one of the op's
-    /// kernels is needed: for training, when a workspace is made for specs of a dtype; for merging
-    /// and analysis, at the first launch.
+    /// The driver translates a kernel's PTX for the GPU when the kernel is loaded, and keeps the
+    /// result on disk for the next process. A workspace loads the kernels that train its specs
+    /// ([`Workspace::new`](crate::Workspace::new)); others are loaded at their first launch.
     ///
     /// # Errors
     /// [`Error::KernelsNotBuilt`] if the crate was compiled without NVRTC,
@@ -184,16 +193,15 @@ impl Kernels {
         context: &Arc<CudaContext>,
         replaced: &[(&str, Option<&str>)],
     ) -> Result<Self> {
-        type Embedded = (&'static str, &'static str, &'static [Option<&'static str>]);
-        let of_file = |&(op, arch, embedded): &Embedded| {
+        let of_file = |&(op, arch, embedded): &(_, _, Option<&'static [Embedded]>)| {
             let name = format!("{op}/{arch}.cu");
-            let images: Option<_> = match replaced.iter().find(|(file, _)| *file == name) {
-                Some((_, ptx)) => ptx.map(|ptx| vec![Cow::Owned(ptx.to_owned())]),
-                None => embedded.iter().map(|ptx| ptx.map(Cow::Borrowed)).collect(),
+            let code = match replaced.iter().find(|(file, _)| *file == name) {
+                Some((_, ptx)) => ptx.map(|ptx| Code::Replaced(ptx.to_owned(), OnceLock::new())),
+                None => embedded.map(Code::Embedded),
             };
-            Ok(Images { op, arch, images: images.ok_or(Error::KernelsNotBuilt)? })
+            Ok(KernelFile { op, arch, code: code.ok_or(Error::KernelsNotBuilt)? })
         };
-        let images = embedded::FILES.iter().map(of_file).collect::<Result<Vec<_>>>()?;
+        let files = embedded::FILES.iter().map(of_file).collect::<Result<Vec<_>>>()?;
         let found = context.compute_capability().during("reading the compute capability")?;
         let arch = Arch::of(found)?;
         let attribute = |which| {
@@ -211,11 +219,16 @@ impl Kernels {
         };
         let sm_count = attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)? as usize;
         let tiling = Tiling { sm_count, forced: None, f32_math: F32Math::of(found) };
-        let (modules, functions) = Default::default();
-        let kernels =
-            Self { context: context.clone(), images, modules, functions, limits, arch, tiling };
-        // Any module shows whether the driver takes the PTX; this one is the smallest.
-        kernels.module(SMALLEST_OP, Dtype::F32)?;
+        let context = context.clone();
+        let kernels = Self { context, files, functions: RwLock::default(), limits, arch, tiling };
+        // Any module shows whether the driver takes the PTX.
+        let file = kernels.file(SMALLEST_OP)?;
+        match &file.code {
+            Code::Embedded(all) => {
+                file.module(&kernels.context, all.first().map_or("", |(n, _)| n))
+            }
+            Code::Replaced(..) => file.module(&kernels.context, ""),
+        }?;
         Ok(kernels)
     }
 
@@ -320,36 +333,53 @@ impl Kernels {
     /// A kernel, loaded if it is not yet.
     fn function(&self, kernel: Kernel, dtype: Dtype) -> Result<Function> {
         let dtype = kernel.suffix(dtype);
-        loaded(&self.functions, (kernel.name, dtype), || {
-            let module = self.module(kernel.op, dtype)?;
-            Function::load(&module, &format!("{}_{dtype}", kernel.name))
-        })
+        let key = (kernel.name, dtype);
+        let functions = self.functions.read().unwrap_or_else(PoisonError::into_inner);
+        if let Some(found) = functions.get(&key) {
+            return Ok(found.clone());
+        }
+        drop(functions);
+        let entry = format!("{}_{dtype}", kernel.name);
+        let module = self.file(kernel.op)?.module(&self.context, &entry)?;
+        let new = Function::load(&module, &entry)?;
+        let mut functions = self.functions.write().unwrap_or_else(PoisonError::into_inner);
+        Ok(functions.entry(key).or_insert(new).clone())
     }
 
-    /// The module that has an op's kernels of a dtype, loaded if it is not yet.
-    fn module(&self, op: &'static str, dtype: Dtype) -> Result<Arc<CudaModule>> {
-        loaded(&self.modules, (op, dtype), || {
-            let of_op = self.images.iter().filter(|images| images.op == op);
-            // An op without kernels of its own for the architecture runs the oldest one's.
-            let own = of_op.clone().find(|images| images.arch == self.arch.name());
-            let images = own.or_else(|| of_op.clone().next()).ok_or(Error::KernelsNotBuilt)?;
-            let images = &images.images;
-            load_image(&self.context, op, images.get(dtype as usize).unwrap_or(&images[0]))
-        })
+    /// The file of an op for this architecture. An op without kernels of its own for the
+    /// architecture runs the oldest one's.
+    fn file(&self, op: &str) -> Result<&KernelFile> {
+        let of_op = || self.files.iter().filter(|file| file.op == op);
+        let own = of_op().find(|file| file.arch == self.arch.name());
+        own.or_else(|| of_op().next()).ok_or(Error::KernelsNotBuilt)
     }
 }
 
-/// What is under `key`, loaded if it is not yet.
-fn loaded<T: Clone>(
-    all: &Loaded<T>,
-    key: (&'static str, Dtype),
-    load: impl FnOnce() -> Result<T>,
-) -> Result<T> {
-    if let Some(found) = all.read().unwrap_or_else(PoisonError::into_inner).get(&key) {
-        return Ok(found.clone());
+impl KernelFile {
+    /// A new module with an entry point.
+    fn module(&self, context: &Arc<CudaContext>, entry: &str) -> Result<Arc<CudaModule>> {
+        match &self.code {
+            Code::Embedded(kernels) => {
+                let of_entry = kernels.iter().find(|(name, _)| *name == entry);
+                let (_, compressed) = of_entry.ok_or(Error::KernelsNotBuilt)?;
+                load_image(context, self.op, &decompressed(compressed))
+            }
+            Code::Replaced(ptx, module) => match module.get() {
+                Some(module) => Ok(module.clone()),
+                None => {
+                    let new = load_image(context, self.op, ptx)?;
+                    Ok(module.get_or_init(|| new).clone())
+                }
+            },
+        }
     }
-    let new = load()?;
-    Ok(all.write().unwrap_or_else(PoisonError::into_inner).entry(key).or_insert(new).clone())
+}
+
+/// The PTX that the build script compressed.
+fn decompressed(bytes: &[u8]) -> String {
+    let mut ptx = String::new();
+    ZlibDecoder::new(bytes).read_to_string(&mut ptx).expect("the build script compressed it");
+    ptx
 }
 
 impl Function {

@@ -68,6 +68,23 @@ impl Tiling {
         Tiles::ALL.into_iter().filter(can).min_by_key(time).unwrap_or(Tiles::Large)
     }
 
+    /// The tiles of products of so many features and up to `max_tokens` tokens, without dropout.
+    pub(crate) fn chosen(&self, max_tokens: usize, features: usize) -> Vec<Tiles> {
+        // The choice changes at whole tiles only, and no more where there are very many of them.
+        const MOST: usize = 1 << 20;
+        let mut chosen = Vec::new();
+        for tokens in (1..=max_tokens.min(MOST)).step_by(MEDIUM[0]) {
+            let tiles = self.choose(tokens, features, false);
+            if !chosen.contains(&tiles) {
+                chosen.push(tiles);
+            }
+            if chosen.len() == Tiles::ALL.len() {
+                break;
+            }
+        }
+        chosen
+    }
+
     /// Whether the products of a dtype are three tf32 ones: small tiles and those with dropout are
     /// left to FMA units.
     pub(crate) fn splits(&self, dtype: Dtype) -> bool {
@@ -111,6 +128,24 @@ mod tests {
         ] {
             assert_eq!(tiling.choose(tokens, features, false), tiles, "{tokens} × {features}");
             assert_eq!(tiling.choose(tokens, features, true), Tiles::Large);
+        }
+    }
+
+    /// Those that any number of tokens up to the most chooses, and no others.
+    #[test]
+    fn all_chosen_tiles_are_found() {
+        let free = Tiling { sm_count: 108, forced: None, f32_math: F32Math::Fma };
+        let forced = Tiling { forced: Some(Tiles::Small), ..free };
+        for (tiling, features) in [(free, 4096), (free, 64), (free, 28672), (forced, 4096)] {
+            let mut each = Vec::new();
+            assert_eq!(tiling.chosen(0, features), []);
+            for tokens in 1..3000 {
+                let tiles = tiling.choose(tokens, features, false);
+                if !each.contains(&tiles) {
+                    each.push(tiles);
+                }
+                assert_eq!(tiling.chosen(tokens, features), each, "{tokens} × {features}");
+            }
         }
     }
 

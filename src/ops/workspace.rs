@@ -29,19 +29,18 @@ fn size(kernels: &Kernels, specs: &[DoraSpec], tokens: usize) -> Result<Workspac
     Ok(WorkspaceSize::new(needs))
 }
 
-/// Loads the kernels that train layers of the specs, where that is not done.
-fn load_training(kernels: &Kernels, specs: &[DoraSpec]) -> Result<()> {
+/// Loads the kernels that train layers of the specs without dropout, where that is not done.
+fn load_training(kernels: &Kernels, specs: &[DoraSpec], max_tokens: usize) -> Result<()> {
+    for kernel in [gradient_norm::kernels(), adamw::kernels()].into_iter().flatten() {
+        kernels.load_kernel(*kernel, Dtype::F32)?;
+    }
+    let tiling = kernels.tiling();
     for spec in specs {
-        let of_ops: [&[Kernel]; 6] = [
-            prepare::kernels(),
-            forward::kernels(spec),
-            backward::kernels(spec),
-            norm_gradient::kernels(spec),
-            gradient_norm::kernels(),
-            adamw::kernels(),
-        ];
-        for kernel in of_ops.into_iter().flatten() {
-            kernels.load_kernel(*kernel, spec.dtype())?;
+        let of_ops: [&[Kernel]; 2] = [prepare::kernels(), norm_gradient::kernels(spec)];
+        let products = forward::kernels(spec, max_tokens, tiling)
+            .chain(backward::kernels(spec, max_tokens, tiling));
+        for kernel in of_ops.into_iter().flatten().copied().chain(products) {
+            kernels.load_kernel(kernel, spec.dtype())?;
         }
     }
     Ok(())
@@ -49,7 +48,11 @@ fn load_training(kernels: &Kernels, specs: &[DoraSpec]) -> Result<()> {
 
 impl Workspace {
     /// Allocates a workspace on `stream` that fits calls of up to `max_tokens` tokens for each of
-    /// `specs`, and loads the kernels that train them ([`Kernels::load`]).
+    /// `specs`.
+    ///
+    /// It also loads the kernels of these calls ([`Kernels::load`]), except those for dropout.
+    /// A kernel that is not loaded is loaded at its first launch, which cannot be while a stream is
+    /// captured: run a step before you capture one.
     ///
     /// # Errors
     /// [`Error::InvalidSpec`](crate::Error::InvalidSpec) if `max_tokens` is beyond what kernels can
@@ -62,7 +65,7 @@ impl Workspace {
     ) -> Result<Self> {
         kernels.check_stream(stream)?;
         let size = size(kernels, specs, max_tokens)?;
-        load_training(kernels, specs)?;
+        load_training(kernels, specs, max_tokens)?;
         let during = "allocating the workspace";
         let memory = DeviceMemory::allocate(stream, size.total, during)?;
         let workspace = Self { memory, size };
@@ -92,7 +95,7 @@ impl Workspace {
         let size = size(kernels, specs, max_tokens)?;
         let ask = "Workspace::bytes";
         let memory = DeviceMemory::lent("the workspace", address, bytes, size.total, ask)?;
-        load_training(kernels, specs)?;
+        load_training(kernels, specs, max_tokens)?;
         Self { memory, size }.zero_counters(kernels, stream)
     }
 

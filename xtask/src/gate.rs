@@ -309,9 +309,9 @@ impl Table {
     /// Whether all of the kernels, or none of them, were compiled.
     fn check(&self, built: bool) -> Result<(), Failure> {
         let count = |image| self.text.matches(image).count();
-        match (count("Some(include_str!"), count("None,")) {
+        match (count("include_bytes!"), count("None)")) {
             (some @ 1.., 0) if built => {
-                println!("{some} kernel images compiled");
+                println!("{some} kernels compiled");
                 Ok(())
             }
             (0, 1..) if !built => {
@@ -319,7 +319,7 @@ impl Table {
                 Ok(())
             }
             (some, none) => Err(Failure::new(format!(
-                "{some} kernel images were compiled and {none} were not, according to {}: run \
+                "{some} kernels were compiled and {none} files were not, according to {}: run \
                  `cargo xtask nvrtc`, then `cargo build --verbose`, and read its warnings",
                 self.path.display()
             ))),

@@ -56,13 +56,8 @@ impl Sources {
         let is_wanted = |dtype_of: Option<&str>| dtype_of.is_none_or(|of| of == dtype);
         let image = images.iter().find(|image| image.file == kernel && is_wanted(image.dtype));
         let image = image.ok_or_else(|| format!("{kernel}: no such image"))?;
-        let options = image.ptx_options();
-        let options: Vec<&str> = options.iter().map(String::as_str).collect();
-        let ptx = match changed {
-            None => self.cache.ptx(&self.nvrtc, &image.source(), &options),
-            Some(_) => self.nvrtc.compile(&image.source(), &options),
-        };
-        ptx.map_err(|error| format!("{kernel}: {error}"))
+        let cache = changed.is_none().then_some(&self.cache);
+        image.ptx(&self.nvrtc, cache).map_err(|error| format!("{kernel}: {error}"))
     }
 }
 

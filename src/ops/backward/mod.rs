@@ -239,7 +239,11 @@ pub(super) fn needs(spec: &DoraSpec, tokens: usize, tiling: Tiling) -> Needs {
     sm80::Plan::new(spec, tokens, tiling, DropoutMode::None).needs()
 }
 
-/// The kernels that train a layer of the spec.
-pub(super) const fn kernels(spec: &DoraSpec) -> &'static [Kernel] {
-    sm80::kernels(spec.dtype())
+/// The kernels that train a layer of the spec by calls of up to so many tokens without dropout.
+pub(super) fn kernels(
+    spec: &DoraSpec,
+    max_tokens: usize,
+    tiling: Tiling,
+) -> impl Iterator<Item = Kernel> {
+    sm80::kernels(spec, max_tokens, tiling)
 }

@@ -32,13 +32,25 @@ const MEDIUM_TF32X3: Kernel = Kernel::new("backward", "backward_medium_tf32x3");
 const FEW_TOKENS: Kernel = Kernel::new("backward", "backward_few_tokens");
 const DROPOUT: Kernel = Kernel::new("backward", "backward_dropout");
 
-/// The kernels for layers of a dtype.
-pub(super) const fn kernels(dtype: Dtype) -> &'static [Kernel] {
-    const ALL: [Kernel; 6] =
-        [LARGE_TILES, MEDIUM_TILES, FEW_TOKENS, DROPOUT, LARGE_TF32X3, MEDIUM_TF32X3];
-    match dtype {
-        Dtype::F32 => &ALL,
-        Dtype::Bf16 | Dtype::F16 => ALL.split_at(4).0,
+/// The kernels of calls of up to so many tokens without dropout.
+pub(super) fn kernels(
+    spec: &DoraSpec,
+    max_tokens: usize,
+    tiling: Tiling,
+) -> impl Iterator<Item = Kernel> {
+    let splits = tiling.splits(spec.dtype());
+    let tiles = tiling.chosen(max_tokens, spec.in_features()).into_iter();
+    tiles.map(move |tiles| kernel(DropoutMode::None, tiles, splits))
+}
+
+fn kernel(dropout: DropoutMode, tiles: Tiles, splits: bool) -> Kernel {
+    match (dropout, tiles, splits) {
+        (DropoutMode::Adapter | DropoutMode::Peft, ..) => DROPOUT,
+        (_, Tiles::Large, false) => LARGE_TILES,
+        (_, Tiles::Large, true) => LARGE_TF32X3,
+        (_, Tiles::Medium, false) => MEDIUM_TILES,
+        (_, Tiles::Medium, true) => MEDIUM_TF32X3,
+        (_, Tiles::Small, _) => FEW_TOKENS,
     }
 }
 
@@ -156,17 +168,6 @@ impl Plan {
         if needed { spec.in_features().div_ceil(self.tiles.extent()[1]) * parts } else { 0 }
     }
 
-    fn kernel(&self) -> Kernel {
-        match (self.dropout, self.tiles, self.splits) {
-            (DropoutMode::Adapter | DropoutMode::Peft, ..) => DROPOUT,
-            (_, Tiles::Large, false) => LARGE_TILES,
-            (_, Tiles::Large, true) => LARGE_TF32X3,
-            (_, Tiles::Medium, false) => MEDIUM_TILES,
-            (_, Tiles::Medium, true) => MEDIUM_TF32X3,
-            (_, Tiles::Small, _) => FEW_TOKENS,
-        }
-    }
-
     /// A CTA for each tile; none where there is nothing to compute.
     pub(super) fn launch(&self, spec: &DoraSpec, tokens: usize, wanted: Wanted) -> Launch {
         let adapter = self.chunks.saturating_mul(self.adapter_tiles(spec, wanted));
@@ -175,7 +176,7 @@ impl Plan {
         let [ranks, columns] = self.lora_a_tiles;
         let lora_a = ranks.saturating_mul(columns).saturating_mul(self.lora_a_split.count);
         let ctas = adapter.saturating_add(input).saturating_add(lora_a);
-        Launch::new(self.kernel(), spec.dtype(), [ctas, 1, 1])
+        Launch::new(kernel(self.dropout, self.tiles, self.splits), spec.dtype(), [ctas, 1, 1])
     }
 
     /// What follows from the plan, of the kernel's parameters.

@@ -5,7 +5,6 @@ use crate::device::{
     F32Math, Kernel, Launch, Needs, Regions, Scratch, Split, Tiles, Tiling, queue_counters,
 };
 use crate::dropout::DropoutMode;
-use crate::dtype::Dtype;
 use crate::ops::tiles::{GROUP, PARTIAL, SMALL, partial_floats};
 use crate::params::forward::{ForwardParams, GROUPS_IN_FLIGHT, LOW_RANK_RANKS, LOW_RANK_TOKENS};
 use crate::spec::{DoraSpec, Norm};
@@ -24,13 +23,26 @@ const FEW_TOKENS: Kernel = Kernel::new("forward", "forward_few_tokens");
 const DROPOUT: Kernel = Kernel::new("forward", "forward_dropout");
 const PEFT_DROPOUT: Kernel = Kernel::new("forward", "forward_peft_dropout");
 
-/// The kernels for layers of a dtype.
-pub(super) const fn kernels(dtype: Dtype) -> &'static [Kernel] {
-    const ALL: [Kernel; 7] =
-        [LARGE_TILES, MEDIUM_TILES, FEW_TOKENS, DROPOUT, PEFT_DROPOUT, LARGE_TF32X3, MEDIUM_TF32X3];
-    match dtype {
-        Dtype::F32 => &ALL,
-        Dtype::Bf16 | Dtype::F16 => ALL.split_at(5).0,
+/// The kernels of calls of up to so many tokens without dropout.
+pub(super) fn kernels(
+    spec: &DoraSpec,
+    max_tokens: usize,
+    tiling: Tiling,
+) -> impl Iterator<Item = Kernel> {
+    let splits = tiling.splits(spec.dtype());
+    let tiles = tiling.chosen(max_tokens, spec.out_features()).into_iter();
+    tiles.map(move |tiles| kernel(DropoutMode::None, tiles, splits))
+}
+
+fn kernel(dropout: DropoutMode, tiles: Tiles, splits: bool) -> Kernel {
+    match (dropout, tiles, splits) {
+        (DropoutMode::Peft, ..) => PEFT_DROPOUT,
+        (DropoutMode::Adapter, ..) => DROPOUT,
+        (_, Tiles::Large, false) => LARGE_TILES,
+        (_, Tiles::Large, true) => LARGE_TF32X3,
+        (_, Tiles::Medium, false) => MEDIUM_TILES,
+        (_, Tiles::Medium, true) => MEDIUM_TF32X3,
+        (_, Tiles::Small, _) => FEW_TOKENS,
     }
 }
 
@@ -115,18 +127,6 @@ impl Plan {
         Needs { counters: self.counters.iter().sum(), bytes: self.bytes }
     }
 
-    fn kernel(&self) -> Kernel {
-        match (self.dropout, self.tiles, self.splits) {
-            (DropoutMode::Peft, ..) => PEFT_DROPOUT,
-            (DropoutMode::Adapter, ..) => DROPOUT,
-            (_, Tiles::Large, false) => LARGE_TILES,
-            (_, Tiles::Large, true) => LARGE_TF32X3,
-            (_, Tiles::Medium, false) => MEDIUM_TILES,
-            (_, Tiles::Medium, true) => MEDIUM_TF32X3,
-            (_, Tiles::Small, _) => FEW_TOKENS,
-        }
-    }
-
     /// A CTA for each part of a tile of H and of y.
     pub(super) fn launch(&self, spec: &DoraSpec, tokens: usize) -> Launch {
         let low_rank = tokens.div_ceil(LOW_RANK_TILE[0]) * self.low_rank_tiles;
@@ -135,7 +135,7 @@ impl Plan {
         let main =
             tokens.div_ceil(rows).saturating_mul(spec.out_features().div_ceil(columns) * parts);
         let ctas = low_rank.saturating_mul(self.h_parts.count).saturating_add(main);
-        Launch::new(self.kernel(), spec.dtype(), [ctas, 1, 1])
+        Launch::new(kernel(self.dropout, self.tiles, self.splits), spec.dtype(), [ctas, 1, 1])
     }
 
     /// What follows from the plan, of the kernel's parameters.
