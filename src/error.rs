@@ -266,7 +266,7 @@ pub enum Error {
     /// The kernels' PTX is newer than the driver understands (CUDA error 222).
     #[error(
         "{kernel} is PTX {ptx}, newer than the driver (CUDA {}.{}) can translate: update the \
-         driver, or build with an older NVRTC (FUSED_DORA_NVRTC)",
+         driver to R520 or later, or build with an older NVRTC (FUSED_DORA_NVRTC)",
         driver / 1000, driver % 1000 / 10
     )]
     PtxTooNew {

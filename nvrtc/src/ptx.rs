@@ -53,8 +53,8 @@ pub fn portable(ptx: &str) -> Result<String, String> {
         if code.starts_with(UNUSED_BYTES) {
             continue;
         }
-        if code.starts_with(".version") {
-            let _ = writeln!(text, ".version {VERSION}");
+        if let Some(version) = code.strip_prefix(".version") {
+            let _ = writeln!(text, ".version {}", older(version.trim()));
             continue;
         }
         for (index, statement) in code.split(';').enumerate() {
@@ -78,6 +78,15 @@ pub fn portable(ptx: &str) -> Result<String, String> {
         text.push('\n');
     }
     Ok(text)
+}
+
+/// [`VERSION`], or a version before it.
+fn older(version: &str) -> &str {
+    let numbers = |version: &str| {
+        let (major, minor) = version.split_once('.')?;
+        Some([major.parse::<u32>().ok()?, minor.parse().ok()?])
+    };
+    if numbers(version).is_some_and(|own| Some(own) < numbers(VERSION)) { version } else { VERSION }
 }
 
 /// The directive or the instruction that a statement starts with, after braces, its label and its
@@ -260,6 +269,10 @@ $L__info_string10:
         let changed =
             PTX.replace("8.8", VERSION).replace("\t.pragma \"used_bytes_mask 15\";\n", "");
         assert_eq!(text, changed);
+        for (found, ships) in [("7.2", "7.2"), ("7.8", "7.8"), ("7.10", "7.8"), ("9.1", "7.8")] {
+            let text = portable(&format!(".version {found}\n")).unwrap();
+            assert_eq!(text, format!(".version {ships}\n"));
+        }
     }
 
     #[test]
