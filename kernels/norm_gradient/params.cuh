@@ -21,15 +21,19 @@ struct NormGradientParams {
     const float* grad_magnitude;  // dm
     float* grad_lora_a;
     float* grad_lora_b;
-    float* partial_a;             // B'ᵀW: [chunks, R, I]
-    float* partial_b;             // W·A'ᵀ: [strips, O, R]
-    float* grams;                 // B'ᵀB, then A·A'ᵀ: each [chunks, R, R]
+    float* partial_a;             // B'ᵀW of the pass: [chunks, ranks, I]
+    float* partial_b;             // W·A'ᵀ of the pass: [strips, rows, ranks]
+    float* grams;                 // B'ᵀB, then A·A'ᵀ: each [gram_chunks, R, R]
     float scaling;
     int in_features, out_features, rank, padded_rank;
     int norm_on_input;            // the norm axis
+    int first_row, last_row;      // of W in this pass: the first, and the one after the last
+    int first_rank, ranks;        // of this pass, padded: up to kRankTile
+    int is_last;                  // whether the pass has the last rows of W
     int strips;
     int chunk;                    // rows of W per CTA, a multiple of the tile
     int chunks;
+    int gram_chunks;
     int aligned;                  // every row of W starts at a 16-byte boundary
     int aligned_a;                // likewise of A
     int aligned_b;                // likewise of B

@@ -1,5 +1,5 @@
 // norm_gradient: the part of the gradients of A and B that flows through the norm, from the
-// accumulated dm, in two launches.
+// accumulated dm, in passes of two launches.
 //
 //   k = dm·m/c² = dm·g/c (0 where c = 0);   V∘k: k times the columns (axis input) or rows (output)
 //   dA −= s·Bᵀ(V∘k)        Bᵀ(V∘k) = (B'ᵀW + s·(B'ᵀB)·A)∘k       B' = k∘B where k is per row
@@ -9,11 +9,15 @@
 //   norm_gradient          partial sums of B'ᵀW and W·A'ᵀ from one read of W, of B'ᵀB and of A·A'ᵀ
 //   norm_gradient_finish   their sums, the low-rank terms, dA and dB
 //
+// A pass is for up to 64 ranks and for some rows of W, so that the partial sums take little memory.
+// The first pass also makes B'ᵀB and A·A'ᵀ, of all ranks. dB's rows are complete after the pass of
+// these rows, and dA after that of the last rows, which adds the low-rank term.
+//
 // Shapes, row-major: W [O,I] of T; A, dA [r,I], B, dB [O,r], dm, g, c f32; R = rank padded to 16.
 // dA and dB are read and written (`−=`). Everything is computed in f32: W enters the tensor cores
 // exactly (an f32 as two tf32), A' and B' as two tf32, and long sums are added outside.
-// Launch: norm_gradient: grid (strips of I, then tiles of B'ᵀB and A·A'ᵀ; chunks; ⌈R/64⌉);
-// norm_gradient_finish: grid (⌈I/64⌉ + ⌈O/64⌉, R/16); block 128.
+// Launch: norm_gradient: grid (strips of I, then, in the first pass, tiles of B'ᵀB and A·A'ᵀ; chunks
+// of the pass's rows); norm_gradient_finish: grid (⌈I/64⌉ + ⌈rows/64⌉, ranks/16); block 128.
 // Formulas: the chain rule through c = ‖V‖ in DoRA (arXiv:2402.09353) eq. 5, which its §4.3 leaves
 // out.
 
@@ -133,10 +137,12 @@ __device__ __forceinline__ void multiply_rows(const NormGradientParams& p, const
             multiply_tf32<!kIsFloat<T>>(sum, w[step], load_tf32_b(shared.a(), k0 + n0, step));
         }
     }
-    float* partial = p.partial_b + i64(blockIdx.x) * p.out_features * p.padded_rank;
-    const int row = row0 + m0 + lane / 4, k = rank0 + n0 + lane % 4 * 2;
-    store_pair<true>(partial, end, p.padded_rank, p.padded_rank, row, k, sum[0], sum[1]);
-    store_pair<true>(partial, end, p.padded_rank, p.padded_rank, row + 8, k, sum[2], sum[3]);
+    const int rows = p.last_row - p.first_row;
+    float* partial = p.partial_b + i64(blockIdx.x) * rows * p.ranks;
+    const int row = row0 - p.first_row + m0 + lane / 4;
+    const int k = rank0 - p.first_rank + n0 + lane % 4 * 2;
+    store_pair<true>(partial, end - p.first_row, p.ranks, p.ranks, row, k, sum[0], sum[1]);
+    store_pair<true>(partial, end - p.first_row, p.ranks, p.ranks, row + 8, k, sum[2], sum[3]);
 }
 
 // B'ᵀW of one strip, for 16 ranks: each warp a quarter of the columns.
@@ -177,11 +183,11 @@ struct ColumnSums {
 
     __device__ __forceinline__ void store(const NormGradientParams& p, int col0, int rank0) const {
         const int lane = threadIdx.x % kWarpSize;
-        float* partial = p.partial_a + i64(blockIdx.y) * p.padded_rank * p.in_features;
+        float* partial = p.partial_a + i64(blockIdx.y) * p.ranks * p.in_features;
 #pragma unroll
         for (int i = 0; i < kFragments * 8; ++i) {
             const int col = col0 + column0() + i / 8 * 16 + lane / 4 + i % 4 / 2 * 8;
-            const int k = rank0 + i / 4 % 2 * 8 + lane % 4 * 2 + i % 2;
+            const int k = rank0 - p.first_rank + i / 4 % 2 * 8 + lane % 4 * 2 + i % 2;
             if (col < p.in_features) {
                 partial[i64(k) * p.in_features + col] = values[i / 8][i / 4 % 2][i % 4];
             }
@@ -193,9 +199,8 @@ template <typename T>
 __device__ __forceinline__ void contract_weight(const NormGradientParams& p,
                                                 const Shared<T>& shared) {
     constexpr int kSteps = kRankTile / kTf32Depth;
-    const int col0 = blockIdx.x * Shared<T>::kStrip, rank0 = blockIdx.z * kRankTile;
-    const int begin = blockIdx.y * p.chunk, end = min(p.out_features, begin + p.chunk);
-    const int ranks = min(kRankTile, p.padded_rank - rank0);
+    const int col0 = blockIdx.x * Shared<T>::kStrip, rank0 = p.first_rank, ranks = p.ranks;
+    const int begin = p.first_row + blockIdx.y * p.chunk, end = min(p.last_row, begin + p.chunk);
     // Rows end with the chunk, so that a tile never reaches into the next one.
     const auto weight = Weight<T>::of(p.weight, end, p.in_features);
     const auto lora_a = Matrix<float>::dense(p.lora_a, p.rank, p.in_features);
@@ -255,12 +260,11 @@ __device__ __forceinline__ void gram(const NormGradientParams& p, unsigned char*
     using Tile = Tf32Tile<kGramTile>;
     using Mma = TileMma<float, kGramTile, kGramTile, kTf32Depth, 2, 2, Major::K, Major::K>;
     static_assert(2 * Tile::kBytes <= Shared<T>::kBytes, "both factors fit");
-    if (blockIdx.z > 0) return;
     const int tiles = ceil_div(p.padded_rank, kGramTile);
     const bool of_b = tile < tiles * tiles;
     const Side side = of_b ? Side::b(p) : Side::a(p);
     const int l0 = tile / tiles % tiles * kGramTile, k0 = tile % tiles * kGramTile;
-    const int length = ceil_div(ceil_div(side.features, p.chunks), kTf32Depth) * kTf32Depth;
+    const int length = ceil_div(ceil_div(side.features, p.gram_chunks), kTf32Depth) * kTf32Depth;
     const int begin = blockIdx.y * length, end = min(side.features, begin + length);
     const Tile left(memory), right(memory + Tile::kBytes);
     Mma sum;
@@ -290,7 +294,7 @@ __device__ __forceinline__ void gram(const NormGradientParams& p, unsigned char*
         sum.add(part);
     }
     const i64 size = i64(p.padded_rank) * p.padded_rank;
-    float* out = p.grams + ((of_b ? 0 : p.chunks) + blockIdx.y) * size;
+    float* out = p.grams + ((of_b ? 0 : p.gram_chunks) + blockIdx.y) * size;
 #pragma unroll
     for (int i = 0; i < Mma::kRows; ++i) {
 #pragma unroll
@@ -304,7 +308,7 @@ __device__ __forceinline__ void gram(const NormGradientParams& p, unsigned char*
 // ---- dA and dB --------------------------------------------------------------------------------
 
 // grad(f, k) −= s·k(f)·(Σ partials + s·Σ_l x(f, l)·G[l, k]) for one tile, where x is A or B and G
-// the other one's Gram matrix.
+// the other one's Gram matrix. dA gets the term with G in the last pass of its ranks.
 __device__ __forceinline__ void finish(const NormGradientParams& p,
                                        float (*g)[kFinishRanks]) {
     constexpr int kOutputs = kFinishFeatures * kFinishRanks / kThreads;
@@ -312,8 +316,9 @@ __device__ __forceinline__ void finish(const NormGradientParams& p,
     const int tiles_a = ceil_div(p.in_features, kFinishFeatures);
     const bool of_a = blockIdx.x < tiles_a;
     const Side side = of_a ? Side::a(p) : Side::b(p);
-    const int f0 = (of_a ? blockIdx.x : blockIdx.x - tiles_a) * kFinishFeatures;
-    const int k0 = blockIdx.y * kFinishRanks;
+    const int begin = of_a ? 0 : p.first_row, end = of_a ? p.in_features : p.last_row;
+    const int f0 = begin + (of_a ? blockIdx.x : blockIdx.x - tiles_a) * kFinishFeatures;
+    const int k0 = p.first_rank + blockIdx.y * kFinishRanks;
     // Neighbouring threads take neighbours in memory.
     const auto feature = [&](int i) {
         const int t = threadIdx.x;
@@ -324,18 +329,19 @@ __device__ __forceinline__ void finish(const NormGradientParams& p,
         return of_a ? t / kFinishFeatures + i * (kThreads / kFinishFeatures) : t % kFinishRanks;
     };
     const i64 size = i64(p.padded_rank) * p.padded_rank;
-    const float* grams = p.grams + (of_a ? 0 : p.chunks) * size;
+    const float* grams = p.grams + (of_a ? 0 : p.gram_chunks) * size;
+    const int depths = of_a && p.is_last == 0 ? 0 : p.rank;
     i64 x[kOutputs];
 #pragma unroll
     for (int i = 0; i < kOutputs; ++i) x[i] = side.at(min(feature(i), side.features - 1), 0);
     const float* row = side.data;
     float low_rank[kOutputs] = {};
-    for (int l0 = 0; l0 < p.rank; l0 += kDepth) {
-        const int depth = min(kDepth, p.rank - l0);
+    for (int l0 = 0; l0 < depths; l0 += kDepth) {
+        const int depth = min(kDepth, depths - l0);
         __syncthreads();  // the previous ranks have been read
         for (int i = threadIdx.x; i < depth * kFinishRanks; i += kThreads) {
             const int l = i / kFinishRanks, k = i % kFinishRanks;
-            g[l][k] = ordered_sum(grams + i64(l0 + l) * p.padded_rank + k0 + k, p.chunks, size);
+            g[l][k] = ordered_sum(grams + i64(l0 + l) * p.padded_rank + k0 + k, p.gram_chunks, size);
         }
         __syncthreads();
         for (int l = 0; l < depth; ++l) {
@@ -351,10 +357,11 @@ __device__ __forceinline__ void finish(const NormGradientParams& p,
 #pragma unroll
     for (int i = 0; i < kOutputs; ++i) {
         const int f = feature(i), k = k0 + rank(i);
-        if (f >= side.features || k >= p.rank) continue;
-        const i64 at = of_a ? i64(k) * p.in_features + f : i64(f) * p.padded_rank + k;
+        if (f >= end || k >= p.rank) continue;
+        const int column = k - p.first_rank;
+        const i64 at = of_a ? i64(column) * p.in_features + f : i64(f - begin) * p.ranks + column;
         const float sum = ordered_sum(partials + at, of_a ? p.chunks : p.strips,
-                                      i64(side.features) * p.padded_rank);
+                                      i64(end - begin) * p.ranks);
         float& out = grad[side.at(f, k)];
         out = fmaf(-p.scaling * side.factor(p, f), fmaf(p.scaling, low_rank[i], sum), out);
     }

@@ -425,7 +425,7 @@ impl DoraLinear {
     }
 
     /// Completes the gradients of the active adapter where they flow through the norm: once per
-    /// optimizer step, two launches. Otherwise it does nothing.
+    /// optimizer step ([`Kernels::norm_gradient`]). Otherwise it does nothing.
     ///
     /// # Errors
     /// Those of [`Kernels::norm_gradient`].

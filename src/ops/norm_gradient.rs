@@ -1,6 +1,7 @@
 //! `norm_gradient`: what dA and dB lack where the norm is not a constant
 //! (kernels/norm_gradient/sm80.cu).
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use cudarc::driver::CudaStream;
@@ -22,6 +23,9 @@ const FINISH: Kernel = Kernel::new("norm_gradient", "norm_gradient_finish");
 /// Features and ranks of a CTA of the second launch.
 const FINISH_TILE: [usize; 2] = [FINISH_FEATURES, FINISH_RANKS];
 
+/// The partial sums of dB take a quarter of W's bytes at most, or this where that is more.
+const LEAST_PARTIALS: usize = 4 << 20;
+
 /// Inputs and outputs of [`Kernels::norm_gradient`], row-major and contiguous.
 #[derive(Debug)]
 pub struct NormGradient<'a> {
@@ -42,8 +46,12 @@ pub struct NormGradient<'a> {
 impl Kernels {
     /// Completes dA and dB where the spec asks for [`NormGrad::Exact`]: the backward holds c
     /// constant; this subtracts what flows through it. With k = dm·m/c² (0 where c = 0) along the
-    /// norm's axis, dA −= s·Bᵀ(V∘k) and dB −= s·(V∘k)Aᵀ, in two launches and one read of W (for
-    /// ranks up to 64; one more for each 64 beyond).
+    /// norm's axis, dA −= s·Bᵀ(V∘k) and dB −= s·(V∘k)Aᵀ. It reads W once for each 64 ranks.
+    ///
+    /// Partial sums are in the workspace. Those of dB take about a quarter of W's bytes at most (or
+    /// 4 MiB): W is taken in passes of some rows and up to 64 ranks, two launches each. That is one
+    /// pass up to rank 16. At rank 64 it is one for a 16-bit layer of up to 1500×1500, and four for
+    /// larger ones.
     ///
     /// To be called once per optimizer step, before the optimizer: the correction is linear in dm,
     /// so that of the accumulated dm is the sum of those of the micro-batches. dm itself, dX and db
@@ -68,9 +76,11 @@ impl Kernels {
     ) -> Result<()> {
         check_spec(spec)?;
         let plan = Plan::new(spec, self.sm_count());
-        let launches = plan.launches(spec);
+        let passes = plan.passes(spec);
         let mut t = Tensors::new(self.context(), stream, spec.dtype())?;
-        launches.iter().try_for_each(|launch| self.check_launch(launch))?;
+        for pass in &passes {
+            pass.launches.iter().try_for_each(|launch| self.check_launch(launch))?;
+        }
         let operands = prepared.read(&mut t, spec)?;
         let scratch = workspace.scratch(&mut t, plan.needs(), 0)?;
         let (inputs, outputs, ranks) = (spec.inputs(), spec.outputs(), spec.ranks());
@@ -83,7 +93,7 @@ impl Kernels {
             t.write_as(f32, "grad_lora_A", &mut io.grad_lora_a, matrix(ranks, inputs))?;
         let grad_lora_b =
             t.write_as(f32, "grad_lora_B", &mut io.grad_lora_b, matrix(outputs, ranks))?;
-        let params = NormGradientParams {
+        let mut params = NormGradientParams {
             weight: t.weight("weight", &io.weight, matrix(outputs, inputs))?,
             lora_a: lora_a.address,
             lora_b: lora_b.address,
@@ -101,9 +111,15 @@ impl Kernels {
             rank: spec.rank() as i32,
             padded_rank: spec.padded_rank() as i32,
             norm_on_input: i32::from(spec.norm() == Norm::Input),
+            first_row: 0,
+            last_row: 0,
+            first_rank: 0,
+            ranks: 0,
+            is_last: 0,
             strips: plan.strips as i32,
-            chunk: plan.split.len as i32,
-            chunks: plan.split.count as i32,
+            chunk: 0,
+            chunks: 0,
+            gram_chunks: plan.gram_chunks as i32,
             aligned: t.aligned(),
             aligned_a: lora_a.aligned.into(),
             aligned_b: lora_b.aligned.into(),
@@ -112,9 +128,12 @@ impl Kernels {
             // There are no dA and dB.
             return Ok(());
         }
-        for launch in &launches {
-            // SAFETY: the struct is the kernels', and each address in it was checked.
-            unsafe { self.launch(stream, launch, &params) }?;
+        for pass in &passes {
+            pass.fill(spec, &mut params);
+            for launch in &pass.launches {
+                // SAFETY: the struct is the kernels', and each address in it was checked.
+                unsafe { self.launch(stream, launch, &params) }?;
+            }
         }
         Ok(())
     }
@@ -132,53 +151,91 @@ fn check_spec(spec: &DoraSpec) -> Result<()> {
     Err(Error::NoNormGradient { reason })
 }
 
-/// The launches for one spec.
+/// How W is taken for one spec, and the regions of the workspace.
 struct Plan {
     strips: usize,
-    split: Split,
-    rank_tiles: usize,
-    gram_tiles: usize,
+    /// Rows and ranks of a pass.
+    rows: usize,
+    ranks: usize,
+    sm_count: usize,
+    gram_chunks: usize,
     partial_a: usize,
     partial_b: usize,
     grams: usize,
     bytes: usize,
 }
 
+/// Some rows of W and some ranks.
+struct Pass {
+    rows: Range<usize>,
+    ranks: Range<usize>,
+    split: Split,
+    launches: [Launch; 2],
+}
+
 impl Plan {
     fn new(spec: &DoraSpec, sm_count: usize) -> Self {
         let strip = if spec.dtype() == Dtype::F32 { STRIP_F32 } else { STRIP_16_BIT };
-        let rank = spec.padded_rank();
-        let strips = spec.in_features().div_ceil(strip);
-        let rank_tiles = rank.div_ceil(RANK_TILE);
-        let split = Split::new(spec.out_features(), ROWS, strips * rank_tiles, sm_count);
+        let (inputs, outputs, rank) = (spec.in_features(), spec.out_features(), spec.padded_rank());
+        let strips = inputs.div_ceil(strip);
+        let ranks = rank.min(RANK_TILE);
+        let weight = inputs.saturating_mul(outputs).saturating_mul(spec.dtype().bytes());
+        let most = (weight / 4).max(LEAST_PARTIALS);
+        let partials = (strips * ranks * size_of::<f32>()).saturating_mul(outputs);
+        // Not two passes for what an incomplete strip adds.
+        let passes = partials.div_ceil(most + most / 8).max(1);
+        let rows = outputs.div_ceil(passes).next_multiple_of(ROWS);
+        let split = Split::new(rows.min(outputs), ROWS, strips, sm_count);
         let mut regions = Regions::default();
         let mut partial = |count: usize, rows: usize, cols: usize| {
             regions.take((count * rows).saturating_mul(cols), size_of::<f32>())
         };
-        let partial_a = partial(split.count, rank, spec.in_features());
-        let partial_b = partial(strips, rank, spec.out_features());
+        let partial_a = partial(split.capacity, ranks, inputs);
+        let partial_b = partial(strips, ranks, rows.min(outputs));
         let grams = partial(2 * split.count, rank, rank);
-        let gram_tiles = 2 * rank.div_ceil(GRAM_TILE).pow(2);
+        let gram_chunks = split.count;
         let bytes = regions.bytes();
-        Self { strips, split, rank_tiles, gram_tiles, partial_a, partial_b, grams, bytes }
+        Self { strips, rows, ranks, sm_count, gram_chunks, partial_a, partial_b, grams, bytes }
     }
 
-    fn launches(&self, spec: &DoraSpec) -> [Launch; 2] {
-        let sums = [self.strips + self.gram_tiles, self.split.count, self.rank_tiles];
-        [
-            Launch::new(NORM_GRADIENT, spec.dtype(), sums),
-            Launch::new(FINISH, spec.dtype(), self.finish_grid(spec)),
-        ]
-    }
-
-    fn finish_grid(&self, spec: &DoraSpec) -> [usize; 3] {
-        let [features, ranks] = FINISH_TILE;
-        let tiles = spec.in_features().div_ceil(features) + spec.out_features().div_ceil(features);
-        [tiles, spec.padded_rank().div_ceil(ranks), 1]
+    /// For each 64 ranks, all rows in order.
+    fn passes(&self, spec: &DoraSpec) -> Vec<Pass> {
+        let (outputs, rank) = (spec.out_features(), spec.padded_rank());
+        let mut passes = Vec::new();
+        for first_rank in (0..rank).step_by(self.ranks.max(1)) {
+            for first_row in (0..outputs).step_by(self.rows) {
+                let rows = first_row..outputs.min(first_row + self.rows);
+                let ranks = first_rank..rank.min(first_rank + self.ranks);
+                let split = Split::new(rows.len(), ROWS, self.strips, self.sm_count);
+                let grams = if passes.is_empty() { 2 * rank.div_ceil(GRAM_TILE).pow(2) } else { 0 };
+                let sums = [self.strips + grams, split.count, 1];
+                let [features, of_ranks] = FINISH_TILE;
+                let tiles = spec.in_features().div_ceil(features) + rows.len().div_ceil(features);
+                let finish = [tiles, ranks.len().div_ceil(of_ranks), 1];
+                let launches = [
+                    Launch::new(NORM_GRADIENT, spec.dtype(), sums),
+                    Launch::new(FINISH, spec.dtype(), finish),
+                ];
+                passes.push(Pass { rows, ranks, split, launches });
+            }
+        }
+        passes
     }
 
     fn needs(&self) -> Needs {
         Needs { counters: 0, bytes: self.bytes }
+    }
+}
+
+impl Pass {
+    fn fill(&self, spec: &DoraSpec, params: &mut NormGradientParams) {
+        params.first_row = self.rows.start as i32;
+        params.last_row = self.rows.end as i32;
+        params.first_rank = self.ranks.start as i32;
+        params.ranks = self.ranks.len() as i32;
+        params.is_last = i32::from(self.rows.end == spec.out_features());
+        params.chunk = self.split.len as i32;
+        params.chunks = self.split.count as i32;
     }
 }
 
@@ -195,5 +252,72 @@ pub(super) const fn kernels(spec: &DoraSpec) -> &'static [Kernel] {
     match spec.norm_grad() {
         NormGrad::Exact => &[NORM_GRADIENT, FINISH],
         NormGrad::Detached => &[],
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::spec::Scaling;
+
+    fn spec(inputs: usize, outputs: usize, rank: usize, dtype: Dtype) -> DoraSpec {
+        let scaling = Scaling::Value(1.0);
+        DoraSpec::new(inputs, outputs, rank, scaling, Norm::Input, NormGrad::Exact, dtype)
+            .expect("a layer")
+    }
+
+    /// Every row with every rank once, in order, in regions that hold what a pass stores.
+    #[test]
+    fn passes_cover_the_weight() {
+        for dtype in [Dtype::Bf16, Dtype::F32] {
+            for [inputs, outputs, rank] in
+                [[8, 1, 1], [70, 33, 200], [4096, 4096, 16], [4000, 4097, 64], [512, 9000, 100]]
+            {
+                let spec = spec(inputs, outputs, rank, dtype);
+                let plan = Plan::new(&spec, 108);
+                let passes = plan.passes(&spec);
+                let mut covered = Vec::new();
+                for pass in &passes {
+                    let [rows, ranks] = [pass.rows.len(), pass.ranks.len()];
+                    assert!(pass.split.count * pass.split.len >= rows, "{spec:?}");
+                    assert_eq!(pass.launches[0].grid[1], pass.split.count);
+                    let needs = pass.split.count * ranks * inputs * size_of::<f32>();
+                    assert!(needs <= plan.partial_b - plan.partial_a, "{spec:?}");
+                    let needs = plan.strips * ranks * rows * size_of::<f32>();
+                    assert!(needs <= plan.grams - plan.partial_b, "{spec:?}");
+                    covered.push((pass.ranks.clone(), pass.rows.clone()));
+                }
+                let padded = spec.padded_rank();
+                let ranks: usize = covered.iter().map(|(_, rows)| rows.len()).sum();
+                assert_eq!(ranks, outputs * padded.div_ceil(RANK_TILE), "{spec:?}");
+                for pair in covered.windows(2) {
+                    let ((ranks, rows), (next_ranks, next_rows)) = (&pair[0], &pair[1]);
+                    if next_rows.start == 0 {
+                        assert_eq!((rows.end, ranks.end), (outputs, next_ranks.start));
+                    } else {
+                        assert_eq!((rows.end, ranks), (next_rows.start, next_ranks));
+                    }
+                }
+            }
+        }
+    }
+
+    /// No rank and no layer needs temporaries of the weight's size.
+    #[test]
+    fn partial_sums_are_bounded() {
+        for rank in [16, 64, 256, 1024] {
+            for [inputs, outputs] in [[4096, 14336], [8192, 152_064], [14336, 4096]] {
+                let spec = spec(inputs, outputs, rank, Dtype::Bf16);
+                let weight = 2 * inputs * outputs;
+                let plan = Plan::new(&spec, 132);
+                assert!(
+                    plan.grams < weight / 4 + weight / 32 + (20 << 20),
+                    "{rank}: {}",
+                    plan.grams
+                );
+                let passes = plan.passes(&spec).len();
+                assert_eq!(passes, rank.div_ceil(RANK_TILE) * if rank > 16 { 4 } else { 1 });
+            }
+        }
     }
 }

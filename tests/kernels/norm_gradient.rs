@@ -58,6 +58,17 @@ fn alone_in_f32() {
     alone::<f32>();
 }
 
+/// Layers that are taken in two passes of rows, one of them in two of ranks, too.
+#[test]
+fn passes() {
+    let runner = runner();
+    let mut random = StdRng::seed_from_u64(fresh_seed());
+    let case = exact_case(&mut random, [512, 2401, 70], Norm::Output, Dtype::F32);
+    check::<f32>(&runner, &mut random, &case);
+    let case = exact_case(&mut random, [520, 5200, 40], Norm::Input, Dtype::Bf16);
+    check::<bf16>(&runner, &mut random, &case);
+}
+
 /// Shapes whose rows would be aligned, in buffers that are not.
 #[test]
 fn off_every_boundary() {
