@@ -111,6 +111,68 @@ pub const RTX4090: Profile = Profile {
     ..A100
 };
 
+/// B200 (sm_100).
+pub const B200: Profile = Profile {
+    name: "Emulated B200",
+    compute_capability: (10, 0),
+    sm_count: 148,
+    total_memory: 180 * GIB,
+    l2_bytes: 126 * MIB,
+    clock_khz: 1_965_000,
+    memory_clock_khz: 3_906_000,
+    memory_bus_bits: 8192,
+    ..H100
+};
+
+/// B300 (sm_103).
+pub const B300: Profile = Profile {
+    name: "Emulated B300",
+    compute_capability: (10, 3),
+    total_memory: 270 * GIB,
+    ..B200
+};
+
+/// Jetson AGX Thor (sm_110).
+pub const THOR: Profile = Profile {
+    name: "Emulated Thor",
+    compute_capability: (11, 0),
+    sm_count: 20,
+    max_threads_per_sm: 1536,
+    max_blocks_per_sm: 24,
+    total_memory: 120 * GIB,
+    l2_bytes: 32 * MIB,
+    clock_khz: 1_575_000,
+    memory_clock_khz: 4_266_000,
+    memory_bus_bits: 256,
+    ..H100
+};
+
+/// GeForce RTX 5090 (sm_120).
+pub const RTX5090: Profile = Profile {
+    name: "Emulated RTX 5090",
+    compute_capability: (12, 0),
+    sm_count: 170,
+    total_memory: 32 * GIB,
+    l2_bytes: 96 * MIB,
+    clock_khz: 2_407_000,
+    memory_clock_khz: 14_001_000,
+    memory_bus_bits: 512,
+    ..RTX4090
+};
+
+/// GB10, the GPU of DGX Spark (sm_121).
+pub const GB10: Profile = Profile {
+    name: "Emulated GB10",
+    compute_capability: (12, 1),
+    sm_count: 48,
+    total_memory: 120 * GIB,
+    l2_bytes: 24 * MIB,
+    clock_khz: 2_418_000,
+    memory_clock_khz: 4_266_000,
+    memory_bus_bits: 256,
+    ..RTX4090
+};
+
 /// Tesla T4 (sm_75): a GPU that is too old for code of sm_80.
 pub const T4: Profile = Profile {
     name: "Emulated T4",
@@ -131,8 +193,17 @@ pub const T4: Profile = Profile {
 
 impl Profile {
     /// The profiles by the names that `CUDA_EMULATOR_PROFILE` takes.
-    pub const ALL: [(&'static str, Profile); 4] =
-        [("a100", A100), ("h100", H100), ("rtx4090", RTX4090), ("t4", T4)];
+    pub const ALL: [(&'static str, Profile); 9] = [
+        ("a100", A100),
+        ("h100", H100),
+        ("rtx4090", RTX4090),
+        ("t4", T4),
+        ("b200", B200),
+        ("b300", B300),
+        ("thor", THOR),
+        ("rtx5090", RTX5090),
+        ("gb10", GB10),
+    ];
 
     /// The profile of that name, in any case.
     pub fn by_name(name: &str) -> Option<Profile> {
@@ -140,7 +211,7 @@ impl Profile {
     }
 }
 
-/// The profile of that name, in any case: `a100`, `h100`, `rtx4090` or `t4`.
+/// The profile of that name, in any case: one of [`Profile::ALL`].
 pub fn by_name(name: &str) -> Option<Profile> {
     Profile::by_name(name)
 }

@@ -11,8 +11,8 @@
 /// In f32 the k-steps are half as deep, and the bytes are the same. All have three stages: two
 /// k-steps, 32 KiB, are on their way while tensor cores work on a third, and two CTAs on a
 /// multiprocessor keep 64 KiB on their way, several times what DRAM delivers within its latency. Two
-/// fit into the 100 KiB of compute capability 8.6, 8.9 and 12.0, and into the 164 KiB and more of 8.0
-/// and 9.0, whose further memory would hold a stage that nothing waits for.
+/// fit into the 100 KiB of compute capability 8.6, 8.9 and 12.x, and into the 164 KiB and more of 8.0,
+/// 9.0, 10.x and 11.0, whose further memory would hold a stage that nothing waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Tiles {
     /// 128 tokens × 128 features.
@@ -60,15 +60,32 @@ impl F32Math {
     /// | 8.9 | RTX 4090 | 82.6 | 82.6 | 1 |
     /// | 9.0 | H100 | 66.9 | 494.7 | 7.4 |
     /// | 10.0 | B200 | 80 | 1100 | 13.8 |
+    /// | 10.3 | B300 | 75 | 1125 | 15.0 |
     /// | 12.0 | RTX 5090 | 104.8 | 104.8 | 1 |
     ///
     /// `mma.sync` reaches 62.9 % of the tensor peak on H100 (Luo et al., arXiv:2402.13499): 4.6
-    /// times the FMAs. On B200, 22 % would be enough (it is not published what it reaches there).
-    /// Others are taken to have FMA units only.
+    /// times the FMAs. On B200 and B300, 22 % would be enough (it is not published what it reaches
+    /// there). On all others, FMA units multiply: 8.7, 11.0 (Jetson) and 12.1 (GB10), for which no
+    /// such pair of rates is published, and what comes later.
     pub(crate) const fn of(capability: (i32, i32)) -> Self {
         match capability {
             (8, 0) | (9, 0) | (10, _) => Self::Tf32x3,
             _ => Self::Fma,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn f32_math_follows_from_the_capability() {
+        for capability in [(8, 0), (9, 0), (10, 0), (10, 3)] {
+            assert_eq!(F32Math::of(capability), F32Math::Tf32x3, "{capability:?}");
+        }
+        for capability in [(8, 6), (8, 7), (8, 9), (11, 0), (12, 0), (12, 1), (13, 0)] {
+            assert_eq!(F32Math::of(capability), F32Math::Fma, "{capability:?}");
         }
     }
 }

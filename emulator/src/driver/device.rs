@@ -55,7 +55,7 @@ fn attribute(platform: &Platform, attribute: c_int) -> Option<i64> {
         40 => 2,
         // How much faster f32 is than f64: consumer chips of this generation have few f64 units.
         87 => match (major, minor) {
-            (8, 1..) => 64,
+            (8, 1..) | (10, 3) | (11.., _) => 64,
             _ => 2,
         },
         // Yes: copies and kernels while kernels run, unified addressing, stream priorities, L1

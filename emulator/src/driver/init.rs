@@ -8,7 +8,7 @@ use super::entry::{Out, bare, entry, initialised, read};
 use super::state::{Driver, Platform};
 use super::status::{Result, Status};
 
-/// The device to emulate: `a100` (where unset), `h100`, `rtx4090` or `t4`.
+/// The device to emulate: `a100` (where unset), or another name of [`Profile::ALL`].
 const PROFILE: &str = "CUDA_EMULATOR_PROFILE";
 /// How many devices there are: a number from 1 (where unset) to 8.
 const DEVICE_COUNT: &str = "CUDA_EMULATOR_DEVICE_COUNT";

@@ -11,7 +11,7 @@
 //!
 //! | variable | values, the first where it is unset |
 //! |---|---|
-//! | `CUDA_EMULATOR_PROFILE` | `a100`, `h100`, `rtx4090`, `t4`: the device |
+//! | `CUDA_EMULATOR_PROFILE` | `a100`, or another name of [`Profile::ALL`](crate::Profile::ALL) |
 //! | `CUDA_EMULATOR_STREAMS` | `lazy`, `eager`: whether work runs as late as it may, or at once |
 //! | `CUDA_EMULATOR_MEMORY_POOLS` | `1`, `0`: whether `cuMemAllocAsync` exists |
 //! | `CUDA_EMULATOR_ACCUMULATOR` | `sequential`, `exact`, `truncate`: matrix instructions |

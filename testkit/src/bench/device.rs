@@ -26,12 +26,16 @@ const IN_FLIGHT: usize = 32;
 
 /// Operations per clock of a multiprocessor: of tensor cores in 16 bit with f32 sums (dense), and
 /// of the FMA units. From NVIDIA's white papers on the A100 (GA100), GA102, Ada, H100, and RTX
-/// Blackwell: peak rates over multiprocessors and boost clock.
-const OPERATIONS_PER_CLOCK: [((i32, i32), [f64; 2]); 5] = [
+/// Blackwell, and its data sheets of HGX B200 and B300: peak rates over multiprocessors and boost
+/// clock. For 11.0 (Jetson Thor) and 12.1 (GB10) none is published: a bench prints no share of a
+/// peak there.
+const OPERATIONS_PER_CLOCK: [((i32, i32), [f64; 2]); 7] = [
     ((8, 0), [2048.0, 128.0]),
     ((8, 6), [512.0, 256.0]),
     ((8, 9), [512.0, 256.0]),
     ((9, 0), [4096.0, 256.0]),
+    ((10, 0), [8192.0, 256.0]),
+    ((10, 3), [8192.0, 256.0]),
     ((12, 0), [512.0, 256.0]),
 ];
 
