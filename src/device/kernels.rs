@@ -99,6 +99,7 @@ type Loaded<T> = RwLock<HashMap<(&'static str, Dtype), T>>;
 ///     h: (&mut h).into(),
 ///     z: None,
 ///     dropout: None,
+///     counter: None,
 ///     seed: 0,
 /// };
 /// kernels.forward(&stream, &spec, &prepared, &mut workspace, forward)?;
@@ -113,6 +114,7 @@ type Loaded<T> = RwLock<HashMap<(&'static str, Dtype), T>>;
 ///     output: None,
 ///     z: None,
 ///     dropout: None,
+///     counter: None,
 ///     grad_output: (&y).into(),
 ///     h: (&h).into(),
 ///     grad_input: None,
