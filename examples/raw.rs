@@ -209,6 +209,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             h: write(h),
             z: None,
             dropout: None,
+            counter: None,
             seed: 0,
         };
         layer.forward(&kernels, &stream, &mut workspace, forward)?;
@@ -230,6 +231,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             output: Some(read(y)),
             z: None,
             dropout: None,
+            counter: None,
             grad_output: read(grad_output),
             h: read(h),
             grad_input: Some(write(grad_input)),

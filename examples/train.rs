@@ -69,6 +69,7 @@ fn main() -> Result<(), Box<dyn Error>> {
                 y: (&mut y).into(),
                 seed: step,
                 dropout: None,
+                counter: None,
             };
             layer.forward(&mut saved, io)?;
 
@@ -85,6 +86,7 @@ fn main() -> Result<(), Box<dyn Error>> {
                 x: (&x).into(),
                 y: (&y).into(),
                 dropout: None,
+                counter: None,
                 grad_output: (&grad_y).into(),
                 // A first layer's x needs no gradient.
                 grad_input: None,

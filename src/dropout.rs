@@ -1,7 +1,7 @@
 //! Dropout on the adapter's input, from a counter: nothing of it is ever stored.
 
 use crate::error::{Error, Result};
-use crate::params::common::Dropout as KernelDropout;
+use crate::params::common::{Dropout as KernelDropout, Seed as KernelSeed};
 use crate::spec::{DoraSpec, Norm};
 
 /// Probabilities are multiples of 1/2¹⁶.
@@ -51,7 +51,8 @@ pub struct Dropout {
 
 impl Dropout {
     /// Drops elements with `probability`, rounded to a multiple of 2⁻¹⁶. Use another `seed` for each
-    /// layer and step.
+    /// layer and step; in a captured graph, a counter ([`Forward::counter`](crate::Forward::counter))
+    /// makes one of each step.
     ///
     /// # Errors
     /// [`Error::InvalidSpec`] unless 0 ≤ p ≤ 1 − 2⁻¹⁶.
@@ -72,6 +73,12 @@ impl Dropout {
         self.form
     }
 
+    /// The dropout with the seed that a call has whose counter holds `counter`: see [`seed_at`].
+    #[must_use]
+    pub const fn at(self, counter: u64) -> Self {
+        Self { seed: seed_at(self.seed, counter), ..self }
+    }
+
     fn steps(&self) -> f64 {
         (f64::from(self.probability) * f64::from(STEPS)).round()
     }
@@ -79,11 +86,11 @@ impl Dropout {
     /// M `[tokens, features]`, row-major: for tests, and for those who want to see it. The kernels
     /// never form it.
     pub fn mask(&self, tokens: usize, features: usize) -> Vec<f32> {
-        let KernelDropout { seed, threshold, scale } = self.kernel();
+        let KernelDropout { threshold, scale, .. } = self.kernel(0);
         let mut mask = Vec::new();
         for token in 0..tokens {
             for feature in 0..features {
-                let words = philox(seed, [(feature / GROUP) as u32, token as u32, 0, 0]);
+                let words = philox(self.seed, [(feature / GROUP) as u32, token as u32, 0, 0]);
                 let bits = words[feature % GROUP / 2] >> (16 * (feature % 2)) & (STEPS - 1);
                 mask.push(if bits >= threshold { scale } else { 0.0 });
             }
@@ -91,10 +98,15 @@ impl Dropout {
         mask
     }
 
-    pub(crate) fn kernel(&self) -> KernelDropout {
+    /// With the address of a counter, or 0.
+    pub(crate) fn kernel(&self, counter: u64) -> KernelDropout {
         let threshold = self.steps() as u32;
         let kept = 1.0 - f64::from(threshold) / f64::from(STEPS);
-        KernelDropout { seed: self.seed, threshold, scale: (1.0 / kept) as f32 }
+        KernelDropout {
+            seed: KernelSeed { value: self.seed, counter },
+            threshold,
+            scale: (1.0 / kept) as f32,
+        }
     }
 
     /// What the kernels do for this dropout, if its form fits the norm axis.
@@ -121,6 +133,13 @@ pub(crate) enum DropoutMode {
     Adapter,
     /// Those of PEFT's form with norm axis output, which keep z.
     Peft,
+}
+
+/// The seed that a call has for a `seed` of the host and a counter on the device that holds
+/// `counter`: the kernels compute it when they run. It is `seed` itself where the counter is 0.
+pub const fn seed_at(seed: u64, counter: u64) -> u64 {
+    const WEYL: u64 = 0x9e37_79b9_7f4a_7c15;
+    seed.wrapping_add(WEYL.wrapping_mul(counter))
 }
 
 /// The `index`th number of a seed, uniform in [0, 1), a multiple of 2⁻²⁴.
@@ -167,6 +186,16 @@ mod tests {
         for (seed, counter, expected) in cases {
             assert_eq!(philox(seed, counter), expected);
         }
+    }
+
+    #[test]
+    fn counters_make_seeds() {
+        let seeds = (0..1000).map(|counter| seed_at(5, counter));
+        assert_eq!(seeds.clone().next(), Some(5));
+        assert_eq!(seeds.collect::<std::collections::BTreeSet<_>>().len(), 1000);
+        let dropout = Dropout::new(0.5, DropoutForm::Adapter, 5).expect("valid");
+        assert_eq!(dropout.at(0), dropout);
+        assert_ne!(dropout.at(1).mask(8, 8), dropout.mask(8, 8));
     }
 
     #[test]

@@ -53,6 +53,8 @@ pub enum ElementType {
     F32,
     /// IEEE double precision: what reports hold.
     F64,
+    /// Integers without a sign: what a counter of steps holds.
+    U64,
 }
 
 impl ElementType {
@@ -61,17 +63,17 @@ impl ElementType {
         match self {
             Self::Bf16 | Self::F16 => 2,
             Self::F32 => 4,
-            Self::F64 => 8,
+            Self::F64 | Self::U64 => 8,
         }
     }
 
-    /// The compute type of the same name; `None` for [`F64`](Self::F64).
+    /// The compute type of the same name; `None` for the others.
     pub const fn dtype(self) -> Option<Dtype> {
         match self {
             Self::Bf16 => Some(Dtype::Bf16),
             Self::F16 => Some(Dtype::F16),
             Self::F32 => Some(Dtype::F32),
-            Self::F64 => None,
+            Self::F64 | Self::U64 => None,
         }
     }
 }
@@ -93,6 +95,7 @@ impl fmt::Display for ElementType {
             Self::F16 => "f16",
             Self::F32 => "f32",
             Self::F64 => "f64",
+            Self::U64 => "u64",
         })
     }
 }

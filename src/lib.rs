@@ -60,6 +60,7 @@
 //!         y: (&mut y).into(),
 //!         seed: step,
 //!         dropout: None,
+//!         counter: None,
 //!     };
 //!     layer.forward(&mut saved, io)?;
 //!     // To make y small: the loss is ‖y‖²/2, so that dY is y.
@@ -70,6 +71,7 @@
 //!         x: (&x).into(),
 //!         y: (&y).into(),
 //!         dropout: None,
+//!         counter: None,
 //!         grad_output: (&y).into(),
 //!         grad_input: None,
 //!     };
@@ -105,7 +107,7 @@ pub use cudarc;
 #[doc(hidden)]
 pub use device::{F32Math, load_image};
 pub use device::{Kernels, Tiles, Workspace, borrow_context, open_device, probe_driver};
-pub use dropout::{Dropout, DropoutForm};
+pub use dropout::{Dropout, DropoutForm, seed_at};
 pub use dtype::{Dtype, ElementType};
 pub use error::{Error, Result};
 pub use layer::parallel::{self, AllReduce, HostRank};

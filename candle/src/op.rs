@@ -51,8 +51,17 @@ impl Op {
         let (h, z) = saved.write(&adapted.layer, tokens, dropout.as_ref()).or_candle()?;
         let x = x.read()?;
         adapted.frozen.run(tokens, |kernels, stream, workspace, base| {
-            let io =
-                Forward { tokens, base, x, y: y.write(), h, z, dropout: *dropout, seed: *seed };
+            let io = Forward {
+                tokens,
+                base,
+                x,
+                y: y.write(),
+                h,
+                z,
+                dropout: *dropout,
+                counter: None,
+                seed: *seed,
+            };
             adapted.layer.forward(kernels, stream, workspace, io)
         })?;
         // An op is run once.
@@ -97,6 +106,7 @@ impl Op {
                 output,
                 z,
                 dropout,
+                counter: None,
                 grad_output,
                 h,
                 grad_input: grad_x.as_mut().map(Buffer::write),

@@ -258,6 +258,9 @@ typedef struct fused_dora_forward_io {
     uint64_t seed;
     // Dropout of x.
     struct fused_dora_dropout dropout;
+    // For captured graphs: device address of a counter `[1]`, u64, which both seeds are combined
+    // with when the kernel runs; otherwise 0. Zero it before the first step.
+    uint64_t counter;
     // z `[T, O]`, written with PEFT's dropout and norm axis output: keep it for the backward.
     // Otherwise not used.
     uint64_t z;
@@ -286,6 +289,8 @@ typedef struct fused_dora_backward_io {
     uint64_t z;
     // The forward's dropout.
     struct fused_dora_dropout dropout;
+    // The forward's counter, which must not have changed since; 0 if it had none.
+    uint64_t counter;
     // dY `[T, O]`.
     struct fused_dora_matrix grad_output;
     // H `[T, R]`, as the forward wrote it.
@@ -363,6 +368,10 @@ typedef struct fused_dora_adamw_io {
     // For captured graphs: device address of the learning rate and the step `[2]`, f32; otherwise
     // 0.
     uint64_t schedule;
+    // For captured graphs: device address of the counter `[1]`, u64, that the forwards read. The
+    // step adds 1 to it. 0 if there is none, and 0 if `schedule` is 0. If several calls make up a
+    // step, give it to the last one.
+    uint64_t counter;
     // Longer gradients are scaled down to this norm; not read if `norm` is 0.
     double max_norm;
     // Device address of the gradient's norm `[1]`, f32; 0 for no clipping.

@@ -272,6 +272,7 @@ impl ForwardIo {
                 h: write(&self.h, element),
                 z: write_if_given(&self.z, element),
                 dropout: self.dropout.dropout()?,
+                counter: read_if_given(&self.counter, ElementType::U64),
                 seed: self.seed,
             })
         }
@@ -306,6 +307,7 @@ impl BackwardIo {
                 output: read_if_given(&self.y, element),
                 z: read_if_given(&self.z, element),
                 dropout: self.dropout.dropout()?,
+                counter: read_if_given(&self.counter, ElementType::U64),
                 grad_output: read(&self.grad_output, element),
                 h: read(&self.h, element),
                 grad_input: write_if_given(&self.grad_input, element),
@@ -417,21 +419,34 @@ impl AdamwIo {
 
     /// # Safety
     /// The addresses other than 0 are of the tensors that the fields name.
-    pub(crate) unsafe fn arguments<'a>(&self, parts: &'a [fused_dora::OptimizerPart]) -> AdamW<'a> {
+    pub(crate) unsafe fn arguments<'a>(
+        &self,
+        parts: &'a [fused_dora::OptimizerPart],
+    ) -> Result<AdamW<'a>> {
         let (learning_rate, step, max_norm) = (self.learning_rate, self.step, self.max_norm);
-        let on_host = Schedule::Host { learning_rate, step };
         // SAFETY: the caller vouches for the addresses.
         unsafe {
-            AdamW {
+            let schedule = read_if_given(&self.schedule, F32);
+            let counter = write_if_given(&self.counter, ElementType::U64);
+            let schedule = match (schedule, counter) {
+                (None, None) => Schedule::Host { learning_rate, step },
+                (Some(numbers), None) => Schedule::Device(numbers),
+                (Some(numbers), Some(counter)) => Schedule::Counted { numbers, counter },
+                (None, Some(_)) => {
+                    let reason = "it counts the steps of a schedule on the device: give that, too";
+                    return Err(Error::UnexpectedTensor { tensor: "counter", reason });
+                }
+            };
+            Ok(AdamW {
                 len: self.len,
                 parts,
-                schedule: read_if_given(&self.schedule, F32).map_or(on_host, Schedule::Device),
+                schedule,
                 clip: read_if_given(&self.norm, F32).map(|norm| Clip { max_norm, norm }),
                 parameters: write(&self.parameters, F32),
                 gradients: read(&self.gradients, F32),
                 exp_avg: write(&self.exp_avg, F32),
                 exp_avg_sq: write(&self.exp_avg_sq, F32),
-            }
+            })
         }
     }
 }

@@ -335,7 +335,7 @@ pub unsafe extern "C" fn fused_dora_adamw(
         let (Kernels(kernels), io) = (given("kernels", kernels)?, given("io", io)?);
         let _current = CurrentContext::keep();
         let (parts, stream) = (parts(io.parts, io.part_count)?, wrap(kernels, stream));
-        Ok(kernels.adamw(&stream, &io.config(), io.arguments(&parts))?)
+        Ok(kernels.adamw(&stream, &io.config(), io.arguments(&parts)?)?)
     })
 }
 

@@ -181,6 +181,9 @@ pub struct ForwardIo {
     pub seed: u64,
     /// Dropout of x.
     pub dropout: Dropout,
+    /// For captured graphs: device address of a counter `[1]`, u64, which both seeds are combined
+    /// with when the kernel runs; otherwise 0. Zero it before the first step.
+    pub counter: u64,
     /// z `[T, O]`, written with PEFT's dropout and norm axis output: keep it for the backward.
     /// Otherwise not used.
     pub z: u64,
@@ -211,6 +214,8 @@ pub struct BackwardIo {
     pub z: u64,
     /// The forward's dropout.
     pub dropout: Dropout,
+    /// The forward's counter, which must not have changed since; 0 if it had none.
+    pub counter: u64,
     /// dY `[T, O]`.
     pub grad_output: Matrix,
     /// H `[T, R]`, as the forward wrote it.
@@ -296,6 +301,10 @@ pub struct AdamwIo {
     /// For captured graphs: device address of the learning rate and the step `[2]`, f32; otherwise
     /// 0.
     pub schedule: u64,
+    /// For captured graphs: device address of the counter `[1]`, u64, that the forwards read. The
+    /// step adds 1 to it. 0 if there is none, and 0 if `schedule` is 0. If several calls make up a
+    /// step, give it to the last one.
+    pub counter: u64,
     /// Longer gradients are scaled down to this norm; not read if `norm` is 0.
     pub max_norm: f64,
     /// Device address of the gradient's norm `[1]`, f32; 0 for no clipping.

@@ -125,12 +125,8 @@ pub const B200: Profile = Profile {
 };
 
 /// B300 (sm_103).
-pub const B300: Profile = Profile {
-    name: "Emulated B300",
-    compute_capability: (10, 3),
-    total_memory: 270 * GIB,
-    ..B200
-};
+pub const B300: Profile =
+    Profile { name: "Emulated B300", compute_capability: (10, 3), total_memory: 270 * GIB, ..B200 };
 
 /// Jetson AGX Thor (sm_110).
 pub const THOR: Profile = Profile {

@@ -196,6 +196,7 @@ impl<E: Number> Layer<E> {
             h,
             z,
             dropout: None,
+            counter: None,
             seed,
         };
         self.layer.forward(&engine.kernels, &engine.stream, workspace, io)?;
@@ -225,6 +226,7 @@ impl<E: Number> Layer<E> {
             output: Some(self.y.slice(..outputs).into()),
             z,
             dropout: None,
+            counter: None,
             grad_output: self.grad_output.slice(..outputs).into(),
             h,
             grad_input: wants_input.then(|| self.grad_input.slice_mut(..inputs).into()),

@@ -37,6 +37,7 @@ struct AdamWParams {
     float* exp_avg_sq;
     const float* norm;         // null: gradients are not clipped
     const float* schedule;     // learning rate and t; null: those below
+    u64* counter;              // null: nothing counts the steps
     float learning_rate;
     float correction;          // 1/(1 − β1ᵗ)
     float correction_sq;       // 1/√(1 − β2ᵗ)

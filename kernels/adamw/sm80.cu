@@ -9,7 +9,8 @@
 // Parameters, gradients and both moments are f32 buffers of one layout. Both kernels go through
 // `parts`, ranges of elements with their own η (a factor of the learning rate) and λ (weight decay),
 // and touch nothing between them. t counts from 1. Learning rate and t come with the parameters, or
-// are read from the device, so that the replay of a captured graph can have new ones.
+// are read from the device, so that the replay of a captured graph can have new ones. A counter on the
+// device goes up by 1, where there is one: seeds of the next step are combined with it.
 // The norm's squares are summed in f64: nothing overflows, and its error is one rounding to f32.
 // Launch: adamw: one CTA per chunk of 1024 elements of a part; gradient_norm: a few CTAs per
 // multiprocessor, each with every n-th chunk; the last to arrive adds the partial sums in order.
@@ -95,6 +96,7 @@ __device__ __forceinline__ void adamw(const AdamWParams& p) {
             }
         }
     });
+    if (p.counter && blockIdx.x == 0 && threadIdx.x == 0) *p.counter += 1;
 }
 
 // ---- gradient_norm ----------------------------------------------------------------------------

@@ -28,7 +28,7 @@ struct ForwardParams {
     u32* queue;         // 2 + groups
     u32* h_counters;    // [⌈T/64⌉, ⌈R/64⌉]
     u32* z_counters;    // [⌈O/64⌉]; few tokens only
-    u64 seed;
+    Seed seed;          // of the stochastic rounding
     Dropout dropout;
     int low_rank_tiles;  // columns of tiles of H; 0: there is neither H nor x_scaled
     int h_split_k;        // of x·Aᵀ over I, h_chunk features each but the last

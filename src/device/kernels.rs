@@ -108,6 +108,7 @@ struct Limits {
 ///     h: (&mut h).into(),
 ///     z: None,
 ///     dropout: None,
+///     counter: None,
 ///     seed: 0,
 /// };
 /// kernels.forward(&stream, &spec, &prepared, &mut workspace, forward)?;
@@ -122,6 +123,7 @@ struct Limits {
 ///     output: None,
 ///     z: None,
 ///     dropout: None,
+///     counter: None,
 ///     grad_output: (&y).into(),
 ///     h: (&h).into(),
 ///     grad_input: None,

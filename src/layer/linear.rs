@@ -19,8 +19,8 @@ use crate::ops::norm_gradient::NormGradient;
 use crate::ops::prepare::{Magnitude, Prepare};
 use crate::spec::{DoraSpec, Norm, NormGrad, Scaling};
 use crate::tensor::{
-    Base, Read, SharedTensor, SharedWeight, Tensors, Write, check_context, check_len, matrix,
-    vector,
+    Base, Need, Read, SharedTensor, SharedWeight, Tensors, Write, check_context, check_given,
+    check_len, matrix, vector,
 };
 
 /// A workspace that the layers of one stream share.
@@ -39,6 +39,8 @@ pub struct LinearForward<'a> {
     pub seed: u64,
     /// Dropout of the adapter's input, in training; without an adapter it drops nothing.
     pub dropout: Option<Dropout>,
+    /// For captured graphs: a counter `[1]`, u64, on the device; see [`Forward::counter`].
+    pub counter: Option<Read<'a>>,
 }
 
 /// Inputs and outputs of [`DoraLinear::backward`], row-major.
@@ -54,6 +56,8 @@ pub struct LinearBackward<'a> {
     pub y: Read<'a>,
     /// The forward's dropout.
     pub dropout: Option<Dropout>,
+    /// The forward's counter, which must not have changed since.
+    pub counter: Option<Read<'a>>,
     /// dY `[T, O]`.
     pub grad_output: Read<'a>,
     /// dX `[T, I]`, written; `None` where it is not wanted.
@@ -373,6 +377,7 @@ impl DoraLinear {
         let adapter = adapter.unwrap_or(base);
         let workspace = &mut lock(workspace);
         let dropout = io.dropout.filter(|_| has_adapter);
+        saved.has_counter = io.counter.is_some();
         let (h, z) = saved.write(&adapter.layer, io.tokens, dropout.as_ref())?;
         adapter.prepare(kernels, stream, workspace, weight.read())?;
         let io = Forward {
@@ -384,6 +389,7 @@ impl DoraLinear {
             z,
             dropout,
             seed: io.seed,
+            counter: io.counter,
         };
         adapter.layer.forward(kernels, stream, workspace, io)
     }
@@ -394,7 +400,8 @@ impl DoraLinear {
     ///
     /// # Errors
     /// Those of [`Kernels::backward`]; [`Error::NotPrepared`] if the adapter was changed since its
-    /// forward.
+    /// forward; [`Error::MissingTensor`] or [`Error::UnexpectedTensor`] if the forward had a counter
+    /// and this has none, or the other way round.
     pub fn backward(&mut self, saved: &Saved, io: LinearBackward<'_>) -> Result<()> {
         let Self { kernels, stream, workspace, weight, bias, base, adapters, active } = self;
         let adapter = active.as_ref().and_then(|name| adapters.get_mut(name));
@@ -402,6 +409,11 @@ impl DoraLinear {
         let adapter = adapter.unwrap_or(base);
         adapter.check_prepared("are of parameters that changed since the forward")?;
         let dropout = io.dropout.filter(|_| has_adapter);
+        let need = match saved.has_counter {
+            true => Need::Required("the forward took one"),
+            false => Need::Excluded("the forward took none"),
+        };
+        check_given("counter", io.counter.is_some(), need)?;
         let (h, z) = saved.read(&adapter.layer, io.tokens, dropout.as_ref())?;
         let len = adapter.layout.len();
         let gradients = adapter.layout.view_mut(adapter.gradients.slice_mut(..len))?;
@@ -413,6 +425,7 @@ impl DoraLinear {
             output: Some(io.y),
             z,
             dropout,
+            counter: io.counter,
             grad_output: io.grad_output,
             h,
             grad_input: io.grad_input,

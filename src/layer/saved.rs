@@ -18,6 +18,8 @@ use crate::tensor::{Read, Write};
 pub struct Saved {
     h: Buffer,
     z: Option<Buffer>,
+    /// Whether the forward of a [`DoraLinear`](crate::DoraLinear) had a counter.
+    pub(super) has_counter: bool,
 }
 
 /// Elements of one dtype.
@@ -50,7 +52,7 @@ impl Saved {
         }
         let outputs = specs.iter().filter(keeps_z).map(DoraSpec::out_features).max();
         let zeros = |cols| Buffer::zeros(stream, dtype, max_tokens.saturating_mul(cols));
-        Ok(Self { h: zeros(ranks)?, z: outputs.map(zeros).transpose()? })
+        Ok(Self { h: zeros(ranks)?, z: outputs.map(zeros).transpose()?, has_counter: false })
     }
 
     /// H and z, for the forward of a layer.

@@ -9,6 +9,8 @@ use crate::device::{Kernel, Kernels, Launch};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::layout::{AdapterLayout, Part};
+#[cfg(doc)]
+use crate::ops::forward::Forward;
 use crate::params::adamw::{
     AdamWParams, CHUNK, MAX_PARTS, Part as KernelPart, Parts as KernelParts,
 };
@@ -117,6 +119,14 @@ pub enum Schedule<'a> {
     /// `[η, t]`, f32, on the device, read when the launch runs: write both before each replay of a graph.
     /// An f32 counts to 2²⁴ steps.
     Device(Read<'a>),
+    /// The same, and a counter that seeds are combined with ([`Forward::counter`]).
+    Counted {
+        /// `[2]`, f32, as of [`Device`](Self::Device).
+        numbers: Read<'a>,
+        /// `[1]`, u64: the step adds 1 to it. If several calls make up a step, one of them counts,
+        /// after the last backward.
+        counter: Write<'a>,
+    },
 }
 
 /// Gradients longer than `max_norm` are scaled down to it, by what `norm` holds when the launch
@@ -224,13 +234,21 @@ impl Kernels {
         let mut t = Tensors::new(self.context(), stream, Dtype::F32)?;
         config.check()?;
         check_parts(io.parts, io.len)?;
-        let batches: Vec<_> = io.parts.chunks(MAX_PARTS).map(kernel_parts).collect();
-        let launch =
-            |parts: &KernelParts| Launch::new(ADAMW, Dtype::F32, [parts.chunks as usize, 1, 1]);
+        let batches = io.parts.chunks(MAX_PARTS).map(kernel_parts);
+        let mut batches: Vec<_> = batches.filter(|parts| parts.chunks > 0).collect();
+        let launch = |parts: &KernelParts| {
+            Launch::new(ADAMW, Dtype::F32, [parts.chunks.max(1) as usize, 1, 1])
+        };
         batches.iter().try_for_each(|parts| self.check_launch(&launch(parts)))?;
         let params = io.params(&mut t, config)?;
-        for parts in batches.into_iter().filter(|parts| parts.chunks > 0) {
-            let (launch, params) = (launch(&parts), AdamWParams { parts, ..params });
+        if batches.is_empty() && params.counter != 0 {
+            // Without any elements the step is still to be counted.
+            batches.push(kernel_parts(&[]));
+        }
+        let last = batches.len().saturating_sub(1);
+        for (index, parts) in batches.into_iter().enumerate() {
+            let counter = if index == last { params.counter } else { 0 };
+            let (launch, params) = (launch(&parts), AdamWParams { parts, counter, ..params });
             // SAFETY: the struct is the kernel's, each address in it was checked, and the parts lie
             // within the buffers.
             unsafe { self.launch(stream, &launch, &params) }?;
@@ -243,8 +261,10 @@ impl AdamW<'_> {
     /// The kernel's parameters without the parts: each tensor is checked here, once.
     fn params<'t>(&'t mut self, t: &mut Tensors<'t>, config: &AdamWConfig) -> Result<AdamWParams> {
         let (f32, elements) = (ElementType::F32, vector(("elements", self.len)));
-        let (schedule, learning_rate, step) = match &self.schedule {
-            &Schedule::Host { learning_rate, step } => {
+        let device = vector(("learning rate and step", 2));
+        let mut counter = 0;
+        let (schedule, learning_rate, step) = match &mut self.schedule {
+            &mut Schedule::Host { learning_rate, step } => {
                 require("learning_rate", learning_rate, is_rate, "finite and not negative")?;
                 if step == 0 {
                     let (value, requirement) = (step.to_string(), "at least 1");
@@ -253,8 +273,12 @@ impl AdamW<'_> {
                 (0, learning_rate, step as f64)
             }
             Schedule::Device(numbers) => {
-                let shape = vector(("learning rate and step", 2));
-                (t.read_as(f32, "schedule", numbers, shape)?.address, 0.0, 1.0)
+                (t.read_as(f32, "schedule", numbers, device)?.address, 0.0, 1.0)
+            }
+            Schedule::Counted { numbers, counter: counted } => {
+                let one = vector(("1", 1));
+                counter = t.write_as(ElementType::U64, "counter", counted, one)?.address;
+                (t.read_as(f32, "schedule", numbers, device)?.address, 0.0, 1.0)
             }
         };
         let (norm, max_norm) = match &self.clip {
@@ -278,6 +302,7 @@ impl AdamW<'_> {
             exp_avg_sq: exp_avg_sq.address,
             norm,
             schedule,
+            counter,
             learning_rate: learning_rate as f32,
             correction: correction(config.beta1).recip() as f32,
             correction_sq: correction(config.beta2).sqrt().recip() as f32,

@@ -205,6 +205,12 @@ impl<'t> Tensors<'t> {
         }
     }
 
+    /// A counter on the device that seeds are combined with, or 0.
+    pub(crate) fn counter_if_given(&mut self, read: &'t Option<Read<'_>>) -> Result<u64> {
+        let one = vector(("1", 1));
+        Ok(self.read_as_if_given(ElementType::U64, "counter", read, one)?.address)
+    }
+
     /// A contiguous matrix of the layer's dtype.
     pub(crate) fn write(
         &mut self,
@@ -346,6 +352,7 @@ impl<'t> Tensors<'t> {
             Memory::F16(view) => self.lend(tensor, view, read.stride, shape)?,
             Memory::F32(view) => self.lend(tensor, view, read.stride, shape)?,
             Memory::F64(view) => self.lend(tensor, view, read.stride, shape)?,
+            Memory::U64(view) => self.lend(tensor, view, read.stride, shape)?,
             Memory::Address(address, _) => *address,
         };
         place(tensor, address, needed, read.stride, shape)
@@ -365,6 +372,7 @@ impl<'t> Tensors<'t> {
             MemoryMut::F16(view) => self.lend_mut(tensor, view, stride, shape)?,
             MemoryMut::F32(view) => self.lend_mut(tensor, view, stride, shape)?,
             MemoryMut::F64(view) => self.lend_mut(tensor, view, stride, shape)?,
+            MemoryMut::U64(view) => self.lend_mut(tensor, view, stride, shape)?,
             MemoryMut::Address(address, _) => *address,
         };
         place(tensor, address, needed, stride, shape)

@@ -12,6 +12,7 @@ pub enum Memory<'a> {
     F16(CudaView<'a, f16>),
     F32(CudaView<'a, f32>),
     F64(CudaView<'a, f64>),
+    U64(CudaView<'a, u64>),
     Address(u64, ElementType),
 }
 
@@ -22,6 +23,7 @@ pub enum MemoryMut<'a> {
     F16(CudaViewMut<'a, f16>),
     F32(CudaViewMut<'a, f32>),
     F64(CudaViewMut<'a, f64>),
+    U64(CudaViewMut<'a, u64>),
     Address(u64, ElementType),
 }
 
@@ -32,6 +34,7 @@ impl Clone for Memory<'_> {
             Self::F16(view) => Self::F16(view.slice(..)),
             Self::F32(view) => Self::F32(view.slice(..)),
             Self::F64(view) => Self::F64(view.slice(..)),
+            Self::U64(view) => Self::U64(view.slice(..)),
             Self::Address(address, element) => Self::Address(*address, *element),
         }
     }

@@ -98,6 +98,7 @@ impl Read<'_> {
             Memory::F16(_) => ElementType::F16,
             Memory::F32(_) => ElementType::F32,
             Memory::F64(_) => ElementType::F64,
+            Memory::U64(_) => ElementType::U64,
             Memory::Address(_, element) => *element,
         }
     }
@@ -119,6 +120,7 @@ impl Write<'_> {
             MemoryMut::F16(_) => ElementType::F16,
             MemoryMut::F32(_) => ElementType::F32,
             MemoryMut::F64(_) => ElementType::F64,
+            MemoryMut::U64(_) => ElementType::U64,
             MemoryMut::Address(_, element) => *element,
         }
     }

@@ -19,6 +19,7 @@ pub struct Runner {
     offset: usize,
     gap: usize,
     dropout: Option<Dropout>,
+    counter: Option<u64>,
     repeats: usize,
 }
 
@@ -36,7 +37,7 @@ impl Runner {
     /// Takes kernels that are loaded.
     pub fn with_kernels(kernels: &Arc<Kernels>) -> Self {
         let (stream, kernels) = (kernels.context().default_stream(), kernels.clone());
-        Self { stream, kernels, offset: 0, gap: 0, dropout: None, repeats: 0 }
+        Self { stream, kernels, offset: 0, gap: 0, dropout: None, counter: None, repeats: 0 }
     }
 
     /// The same, with every tensor `offset` elements into its allocation, so that none starts at a
@@ -54,6 +55,11 @@ impl Runner {
     /// The same with dropout. The case has its mask.
     pub fn with_dropout(self, dropout: Dropout) -> Self {
         Self { dropout: Some(dropout), ..self }
+    }
+
+    /// The same with a counter on the device that holds this.
+    pub fn with_counter(self, counter: u64) -> Self {
+        Self { counter: Some(counter), ..self }
     }
 
     /// The same after so many other micro-batches on one workspace.
@@ -145,6 +151,7 @@ pub struct Layer<'a, E> {
     layer: DeviceLayer,
     weight: Buffer<E>,
     bias: Option<Buffer<E>>,
+    counter: Option<CudaSlice<u64>>,
     lora_a: Buffer<f32>,
     lora_b: Buffer<f32>,
     /// dA, dB, dm, db.
@@ -165,6 +172,11 @@ impl<'a, E: Element> Layer<'a, E> {
             layer: DeviceLayer::new(stream, &spec)?,
             weight: runner.upload(&case.weight)?,
             bias: case.bias.as_deref().map(|bias| runner.upload(bias)).transpose()?,
+            counter: runner
+                .counter
+                .map(|counter| stream.clone_htod(&[counter]))
+                .transpose()
+                .map_err(driver("copying to the device"))?,
             lora_a: runner.upload(&case.lora_a)?,
             lora_b: runner.upload(&case.lora_b)?,
             gradients: [
@@ -210,6 +222,7 @@ impl<'a, E: Element> Layer<'a, E> {
             h: h.write(),
             z: z.as_mut().map(Buffer::write),
             dropout: runner.dropout,
+            counter: self.counter.as_ref().map(Into::into),
             seed: self.seed,
         };
         let Runner { stream, kernels, .. } = runner;
@@ -232,6 +245,7 @@ impl<'a, E: Element> Layer<'a, E> {
             output: Some(y.rows()),
             z: z.as_ref().map(Buffer::read),
             dropout: runner.dropout,
+            counter: self.counter.as_ref().map(Into::into),
             grad_output: grad_output.rows(),
             h: h.read(),
             grad_input: Some(grad_input.rows_mut()),

@@ -172,6 +172,7 @@ impl Layer {
             h: write(at.h, BF16),
             z: None,
             dropout: None,
+            counter: None,
             seed: 1,
         };
         layer.forward(kernels, stream, workspace, io)?;
@@ -184,6 +185,7 @@ impl Layer {
             output: Some(read(at.y, BF16)),
             z: None,
             dropout: None,
+            counter: None,
             grad_output: match at.grad_output_stride {
                 Some(stride) => grad_output.with_row_stride(stride),
                 None => grad_output,

@@ -147,6 +147,7 @@ fn a_strided_batch_goes_through_a_layer() {
         h: unsafe { Write::from_address(0, ElementType::F32) },
         z: None,
         dropout: None,
+        counter: None,
         seed: 0,
     };
     layer.forward(&kernels, &stream, &mut workspace, io).expect("y");

@@ -160,6 +160,7 @@ impl Layer {
             h: (&mut self.h).into(),
             z: None,
             dropout: None,
+            counter: None,
             seed: 0,
         };
         change(&mut io);
@@ -178,6 +179,7 @@ impl Layer {
             output: Some((&self.y).into()),
             z: None,
             dropout: None,
+            counter: None,
             grad_output: (&self.grad_output).into(),
             h: (&self.h).into(),
             grad_input: None,

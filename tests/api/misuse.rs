@@ -230,6 +230,7 @@ where
                     .with_bias(dice.one_in(2).then(|| dice.read(bias, 1, outputs))),
                 seed: dice.random.random(),
                 dropout,
+                counter: None,
                 z: {
                     let view = dice.write(z, tokens, outputs);
                     dice.maybe(peft, view)
@@ -272,6 +273,7 @@ where
                     dice.maybe(peft, view)
                 },
                 dropout,
+                counter: None,
                 grad_output: dice.read_rows(grad_output, tokens, outputs),
                 h: dice.read(h, tokens, spec.padded_rank()),
                 grad_input: {
@@ -473,6 +475,7 @@ where
                     y: dice.write_rows(&mut pools.write[0], called, outputs),
                     seed: dice.random.random(),
                     dropout,
+                    counter: None,
                 };
                 linear.forward(&mut saved, io)
             });
@@ -486,6 +489,7 @@ where
                     x: dice.read_rows(x, called, inputs),
                     y: dice.read_rows(y, called, outputs),
                     dropout,
+                    counter: None,
                     grad_output: dice.read_rows(grad_output, called, outputs),
                     grad_input: dice.one_in(2).then_some(dx),
                 };

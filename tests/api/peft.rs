@@ -90,6 +90,7 @@ impl Network {
                 y: (&mut y).into(),
                 seed: 0,
                 dropout: None,
+                counter: None,
             };
             let mut saved = layer.saved(TOKENS, None).expect("memory");
             layer.forward(&mut saved, io).expect("a forward");

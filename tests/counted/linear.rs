@@ -18,6 +18,8 @@ use rand::rngs::StdRng;
 
 use super::alone;
 
+mod replays;
+
 const TOKENS: usize = 37;
 const INPUTS: usize = 48;
 const OUTPUTS: usize = 56;
@@ -34,6 +36,7 @@ struct Bench {
     y: CudaSlice<bf16>,
     grad_output: CudaSlice<bf16>,
     grad_input: CudaSlice<bf16>,
+    counter: Option<CudaSlice<u64>>,
 }
 
 fn halves(values: &[f64]) -> Vec<bf16> {
@@ -74,6 +77,7 @@ impl Bench {
             y: stream.clone_htod(&vec![bf16::NAN; TOKENS * OUTPUTS]).expect("memory"),
             grad_output: upload(&case.grad_output),
             grad_input: stream.clone_htod(&vec![bf16::NAN; TOKENS * INPUTS]).expect("memory"),
+            counter: None,
             device,
             kernels: kernels.clone(),
             stream,
@@ -97,19 +101,21 @@ impl Bench {
     }
 
     fn forward(&mut self, dropout: Option<Dropout>) -> Result<()> {
-        let Self { layer, saved, x, y, .. } = self;
+        let Self { layer, saved, x, y, counter, .. } = self;
+        let counter = counter.as_ref().map(Into::into);
         let (x, y) = ((&*x).into(), y.into());
-        layer.forward(saved, LinearForward { tokens: TOKENS, x, y, seed: 1, dropout })
+        layer.forward(saved, LinearForward { tokens: TOKENS, x, y, seed: 1, dropout, counter })
     }
 
     fn backward(&mut self, gradients: Gradients, dropout: Option<Dropout>) -> Result<()> {
-        let Self { layer, saved, x, y, grad_output, grad_input, .. } = self;
+        let Self { layer, saved, x, y, grad_output, grad_input, counter, .. } = self;
         let io = LinearBackward {
             tokens: TOKENS,
             gradients,
             x: (&*x).into(),
             y: (&*y).into(),
             dropout,
+            counter: counter.as_ref().map(Into::into),
             grad_output: (&*grad_output).into(),
             grad_input: Some(grad_input.into()),
         };

@@ -167,6 +167,39 @@ fn a_captured_step() {
     assert!(launched.iter().all(|&p| p < 1.0 - 1e-2), "five steps of about the learning rate");
 }
 
+/// A step counts once, however many launches it takes, and also where it has no elements.
+#[test]
+fn a_step_counts_once() {
+    let device = Device::open();
+    let numbers = device.upload(&[1e-2, 1.0]);
+    let mut counter = device.stream.clone_htod(&[u64::from(u32::MAX)]).expect("memory");
+    let part = |i| OptimizerPart { range: i..i + 1, group: OptimizerGroup::default() };
+    let many: Vec<_> = (0..130).map(part).collect();
+    for (step, parts) in [&many[..], &many[..1], &[]].into_iter().enumerate() {
+        let mut buffers = [1.0, 0.0, 0.0, 0.25].map(|value| device.upload(&[value; 130]));
+        let [parameters, exp_avg, exp_avg_sq, gradients] = &mut buffers;
+        let io = AdamW {
+            len: 130,
+            parts,
+            schedule: Schedule::Counted {
+                numbers: (&numbers).into(),
+                counter: (&mut counter).into(),
+            },
+            clip: None,
+            parameters: parameters.into(),
+            gradients: (&*gradients).into(),
+            exp_avg: exp_avg.into(),
+            exp_avg_sq: exp_avg_sq.into(),
+        };
+        device.kernels.adamw(&device.stream, &CONFIG, io).expect("a step");
+        let counted = device.stream.clone_dtoh(&counter).expect("a copy");
+        assert_eq!(counted, [u64::from(u32::MAX) + step as u64 + 1]);
+        let changed = device.stream.clone_dtoh(&buffers[0]).expect("a copy");
+        let changed = changed.iter().filter(|&&value| value != 1.0).count();
+        assert_eq!(changed, parts.len());
+    }
+}
+
 #[test]
 fn bad_inputs() {
     let mut device = Device::open();

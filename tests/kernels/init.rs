@@ -65,6 +65,7 @@ fn fresh<E: Element>(
         base: Base::new(&device_weight).with_bias(Some(&bias)),
         seed: 5,
         dropout: None,
+        counter: None,
         z: None,
         y: (&mut y).into(),
         h: h.slice_mut(..tokens * spec.padded_rank()).into(),

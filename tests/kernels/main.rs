@@ -2,6 +2,7 @@
 
 mod adamw;
 mod adapter;
+mod counter;
 mod decompose;
 mod init;
 mod merge;

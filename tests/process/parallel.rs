@@ -218,6 +218,7 @@ fn run_rank<E: Element>(
         // Ranks with the same x round it alike.
         seed: if split == Split::Outputs { 1 } else { 1 + rank.rank() as u64 },
         dropout: None,
+        counter: None,
         z: None,
         y: (&mut y).into(),
         h: (&mut h).into(),
@@ -232,6 +233,7 @@ fn run_rank<E: Element>(
         output: Some((&y).into()),
         z: None,
         dropout: None,
+        counter: None,
         grad_output: (&grad_output).into(),
         h: (&h).into(),
         grad_input: Some((&mut grad_input).into()),
@@ -448,8 +450,14 @@ fn trained(kernels: &Arc<Kernels>, part: &Case, rank: &HostRank) -> Result<Vec<f
         (upload::<f32>(stream, &part.input)?, upload::<f32>(stream, &part.grad_output)?);
     let mut y = upload::<f32>(stream, &vec![0.0; tokens * part.out_features])?;
     for step in 1..=STEPS {
-        let io =
-            LinearForward { tokens, x: (&x).into(), y: (&mut y).into(), seed: step, dropout: None };
+        let io = LinearForward {
+            tokens,
+            x: (&x).into(),
+            y: (&mut y).into(),
+            seed: step,
+            dropout: None,
+            counter: None,
+        };
         layer.forward(&mut saved, io)?;
         let io = LinearBackward {
             tokens,
@@ -457,6 +465,7 @@ fn trained(kernels: &Arc<Kernels>, part: &Case, rank: &HostRank) -> Result<Vec<f
             x: (&x).into(),
             y: (&y).into(),
             dropout: None,
+            counter: None,
             grad_output: (&grad_output).into(),
             grad_input: None,
         };

@@ -242,6 +242,7 @@ impl OwnGemm {
                     h: write(0, element),
                     z: None,
                     dropout: None,
+                    counter: None,
                     seed: 0,
                 };
                 layer.forward(&kernels, stream, workspace, io)?;
@@ -256,6 +257,7 @@ impl OwnGemm {
                     output: None,
                     z: None,
                     dropout: None,
+                    counter: None,
                     grad_output: read(a.pointer),
                     h: read(0),
                     grad_input: Some(write(out.pointer, element)),

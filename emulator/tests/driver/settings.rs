@@ -93,15 +93,14 @@ fn more_devices_than_there_can_be() {
 
 #[test]
 fn an_unknown_profile() {
-    let output =
-        with("an_unknown_profile", &[("CUDA_EMULATOR_PROFILE", "z80")], || {
-            match select(Choice::Emulated) {
-                Err(SelectError::Initialise { reason }) => {
-                    assert!(reason.contains("z80"), "{reason}")
-                }
-                other => panic!("{other:?}"),
+    let output = with("an_unknown_profile", &[("CUDA_EMULATOR_PROFILE", "z80")], || {
+        match select(Choice::Emulated) {
+            Err(SelectError::Initialise { reason }) => {
+                assert!(reason.contains("z80"), "{reason}")
             }
-        });
+            other => panic!("{other:?}"),
+        }
+    });
     if let Some(output) = output {
         let message = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(message.contains("CUDA_EMULATOR_PROFILE=z80"), "{message}");

@@ -39,6 +39,7 @@ __device__ __forceinline__ void lora_a_tile(const BackwardParams& p, unsigned ch
     const int begin = at.chunk * p.lora_a_chunk, end = min(p.tokens, begin + p.lora_a_chunk);
     const auto left = Matrix<T>::dense(p.p, end, p.padded_rank);
     const auto right = Matrix<T>::strided(p.x, end, p.in_features, p.x_stride);
+    const Mask mask = DROPOUT ? p.dropout.mask() : Mask{};
     Mma mma;
     mma.clear();
     pipeline<Shape::kStages>(
@@ -49,7 +50,7 @@ __device__ __forceinline__ void lora_a_tile(const BackwardParams& p, unsigned ch
             copy_tile_async<true>(typename Mma::TileA(memory), left, t0, m0);
             const typename Mma::TileB tile_x(memory + Mma::TileA::kBytes);
             if constexpr (DROPOUT) {
-                copy_tile_dropped(p.aligned, tile_x, right, p.dropout, t0, n0);
+                copy_tile_dropped(p.aligned, tile_x, right, mask, t0, n0);
             } else {
                 copy_tile_async(p.aligned, tile_x, right, t0, n0);
             }

@@ -6,12 +6,23 @@
 // 1/(1 − threshold/2¹⁶).
 #pragma once
 
+#include "common/dora/seed.cuh"
 #include "common/tile/tile.cuh"
 
-struct Dropout {
+// A mask M: its seed, as of this launch.
+struct Mask {
     u64 seed;
     u32 threshold;  // of 2¹⁶; 0 keeps everything
     float scale;
+};
+
+// The same as Rust passes it.
+struct Dropout {
+    Seed seed;
+    u32 threshold;
+    float scale;
+
+    __device__ __forceinline__ Mask mask() const { return {seed.now(), threshold, scale}; }
 };
 
 constexpr int kDropoutGroup = 8;  // columns of one counter
@@ -39,23 +50,22 @@ __device__ __forceinline__ Philox philox(u64 seed, u32 counter0, u32 counter1) {
 }
 
 // The factor of a column, whose 16 bits are in `bits` (two columns, the even one below).
-__device__ __forceinline__ float dropout_factor(const Dropout& dropout, u32 bits, int col) {
+__device__ __forceinline__ float dropout_factor(const Mask& mask, u32 bits, int col) {
     const u32 own = col % 2 ? bits >> 16 : bits & 0xffffu;
-    return own >= dropout.threshold ? dropout.scale : 0.0f;
+    return own >= mask.threshold ? mask.scale : 0.0f;
 }
 
 // x∘mask of one chunk that starts at a multiple of its length, rounded to T.
 template <typename T>
-__device__ __forceinline__ Vector<T> drop(const Dropout& dropout, const Vector<T>& chunk, int row,
-                                          int col) {
-    const Philox random = philox(dropout.seed, col / kDropoutGroup, row);
+__device__ __forceinline__ Vector<T> drop(const Mask& mask, const Vector<T>& chunk, int row, int col) {
+    const Philox random = philox(mask.seed, col / kDropoutGroup, row);
     Vector<T> out;
 #pragma unroll
     for (int e = 0; e < kVector<T>; ++e) {
         const int within = kVector<T> == kDropoutGroup ? e : col % kDropoutGroup + e;
         const u32 low = within < 2 ? random.words[0] : random.words[1];
         const u32 high = within < 6 ? random.words[2] : random.words[3];
-        const float factor = dropout_factor(dropout, within < 4 ? low : high, within);
+        const float factor = dropout_factor(mask, within < 4 ? low : high, within);
         out.values[e] = from_float<T>(to_float(chunk.values[e]) * factor);
     }
     return out;
@@ -64,22 +74,22 @@ __device__ __forceinline__ Vector<T> drop(const Dropout& dropout, const Vector<T
 // One tile of source∘mask into shared memory.
 template <typename TILE, typename T>
 __device__ __forceinline__ void copy_tile_dropped(bool aligned, TILE tile,
-                                                  const Matrix<T>& source, const Dropout& dropout,
+                                                  const Matrix<T>& source, const Mask& mask,
                                                   int row0, int col0) {
     for_each_chunk<true, TILE>([&](int r, int c) {
         const int row = row0 + r, col = col0 + c * kVector<T>;
         *reinterpret_cast<Vector<T>*>(tile.chunk(r, c)) =
-            drop<T>(dropout, load_chunk(aligned, source, row, col), row, col);
+            drop<T>(mask, load_chunk(aligned, source, row, col), row, col);
     });
 }
 
 // Which of a counter's eight columns are kept, a bit each.
-__device__ __forceinline__ u32 kept(const Dropout& dropout, const Philox& random) {
+__device__ __forceinline__ u32 kept(const Mask& mask, const Philox& random) {
     u32 bits = 0;
 #pragma unroll
     for (int e = 0; e < kDropoutGroup; ++e) {
         const u32 own = e % 2 ? random.words[e / 2] >> 16 : random.words[e / 2] & 0xffffu;
-        bits |= u32(own >= dropout.threshold) << e;
+        bits |= u32(own >= mask.threshold) << e;
     }
     return bits;
 }
@@ -97,15 +107,15 @@ __device__ __forceinline__ void drop_accumulators(MMA& mma, const Dropout& dropo
     const int lane = thread % kLanes, first = thread % kWarpSize - lane;
     const int group = (n0 + MMA::warp_n(thread) * MMA::kWarpN) / kDropoutGroup;
     const int row = m0 + MMA::warp_m(thread) * MMA::kWarpM + thread % kWarpSize / 4;
+    const Mask mask = dropout.mask();
     u32 keep[kWords] = {};
 #pragma unroll 1
     for (int i = 0; i < MMA::kRows; ++i) {
         u32 own = 0, bits = 0;
 #pragma unroll
         for (int turn = 0; turn < kTurns; ++turn) {
-            const Philox random =
-                philox(dropout.seed, group + turn * kLanes + lane, row + i * 8);
-            own |= kept(dropout, random) << (turn * kDropoutGroup);
+            const Philox random = philox(mask.seed, group + turn * kLanes + lane, row + i * 8);
+            own |= kept(mask, random) << (turn * kDropoutGroup);
         }
 #pragma unroll
         for (int other = 0; other < kLanes; ++other) {
@@ -125,7 +135,7 @@ __device__ __forceinline__ void drop_accumulators(MMA& mma, const Dropout& dropo
         const u32 bits = keep[from_last / 2] >> (from_last % 2 * 16);
 #pragma unroll
         for (int j = 0; j < MMA::kCols; ++j) {
-            mma.at(i, j) = bits >> j & 1 ? mma.at(i, j) * dropout.scale : 0.0f;
+            mma.at(i, j) = bits >> j & 1 ? mma.at(i, j) * mask.scale : 0.0f;
         }
     }
 }

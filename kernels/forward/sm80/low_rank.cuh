@@ -30,7 +30,7 @@ struct LowRankTile {
 // is null.
 template <typename T, typename TILE>
 __device__ __forceinline__ void scale_tile(bool aligned, TILE tile, const Matrix<T>& x,
-                                           const float* gain, u64 seed, const Dropout* dropout,
+                                           const float* gain, u64 seed, const Mask* mask,
                                            T* x_scaled, int row0, int col0) {
     for_each_chunk<true, TILE>([&](int r, int c) {
         const int row = row0 + r, col = col0 + c * kVector<T>;
@@ -42,7 +42,7 @@ __device__ __forceinline__ void scale_tile(bool aligned, TILE tile, const Matrix
                 round_stochastic<T>(to_float(chunk.values[e]) * g, hash(seed, row, col + e));
         }
         if (x_scaled) store_chunk(aligned, x_scaled, x.rows, x.cols, x.cols, row, col, chunk);
-        if (dropout) chunk = drop<T>(*dropout, chunk, row, col);
+        if (mask) chunk = drop<T>(*mask, chunk, row, col);
         *reinterpret_cast<Vector<T>*>(tile.chunk(r, c)) = chunk;
     });
 }
@@ -51,12 +51,12 @@ __device__ __forceinline__ void scale_tile(bool aligned, TILE tile, const Matrix
 // u = x − xd to x_kept_out.
 template <typename T, typename TILE>
 __device__ __forceinline__ void split_tile(bool aligned, TILE tile, const Matrix<T>& x,
-                                           const Dropout& dropout, T* x_scaled, T* x_kept_out,
+                                           const Mask& mask, T* x_scaled, T* x_kept_out,
                                            int row0, int col0) {
     for_each_chunk<true, TILE>([&](int r, int c) {
         const int row = row0 + r, col = col0 + c * kVector<T>;
         const Vector<T> chunk = load_chunk(aligned, x, row, col);
-        const Vector<T> dropped = drop<T>(dropout, chunk, row, col);
+        const Vector<T> dropped = drop<T>(mask, chunk, row, col);
         *reinterpret_cast<Vector<T>*>(tile.chunk(r, c)) = dropped;
         if (!x_scaled) return;
         Vector<T> left;
@@ -81,6 +81,8 @@ __device__ __forceinline__ void low_rank_tile(const ForwardParams& p, unsigned c
     const int begin = at.split * p.h_chunk, end = min(p.in_features, begin + p.h_chunk);
     // Every column of tiles computes x_scaled; the first one writes it.
     T* const x_scaled = at.col == 0 ? static_cast<T*>(p.x_scaled) : nullptr;
+    const u64 seed = p.seed.now();
+    const Mask mask = DROPOUT ? p.dropout.mask() : Mask{};
     Mma mma;
     mma.clear();
     pipeline<Shape::kStages>(
@@ -91,10 +93,10 @@ __device__ __forceinline__ void low_rank_tile(const ForwardParams& p, unsigned c
             const typename Mma::TileB tile_a(memory + Mma::TileA::kBytes);
             const int k0 = begin + step * Shape::kTileK;
             if (p.gain && p.gain_on_input) {
-                scale_tile(p.aligned, tile_x, x, p.gain, p.seed,
-                           DROPOUT ? &p.dropout : nullptr, x_scaled, m0, k0);
+                scale_tile(p.aligned, tile_x, x, p.gain, seed, DROPOUT ? &mask : nullptr, x_scaled,
+                           m0, k0);
             } else if constexpr (DROPOUT) {
-                split_tile(p.aligned, tile_x, x, p.dropout, x_scaled,
+                split_tile(p.aligned, tile_x, x, mask, x_scaled,
                            static_cast<T*>(p.x_kept_out), m0, k0);
             } else {
                 copy_tile_async(p.aligned, tile_x, x, m0, k0);

@@ -7,6 +7,8 @@ use std::sync::Arc;
 
 use cudarc::driver::CudaStream;
 
+#[cfg(doc)]
+use super::forward::Forward;
 use super::forward::need_of_z;
 use super::prepared::{Operands, Prepared};
 use crate::device::{Arch, Kernel, Kernels, Needs, Tiling, Workspace};
@@ -59,6 +61,8 @@ pub struct Backward<'a> {
     pub z: Option<Read<'a>>,
     /// The forward's dropout.
     pub dropout: Option<Dropout>,
+    /// The forward's counter `[1]`, u64, which must not have changed since; see [`Forward::counter`].
+    pub counter: Option<Read<'a>>,
     /// dY `[T, O]`.
     pub grad_output: Read<'a>,
     /// H `[T, R]`, as the forward wrote it.
@@ -179,6 +183,7 @@ impl Backward<'_> {
             t.write_as(f32, "grad_lora_A", &mut self.grad_lora_a, matrix(ranks, inputs))?;
         let grad_lora_b =
             t.write_as(f32, "grad_lora_B", &mut self.grad_lora_b, matrix(outputs, ranks))?;
+        let counter = t.counter_if_given(&self.counter)?;
         let only = |norm, address| if spec.norm() == norm { address } else { 0 };
         Ok(BackwardParams {
             grad_output: grad_output.address,
@@ -198,7 +203,7 @@ impl Backward<'_> {
             grad_lora_b: grad_lora_b.address,
             grad_magnitude: grad_magnitude?,
             grad_bias: grad_bias?,
-            dropout: self.dropout.map(|dropout| dropout.kernel()).unwrap_or_default(),
+            dropout: self.dropout.map(|dropout| dropout.kernel(counter)).unwrap_or_default(),
             scaling: spec.scaling(),
             tokens: self.tokens as i32,
             in_features: spec.in_features() as i32,

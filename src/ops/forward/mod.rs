@@ -12,6 +12,7 @@ use crate::dropout::{Dropout, DropoutMode};
 #[cfg(doc)]
 use crate::error::Error;
 use crate::error::Result;
+use crate::params::common::Seed;
 use crate::params::forward::ForwardParams;
 use crate::spec::{DoraSpec, Norm};
 use crate::tensor::{Base, Need, Read, Tensors, Write, check_given, matrix};
@@ -40,6 +41,11 @@ pub struct Forward<'a> {
     /// Seed of the stochastic rounding of x∘g (norm axis input in 16 bit; otherwise unused). Use
     /// another one each step; the same one gives the same bits.
     pub seed: u64,
+    /// For captured graphs: a counter `[1]`, u64, that the kernel reads when it runs. It combines both
+    /// seeds with it ([`seed_at`](crate::seed_at)), so that each replay has a mask and a rounding of
+    /// its own once the counter has changed: [`Schedule::Counted`](crate::Schedule::Counted) lets the
+    /// optimizer's step do that.
+    pub counter: Option<Read<'a>>,
 }
 
 impl Kernels {
@@ -101,6 +107,7 @@ impl Forward<'_> {
         let x = t.read_rows("x", &self.x, matrix(tokens, inputs))?;
         let y = t.write_rows("y", &mut self.y, matrix(tokens, outputs))?;
         let bias = t.read_vector_if_given("bias", &self.base.bias, outputs)?;
+        let counter = t.counter_if_given(&self.counter)?;
         Ok(ForwardParams {
             x: x.address,
             weight: t.weight("weight", &self.base.weight, matrix(outputs, inputs))?,
@@ -111,8 +118,8 @@ impl Forward<'_> {
             h: t.write("h", &mut self.h, matrix(tokens, spec.padded_ranks()))?,
             z: t.write_if_given("z", &mut self.z, matrix(tokens, outputs))?,
             y: y.address,
-            seed: self.seed,
-            dropout: self.dropout.map(|dropout| dropout.kernel()).unwrap_or_default(),
+            seed: Seed { value: self.seed, counter },
+            dropout: self.dropout.map(|dropout| dropout.kernel(counter)).unwrap_or_default(),
             tokens: self.tokens as i32,
             in_features: spec.in_features() as i32,
             out_features: spec.out_features() as i32,

@@ -129,6 +129,7 @@ impl Linear {
             y: (&mut self.y).into(),
             seed: 0,
             dropout: None,
+            counter: None,
         };
         self.layer.forward(&mut self.saved, io)
     }
@@ -140,6 +141,7 @@ impl Linear {
             x: (&self.x).into(),
             y: (&self.y).into(),
             dropout: None,
+            counter: None,
             grad_output: (&self.y).into(),
             grad_input: None,
         };

@@ -12,6 +12,7 @@ use super::Mistake;
 
 pub const F32: ElementType = ElementType::F32;
 pub const F64: ElementType = ElementType::F64;
+pub const U64: ElementType = ElementType::U64;
 
 /// The layer that the ops are called for.
 #[derive(Clone, Copy, Debug)]
@@ -108,7 +109,7 @@ impl Needed {
             true => element.dtype().is_none(),
             false => *element != self.element,
         };
-        let elements = [ElementType::Bf16, ElementType::F16, F32, F64];
+        let elements = [ElementType::Bf16, ElementType::F16, F32, F64, U64];
         all.extend(elements.into_iter().filter(wrong).map(Type));
         match self.takes_stride {
             true => all.extend([ShortRows, Stride(self.cols - 1), Stride((1 << 30) + 1)]),
@@ -295,6 +296,7 @@ fn encoded(element: ElementType, number: f32) -> Vec<u8> {
         ElementType::F16 => f16::from_f32(number).to_le_bytes().to_vec(),
         ElementType::F32 => number.to_le_bytes().to_vec(),
         ElementType::F64 => f64::from(number).to_le_bytes().to_vec(),
+        ElementType::U64 => u64::from(number.to_bits()).to_le_bytes().to_vec(),
     }
 }
 
@@ -310,6 +312,7 @@ pub enum Typed {
     F16(&'static mut CudaSlice<f16>),
     F32(&'static mut CudaSlice<f32>),
     F64(&'static mut CudaSlice<f64>),
+    U64(&'static mut CudaSlice<u64>),
 }
 
 pub fn typed(stream: &Arc<CudaStream>, element: ElementType, len: usize) -> Typed {
@@ -324,6 +327,7 @@ pub fn typed(stream: &Arc<CudaStream>, element: ElementType, len: usize) -> Type
         ElementType::F16 => Typed::F16(zeros(stream, len)),
         ElementType::F32 => Typed::F32(zeros(stream, len)),
         ElementType::F64 => Typed::F64(zeros(stream, len)),
+        ElementType::U64 => Typed::U64(zeros(stream, len)),
     }
 }
 
@@ -334,6 +338,7 @@ impl Typed {
             Self::F16(slice) => (&*slice).into(),
             Self::F32(slice) => (&*slice).into(),
             Self::F64(slice) => (&*slice).into(),
+            Self::U64(slice) => (&*slice).into(),
         }
     }
 
@@ -343,6 +348,7 @@ impl Typed {
             Self::F16(slice) => slice.into(),
             Self::F32(slice) => slice.into(),
             Self::F64(slice) => slice.into(),
+            Self::U64(slice) => slice.into(),
         }
     }
 }

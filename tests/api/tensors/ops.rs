@@ -13,12 +13,14 @@ use fused_dora::{
 };
 use half::{bf16, f16};
 
-use super::call::{F32, F64, Needed, Sizes, Tensors, typed};
+use super::call::{F32, F64, Needed, Sizes, Tensors, U64, typed};
 
 const REPORT: Needed = Needed::vector(F64, MergeReport::LEN);
 const RESULT: Needed = Needed::vector(F64, Decomposition::LEN);
 /// A buffer of the optimizer.
 const BUFFER: Needed = Needed::vector(F32, 12);
+/// Of steps.
+const COUNTER: Needed = Needed::vector(U64, 1);
 /// A norm.
 const NUMBER: Needed = Needed::vector(F32, 1);
 
@@ -131,7 +133,7 @@ fn second_context(context: &Arc<CudaContext>) -> Arc<CudaStream> {
 pub type Op = fn(&mut Device, &mut Tensors<'_>) -> Result<()>;
 
 /// Every op, once for each choice of tensors that exclude one another.
-pub const OPS: [(&str, Op); 25] = [
+pub const OPS: [(&str, Op); 26] = [
     ("prepare", |d, t| {
         let magnitude = Magnitude::Given(t.read("magnitude", t.sizes.m()));
         prepare(d, t, magnitude)
@@ -177,6 +179,11 @@ pub const OPS: [(&str, Op); 25] = [
     ("adamw with a schedule on the device", |d, t| {
         let numbers = t.read("schedule", Needed::vector(F32, 2));
         adamw(d, t, Schedule::Device(numbers))
+    }),
+    ("adamw that counts its steps", |d, t| {
+        let numbers = t.read("schedule", Needed::vector(F32, 2));
+        let counter = t.write("counter", COUNTER);
+        adamw(d, t, Schedule::Counted { numbers, counter })
     }),
     ("merge", |d, t| {
         let io = Merge {
@@ -228,20 +235,25 @@ pub const OPS: [(&str, Op); 25] = [
         let (tokens, dropout) = (t.sizes.tokens, None);
         let mut saved = d.linear.saved(tokens, None)?;
         let (x, y) = (t.read("x", t.sizes.x()), t.write("y", t.sizes.y()));
-        d.linear.forward(&mut saved, LinearForward { tokens, x, y, seed: 0, dropout })
+        d.linear
+            .forward(&mut saved, LinearForward { tokens, x, y, seed: 0, dropout, counter: None })
     }),
     ("DoraLinear's backward", |d, t| {
         let (tokens, dropout) = (t.sizes.tokens, None);
         let mut saved = d.linear.saved(tokens, None)?;
         let x = ones(&d.stream, t.sizes.dtype, t.sizes.x().len());
         let y = typed(&d.stream, t.sizes.own(), t.sizes.y().len()).into_write();
-        d.linear.forward(&mut saved, LinearForward { tokens, x: x.read(), y, seed: 0, dropout })?;
+        d.linear.forward(
+            &mut saved,
+            LinearForward { tokens, x: x.read(), y, seed: 0, dropout, counter: None },
+        )?;
         let io = LinearBackward {
             tokens,
             gradients: Gradients::Overwrite,
             x: t.read("x", t.sizes.x()),
             y: t.read("output", t.sizes.y()),
             dropout,
+            counter: None,
             grad_output: t.read("grad_output", t.sizes.y()),
             grad_input: Some(t.write("grad_input", t.sizes.x())),
         };
@@ -293,6 +305,7 @@ fn forward(d: &mut Device, t: &mut Tensors<'_>, dropout: Option<Dropout>) -> Res
         h: t.write("h", t.sizes.h()),
         z: keeps_z(dropout).then(|| t.write("z", z)),
         dropout,
+        counter: dropout.map(|_| t.read("counter", COUNTER)),
         seed: 0,
     };
     d.kernels.forward(&d.stream, &d.spec, &d.prepared, &mut d.workspace, io)
@@ -307,6 +320,7 @@ fn backward(d: &mut Device, t: &mut Tensors<'_>, dropout: Option<Dropout>) -> Re
         output: (!keeps_z(dropout)).then(|| t.read("output", t.sizes.y())),
         z: keeps_z(dropout).then(|| t.read("z", t.sizes.y())),
         dropout,
+        counter: dropout.map(|_| t.read("counter", COUNTER)),
         grad_output: t.read("grad_output", t.sizes.y()),
         h: t.read("h", t.sizes.h()),
         grad_input: Some(t.write("grad_input", t.sizes.x())),

@@ -60,6 +60,7 @@ impl Table {
             h,
             z: None,
             dropout: None,
+            counter: None,
             seed: 0,
         };
         kernels.forward(stream, spec, &prepared, workspace, io)
