@@ -160,8 +160,7 @@ fn table(
     images: &[Image<'_>],
     kernels: Option<&[Vec<Compressed>]>,
 ) -> io::Result<String> {
-    let mut table =
-        "pub(crate) const FILES: &[(&str, &str, Option<&[(&str, &[u8])]>)] = &[\n".to_owned();
+    let mut table = "pub(crate) const FILES: &[super::Embedded] = &[\n".to_owned();
     let mut at = 0;
     for of_file in images.chunk_by(|image, other| image.file == other.file) {
         let Image { op, architecture, .. } = of_file[0];

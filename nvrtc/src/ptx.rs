@@ -195,6 +195,8 @@ fn mentions(text: &str) -> impl Iterator<Item = &str> {
 
 /// The labels of a section of names, and the bytes of each.
 fn debug_names(section: &str) -> Result<Vec<(String, String)>, String> {
+    let is_start = |code: &str| code.starts_with(".section") && code.ends_with(".debug_str");
+    let is_frame = |code| is_start(code) || ["{", "}", ""].contains(&code);
     let mut names: Vec<(String, String)> = Vec::new();
     for line in section.lines() {
         let code = line.trim();
@@ -203,9 +205,7 @@ fn debug_names(section: &str) -> Result<Vec<(String, String)>, String> {
         } else if code.starts_with(".b8") {
             let (_, bytes) = names.last_mut().ok_or("a section of bytes without a label")?;
             *bytes += &format!("{line}\n");
-        } else if !(code.starts_with(".section") && code.ends_with(".debug_str"))
-            && !["{", "}", ""].contains(&code)
-        {
+        } else if !is_frame(code) {
             return Err(format!("`{code}` in a section of line information"));
         }
     }

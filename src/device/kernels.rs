@@ -27,7 +27,10 @@ mod embedded {
 const SMALLEST_OP: &str = "adamw";
 
 /// A kernel's entry point and its PTX, compressed with zlib.
-type Embedded = (&'static str, &'static [u8]);
+type Compressed = (&'static str, &'static [u8]);
+
+/// A file's op, its architecture and its kernels, if the build had an NVRTC.
+type Embedded = (&'static str, &'static str, Option<&'static [Compressed]>);
 
 /// The kernels of one file.
 #[derive(Debug)]
@@ -40,7 +43,7 @@ struct KernelFile {
 #[derive(Debug)]
 enum Code {
     /// A module for each kernel.
-    Embedded(&'static [Embedded]),
+    Embedded(&'static [Compressed]),
     /// One module of all kernels, and the PTX to make it.
     Replaced(String, OnceLock<Arc<CudaModule>>),
 }
@@ -195,7 +198,7 @@ impl Kernels {
         context: &Arc<CudaContext>,
         replaced: &[(&str, Option<&str>)],
     ) -> Result<Self> {
-        let of_file = |&(op, arch, embedded): &(_, _, Option<&'static [Embedded]>)| {
+        let of_file = |&(op, arch, embedded): &Embedded| {
             let name = format!("{op}/{arch}.cu");
             let code = match replaced.iter().find(|(file, _)| *file == name) {
                 Some((_, ptx)) => ptx.map(|ptx| Code::Replaced(ptx.to_owned(), OnceLock::new())),

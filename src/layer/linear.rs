@@ -351,13 +351,19 @@ impl DoraLinear {
     }
 
     /// Room for what forwards of up to `max_tokens` tokens keep, for any of the attached adapters;
-    /// `form` is that of the dropout, if there will be any.
+    /// `form` is that of the dropout, if there will be any: its kernels are loaded, too.
     ///
     /// # Errors
     /// [`Error::InvalidSpec`] if `max_tokens` is beyond 2³⁰, or the driver's, e.g. out of memory.
     pub fn saved(&self, max_tokens: usize, form: Option<DropoutForm>) -> Result<Saved> {
         let adapters = self.adapters.values().map(|adapter| *adapter.spec());
         let specs: Vec<_> = adapters.chain([*self.base.spec()]).collect();
+        for (spec, form) in specs.iter().filter_map(|spec| Some((spec, form?))) {
+            // With this norm axis, a forward refuses that form.
+            if spec.norm() != Norm::Input || form != DropoutForm::Peft {
+                self.kernels.load_dropout(spec, form)?;
+            }
+        }
         Saved::new(&self.stream, &specs, max_tokens, form)
     }
 

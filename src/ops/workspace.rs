@@ -6,6 +6,7 @@ use cudarc::driver::CudaStream;
 
 use super::{adamw, backward, decompose, forward, gradient_norm, merge, norm_gradient, prepare};
 use crate::device::{DeviceMemory, Kernel, Kernels, Needs, Workspace, WorkspaceSize};
+use crate::dropout::{Dropout, DropoutForm};
 use crate::dtype::Dtype;
 use crate::error::{During, Result};
 use crate::spec::DoraSpec;
@@ -46,11 +47,29 @@ fn load_training(kernels: &Kernels, specs: &[DoraSpec], max_tokens: usize) -> Re
     Ok(())
 }
 
+impl Kernels {
+    /// Loads the kernels of calls with dropout, for layers of a spec, where that is not done.
+    /// [`DoraLinear::saved`](crate::DoraLinear::saved) does so for its layer. Others need it before
+    /// they capture a step with dropout, unless they run one first.
+    ///
+    /// # Errors
+    /// [`Error::InvalidSpec`](crate::Error::InvalidSpec) if the norm axis does not take the form, and
+    /// those of [`Kernels::load`].
+    pub fn load_dropout(&self, spec: &DoraSpec, form: DropoutForm) -> Result<()> {
+        let mode = Dropout::mode(Some(&Dropout::new(0.0, form, 0)?), spec)?;
+        for kernel in [forward::dropout_kernel(mode), backward::dropout_kernel(mode)] {
+            self.load_kernel(kernel, spec.dtype())?;
+        }
+        Ok(())
+    }
+}
+
 impl Workspace {
     /// Allocates a workspace on `stream` that fits calls of up to `max_tokens` tokens for each of
     /// `specs`.
     ///
-    /// It also loads the kernels of these calls ([`Kernels::load`]), except those for dropout.
+    /// It also loads the kernels of these calls ([`Kernels::load`]), except those for dropout
+    /// ([`Kernels::load_dropout`]).
     /// A kernel that is not loaded is loaded at its first launch, which cannot be while a stream is
     /// captured: run a step before you capture one.
     ///

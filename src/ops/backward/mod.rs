@@ -244,6 +244,11 @@ pub(super) fn needs(spec: &DoraSpec, tokens: usize, tiling: Tiling) -> Needs {
     sm80::Plan::new(spec, tokens, tiling, DropoutMode::None).needs()
 }
 
+/// The kernel of calls with dropout.
+pub(super) fn dropout_kernel(dropout: DropoutMode) -> Kernel {
+    sm80::dropout_kernel(dropout)
+}
+
 /// The kernels that train a layer of the spec by calls of up to so many tokens without dropout.
 pub(super) fn kernels(
     spec: &DoraSpec,

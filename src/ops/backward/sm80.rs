@@ -43,6 +43,11 @@ pub(super) fn kernels(
     tiles.map(move |tiles| kernel(DropoutMode::None, tiles, splits))
 }
 
+/// The kernel of calls with dropout.
+pub(super) fn dropout_kernel(dropout: DropoutMode) -> Kernel {
+    kernel(dropout, Tiles::Large, false)
+}
+
 fn kernel(dropout: DropoutMode, tiles: Tiles, splits: bool) -> Kernel {
     match (dropout, tiles, splits) {
         (DropoutMode::Adapter | DropoutMode::Peft, ..) => DROPOUT,
