@@ -39,10 +39,10 @@ struct BackwardParams {
     float* grad_magnitude;
     float* grad_bias;           // null: not wanted
     float* partial_p;           // [kChunksInFlight, strips, chunk, R]
-    float* sum_b;               // [O, R]
+    float* sum_b;               // [⌈R/64⌉, strips] tiles of dB
     float* sum_bias;            // [O]
     float* sum_m;               // [O] (axis output), or partial sums [⌈T/64⌉, I] (axis input)
-    float* sum_a;               // [R, I]
+    float* sum_a;               // [⌈R/64⌉, ⌈I/64⌉] tiles of dA
     float* partial_d;           // partial sums of the tiles of D; few tokens only
     u32* queue;                 // 2 + chunks
     u32* chunk_counters;        // [⌈R/64⌉, chunks]

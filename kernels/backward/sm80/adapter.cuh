@@ -83,27 +83,57 @@ struct Elementwise {
         }
     }
 
-    // The rows of one tile from token t0 to `end`.
-    __device__ __forceinline__ void add(const BackwardParams& p, Tile grad, int t0, int end) {
+    // This thread's chunks of y, of one tile.
+    static constexpr int kChunks = Tile::kRows / kRowsAtOnce;
+    using Output = Words[kChunks];
+
+    // Starts the loads of y of one tile from token t0 to `end`.
+    __device__ __forceinline__ void load(const BackwardParams& p, Output& out, int t0,
+                                         int end) const {
+        if (!p.output_gain) return;
         const auto y = Matrix<T>::strided(p.output, end, p.out_features, p.output_stride);
-        for_each_chunk<true, Tile>([&](int r, int c) {
-            const auto dy = *reinterpret_cast<const Vector<T>*>(grad.chunk(r, c));
+        const int row = t0 + threadIdx.x / Tile::kChunks;
+        if (p.aligned) {
+#pragma unroll
+            for (int i = 0; i < kChunks; ++i) {
+                const int at = row + i * kRowsAtOnce;
+                out[i] = {};
+                if (at < end && col < p.out_features) {
+                    const auto words = *reinterpret_cast<const uint4*>(y.at(at, col));
+                    out[i] = {{words.x, words.y, words.z, words.w}};
+                }
+            }
+        } else {
+#pragma unroll
+            for (int i = 0; i < kChunks; ++i) {
+                out[i] = Words::of(load_chunk<false>(y, row + i * kRowsAtOnce, col));
+            }
+        }
+    }
+
+    // The rows of one tile from token t0 to `end`.
+    __device__ __forceinline__ void add(const BackwardParams& p, Tile grad, const Output& y,
+                                        int t0, int end) {
+#pragma unroll
+        for (int i = 0; i < kChunks; ++i) {
+            const int r = threadIdx.x / Tile::kChunks + i * kRowsAtOnce;
+            const auto dy = *reinterpret_cast<const Vector<T>*>(
+                grad.chunk(r, threadIdx.x % Tile::kChunks));
             if (!p.output_gain) {
 #pragma unroll
                 for (int e = 0; e < kVector<T>; ++e) sums[e].add(to_float(dy.values[e]));
-                return;
+                continue;
             }
-            const Vector<T> stored = load_chunk(p.aligned, y, t0 + r, col);
             Vector<T> scaled;
 #pragma unroll
             for (int e = 0; e < kVector<T>; ++e) {
                 const float v = to_float(dy.values[e]);
-                sums[e].add(v, to_float(stored.values[e]), bias[e]);
+                sums[e].add(v, to_float(y[i].template element<T>(e)), bias[e]);
                 scaled.values[e] = from_float<T>(v * gain[e]);
             }
             store_chunk(p.aligned, static_cast<T*>(p.scaled_grad), end, p.out_features,
                         p.out_features, t0 + r, col, scaled);
-        });
+        }
     }
 
     // The sums of the strip's column of this thread's number. `shared` is free.
@@ -200,7 +230,7 @@ __device__ __forceinline__ void magnitude_sum(const BackwardParams& p, int o0, i
 __device__ __forceinline__ Quad<float> ordered_sum(const Quad<float>* partials, int count,
                                                    i64 stride) {
     float4 sum = make_float4(0, 0, 0, 0);
-#pragma unroll 4
+#pragma unroll 16
     for (int p = 0; p < count; ++p) {
         const float4 part = __ldcg(reinterpret_cast<const float4*>(partials + p * stride));
         sum = make_float4(sum.x + part.x, sum.y + part.y, sum.z + part.z, sum.w + part.w);
@@ -236,19 +266,21 @@ __device__ __forceinline__ void add_strip(const BackwardParams& p, const Adapter
     const int o0 = at.strip * Adapter<T>::kStrip, k0 = at.rank * kRankTile;
     const Turn turn{p.strip_turns + at.rank * at.strips + at.strip, at.chunk, p.chunks()};
     turn.wait();
+    constexpr int kTile = Adapter<T>::kStrip * kRankTile;
+    float* const sum_b = p.sum_b + i64(at.rank * at.strips + at.strip) * kTile;
+    if (turn.add_tile(sum_b, grad_b, p.out_features - o0, p.rank - k0)) {
 #pragma unroll
-    for (int i = 0; i < MmaB::kRows; ++i) {
-        const int row = o0 + MmaB::row(i);
-        if (row >= p.out_features) continue;
-        const float factor = p.scaling * (p.output_gain ? p.output_gain[row] : 1.0f);
+        for (int i = 0; i < MmaB::kRows; ++i) {
+            const int row = o0 + MmaB::row(i);
+            if (row >= p.out_features) continue;
+            const float factor = p.scaling * (p.output_gain ? p.output_gain[row] : 1.0f);
 #pragma unroll
-        for (int j = 0; j < MmaB::kCols; ++j) {
-            const int k = k0 + MmaB::col(j);
-            if (k >= p.rank) continue;
-            turn.add(p.sum_b + i64(row) * p.padded_rank + k, grad_b.at(i, j), [&](float sum) {
-                store_gradient(p.grad_lora_b + i64(row) * p.rank + k, factor * sum,
+            for (int j = 0; j < MmaB::kCols; ++j) {
+                const int k = k0 + MmaB::col(j);
+                if (k >= p.rank) continue;
+                store_gradient(p.grad_lora_b + i64(row) * p.rank + k, factor * grad_b.at(i, j),
                                p.accumulate);
-            });
+            }
         }
     }
     const int col = o0 + threadIdx.x;
@@ -306,6 +338,8 @@ __device__ __forceinline__ void adapter_tile(const BackwardParams& p, const Tile
         },
         [&](int step, int stage) {
             const int t0 = step * Shape::kTokens;
+            typename Elementwise<T>::Output y;
+            if (at.rank == 0) elementwise.load(p, y, begin + t0, end);
             MmaP product;
             product.clear();
             product.multiply(tile_grad(stage), tile_gsb, end - begin - t0, ranks, columns);
@@ -320,7 +354,7 @@ __device__ __forceinline__ void adapter_tile(const BackwardParams& p, const Tile
                                      product.at(i, j), product.at(i, j + 1));
                 }
             }
-            if (at.rank == 0) elementwise.add(p, tile_grad(stage), begin + t0, end);
+            if (at.rank == 0) elementwise.add(p, tile_grad(stage), y, begin + t0, end);
         });
 
     u32* flag = reinterpret_cast<u32*>(shared);

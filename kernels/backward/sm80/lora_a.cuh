@@ -63,19 +63,20 @@ __device__ __forceinline__ void lora_a_tile(const BackwardParams& p, unsigned ch
         });
     const Turn turn{p.lora_a_turns + at.rank * at.cols + at.col, at.chunk, at.chunks};
     turn.wait();
+    float* const sums = p.sum_a + i64(at.rank * at.cols + at.col) * Shape::kTileM * Shape::kTileN;
+    if (turn.add_tile(sums, mma, p.rank - m0, p.in_features - n0)) {
 #pragma unroll
-    for (int j = 0; j < Mma::kCols; ++j) {
-        const int col = n0 + Mma::col(j);
-        if (col >= p.in_features) continue;
-        const float gain = p.input_gain ? p.input_gain[col] : 1.0f;
+        for (int j = 0; j < Mma::kCols; ++j) {
+            const int col = n0 + Mma::col(j);
+            if (col >= p.in_features) continue;
+            const float gain = p.input_gain ? p.input_gain[col] : 1.0f;
 #pragma unroll
-        for (int i = 0; i < Mma::kRows; ++i) {
-            const int row = m0 + Mma::row(i);
-            if (row >= p.rank) continue;
-            const i64 to = i64(row) * p.in_features + col;
-            turn.add(p.sum_a + to, mma.at(i, j), [&](float sum) {
-                store_gradient(p.grad_lora_a + to, gain * sum, p.accumulate);
-            });
+            for (int i = 0; i < Mma::kRows; ++i) {
+                const int row = m0 + Mma::row(i);
+                if (row >= p.rank) continue;
+                store_gradient(p.grad_lora_a + i64(row) * p.in_features + col,
+                               gain * mma.at(i, j), p.accumulate);
+            }
         }
     }
     turn.pass();

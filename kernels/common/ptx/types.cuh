@@ -70,6 +70,35 @@ struct __align__(kVectorBytes) Vector {
     T values[kVector<T>];
 };
 
+// A vector as the words of one 16-byte load: what is not unpacked before it has come.
+struct Words {
+    u32 values[4];
+
+    template <typename T>
+    __device__ __forceinline__ static Words of(const Vector<T>& vector) {
+        Words out;
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            if constexpr (kIsFloat<T>) {
+                out.values[i] = __float_as_uint(vector.values[i]);
+            } else {
+                const u32 high = vector.values[2 * i + 1].bits;
+                out.values[i] = vector.values[2 * i].bits | high << 16;
+            }
+        }
+        return out;
+    }
+    // Element `e` of the vector.
+    template <typename T>
+    __device__ __forceinline__ T element(int e) const {
+        if constexpr (kIsFloat<T>) {
+            return __uint_as_float(values[e]);
+        } else {
+            return {u16(values[e / 2] >> (e % 2 * 16))};
+        }
+    }
+};
+
 // FIRST where CHOICE, else SECOND.
 template <bool CHOICE, typename FIRST, typename SECOND>
 struct Selected { using Type = FIRST; };

@@ -50,6 +50,34 @@ struct Turn {
         }
     }
 
+    // Between wait() and pass(): adds what is at `sums` to a tile's accumulators, and stores the sum
+    // there unless this is the last CTA. Whether it is: then the accumulators hold the whole. `sums`
+    // has room for all fragments of a tile; those beyond `rows` and `cols` are left alone. All loads
+    // are on their way before the first sum is needed.
+    template <typename MMA>
+    __device__ __forceinline__ bool add_tile(float* sums, MMA& mma, int rows, int cols) const {
+        float4* const own = reinterpret_cast<float4*>(sums) + threadIdx.x;
+        if (number > 0) {
+            float4 before[MMA::kFragmentsM * MMA::kFragmentsN];
+            mma.for_each_fragment(rows, cols, [&](float(&)[4], int index) {
+                before[index] = __ldcg(own + index * kThreads);
+            });
+            mma.for_each_fragment(rows, cols, [&](float(&acc)[4], int index) {
+                acc[0] += before[index].x;
+                acc[1] += before[index].y;
+                acc[2] += before[index].z;
+                acc[3] += before[index].w;
+            });
+        }
+        const bool is_last = number + 1 == count;
+        if (!is_last) {
+            mma.for_each_fragment(rows, cols, [&](float(&acc)[4], int index) {
+                own[index * kThreads] = make_float4(acc[0], acc[1], acc[2], acc[3]);
+            });
+        }
+        return is_last;
+    }
+
     // Between wait() and pass(): adds `value` to what is at `sum`, and calls finish() with the whole
     // in the last CTA. Bypasses the first-level cache, which may hold what was there before.
     template <typename F>

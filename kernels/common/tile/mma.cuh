@@ -61,6 +61,21 @@ struct TileMma {
         }
     }
 
+    // Calls visit(accumulators, index) for this thread's part of each 16×8 fragment that has elements
+    // of the first `rows` and `cols`.
+    template <typename F>
+    __device__ __forceinline__ void for_each_fragment(int rows, int cols, F visit) {
+#pragma unroll
+        for (int i = 0; i < kFragmentsM; ++i) {
+#pragma unroll
+            for (int j = 0; j < kFragmentsN; ++j) {
+                if (warp_m() * kWarpM + i * 16 < rows && warp_n() * kWarpN + j * 8 < cols) {
+                    visit(acc[i][j], i * kFragmentsN + j);
+                }
+            }
+        }
+    }
+
     __device__ __forceinline__ bool is_finite() const {
         float zero = 0.0f;
 #pragma unroll

@@ -117,14 +117,16 @@ impl Plan {
         let scaled_grad = matrix(tokens, width_of_g, bytes);
         let ring = chunks.min(CHUNKS_IN_FLIGHT).saturating_mul(strips);
         let partial_p = matrix(ring.saturating_mul(chunk), rank, single);
-        let sum_b = matrix(outputs, rank, single);
+        // Whole tiles: CTAs add them in turn as their registers hold them.
+        let sum_b = matrix(strips * strip, rank_tiles * RANK_TILE, single);
         let sum_bias = matrix(1, outputs, single);
         let sum_m = match spec.norm() {
             Norm::None => matrix(0, 0, single),
             Norm::Input => matrix(tokens.div_ceil(SMALL[0]), inputs, single),
             Norm::Output => matrix(1, outputs, single),
         };
-        let sum_a = matrix(rank, inputs, single);
+        let sum_a =
+            matrix(lora_a_tiles[0] * LORA_A_TILE[0], lora_a_tiles[1] * LORA_A_TILE[1], single);
         let partial_d = matrix(1, partial_floats(inputs, &d_parts), single);
         Self {
             tiles,
