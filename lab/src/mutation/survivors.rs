@@ -74,7 +74,14 @@ pub const SURVIVORS: &[Survivor] = &[
         "backward/sm80/adapter.cuh",
         "adapter_tile",
         ["at.rank == 0", "true"],
-        1,
+        0,
+        Why::Equivalent("The other tiles of ranks then load what they do not use."),
+    ),
+    survivor(
+        "backward/sm80/adapter.cuh",
+        "adapter_tile",
+        ["at.rank == 0", "true"],
+        2,
         Why::Equivalent("The other tiles of ranks have sums of zero, which nothing takes."),
     ),
     survivor(
