@@ -277,13 +277,6 @@ pub const SURVIVORS: &[Survivor] = &[
     survivor(
         "norm_gradient/sm80.cu",
         "contract_weight",
-        ["min(kRankTile, p.padded_rank - rank0)", "(p.padded_rank - rank0)"],
-        0,
-        Why::Equivalent("The loops over ranks end at kSteps, which is kRankTile, anyway."),
-    ),
-    survivor(
-        "norm_gradient/sm80.cu",
-        "contract_weight",
         ["i * kTf32Depth >= ranks", "false"],
         0,
         Why::Equivalent(SKIPS),
