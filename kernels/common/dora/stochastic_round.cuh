@@ -27,8 +27,9 @@ template <>
 __device__ __forceinline__ bf16 round_stochastic<bf16>(float v, u32 random) {
     constexpr u32 kExponent = 0x7f800000u;
     const u32 bits = __float_as_uint(v);
-    if ((bits & kExponent) == kExponent) return from_float<bf16>(v);  // infinite or NaN
-    return {u16((bits + (random & 0xffffu)) >> 16)};
+    const u32 rounded = (bits + (random & 0xffffu)) >> 16;
+    const u32 as_it_is = from_float<bf16>(v).bits;  // infinite or NaN
+    return {u16((bits & kExponent) == kExponent ? as_it_is : rounded)};
 }
 
 // f16: add a uniform fraction of the spacing at v and round toward zero. The spacing is 2⁻¹⁰ of
@@ -37,12 +38,12 @@ template <>
 __device__ __forceinline__ f16 round_stochastic<f16>(float v, u32 random) {
     constexpr float kMax = 65504.0f, kSpacing = 1.0f / 1024, kMinSpacing = 1.0f / (1 << 24);
     const float magnitude = fabsf(v);
-    if (!(magnitude < kMax)) return from_float<f16>(v);  // overflow, infinite or NaN
     const float power = __uint_as_float(__float_as_uint(magnitude) & 0x7f800000u);
     const float fraction = float(random & 0x1fffu) / 8192.0f;
     const float moved = magnitude + fmaxf(power * kSpacing, kMinSpacing) * fraction;
-    f16 out;
-    asm("cvt.rz.f16.f32 %0, %1;" : "=h"(out.bits) : "f"(moved));
-    out.bits |= u16((__float_as_uint(v) >> 16) & 0x8000u);
-    return out;
+    u16 rounded;
+    asm("cvt.rz.f16.f32 %0, %1;" : "=h"(rounded) : "f"(moved));
+    rounded |= u16((__float_as_uint(v) >> 16) & 0x8000u);
+    const u16 nearest = from_float<f16>(v).bits;  // overflow, infinite or NaN
+    return {magnitude < kMax ? rounded : nearest};
 }

@@ -5,10 +5,12 @@
 #include "common/tile/mma.cuh"
 
 // For step = first..steps-1: fill(step, stage) starts the copies, and once they have landed
-// consume(step, stage) may read them. Where `first` is not 0, the copies of STAGES − 1 steps from
-// there have been started, a group each. Ends with a barrier: the stages may then be reused.
-template <int STAGES, typename FILL, typename CONSUME>
-__device__ __forceinline__ void pipeline(int steps, FILL fill, CONSUME consume, int first = 0) {
+// consume(step, stage) may read them. In between, land(step, stage) may change what the same thread
+// copied. Where `first` is not 0, the copies of STAGES − 1 steps from there have been started, a
+// group each. Ends with a barrier: the stages may then be reused.
+template <int STAGES, typename FILL, typename LAND, typename CONSUME>
+__device__ __forceinline__ void pipeline(int steps, FILL fill, LAND land, CONSUME consume,
+                                         int first = 0) {
 #pragma unroll
     for (int s = 0; s < STAGES - 1; ++s) {
         if (first > 0) break;
@@ -17,6 +19,7 @@ __device__ __forceinline__ void pipeline(int steps, FILL fill, CONSUME consume, 
     }
     for (int step = first; step < steps; ++step) {
         cp_async_wait_group<STAGES - 2>();
+        land(step, step % STAGES);
         __syncthreads();  // the data of this step are there; the oldest stage is free
         const int ahead = step + STAGES - 1;
         if (ahead < steps) fill(ahead, ahead % STAGES);
@@ -25,6 +28,12 @@ __device__ __forceinline__ void pipeline(int steps, FILL fill, CONSUME consume, 
     }
     cp_async_wait_group<0>();
     __syncthreads();
+}
+
+// The same where nothing changes what was copied.
+template <int STAGES, typename FILL, typename CONSUME>
+__device__ __forceinline__ void pipeline(int steps, FILL fill, CONSUME consume, int first = 0) {
+    pipeline<STAGES>(steps, fill, [](int, int) {}, consume, first);
 }
 
 // Stores two neighbouring columns of row-major `c`, its rows `stride` elements apart, as one access

@@ -26,38 +26,68 @@ struct LowRankTile {
     int row, col, split, slot;
 };
 
-// One tile of x, times g, rounded stochastically, into shared memory and into x_scaled, unless that
-// is null.
-template <typename T, typename TILE>
-__device__ __forceinline__ void scale_tile(bool aligned, TILE tile, const Matrix<T>& x,
-                                           const float* gain, u64 seed, const Mask* mask,
-                                           T* x_scaled, int row0, int col0) {
-    for_each_chunk<true, TILE>([&](int r, int c) {
-        const int row = row0 + r, col = col0 + c * kVector<T>;
-        Vector<T> chunk = load_chunk(aligned, x, row, col);
+// The gains of the columns of one chunk of x.
+template <typename T>
+struct Gains {
+    float values[kVector<T>];
+
+    // From column `col` on, zero beyond the last of `cols`.
+    __device__ __forceinline__ static Gains load(bool aligned, const float* gain, int col,
+                                                 int cols) {
+        Gains out = {};
+        if (aligned) {
+#pragma unroll
+            for (int q = 0; q < kVector<T> && col < cols; q += 4) {
+                const float4 four = *reinterpret_cast<const float4*>(gain + col + q);
+                out.values[q] = four.x;
+                out.values[q + 1] = four.y;
+                out.values[q + 2] = four.z;
+                out.values[q + 3] = four.w;
+            }
+            return out;
+        }
 #pragma unroll
         for (int e = 0; e < kVector<T>; ++e) {
-            const float g = col + e < x.cols ? gain[col + e] : 0.0f;
-            chunk.values[e] =
-                round_stochastic<T>(to_float(chunk.values[e]) * g, hash(seed, row, col + e));
+            if (col + e < cols) out.values[e] = gain[col + e];
+        }
+        return out;
+    }
+};
+
+// One tile of x in shared memory, times g, rounded stochastically: in place, and into x_scaled unless
+// that is null. Each thread changes the chunks that it copied.
+template <typename T, typename TILE>
+__device__ __forceinline__ void scale_tile(bool aligned, TILE tile, const Matrix<T>& x,
+                                           const Gains<T>& gains, u64 seed, const Mask* mask,
+                                           T* x_scaled, int row0, int col0) {
+    static_assert(kThreads % TILE::kChunks == 0, "a thread keeps to its column of chunks");
+    for_each_chunk<true, TILE>([&](int r, int c) {
+        const int row = row0 + r, col = col0 + c * kVector<T>;
+        Vector<T>* const place = reinterpret_cast<Vector<T>*>(tile.chunk(r, c));
+        Vector<T> chunk = *place;
+#pragma unroll
+        for (int e = 0; e < kVector<T>; ++e) {
+            chunk.values[e] = round_stochastic<T>(to_float(chunk.values[e]) * gains.values[e],
+                                                  hash(seed, row, col + e));
         }
         if (x_scaled) store_chunk(aligned, x_scaled, x.rows, x.cols, x.cols, row, col, chunk);
         if (mask) chunk = drop<T>(*mask, chunk, row, col);
-        *reinterpret_cast<Vector<T>*>(tile.chunk(r, c)) = chunk;
+        *place = chunk;
     });
 }
 
-// One tile of xd = x∘M into shared memory. Unless x_scaled is null, xd also goes to x_scaled and
-// u = x − xd to x_kept_out.
+// One tile of x in shared memory becomes xd = x∘M, in place. Unless x_scaled is null, xd also goes to
+// x_scaled and u = x − xd to x_kept_out. Each thread changes the chunks that it copied.
 template <typename T, typename TILE>
 __device__ __forceinline__ void split_tile(bool aligned, TILE tile, const Matrix<T>& x,
                                            const Mask& mask, T* x_scaled, T* x_kept_out,
                                            int row0, int col0) {
     for_each_chunk<true, TILE>([&](int r, int c) {
         const int row = row0 + r, col = col0 + c * kVector<T>;
-        const Vector<T> chunk = load_chunk(aligned, x, row, col);
+        Vector<T>* const place = reinterpret_cast<Vector<T>*>(tile.chunk(r, c));
+        const Vector<T> chunk = *place;
         const Vector<T> dropped = drop<T>(mask, chunk, row, col);
-        *reinterpret_cast<Vector<T>*>(tile.chunk(r, c)) = dropped;
+        *place = dropped;
         if (!x_scaled) return;
         Vector<T> left;
 #pragma unroll
@@ -81,33 +111,47 @@ __device__ __forceinline__ void low_rank_tile(const ForwardParams& p, unsigned c
     const int begin = at.split * p.h_chunk, end = min(p.in_features, begin + p.h_chunk);
     // Every column of tiles computes x_scaled; the first one writes it.
     T* const x_scaled = at.col == 0 ? static_cast<T*>(p.x_scaled) : nullptr;
+    const bool scales_input = p.gain && p.gain_on_input;
     const u64 seed = p.seed.now();
     const Mask mask = DROPOUT ? p.dropout.mask() : Mask{};
+    const auto tile_x = [&](int stage) {
+        return typename Mma::TileA(shared + stage * Shape::kStageBytes);
+    };
+    const auto tile_a = [&](int stage) {
+        return typename Mma::TileB(shared + stage * Shape::kStageBytes + Mma::TileA::kBytes);
+    };
+    // Of the next step: loaded a step ahead.
+    const auto load_gains = [&](int step) {
+        const int chunk = threadIdx.x % Mma::TileA::kChunks;
+        return Gains<T>::load(p.aligned, p.gain,
+                              begin + step * Shape::kTileK + chunk * kVector<T>, p.in_features);
+    };
+    Gains<T> next = {};
+    if (scales_input) next = load_gains(0);
     Mma mma;
     mma.clear();
     pipeline<Shape::kStages>(
         ceil_div(end - begin, Shape::kTileK),
         [&](int step, int stage) {
-            unsigned char* memory = shared + stage * Shape::kStageBytes;
-            const typename Mma::TileA tile_x(memory);
-            const typename Mma::TileB tile_a(memory + Mma::TileA::kBytes);
             const int k0 = begin + step * Shape::kTileK;
-            if (p.gain && p.gain_on_input) {
-                scale_tile(p.aligned, tile_x, x, p.gain, seed, DROPOUT ? &mask : nullptr, x_scaled,
-                           m0, k0);
+            copy_tile_async(p.aligned, tile_x(stage), x, m0, k0);
+            copy_tile_async(p.aligned, tile_a(stage), a, n0, k0);
+        },
+        [&](int step, int stage) {
+            const int k0 = begin + step * Shape::kTileK;
+            if (scales_input) {
+                const Gains<T> gains = next;
+                next = load_gains(step + 1);
+                scale_tile(p.aligned, tile_x(stage), x, gains, seed, DROPOUT ? &mask : nullptr,
+                           x_scaled, m0, k0);
             } else if constexpr (DROPOUT) {
-                split_tile(p.aligned, tile_x, x, mask, x_scaled,
+                split_tile(p.aligned, tile_x(stage), x, mask, x_scaled,
                            static_cast<T*>(p.x_kept_out), m0, k0);
-            } else {
-                copy_tile_async(p.aligned, tile_x, x, m0, k0);
             }
-            copy_tile_async(p.aligned, tile_a, a, n0, k0);
         },
         [&](int, int stage) {
-            unsigned char* memory = shared + stage * Shape::kStageBytes;
-            mma.multiply(typename Mma::TileA(memory),
-                         typename Mma::TileB(memory + Mma::TileA::kBytes), p.tokens - m0,
-                         p.padded_rank - n0, Shape::kTileK);
+            mma.multiply(tile_x(stage), tile_a(stage), p.tokens - m0, p.padded_rank - n0,
+                         Shape::kTileK);
         });
     float* const partials = p.partial_h + i64(at.slot) * p.h_split_k * Shape::Sum::kFloats;
     if (p.padded_rank == 0 ||
