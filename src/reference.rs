@@ -45,6 +45,7 @@ pub use merge::{Merged, Weight, merge, unmerge};
 
 use half::{bf16, f16};
 
+use crate::params::prepare::{BALANCED_TO, MOST_BALANCE};
 use crate::{DropoutForm, Dtype, Norm, NormGrad};
 use matrix::Matrix;
 
@@ -242,6 +243,22 @@ impl Case {
         let form = self.dropout.as_ref().map(|dropout| dropout.form);
         form == Some(DropoutForm::Peft) && self.norm == Norm::Output
     }
+}
+
+/// k of the scales 2ᵏ of g∘s·B and 2⁻ᵏ of A that the kernels take P, dA and dX through. It is 0
+/// except in f16, whose least normal number is 2⁻¹⁴. There the largest |s·B|·2ᵏ reaches 2⁻⁶, with k
+/// from 0 to 40.
+fn balance(case: &Case, dtype: Dtype) -> i32 {
+    if dtype != Dtype::F16 {
+        return 0;
+    }
+    let largest = case.lora_b.iter().map(|&b| b as f32).fold(0.0, |most: f32, b| most.max(b.abs()));
+    let largest = (case.scaling as f32 * largest).abs();
+    if largest == 0.0 {
+        return 0;
+    }
+    let exponent = (largest.to_bits() >> 23) as i32 - 127;
+    (-(BALANCED_TO as i32) - exponent).clamp(0, MOST_BALANCE as i32)
 }
 
 fn check(tensor: &'static str, found: usize, rows: usize, cols: usize) -> Result<(), CaseError> {

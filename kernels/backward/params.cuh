@@ -27,7 +27,8 @@ struct BackwardParams {
     const void* h;
     const void* a;
     const void* sb;
-    const void* gsb;            // what dY is contracted with: g∘sB, or sB
+    const void* gsb;            // what dY is contracted with: g∘sB, or sB; in f16 times 2ᵏ
+    const float* unbalance;     // 2⁻ᵏ, f16 only: A is A·2⁻ᵏ there, and P is P·2ᵏ; else null
     const float* input_gain;    // g; axis input only, else null
     const float* output_gain;   // g; axis output only, else null
     const float* norm;          // c

@@ -9,6 +9,16 @@ constexpr int kStrip = kTile;  // features whose norm one CTA computes; also a t
 // sum of Σ V² over the shards.
 enum class Part : int { kWhole, kSquares, kGains };
 
+// The power of two by which f16 scales what gradients are taken through, so that small adapters stay
+// normal numbers there: gsb·2ᵏ and A·2⁻ᵏ.
+struct Balance {
+    float up, down;  // 2ᵏ and 2⁻ᵏ
+};
+
+// The largest |s·B|·2ᵏ is at least 2⁻⁶, like a weight: P is then about as large as dX.
+constexpr int kBalancedTo = 6;    // −log₂ of it
+constexpr int kMostBalance = 40;  // k is at least 0, and at most this
+
 struct PrepareParams {
     WeightData weight;
     const float* lora_a;
@@ -20,7 +30,11 @@ struct PrepareParams {
     float* gain;             // g
     void* a;
     void* sb;
-    void* gsb;               // axis output only, else null
+    void* gsb;               // axis output, else null; in f16 times 2ᵏ
+    void* balanced_a;        // A·2⁻ᵏ in f16, else null
+    void* balanced_sb;       // s·B·2ᵏ in f16 but for axis output, else null
+    Balance* balance;        // f16 only, else null
+    u32* balance_words;      // two: the largest |B| so far, and the CTAs that have looked
     void* packed_bias;
     float* partials;         // [splits, features of the norm]
     u32* counters;           // one per strip

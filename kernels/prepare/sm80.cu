@@ -3,6 +3,7 @@
 //   V = W + s·B·A,   c = ‖V‖ over the norm axis,   g = m/c (0 where c = 0)
 //   a = A, sb = s·B, gsb = g∘(s·B) (axis output), rounded to T, rank zero-padded to R
 //   packed_bias = b rounded to T, where the bias is trained
+//   f16: gsb·2ᵏ, and for P and D balanced_sb = s·B·2ᵏ (no gsb) and balanced_a = A·2⁻ᵏ
 //
 // Shapes, row-major: W [O,I] of T; A [r,I], B [O,r], m, b [O] f32; c, g f32 [I] (axis input) or [O]
 // (axis output); a [R,I], sb and gsb [O,R] of T. With `magnitude_out` instead of m, m = c is
@@ -13,6 +14,8 @@
 // and sums in f32. Tensor cores truncate their sums, an error of about 2⁻²³. It would show in a
 // feature where W and s·B·A nearly cancel: the kernel sums such a feature again, in twice the
 // precision of f32.
+// f16 has no normal numbers below 2⁻¹⁴, where B is after the first steps. `prepare_balance_f16` takes
+// k from the largest |s·B| first: grid as many CTAs as there are 2048 elements of B, block 128.
 // Launch: grid (strips of 64 along the norm's feature, splits of the summed one), block 128. The
 // last split of a strip adds the partial sums in order. Without a norm (plain LoRA) it only packs.
 // Formulas: DoRA (arXiv:2402.09353) eq. 5.
@@ -39,21 +42,61 @@ struct Shared {
     }
 };
 
-// Writes a, sb and the bias, which do not wait for g: all CTAs share the elements.
+__device__ __forceinline__ Balance balance_of(const PrepareParams& p) {
+    return p.balance ? *p.balance : Balance{1.0f, 1.0f};
+}
+
+// Takes k from the largest |s·B|, in all CTAs of a launch of its own.
+__device__ __forceinline__ void find_balance(const PrepareParams& p) {
+    __shared__ u32 across[kWarps];
+    u32 largest = 0;  // the bits of an f32 that is not negative are ordered like the numbers
+    const i64 count = i64(p.out_features) * p.rank, stride = i64(gridDim.x) * kThreads;
+#pragma unroll 4
+    for (i64 i = i64(blockIdx.x) * kThreads + threadIdx.x; i < count; i += stride) {
+        largest = max(largest, __float_as_uint(fabsf(p.lora_b[i])));
+    }
+#pragma unroll
+    for (int mask = kWarpSize / 2; mask > 0; mask /= 2) {
+        largest = max(largest, shfl_xor(largest, mask));
+    }
+    if (threadIdx.x % kWarpSize == 0) across[threadIdx.x / kWarpSize] = largest;
+    __syncthreads();
+    if (threadIdx.x == 0) {
+#pragma unroll
+        for (int warp = 1; warp < kWarps; ++warp) largest = max(largest, across[warp]);
+        atomicMax(p.balance_words, largest);
+    }
+    if (!arrive_last(p.balance_words + 1, gridDim.x, across) || threadIdx.x != 0) return;
+    constexpr int kBias = 127, kMantissa = 23;
+    const float sb = fabsf(p.scaling * __uint_as_float(atomicExch(p.balance_words, 0)));
+    const int exponent = int(__float_as_uint(sb) >> kMantissa) - kBias;
+    const int k = sb == 0.0f ? 0 : min(max(-kBalancedTo - exponent, 0), kMostBalance);
+    *p.balance = {__uint_as_float(u32(kBias + k) << kMantissa),
+                  __uint_as_float(u32(kBias - k) << kMantissa)};
+}
+
+// Writes what does not wait for g: all CTAs share the elements.
 template <typename T>
 __device__ __forceinline__ void pack(const PrepareParams& p) {
     const i64 cta = i64(blockIdx.y) * gridDim.x + blockIdx.x;
     const i64 first = cta * kThreads + threadIdx.x;
     const i64 stride = i64(gridDim.x) * gridDim.y * kThreads;
+    const Balance balance = balance_of(p);
     T* a = static_cast<T*>(p.a);
+    T* balanced_a = static_cast<T*>(p.balanced_a);
     for (i64 i = first; i < i64(p.padded_rank) * p.in_features; i += stride) {
-        a[i] = from_float<T>(i < i64(p.rank) * p.in_features ? p.lora_a[i] : 0.0f);
+        const float value = i < i64(p.rank) * p.in_features ? p.lora_a[i] : 0.0f;
+        a[i] = from_float<T>(value);
+        if (balanced_a) balanced_a[i] = from_float<T>(balance.down * value);
     }
     T* sb = static_cast<T*>(p.sb);
+    T* balanced_sb = static_cast<T*>(p.balanced_sb);
     for (i64 i = first; i < i64(p.out_features) * p.padded_rank; i += stride) {
         const i64 row = i / p.padded_rank;
         const int k = int(i % p.padded_rank);
-        sb[i] = from_float<T>(k < p.rank ? p.scaling * p.lora_b[row * p.rank + k] : 0.0f);
+        const float value = k < p.rank ? p.scaling * p.lora_b[row * p.rank + k] : 0.0f;
+        sb[i] = from_float<T>(value);
+        if (balanced_sb) balanced_sb[i] = from_float<T>(balance.up * value);
     }
     if (!p.bias) return;
     T* bias = static_cast<T*>(p.packed_bias);
@@ -195,6 +238,7 @@ __device__ __forceinline__ void finish(const PrepareParams& p, const Shared<T>& 
         strip[threadIdx.x] = g;
     }
     if (!p.gsb) return;
+    const float up = balance_of(p).up;
     __syncthreads();
     T* gsb = static_cast<T*>(p.gsb);
     const int rows = min(kStrip, p.out_features - int(blockIdx.x) * kStrip);
@@ -202,7 +246,7 @@ __device__ __forceinline__ void finish(const PrepareParams& p, const Shared<T>& 
         const int r = i / p.padded_rank, k = i % p.padded_rank;
         const i64 row = i64(blockIdx.x) * kStrip + r;
         const float b = k < p.rank ? p.scaling * p.lora_b[row * p.rank + k] : 0.0f;
-        gsb[row * p.padded_rank + k] = from_float<T>(strip[r] * b);
+        gsb[row * p.padded_rank + k] = from_float<T>(up * (strip[r] * b));
     }
 }
 
@@ -226,6 +270,13 @@ __device__ __forceinline__ void prepare(const PrepareParams& p, const Shared<T>&
         prepare_##NAME(const __grid_constant__ PrepareParams p) {                               \
         __shared__ __align__(128) unsigned char memory[Shared<T>::kBytes];                      \
         prepare<T>(p, {memory});                                                                \
+    }                                                                                           \
+    FUSED_DORA_IF_##NAME##_IS_f16(FUSED_DORA_PREPARE_BALANCE)
+
+#define FUSED_DORA_PREPARE_BALANCE                                                              \
+    extern "C" __global__ void __launch_bounds__(kThreads)                                      \
+        prepare_balance_f16(const __grid_constant__ PrepareParams p) {                          \
+        find_balance(p);                                                                        \
     }
 
 FUSED_DORA_ENTRIES(FUSED_DORA_PREPARE)

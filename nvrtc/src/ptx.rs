@@ -22,7 +22,7 @@ const MODIFIERS: &[&str] = &[
     "L2", "acq_rel", "add", "aligned", "approx", "async", "b16", "b32", "b64", "b8", "bf16", "bfly",
     "ca", "cg", "col", "commit_group", "cta", "eq", "equ", "exch", "f16", "f32", "f64", "ftz",
     "ge", "geu", "global", "gpu", "gt", "gtu", "hi", "hs", "idx", "l", "le", "leu", "lo", "ls",
-    "lt", "ltu", "lut", "m16n8k16", "m16n8k8", "m8n8", "ne", "neu", "num", "nan", "or", "param",
+    "lt", "ltu", "lut", "m16n8k16", "m16n8k8", "m8n8", "max", "ne", "neu", "num", "nan", "or", "param",
     "pred", "r", "red", "relaxed", "rm", "rn", "rna", "rni", "row", "rp", "rz", "rzi", "s16", "s32",
     "s64", "s8", "sat", "shared", "sync", "tf32", "to", "trans", "u16", "u32", "u64", "u8", "uni",
     "v2", "v4", "volatile", "wait_group", "warp", "wide", "wrap", "x2", "x4",

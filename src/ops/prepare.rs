@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use cudarc::driver::CudaStream;
 
-use super::prepared::{Operands, Prepared, State};
+use super::prepared::{Operands, Prepared, State, balances};
 use crate::device::{Kernel, Kernels, Launch, Needs, Regions, Split, THREADS, Workspace};
 use crate::error::{Error, Result};
 use crate::params::prepare::{Part as Phase, PrepareParams, STRIP};
@@ -13,9 +13,13 @@ use crate::spec::{DoraSpec, Norm};
 use crate::tensor::{ElementType, Need, Read, Tensors, Weight, Write, check_given, matrix, vector};
 
 const PREPARE: Kernel = Kernel::new("prepare", "prepare");
+const BALANCE: Kernel = Kernel::new("prepare", "prepare_balance");
 
 /// Elements that a CTA of a plain LoRA's packing takes, about.
 const PACK_PER_CTA: usize = 16 * THREADS as usize;
+
+/// Words that the CTAs of `prepare_balance` share.
+const BALANCE_WORDS: usize = 2;
 
 /// Where the magnitude m comes from.
 #[derive(Debug)]
@@ -56,7 +60,9 @@ pub struct Prepare<'a> {
 
 impl Kernels {
     /// Computes c = ‖W + s·B·A‖ and g = m/c in f32 and packs A, s·B (and g∘s·B) for the tensor
-    /// cores, and a trained bias: one launch, to be repeated after each change of A, B, m or b.
+    /// cores, and a trained bias: one launch, to be repeated after each change of A, B, m or b. In
+    /// f16 a small launch comes first. It looks for the largest |s·B|, and the operands of the
+    /// gradients are then scaled by a power of two, so that small adapters are normal numbers in them.
     ///
     /// c has a relative error below 1e-5, and about 1e-7 where nothing cancels, whatever the dtype
     /// and however tensor cores round: where V = W + s·B·A leaves less than a quarter of a feature of
@@ -84,6 +90,8 @@ impl Kernels {
         {
             let mut t = Tensors::new(self.context(), stream, spec.dtype())?;
             self.check_launch(&launch)?;
+            let balance = plan.balance(spec);
+            balance.as_ref().map_or(Ok(()), |launch| self.check_launch(launch))?;
             prepared.check_spec(spec)?;
             let operands = prepared.layout.operands(prepared.memory.write(&mut t)?);
             let mut scratch = workspace.scratch(&mut t, plan.needs(), 0)?;
@@ -105,6 +113,7 @@ impl Kernels {
                 bias,
                 partials: scratch.region(0),
                 counters: scratch.counters(plan.strips),
+                balance_words: scratch.counters(BALANCE_WORDS),
                 aligned,
                 aligned_a: lora_a.aligned.into(),
                 aligned_b: lora_b.aligned.into(),
@@ -112,8 +121,10 @@ impl Kernels {
                 ..params(spec, &plan, &operands)
             };
             prepared.state = State::Empty;
-            // SAFETY: the struct is the kernel's, and each address in it was checked.
-            unsafe { self.launch(stream, &launch, &params) }?;
+            for launch in balance.iter().chain([&launch]) {
+                // SAFETY: the struct is the kernel's, and each address in it was checked.
+                unsafe { self.launch(stream, launch, &params) }?;
+            }
         }
         prepared.state = if is_sharded { State::Squares } else { State::Ready };
         prepared.has_bias = has_bias;
@@ -184,6 +195,9 @@ fn params(spec: &DoraSpec, plan: &Plan, operands: &Operands) -> PrepareParams {
         a: operands.a,
         sb: operands.sb,
         gsb: operands.gsb,
+        balanced_a: operands.balanced_a,
+        balanced_sb: operands.balanced_sb,
+        balance: operands.balance,
         packed_bias: operands.bias,
         scaling: spec.scaling(),
         in_features: spec.in_features() as i32,
@@ -246,7 +260,14 @@ impl Plan {
     fn needs(&self) -> Needs {
         let mut regions = Regions::default();
         regions.take(self.split.capacity.saturating_mul(self.features), size_of::<f32>());
-        Needs { counters: self.strips, bytes: regions.bytes() }
+        Needs { counters: self.strips + BALANCE_WORDS, bytes: regions.bytes() }
+    }
+
+    /// The launch that looks for the largest |s·B|, where that is needed.
+    fn balance(&self, spec: &DoraSpec) -> Option<Launch> {
+        let elements = spec.out_features() * spec.rank();
+        let ctas = elements.div_ceil(PACK_PER_CTA);
+        balances(spec).then(|| Launch::new(BALANCE, spec.dtype(), [ctas, 1, 1]))
     }
 }
 
@@ -255,6 +276,6 @@ pub(super) fn needs(spec: &DoraSpec, sm_count: usize) -> Needs {
 }
 
 /// The kernels that train a layer.
-pub(super) const fn kernels() -> &'static [Kernel] {
-    &[PREPARE]
+pub(super) fn kernels(spec: &DoraSpec) -> &'static [Kernel] {
+    if balances(spec) { &[PREPARE, BALANCE] } else { &[PREPARE] }
 }

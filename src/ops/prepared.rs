@@ -7,6 +7,7 @@ use cudarc::driver::{CudaStream, CudaViewMut};
 #[cfg(doc)]
 use crate::device::Kernels;
 use crate::device::{DeviceMemory, Regions};
+use crate::dtype::Dtype;
 use crate::error::{During, Error, Result};
 use crate::spec::{DoraSpec, Norm};
 use crate::tensor::{Tensors, check_len, vector};
@@ -35,8 +36,14 @@ pub(super) struct Layout {
     a: Option<usize>,
     /// s·B, packed: `[O, R]`.
     sb: Option<usize>,
-    /// g∘(s·B), packed: `[O, R]`; norm axis output only.
+    /// g∘(s·B), packed: `[O, R]`; norm axis output only. In f16 times 2ᵏ.
     gsb: Option<usize>,
+    /// A·2⁻ᵏ, packed: `[R, I]`; f16 only.
+    balanced_a: Option<usize>,
+    /// s·B·2ᵏ, packed: `[O, R]`; f16 only, and not with norm axis output.
+    balanced_sb: Option<usize>,
+    /// 2ᵏ and 2⁻ᵏ, f32; f16 only.
+    balance: Option<usize>,
     /// The trained bias `[O]`, rounded to the dtype.
     bias: Option<usize>,
     bytes: usize,
@@ -54,9 +61,21 @@ impl Layout {
         let sb = take(rank.saturating_mul(outputs), element);
         let on_output = spec.norm() == Norm::Output;
         let gsb = take(if on_output { rank.saturating_mul(outputs) } else { 0 }, element);
+        let of_balance = |count: usize| if balances(spec) { count } else { 0 };
+        let balanced_a = take(of_balance(rank.saturating_mul(inputs)), element);
+        let balanced_sb = if on_output { 0 } else { rank.saturating_mul(outputs) };
+        let balanced_sb = take(of_balance(balanced_sb), element);
+        let balance = take(of_balance(2), single);
         let bias = take(outputs, element);
-        Self { norm, gain, a, sb, gsb, bias, bytes: regions.bytes() }
+        let bytes = regions.bytes();
+        Self { norm, gain, a, sb, gsb, balanced_a, balanced_sb, balance, bias, bytes }
     }
+}
+
+/// Whether operands of the gradients are scaled by a power of two, so that small adapters are normal
+/// numbers in them: in f16 alone, which has none below 2⁻¹⁴.
+pub(super) fn balances(spec: &DoraSpec) -> bool {
+    spec.dtype() == Dtype::F16 && spec.rank() > 0
 }
 
 /// The tensors' addresses, 0 where the spec has no such tensor.
@@ -67,13 +86,27 @@ pub(crate) struct Operands {
     pub(crate) a: u64,
     pub(crate) sb: u64,
     pub(crate) gsb: u64,
+    pub(crate) balanced_a: u64,
+    pub(crate) balanced_sb: u64,
+    pub(crate) balance: u64,
     pub(crate) bias: u64,
 }
 
 impl Operands {
-    /// What dY is contracted with for P: g∘(s·B), or s·B where the output has no gain.
-    pub(crate) const fn contracted(&self) -> u64 {
-        if self.gsb == 0 { self.sb } else { self.gsb }
+    /// What dY is contracted with for P: g∘(s·B), or s·B where the output has no gain; in f16 times
+    /// 2ᵏ.
+    pub(crate) fn contracted(&self) -> u64 {
+        [self.gsb, self.balanced_sb, self.sb].into_iter().find(|&found| found != 0).unwrap_or(0)
+    }
+
+    /// What P is multiplied by for D: A, in f16 times 2⁻ᵏ.
+    pub(crate) const fn expanded(&self) -> u64 {
+        if self.balanced_a == 0 { self.a } else { self.balanced_a }
+    }
+
+    /// The address of 2⁻ᵏ, or 0 where k is always 0.
+    pub(crate) const fn unbalance(&self) -> u64 {
+        if self.balance == 0 { 0 } else { self.balance + size_of::<f32>() as u64 }
     }
 }
 
@@ -115,8 +148,9 @@ impl Prepared {
         Ok(Self::within(memory, spec))
     }
 
-    /// Bytes of the block: R·(I + O) + O elements of the dtype (R·O more for norm axis output) and
-    /// twice the magnitude's length in f32, each tensor padded to a multiple of 256 bytes.
+    /// Bytes of the block: R·(I + O) + O elements of the dtype and twice the magnitude's length in
+    /// f32, each tensor padded to a multiple of 256 bytes. R·O elements more for norm axis output;
+    /// in f16 R·(I + O) more for either axis, and 256 bytes.
     pub fn bytes(spec: &DoraSpec) -> usize {
         Layout::new(spec).bytes
     }
@@ -257,6 +291,9 @@ impl Layout {
             a: at(self.a),
             sb: at(self.sb),
             gsb: at(self.gsb),
+            balanced_a: at(self.balanced_a),
+            balanced_sb: at(self.balanced_sb),
+            balance: at(self.balance),
             bias: at(self.bias),
         }
     }

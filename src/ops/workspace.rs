@@ -37,7 +37,7 @@ fn load_training(kernels: &Kernels, specs: &[DoraSpec], max_tokens: usize) -> Re
     }
     let tiling = kernels.tiling();
     for spec in specs {
-        let of_ops: [&[Kernel]; 2] = [prepare::kernels(), norm_gradient::kernels(spec)];
+        let of_ops: [&[Kernel]; 2] = [prepare::kernels(spec), norm_gradient::kernels(spec)];
         let products = forward::kernels(spec, max_tokens, tiling)
             .chain(backward::kernels(spec, max_tokens, tiling));
         for kernel in of_ops.into_iter().flatten().copied().chain(products) {

@@ -1,8 +1,8 @@
 //! How far a kernel's results may be from the float64 reference.
 
 use super::{
-    Case, CaseError, Matrix, Parts, Results, U, along_norm, check, detached, over_norm, rounded,
-    through_norm,
+    Case, CaseError, Matrix, Parts, Results, U, along_norm, balance, check, detached, over_norm,
+    rounded, through_norm,
 };
 use crate::{Dtype, Norm, NormGrad};
 
@@ -34,6 +34,8 @@ const RECOVER_SLACK: f64 = 1e-3;
 /// - Δ(z) = acc(I)(|xs||W|ᵀ + |H||sB|ᵀ) + Δ(H)|sB|ᵀ + |H·E(sB)ᵀ| + Δ(H)|E(sB)|ᵀ + Δ(xs)|V|ᵀ; the
 ///   last term has xs's error on both of its ways, so Δ(H) here leaves it out.
 /// - y before rounding: |g|(Δ(z) + δ|z|) on the output axis, Δ(z) elsewhere.
+/// - In f16, g·sB, A and P are packed or stored times 2ᵏ, 2⁻ᵏ and 2ᵏ for P and D: r and E of them
+///   there are those of the scaled values, scaled back.
 /// - P before rounding: acc(O)|G||sB| + |dY·E(g·sB)| + |dY|F(g·sB), without g on the other axes.
 /// - Δ(D) = acc(O)(|G||W| + |P||A|) + Δ(P)|A| + |P·E(A)| + Δ(P)|E(A)|, and |E(G)·W| + F(G)|W| on
 ///   the output axis.
@@ -143,7 +145,30 @@ fn gain_error(case: &Case, parts: &Parts) -> Vec<f64> {
     sums.into_iter().zip(&parts.c).map(relative).collect()
 }
 
-/// E and F of an operand packed in the dtype.
+/// How operands are packed: times 2ᵏ, in the dtype.
+#[derive(Clone, Copy)]
+struct Packing {
+    dtype: Dtype,
+    scale: f64,
+}
+
+impl Packing {
+    fn scaled(dtype: Dtype, k: i32) -> Self {
+        Self { dtype, scale: 2f64.powi(k) }
+    }
+
+    /// The nearest value that can be packed.
+    fn round(self, v: f64) -> f64 {
+        rounded(v * self.scale, self.dtype) / self.scale
+    }
+
+    /// r: the error of storing values as large as `v`.
+    fn rounding(self, v: f64) -> f64 {
+        rounding(v * self.scale, self.dtype) / self.scale
+    }
+}
+
+/// E and F of a packed operand.
 struct Packed {
     error: Matrix,
     doubt: Matrix,
@@ -151,18 +176,18 @@ struct Packed {
 
 impl Packed {
     /// What rounding does to `values`, if the kernel has exactly those.
-    fn exactly(values: &Matrix, dtype: Dtype) -> Self {
-        let error = values.map(|v| rounded(v, dtype) - v);
+    fn exactly(values: &Matrix, packing: Packing) -> Self {
+        let error = values.map(|v| packing.round(v) - v);
         Self { doubt: error.scaled(0.0), error }
     }
 
     /// What rounding does to `values`, if the kernel's are anywhere from `low` to `high`: rounding
     /// is monotonic.
-    fn between(values: &Matrix, low: &Matrix, high: &Matrix, dtype: Dtype) -> Self {
-        let round = |v| rounded(v, dtype);
+    fn between(values: &Matrix, low: &Matrix, high: &Matrix, packing: Packing) -> Self {
+        let round = |v| packing.round(v);
         let below = values.zip(low, |v, low| (round(v) - round(low)).abs());
         let above = values.zip(high, |v, high| (round(v) - round(high)).abs());
-        Self { doubt: below.zip(&above, f64::max), ..Self::exactly(values, dtype) }
+        Self { doubt: below.zip(&above, f64::max), ..Self::exactly(values, packing) }
     }
 }
 
@@ -171,7 +196,10 @@ impl Packed {
 struct Terms<'a> {
     case: &'a Case,
     parts: &'a Parts,
-    dtype: Dtype,
+    /// Of most operands.
+    plain: Packing,
+    /// Of g·sB and P.
+    up: Packing,
     /// |g| and δ on the input axis; ones and zeros on the other axes.
     g_in: Vec<f64>,
     delta_in: Vec<f64>,
@@ -184,7 +212,8 @@ struct Terms<'a> {
     sb: Matrix,
     dy: Matrix,
     mask: &'a Matrix,
-    packed_a: Packed,
+    /// A for H, and for D.
+    packed_a: [Packed; 2],
 }
 
 impl<'a> Terms<'a> {
@@ -200,10 +229,13 @@ impl<'a> Terms<'a> {
         let [x, w, a, sb, dy] =
             [&parts.x, &parts.w, &parts.a, &parts.sb, &parts.dy].map(Matrix::abs);
         let abs = |g: &[f64]| g.iter().map(|g| g.abs()).collect();
+        let k = balance(case, dtype);
+        let [plain, up, down] = [0, k, -k].map(|k| Packing::scaled(dtype, k));
         Self {
             case,
             parts,
-            dtype,
+            plain,
+            up,
             g_in: abs(&parts.g_in),
             delta_in,
             g_out: abs(&parts.g_out),
@@ -214,12 +246,12 @@ impl<'a> Terms<'a> {
             sb,
             dy,
             mask: &parts.mask,
-            packed_a: Packed::exactly(&parts.a, dtype),
+            packed_a: [plain, down].map(|packing| Packed::exactly(&parts.a, packing)),
         }
     }
 
     fn round(&self, v: f64) -> f64 {
-        rounding(v, self.dtype)
+        self.plain.rounding(v)
     }
 
     /// Δ of a stored value with error `e` before it is rounded.
@@ -268,7 +300,7 @@ impl<'a> Terms<'a> {
         let (a, sb) = (self.a.transposed(), self.sb.transposed());
         let h = xd.times(&self.parts.a.transposed());
         let own = xd.abs().times(&a).scaled(sums);
-        let own = own.plus(&xd.times(&self.packed_a.error.transposed()).abs());
+        let own = own.plus(&xd.times(&self.packed_a[0].error.transposed()).abs());
         let from_xd = xd_error.times(&a);
         let rounded = h.zip(&own.plus(&from_xd), |h, e| self.round(h.abs() + e));
         let h_error = own.plus(&rounded);
@@ -280,7 +312,7 @@ impl<'a> Terms<'a> {
                 (&xs, xs_error.times(&self.w.transposed()).plus(&from_xd.times(&sb)))
             }
         };
-        let packed_sb = Packed::exactly(&self.parts.sb, self.dtype).error.transposed();
+        let packed_sb = Packed::exactly(&self.parts.sb, self.plain).error.transposed();
         let z_error = base
             .abs()
             .times(&self.w.transposed())
@@ -311,9 +343,9 @@ impl<'a> Terms<'a> {
                     let doubt = self.gain_doubt();
                     gsb.scale_rows(&doubt.iter().map(|d| 1.0 + sign * d).collect::<Vec<_>>())
                 });
-                Packed::between(&gsb, &low, &high, self.dtype)
+                Packed::between(&gsb, &low, &high, self.up)
             }
-            Norm::None | Norm::Input => Packed::exactly(&self.parts.sb, self.dtype),
+            Norm::None | Norm::Input => Packed::exactly(&self.parts.sb, self.up),
         };
         let p = self.parts.dy.scale_columns(&self.parts.g_out).times(&self.parts.sb);
         let error = self
@@ -323,7 +355,8 @@ impl<'a> Terms<'a> {
             .scaled(accumulation(self.case.out_features))
             .plus(&self.parts.dy.times(&operand.error).abs())
             .plus(&self.dy.times(&operand.doubt));
-        (p.abs(), self.stored(&p, &error))
+        let stored = p.zip(&error, |p, e| e + self.up.rounding(p.abs() + e));
+        (p.abs(), stored)
     }
 
     /// Δ(D).
@@ -335,8 +368,8 @@ impl<'a> Terms<'a> {
             .times(&self.a)
             .scaled(sums)
             .plus(&p_error.times(&self.a))
-            .plus(&signed_p.times(&self.packed_a.error).abs())
-            .plus(&p_error.times(&self.packed_a.error.abs()));
+            .plus(&signed_p.times(&self.packed_a[1].error).abs())
+            .plus(&p_error.times(&self.packed_a[1].error.abs()));
         if self.case.drops_as_peft() {
             let less = g.zip(&self.parts.dy, |g, dy| g - dy);
             let dropped = less.abs().times(&self.w).scaled(sums).plus(&self.packed_grad(&less, &g));
@@ -355,7 +388,7 @@ impl<'a> Terms<'a> {
         let doubt = scaled.abs().scale_columns(&self.gain_doubt());
         let low = g.zip(&doubt, |g, doubt| g - doubt);
         let high = g.plus(&doubt);
-        let packed = Packed::between(g, &low, &high, self.dtype);
+        let packed = Packed::between(g, &low, &high, self.plain);
         packed.error.times(&self.parts.w).abs().plus(&packed.doubt.times(&self.w))
     }
 

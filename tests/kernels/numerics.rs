@@ -6,7 +6,8 @@
 
 use fused_dora::reference::{self, Case};
 use fused_dora::{Element, Norm, NormGrad};
-use fused_dora_testkit::random::{fresh_seed, normal, random_case};
+use fused_dora_testkit::compare::failures;
+use fused_dora_testkit::random::{NORMS, fresh_seed, normal, random_case};
 use fused_dora_testkit::run::{Layer, Runner};
 use half::{bf16, f16};
 use rand::rngs::StdRng;
@@ -150,6 +151,60 @@ fn a_small_adapter_arrives_in_bf16() {
 #[test]
 fn a_small_adapter_arrives_in_f16() {
     adapter_slope::<f16>(1024);
+}
+
+/// ‖found − expected‖ / ‖expected‖.
+fn relative_error(found: &[f32], expected: &[f64]) -> f64 {
+    let errors = found.iter().zip(expected).map(|(&f, e)| (f64::from(f) - e).powi(2));
+    (errors.sum::<f64>() / expected.iter().map(|e| e * e).sum::<f64>()).sqrt()
+}
+
+/// f16 has no normal numbers below 2⁻¹⁴, and s·B may be far smaller. P and dA are as exact then as for
+/// any other adapter: rounding g∘s·B and P to 11 bits costs each element up to 2⁻¹¹, and dA, a sum of
+/// many, about 3e-4.
+#[test]
+fn gradients_of_small_and_large_adapters_in_f16() {
+    let runner = runner();
+    let mut random = StdRng::seed_from_u64(fresh_seed());
+    for norm in NORMS {
+        for exponent in -8..=1 {
+            let mut case = random_case(&mut random, [70, 96, 130, 6], norm, true);
+            let size = 10f64.powi(exponent);
+            case.lora_b.iter_mut().for_each(|b| *b = size * normal(&mut random));
+            let norms = case.norms().expect("a consistent case");
+            case.magnitude = norms.iter().map(|c| c * random.random_range(0.8..1.25)).collect();
+            let case = case.rounded(f16::DTYPE);
+            let found = runner.run(&case, f16::DTYPE).expect("a run");
+            let failures = failures(&case, f16::DTYPE, &found, [None; 6]).expect("a case");
+            assert!(failures.is_empty(), "{norm:?}, B of {size:e}: {}", failures.join("\n"));
+            let expected = reference::evaluate(&case).expect("a consistent case");
+            for (what, found, expected) in
+                [("dA", &found[2], &expected.grad_lora_a), ("dB", &found[3], &expected.grad_lora_b)]
+            {
+                let error = relative_error(found, expected);
+                assert!(error <= 1e-3, "{norm:?}, B of {size:e}: {what} is off by {error:e}");
+            }
+        }
+    }
+}
+
+/// Halving B halves dA, bit for bit, although f16 could not hold B.
+#[test]
+fn halves_of_small_adapters_in_f16() {
+    let runner = runner();
+    let mut random = StdRng::seed_from_u64(fresh_seed());
+    let mut case = random_case(&mut random, [70, 96, 130, 6], Norm::None, false);
+    case.lora_b.iter_mut().for_each(|b| *b *= 2f64.powi(-8));
+    let case = case.rounded(f16::DTYPE);
+    let [_, _, whole, ..] = runner.run(&case, f16::DTYPE).expect("a run");
+    for halvings in [1, 5, 20] {
+        let factor = 2f64.powi(-halvings);
+        let mut smaller = case.clone();
+        smaller.lora_b.iter_mut().for_each(|b| *b *= factor);
+        let [_, _, found, ..] = runner.run(&smaller, f16::DTYPE).expect("a run");
+        let expected: Vec<f32> = whole.iter().map(|da| da * factor as f32).collect();
+        assert!(found == expected, "{halvings} halvings: {found:?} instead of {expected:?}");
+    }
 }
 
 /// A gain of 1 ± 1e-3, which round-to-nearest of x∘g would not see in bf16, arrives in y.

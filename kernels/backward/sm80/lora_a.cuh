@@ -1,4 +1,5 @@
-// dA = Pᵀx, ∘g over its columns (axis input); with dropout in the adapter branch Pᵀ(x∘M).
+// dA = Pᵀx, ∘g over its columns (axis input); with dropout in the adapter branch Pᵀ(x∘M). In f16, P
+// has a factor 2ᵏ, which dA loses again (prepare/sm80.cu).
 //
 // CTAs add the sums over their chunks of T in turn.
 #pragma once
@@ -65,17 +66,18 @@ __device__ __forceinline__ void lora_a_tile(const BackwardParams& p, unsigned ch
     turn.wait();
     float* const sums = p.sum_a + i64(at.rank * at.cols + at.col) * Shape::kTileM * Shape::kTileN;
     if (turn.add_tile(sums, mma, p.rank - m0, p.in_features - n0)) {
+        const float unbalance = p.unbalance ? *p.unbalance : 1.0f;
 #pragma unroll
         for (int j = 0; j < Mma::kCols; ++j) {
             const int col = n0 + Mma::col(j);
             if (col >= p.in_features) continue;
-            const float gain = p.input_gain ? p.input_gain[col] : 1.0f;
+            const float factor = unbalance * (p.input_gain ? p.input_gain[col] : 1.0f);
 #pragma unroll
             for (int i = 0; i < Mma::kRows; ++i) {
                 const int row = m0 + Mma::row(i);
                 if (row >= p.rank) continue;
                 store_gradient(p.grad_lora_a + i64(row) * p.in_features + col,
-                               gain * mma.at(i, j), p.accumulate);
+                               factor * mma.at(i, j), p.accumulate);
             }
         }
     }

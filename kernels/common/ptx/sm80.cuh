@@ -139,6 +139,10 @@ __device__ __forceinline__ u32 shfl(u32 v, int lane) {
     return __shfl_sync(0xffffffffu, v, lane);
 }
 
+__device__ __forceinline__ u32 shfl_xor(u32 v, int lane_mask) {
+    return __shfl_xor_sync(0xffffffffu, v, lane_mask);
+}
+
 __device__ __forceinline__ float shfl_xor(float v, int lane_mask) {
     return __shfl_xor_sync(0xffffffffu, v, lane_mask);
 }

@@ -28,6 +28,11 @@ static_assert(sizeof(bf16) == 2 && sizeof(f16) == 2, "16-bit types are loaded as
 #define FUSED_DORA_IF_f16_IS_f32(ENTRY)
 #define FUSED_DORA_IF_f32_IS_f32(ENTRY) ENTRY
 
+// Entry points that only f16 has.
+#define FUSED_DORA_IF_bf16_IS_f16(ENTRY)
+#define FUSED_DORA_IF_f16_IS_f16(ENTRY) ENTRY
+#define FUSED_DORA_IF_f32_IS_f16(ENTRY)
+
 constexpr int kWarpSize = 32;
 constexpr int kWarps = kThreads / kWarpSize;
 constexpr int kVectorBytes = 16;
