@@ -12,8 +12,9 @@ __device__ __forceinline__ u32 mix(u32 x) {
     return x ^ (x >> 16);
 }
 
-__device__ __forceinline__ u32 hash(u64 seed, u32 row, u32 col) {
-    return mix(col ^ mix(row ^ mix(u32(seed) ^ mix(u32(seed >> 32)))));
+// The bits of an element are mix(key of its row ^ its column).
+__device__ __forceinline__ u32 row_key(u64 seed, u32 row) {
+    return mix(row ^ mix(u32(seed) ^ mix(u32(seed >> 32))));
 }
 
 template <typename T>
@@ -22,14 +23,13 @@ __device__ __forceinline__ T round_stochastic(float v, u32 random);
 template <>
 __device__ __forceinline__ float round_stochastic<float>(float v, u32) { return v; }
 
-// bf16 is the upper half of an f32: add a uniform 16-bit number below the cut and truncate.
+// bf16 is the upper half of an f32: add a uniform 16-bit number below the cut and truncate. Infinity
+// stays what it is; `v` is a product, and a NaN of its upper half alone.
 template <>
 __device__ __forceinline__ bf16 round_stochastic<bf16>(float v, u32 random) {
-    constexpr u32 kExponent = 0x7f800000u;
-    const u32 bits = __float_as_uint(v);
-    const u32 rounded = (bits + (random & 0xffffu)) >> 16;
-    const u32 as_it_is = from_float<bf16>(v).bits;  // infinite or NaN
-    return {u16((bits & kExponent) == kExponent ? as_it_is : rounded)};
+    u32 bits = __float_as_uint(v);
+    if (v == v) bits += random & 0xffffu;
+    return {u16(bits >> 16)};
 }
 
 // f16: add a uniform fraction of the spacing at v and round toward zero. The spacing is 2⁻¹⁰ of

@@ -16,7 +16,8 @@ struct LowRank {
     static constexpr int kTileK = kIsFloat<T> ? 16 : 32, kStages = 3;
     using Mma = TileMma<T, kTileM, kTileN, kTileK, 4, 1, Major::K, Major::K>;
     static constexpr int kStageBytes = Mma::TileA::kBytes + Mma::TileB::kBytes;
-    static constexpr int kSharedBytes = kStages * kStageBytes;
+    static constexpr int kGainBytes = kTileK * sizeof(float);
+    static constexpr int kSharedBytes = kStages * (kStageBytes + kGainBytes);
     using Sum = SplitK<Mma>;
     static_assert(Sum::kFloats == kTileM * kTileN, "Rust reserves a float per element of a tile");
 };
@@ -26,31 +27,23 @@ struct LowRankTile {
     int row, col, split, slot;
 };
 
-// The gains of the columns of one chunk of x.
+// The gains of a tile's columns, in shared memory. All threads read what a few have copied.
 template <typename T>
-struct Gains {
-    float values[kVector<T>];
+struct GainTile {
+    static constexpr int kCols = LowRank<T>::kTileK;
 
-    // From column `col` on, zero beyond the last of `cols`.
-    __device__ __forceinline__ static Gains load(bool aligned, const float* gain, int col,
-                                                 int cols) {
-        Gains out = {};
-        if (aligned) {
-#pragma unroll
-            for (int q = 0; q < kVector<T> && col < cols; q += 4) {
-                const float4 four = *reinterpret_cast<const float4*>(gain + col + q);
-                out.values[q] = four.x;
-                out.values[q + 1] = four.y;
-                out.values[q + 2] = four.z;
-                out.values[q + 3] = four.w;
-            }
-            return out;
-        }
-#pragma unroll
-        for (int e = 0; e < kVector<T>; ++e) {
-            if (col + e < cols) out.values[e] = gain[col + e];
-        }
-        return out;
+    float* data;
+
+    // Starts the copies of the gains from `col` on, zero beyond the last of `cols`. All gains start at
+    // a 16-byte boundary.
+    __device__ __forceinline__ void copy_async(const float* gain, int col, int cols) const {
+        if (threadIdx.x >= kCols / 4) return;
+        const int own = threadIdx.x * 4, left = min(max(cols - col - own, 0), 4);
+        cp_async_16(data + own, gain + (left > 0 ? col + own : 0), left * int(sizeof(float)));
+    }
+    __device__ __forceinline__ Quad<float> quad(int col) const {
+        const float4 four = *reinterpret_cast<const float4*>(data + col);
+        return {{four.x, four.y, four.z, four.w}};
     }
 };
 
@@ -58,17 +51,17 @@ struct Gains {
 // that is null. Each thread changes the chunks that it copied.
 template <typename T, typename TILE>
 __device__ __forceinline__ void scale_tile(bool aligned, TILE tile, const Matrix<T>& x,
-                                           const Gains<T>& gains, u64 seed, const Mask* mask,
+                                           GainTile<T> gains, u64 seed, const Mask* mask,
                                            T* x_scaled, int row0, int col0) {
-    static_assert(kThreads % TILE::kChunks == 0, "a thread keeps to its column of chunks");
     for_each_chunk<true, TILE>([&](int r, int c) {
         const int row = row0 + r, col = col0 + c * kVector<T>;
         Vector<T>* const place = reinterpret_cast<Vector<T>*>(tile.chunk(r, c));
         Vector<T> chunk = *place;
+        const u32 key = row_key(seed, row) ^ col;  // of the chunk: col is a multiple of its length
 #pragma unroll
         for (int e = 0; e < kVector<T>; ++e) {
-            chunk.values[e] = round_stochastic<T>(to_float(chunk.values[e]) * gains.values[e],
-                                                  hash(seed, row, col + e));
+            const float g = gains.quad(c * kVector<T> + e / 4 * 4).values[e % 4];
+            chunk.values[e] = round_stochastic<T>(to_float(chunk.values[e]) * g, mix(key ^ e));
         }
         if (x_scaled) store_chunk(aligned, x_scaled, x.rows, x.cols, x.cols, row, col, chunk);
         if (mask) chunk = drop<T>(*mask, chunk, row, col);
@@ -120,14 +113,16 @@ __device__ __forceinline__ void low_rank_tile(const ForwardParams& p, unsigned c
     const auto tile_a = [&](int stage) {
         return typename Mma::TileB(shared + stage * Shape::kStageBytes + Mma::TileA::kBytes);
     };
-    // Of the next step: loaded a step ahead.
-    const auto load_gains = [&](int step) {
-        const int chunk = threadIdx.x % Mma::TileA::kChunks;
-        return Gains<T>::load(p.aligned, p.gain,
-                              begin + step * Shape::kTileK + chunk * kVector<T>, p.in_features);
+    const auto gains = [&](int stage) {
+        unsigned char* const behind = shared + Shape::kStages * Shape::kStageBytes;
+        return GainTile<T>{reinterpret_cast<float*>(behind + stage * Shape::kGainBytes)};
     };
-    Gains<T> next = {};
-    if (scales_input) next = load_gains(0);
+    if (scales_input) {
+        gains(0).copy_async(p.gain, begin, p.in_features);
+        cp_async_commit_group();
+        cp_async_wait_group<0>();
+        __syncthreads();
+    }
     Mma mma;
     mma.clear();
     pipeline<Shape::kStages>(
@@ -136,14 +131,17 @@ __device__ __forceinline__ void low_rank_tile(const ForwardParams& p, unsigned c
             const int k0 = begin + step * Shape::kTileK;
             copy_tile_async(p.aligned, tile_x(stage), x, m0, k0);
             copy_tile_async(p.aligned, tile_a(stage), a, n0, k0);
+            // All threads see what lands with a step from the next step on.
+            if (scales_input) {
+                gains((step + 1) % Shape::kStages)
+                    .copy_async(p.gain, k0 + Shape::kTileK, p.in_features);
+            }
         },
         [&](int step, int stage) {
             const int k0 = begin + step * Shape::kTileK;
             if (scales_input) {
-                const Gains<T> gains = next;
-                next = load_gains(step + 1);
-                scale_tile(p.aligned, tile_x(stage), x, gains, seed, DROPOUT ? &mask : nullptr,
-                           x_scaled, m0, k0);
+                scale_tile(p.aligned, tile_x(stage), x, gains(stage), seed,
+                           DROPOUT ? &mask : nullptr, x_scaled, m0, k0);
             } else if constexpr (DROPOUT) {
                 split_tile(p.aligned, tile_x(stage), x, mask, x_scaled,
                            static_cast<T*>(p.x_kept_out), m0, k0);
