@@ -149,8 +149,8 @@ impl Prepared {
     }
 
     /// Bytes of the block: R·(I + O) + O elements of the dtype and twice the magnitude's length in
-    /// f32, each tensor padded to a multiple of 256 bytes. R·O elements more for norm axis output;
-    /// in f16 R·(I + O) more for either axis, and 256 bytes.
+    /// f32, each tensor padded to a multiple of 256 bytes. R·O elements more for norm axis output, and
+    /// in f16 for every axis; there R·I elements more besides, and 256 bytes.
     pub fn bytes(spec: &DoraSpec) -> usize {
         Layout::new(spec).bytes
     }

@@ -27,12 +27,38 @@ type Run = Box<dyn Fn(&Arc<Kernels>) -> Outcome + Send + Sync>;
 pub struct Trial {
     /// The files whose kernels it launches.
     pub files: &'static [&'static str],
+    /// The files that it is about.
+    pub about: &'static [&'static str],
     /// What it runs, in words.
     pub name: String,
     /// Whether it is small enough to run under every setting of a list.
     pub quick: bool,
     /// Runs it, and compares all results with float64.
     pub run: Run,
+}
+
+/// What only f16 has: the power of two that keeps small adapters normal numbers. One element of B is
+/// far larger than all others, wherever it lies.
+pub fn trials_of_balance(seed: u64) -> Vec<Trial> {
+    let run = move |kernels: &Arc<Kernels>| {
+        let random = &mut StdRng::seed_from_u64(seed);
+        let runner = Runner::with_kernels(kernels);
+        let mut case = random_case(random, [3, 40, 150, 19], Norm::Input, false);
+        case.lora_b.iter_mut().for_each(|b| *b *= 1e-7);
+        for largest in [0, 1, 30, 100, 400, 1000, 2500, case.lora_b.len() - 1] {
+            let mut case = case.clone();
+            case.lora_b[largest] = 0.5;
+            let case = case.rounded(Dtype::F16);
+            let found = runner.run(&case, Dtype::F16).map_err(|error| error.to_string())?;
+            let failures = compare::failures(&case, Dtype::F16, &found, [None; 6]);
+            if let Some(failure) = failures.expect("a consistent case").first() {
+                return Err(format!("element {largest} of B is the largest: {failure}"));
+            }
+        }
+        Ok(())
+    };
+    let name = "f16 with one large element of B".to_owned();
+    vec![Trial { files: LAYER, about: &LAYER[..1], name, quick: true, run: Box::new(run) }]
 }
 
 /// All trials in a dtype, in the order in which they are tried.
@@ -43,7 +69,8 @@ pub fn trials<E: Element>(seed: u64) -> Vec<Trial> {
             run(kernels, &mut StdRng::seed_from_u64(seed));
             Ok(())
         };
-        all.push(Trial { files, name: name.to_owned(), quick: true, run: Box::new(run) });
+        let (name, run) = (name.to_owned(), Box::new(run));
+        all.push(Trial { files, about: files, name, quick: true, run });
     };
     add(&["prepare/sm80.cu", "norm_gradient/sm80.cu"], "norm_gradient", norm_gradients::<E>);
     add(&["prepare/sm80.cu", "merge/sm80.cu"], "merge and unmerge", merges::<E>);
@@ -85,7 +112,7 @@ fn layers<E: Element>(random: &mut StdRng) -> Vec<Trial> {
                 None => Ok(()),
             }
         };
-        trials.push(Trial { files: LAYER, name, quick, run: Box::new(run) });
+        trials.push(Trial { files: LAYER, about: LAYER, name, quick, run: Box::new(run) });
     };
     for (shape, norm, bias, gap) in [
         ([140, 131, 150, 67], Norm::Output, true, 0),

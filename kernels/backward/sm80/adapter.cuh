@@ -9,6 +9,7 @@
 #pragma once
 
 #include "backward/params.cuh"
+#include "backward/sm80/recomputed_z.cuh"
 #include "common/tile/pipeline.cuh"
 #include "common/schedule/reduce.cuh"
 
@@ -176,54 +177,21 @@ struct Elementwise {
     }
 };
 
-// Σ_t dY·z of one feature over [begin, end) with z computed again, by all warps of the CTA: each
-// takes every fourth token. `across` holds one word per warp.
-template <typename T>
-__device__ __forceinline__ float recomputed_sum(const BackwardParams& p, int feature,
-                                                int begin, int end, float* across) {
-    const int lane = threadIdx.x % kWarpSize, warp = threadIdx.x / kWarpSize;
-    const Weight<T> w = p.weights<T>();
-    const T* sb = static_cast<const T*>(p.sb) + i64(feature) * p.padded_rank;
-    float sum = 0.0f;
-    for (int t = begin + warp; t < end; t += kWarps) {
-        const T* x = static_cast<const T*>(p.x) + i64(t) * p.x_stride;
-        const T* h = static_cast<const T*>(p.h) + i64(t) * p.padded_rank;
-        float z = 0.0f;
-        for (int j = lane; j < p.in_features; j += kWarpSize) {
-            z = fmaf(to_float(x[j]), to_float(load_element(w, feature, j)), z);
-        }
-        for (int k = lane; k < p.padded_rank; k += kWarpSize) {
-            z = fmaf(to_float(h[k]), to_float(sb[k]), z);
-        }
-#pragma unroll
-        for (int mask = kWarpSize / 2; mask > 0; mask /= 2) z += shfl_xor(z, mask);
-        const T dy = static_cast<const T*>(p.grad_output)[i64(t) * p.grad_stride + feature];
-        sum = fmaf(to_float(dy), z, sum);
-    }
-    __syncthreads();
-    if (lane == 0) across[warp] = sum;
-    __syncthreads();
-    return across[0] + across[1] + across[2] + across[3];
-}
-
 // Σ_t dY·z from Σ_t dY·(y − b), or where that is not good enough from z computed again.
 template <typename T>
 __device__ __forceinline__ void magnitude_sum(const BackwardParams& p, int o0, int begin, int end,
                                               unsigned char* shared, ColumnSums& sums) {
+    using Recomputed = RecomputedZ<T, Adapter<T>::kStrip>;
+    static_assert(Recomputed::kSharedBytes <= Adapter<T>::kSharedBytes, "its tiles fit");
     const int col = o0 + threadIdx.x;
-    const bool owns_column = col < p.out_features;
+    const bool owns_column = threadIdx.x < Adapter<T>::kStrip && col < p.out_features;
     const float gain = owns_column ? p.output_gain[col] : 1.0f;
-    bool* recompute = reinterpret_cast<bool*>(shared + sizeof(float) * kThreads);
-    recompute[threadIdx.x] =
+    const bool recompute =
         owns_column && p.norm[col] > 0.0f && sums.needs_recomputed_z(gain);
     sums.magnitude /= gain;
-    __syncthreads();
-    for (int c = 0; c < Adapter<T>::kStrip; ++c) {
-        if (!recompute[c]) continue;
-        const float sum =
-            recomputed_sum<T>(p, o0 + c, begin, end, reinterpret_cast<float*>(shared));
-        if (threadIdx.x == c) sums.magnitude = sum;
-    }
+    if (!__syncthreads_or(recompute)) return;
+    const float sum = Recomputed::sum(p, o0, begin, end, shared);
+    if (recompute) sums.magnitude = sum;
 }
 
 // Σ over p of partials[p·stride], of four neighbours at a time, in order of p.

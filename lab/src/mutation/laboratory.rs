@@ -10,7 +10,7 @@ use cuda_emulator::Config;
 use cuda_emulator::client::Emulator;
 use fused_dora::{Dtype, Kernels, open_device};
 use fused_dora_testkit::println;
-use fused_dora_testkit::trials::{Outcome, Trial, trials};
+use fused_dora_testkit::trials::{Outcome, Trial, trials, trials_of_balance};
 use half::bf16;
 
 use super::sources::{Sources, emptied};
@@ -42,7 +42,7 @@ impl Typed {
     }
 
     fn trials_of(&self, file: &str) -> impl Iterator<Item = &Trial> {
-        self.trials.iter().filter(move |trial| trial.files.contains(&file))
+        self.trials.iter().filter(move |trial| trial.about.contains(&file))
     }
 
     /// All modules, with this PTX for a file, and nothing in those that its trials do not launch.
@@ -60,8 +60,8 @@ impl Typed {
 /// What mutants are run with.
 pub struct Laboratory {
     sources: Sources,
-    /// The types whose code differs: tensor cores, and FMA units.
-    typed: [Typed; 2],
+    /// The types whose code differs: tensor cores, FMA units, and what only f16 has.
+    typed: [Typed; 3],
     /// A process has one emulated device.
     emulator: Mutex<Emulator>,
 }
@@ -83,7 +83,8 @@ impl Laboratory {
         let typed = thread::scope(|scope| {
             let bf16 = scope.spawn(|| Typed::new(Dtype::Bf16, &sources, trials::<bf16>(seed)));
             let f32 = Typed::new(Dtype::F32, &sources, trials::<f32>(seed));
-            [bf16.join().expect("sources that compile"), f32]
+            let f16 = Typed::new(Dtype::F16, &sources, trials_of_balance(seed));
+            [bf16.join().expect("sources that compile"), f32, f16]
         });
         Self { sources, typed, emulator: Mutex::new(emulator) }
     }
@@ -111,6 +112,7 @@ impl Laboratory {
     pub fn verdict(&self, mutant: &Mutant) -> Verdict {
         let files = self.sources.kernels().filter(|file| self.sources.includes(file, &mutant.file));
         let ways = files.flat_map(|file| self.typed.iter().map(move |typed| (file, typed)));
+        let ways = ways.filter(|(file, typed)| typed.trials_of(file).next().is_some());
         let mut ways: Vec<_> = ways.collect();
         ways.sort_by_key(|(file, typed)| typed.whole[*file].len());
         first_noticed(ways.into_iter().map(|(file, typed)| {
