@@ -146,6 +146,30 @@ impl<'a> Image<'a> {
         ptx::portable(&ptx?).map_err(NvrtcError::NewerPtx)
     }
 
+    /// The image's machine code for a compute capability, such as 86, without line numbers. Without a
+    /// cache, NVRTC compiles it.
+    ///
+    /// # Errors
+    /// Those of [`Nvrtc::compile_device`].
+    pub fn cubin(
+        &self,
+        nvrtc: &Nvrtc,
+        cache: Option<&Cache>,
+        capability: u32,
+    ) -> Result<Vec<u8>, NvrtcError> {
+        let lines = "--generate-line-info";
+        let options: Vec<String> = [format!("--gpu-architecture=sm_{capability}")]
+            .into_iter()
+            .chain(self.options().into_iter().filter(|option| option != lines))
+            .collect();
+        let options: Vec<&str> = options.iter().map(String::as_str).collect();
+        let compiled = match cache {
+            Some(cache) => cache.device_code(nvrtc, &self.source(), &options),
+            None => nvrtc.compile_device(&self.source(), &options),
+        };
+        compiled.map(|(_, cubin)| cubin)
+    }
+
     /// Whether a cache has its PTX.
     pub fn is_in(&self, cache: &Cache, nvrtc: &Nvrtc) -> bool {
         let options = self.ptx_options();

@@ -32,6 +32,11 @@ impl Kernel {
     pub(crate) const fn suffix(self, dtype: Dtype) -> Dtype {
         if self.is_f32_only { Dtype::F32 } else { dtype }
     }
+
+    /// The entry point for layers of `dtype`.
+    pub(crate) fn entry(self, dtype: Dtype) -> String {
+        format!("{}_{}", self.name, self.suffix(dtype))
+    }
 }
 
 /// One launch: which kernel, and what it asks of the device.

@@ -165,7 +165,8 @@ struct Elementwise {
         }
     }
 
-    // The sums of the strip's column of this thread's number. `shared` is free.
+    // The sums of the strip's column of this thread's number. `shared` is free before, and again after
+    // the next barrier.
     __device__ __forceinline__ ColumnSums of_column(unsigned char* shared) const {
         // For each warp and kind of sum, one row of chunks per element of a chunk. The padding keeps
         // writers and readers in different banks.
@@ -200,7 +201,6 @@ struct Elementwise {
                 sum.kept += planes[w][3][at];
             }
         }
-        __syncthreads();
         return sum;
     }
 };

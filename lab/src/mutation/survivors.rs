@@ -5,6 +5,9 @@ use fused_dora_mutants::{Survivor, Why};
 /// Of predicates that only save work.
 const SKIPS: &str = "It skips products with zeros, or into accumulators that nothing stores.";
 
+/// Of sums of whole fragments.
+const NOT_TAKEN: &str = "The sums of fragments beyond the matrix have room, and nobody takes them.";
+
 /// Of stores by one lane of several.
 const SAME_IN_LANES: &str =
     "After the butterfly every lane has the same sum, and they all store it.";
@@ -140,6 +143,27 @@ pub const SURVIVORS: &[Survivor] = &[
         ["m0 + i * 8 >= rows", "false"],
         0,
         Why::Equivalent(SKIPS),
+    ),
+    survivor(
+        "common/tile/mma.cuh",
+        "for_each_fragment",
+        ["warp_m() * kWarpM + i * 16 < rows", "true"],
+        0,
+        Why::Equivalent(NOT_TAKEN),
+    ),
+    survivor(
+        "common/tile/mma.cuh",
+        "for_each_fragment",
+        ["warp_n() * kWarpN + j * 8 < cols", "true"],
+        0,
+        Why::Equivalent(NOT_TAKEN),
+    ),
+    survivor(
+        "forward/sm80/low_rank.cuh",
+        "low_rank_tile",
+        ["min(p.in_features, begin + p.h_chunk)", "(begin + p.h_chunk)"],
+        0,
+        Why::Equivalent("Beyond the last feature tiles hold zeros: the last part adds nothing."),
     ),
     survivor(
         "common/tile/pipeline.cuh",
