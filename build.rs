@@ -217,15 +217,18 @@ fn table(out: &Path, images: &[Image<'_>], kernels: Option<&[Compiled]>) -> io::
         if let Some(kernels) = kernels {
             rows = "Some(&[".to_owned();
             for (image, compiled) in of_file.iter().zip(&kernels[at..]) {
+                let packed = image.packed;
+                let kind = if packed { "_packed" } else { "" };
                 for (entry, ptx) in &compiled.kernels {
-                    let bytes = include(&format!("{entry}_{architecture}.ptx.z"), ptx)?;
-                    rows += &format!("\n            (\"{entry}\", {bytes}),");
+                    let bytes = include(&format!("{entry}{kind}_{architecture}.ptx.z"), ptx)?;
+                    rows += &format!("\n            (\"{entry}\", {packed}, {bytes}),");
                 }
                 let dtype = image.dtype.unwrap_or_default();
                 for (capability, cubin) in &compiled.cubins {
-                    let name = format!("{op}_{architecture}_{dtype}_sm{capability}.cubin.z");
+                    let name = format!("{op}_{architecture}_{dtype}{kind}_sm{capability}.cubin.z");
                     let bytes = include(&name, cubin)?;
-                    cubins += &format!("\n            (\"{dtype}\", {capability}, {bytes}),");
+                    cubins +=
+                        &format!("\n            (\"{dtype}\", {packed}, {capability}, {bytes}),");
                 }
             }
             rows += "\n        ])";

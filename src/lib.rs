@@ -99,6 +99,7 @@ pub mod ops;
 mod params;
 #[cfg(feature = "peft")]
 pub mod peft;
+pub mod quant;
 pub mod reference;
 mod spec;
 mod tensor;
@@ -129,7 +130,10 @@ pub use ops::prepared::Prepared;
 pub use spec::{DoraSpec, Norm, NormGrad, Scaling};
 #[cfg(feature = "dlpack")]
 pub use tensor::dlpack;
-pub use tensor::{Base, Element, Read, SharedTensor, SharedWeight, TensorElement, Weight, Write};
+pub use tensor::{
+    Base, Element, NestedScales, PackedWeight, Read, SharedTensor, SharedWeight, TensorElement, Weight,
+    Write,
+};
 
 /// The guides' examples are tests.
 #[cfg(doctest)]

@@ -9,7 +9,7 @@ use cudarc::nvrtc::Ptx;
 use flate2::read::ZlibDecoder;
 
 use super::launch::Kernel;
-use crate::dtype::Dtype;
+use crate::dtype::{Dtype, Variant};
 use crate::error::{Error, Result};
 
 include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
@@ -18,11 +18,12 @@ include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
 struct Embedded {
     op: &'static str,
     arch: &'static str,
-    /// Each entry point and its PTX, compressed with zlib, if the build had an NVRTC.
-    kernels: Option<&'static [(&'static str, &'static [u8])]>,
-    /// Machine code of all kernels of a dtype (all dtypes if that is empty) for a compute capability
-    /// such as 86, compressed with zlib; with the feature `cubins` only.
-    cubins: &'static [(&'static str, u32, &'static [u8])],
+    /// Each entry point, whether it is for a packed W, and its PTX, compressed with zlib, if the build
+    /// had an NVRTC.
+    kernels: Option<&'static [(&'static str, bool, &'static [u8])]>,
+    /// Machine code of all kernels of a dtype (all dtypes if that is empty), whether it is for a packed
+    /// W, for a compute capability such as 86, compressed with zlib; with the feature `cubins` only.
+    cubins: &'static [(&'static str, bool, u32, &'static [u8])],
 }
 
 /// The kernels of one file.
@@ -33,11 +34,13 @@ pub(super) struct KernelFile {
     code: Code,
 }
 
+type Modules = Mutex<HashMap<(&'static str, bool), Option<Arc<CudaModule>>>>;
+
 #[derive(Debug)]
 enum Code {
     /// A module for each kernel, or for a dtype's machine code: by the file's index, with the
     /// modules of machine code that were loaded (or not: `None`).
-    Embedded(usize, Mutex<HashMap<&'static str, Option<Arc<CudaModule>>>>),
+    Embedded(usize, Modules),
     /// One module of all kernels, and the PTX to make it.
     Replaced(String, OnceLock<Arc<CudaModule>>),
 }
@@ -66,11 +69,11 @@ impl KernelFile {
         match &self.code {
             Code::Embedded(index, modules) => {
                 let file = &FILES[*index];
-                if file.machine_code(context, capability, Dtype::F32, modules).is_some() {
+                if file.machine_code(context, capability, Dtype::F32.into(), modules).is_some() {
                     return Ok(());
                 }
                 let first = file.kernels.and_then(|kernels| kernels.first());
-                let (_, ptx) = first.ok_or(Error::KernelsNotBuilt)?;
+                let (_, _, ptx) = first.ok_or(Error::KernelsNotBuilt)?;
                 load_image(context, self.op, &text(ptx)).map(drop)
             }
             Code::Replaced(ptx, module) => self.replaced(context, ptx, module).map(drop),
@@ -84,18 +87,20 @@ impl KernelFile {
         context: &Arc<CudaContext>,
         capability: u32,
         kernel: Kernel,
-        dtype: Dtype,
+        variant: Variant,
     ) -> Result<Arc<CudaModule>> {
         match &self.code {
             Code::Embedded(index, modules) => {
                 let file = &FILES[*index];
-                if let Some(module) = file.machine_code(context, capability, dtype, modules) {
+                if let Some(module) = file.machine_code(context, capability, variant, modules) {
                     return Ok(module);
                 }
-                let entry = kernel.entry(dtype);
-                let of_entry = file.kernels.unwrap_or_default().iter();
-                let (_, ptx) =
-                    { of_entry }.find(|(name, _)| *name == entry).ok_or(Error::KernelsNotBuilt)?;
+                let entry = kernel.entry(variant.dtype);
+                let mut all = file.kernels.unwrap_or_default().iter();
+                let found = all.find(|(name, packed, _)| {
+                    *name == entry && *packed == variant.packed
+                });
+                let (_, _, ptx) = found.ok_or(Error::KernelsNotBuilt)?;
                 load_image(context, self.op, &text(ptx))
             }
             Code::Replaced(ptx, module) => self.replaced(context, ptx, module),
@@ -125,16 +130,18 @@ impl Embedded {
         &self,
         context: &Arc<CudaContext>,
         capability: u32,
-        dtype: Dtype,
-        modules: &Mutex<HashMap<&'static str, Option<Arc<CudaModule>>>>,
+        variant: Variant,
+        modules: &Modules,
     ) -> Option<Arc<CudaModule>> {
-        let dtype = dtype.to_string();
-        let of_dtype = self.cubins.iter().filter(|(of, ..)| of.is_empty() || *of == dtype);
-        let best = best(of_dtype.clone().map(|(_, built, _)| *built), capability)?;
-        let (of, _, cubin) = { of_dtype }.find(|(_, built, _)| *built == best)?;
+        let name = variant.dtype.to_string();
+        let of_variant = self.cubins.iter().filter(|(dtype, packed, ..)| {
+            (dtype.is_empty() || *dtype == name) && *packed == variant.packed
+        });
+        let best = best(of_variant.clone().map(|(_, _, built, _)| *built), capability)?;
+        let (dtype, packed, _, cubin) = { of_variant }.find(|(.., built, _)| *built == best)?;
         let mut modules = modules.lock().unwrap_or_else(PoisonError::into_inner);
         let load = || context.load_module(Ptx::from_binary(decompressed(cubin))).ok();
-        modules.entry(of).or_insert_with(load).clone()
+        modules.entry((dtype, *packed)).or_insert_with(load).clone()
     }
 }
 

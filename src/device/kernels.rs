@@ -12,7 +12,7 @@ use super::arch::Arch;
 use super::code::{self, KernelFile};
 use super::launch::{Kernel, Launch};
 use super::tiling::{F32Math, Tiles, Tiling};
-use crate::dtype::Dtype;
+use crate::dtype::Variant;
 use crate::error::{During, Error, Result};
 use crate::tensor::check_context;
 
@@ -132,8 +132,8 @@ struct Limits {
 pub struct Kernels {
     context: Arc<CudaContext>,
     files: Vec<KernelFile>,
-    /// What was loaded, by name and dtype.
-    functions: RwLock<HashMap<(&'static str, Dtype), Function>>,
+    /// What was loaded, by name.
+    functions: RwLock<HashMap<(&'static str, Variant), Function>>,
     limits: Limits,
     arch: Arch,
     /// Such as 86.
@@ -268,7 +268,7 @@ impl Kernels {
 
     /// The function of a launch that the device can do.
     fn checked(&self, launch: &Launch) -> Result<Function> {
-        let function = self.function(launch.kernel, launch.dtype)?;
+        let function = self.function(launch.kernel, launch.variant)?;
         let fewer = "use fewer tokens or a smaller rank per call";
         let none = "this GPU cannot run this kernel";
         let threads = self.limits.threads.min(function.max_threads);
@@ -291,21 +291,21 @@ impl Kernels {
     }
 
     /// Loads a kernel, where that is not done.
-    pub(crate) fn load_kernel(&self, kernel: Kernel, dtype: Dtype) -> Result<()> {
-        self.function(kernel, dtype).map(drop)
+    pub(crate) fn load_kernel(&self, kernel: Kernel, variant: impl Into<Variant>) -> Result<()> {
+        self.function(kernel, variant.into()).map(drop)
     }
 
     /// A kernel, loaded if it is not yet.
-    fn function(&self, kernel: Kernel, dtype: Dtype) -> Result<Function> {
-        let dtype = kernel.suffix(dtype);
-        let key = (kernel.name, dtype);
+    fn function(&self, kernel: Kernel, variant: Variant) -> Result<Function> {
+        let variant = kernel.variant(variant);
+        let key = (kernel.name, variant);
         let functions = self.functions.read().unwrap_or_else(PoisonError::into_inner);
         if let Some(found) = functions.get(&key) {
             return Ok(found.clone());
         }
         drop(functions);
-        let module = self.file(kernel.op)?.module(&self.context, self.capability, kernel, dtype)?;
-        let new = Function::load(&module, &kernel.entry(dtype))?;
+        let module = self.file(kernel.op)?.module(&self.context, self.capability, kernel, variant)?;
+        let new = Function::load(&module, &kernel.entry(variant.dtype))?;
         let mut functions = self.functions.write().unwrap_or_else(PoisonError::into_inner);
         Ok(functions.entry(key).or_insert(new).clone())
     }
