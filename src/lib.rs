@@ -99,6 +99,7 @@ pub mod ops;
 mod params;
 #[cfg(feature = "peft")]
 pub mod peft;
+pub mod quant;
 pub mod reference;
 mod spec;
 mod tensor;
