@@ -1,5 +1,7 @@
 //! Packed weights: what bitsandbytes and the definitions of fp8 give, bit by bit, and what is refused.
 
+#[cfg(feature = "peft")]
+mod files;
 mod golden;
 
 use fused_dora::quant::{BlockScales, Code4, Fp8Scales, QuantizedWeight, Scales, WeightFormat};
