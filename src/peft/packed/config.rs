@@ -42,10 +42,10 @@ impl Fp8Kinds {
     pub const ANY: Self = Self { tensor: true, rows: true, block: Some([128, 128]) };
 }
 
-/// The setting in `config.json`.
-const SETTING: &str = "quantization_config";
-
 impl QuantizationConfig {
+    /// The settings of `config.json` that describe packed weights: the second is an older name.
+    pub const SETTINGS: [&str; 2] = ["quantization_config", "compression_config"];
+
     /// Reads `config.json`; nothing where it has no `quantization_config`.
     ///
     /// A method that is not known is no error here: it is one when a packed tensor is looked for.
@@ -62,8 +62,7 @@ impl QuantizationConfig {
 
     /// The same of JSON that was read from a path.
     pub fn of(path: &Path, settings: &Value) -> Option<Self> {
-        let names = [SETTING, "compression_config"];
-        let settings = names.into_iter().find_map(|name| settings.get(name))?;
+        let settings = Self::SETTINGS.into_iter().find_map(|name| settings.get(name))?;
         let name = settings.get("quant_method").unwrap_or(&Value::Null).to_string();
         let (path, method) = (path.to_owned(), Method::of(settings));
         (!settings.is_null()).then_some(Self { path, method, name })
@@ -99,7 +98,7 @@ impl QuantizationConfig {
     fn setting(&self, setting: &str, value: &str, remedy: impl Into<String>) -> CheckpointError {
         CheckpointError::Setting {
             path: self.path.clone(),
-            setting: format!("{SETTING}.{setting}"),
+            setting: format!("{}.{setting}", Self::SETTINGS[0]),
             value: value.to_owned(),
             remedy: remedy.into(),
         }

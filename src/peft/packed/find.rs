@@ -57,8 +57,8 @@ impl Module<'_> {
                 path: file.path().to_owned(),
                 tensor: self.key("weight"),
                 found: other.to_string(),
-                remedy: "a packed weight has bitsandbytes' quant_state, or SCB and I8, or is F8_E4M3: \
-                         it cannot be read in another form. Name the model that it was made from",
+                remedy: "a quantised weight has bitsandbytes' quant_state, or SCB and I8, or is \
+                         F8_E4M3: it cannot be read in another form. Name the model that it was made from",
             }),
         }
     }
