@@ -26,9 +26,11 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 /// | an optimizer's constant, rate or norm outside of its range | [`InvalidSpec`](Error::InvalidSpec) |
 /// | a merge over W itself into another dtype, by address | [`InvalidSpec`](Error::InvalidSpec) |
 /// | W' of a merge, or W_t of a decomposition, in f64 | [`InvalidSpec`](Error::InvalidSpec) |
+/// | a packed format that does not exist, or numbers that cannot be packed | [`InvalidSpec`](Error::InvalidSpec) |
 /// | the optimizer's step 0 | [`InvalidSpec`](Error::InvalidSpec) |
 /// | a tensor of another length than its shape's | [`Shape`](Error::Shape) |
 /// | an adapter's buffer of another length than its layout's | [`Shape`](Error::Shape) |
+/// | a packed weight with parts of other lengths than its shape's | [`Shape`](Error::Shape) |
 /// | a [`Saved`](crate::Saved) made for fewer tokens | [`Shape`](Error::Shape) |
 /// | rows that overlap, or start more than 2³⁰ elements apart | [`Stride`](Error::Stride) |
 /// | a row stride of a tensor that must be contiguous | [`Stride`](Error::Stride) |

@@ -6,6 +6,8 @@
 //! reads the single files of LyCORIS, kohya and diffusers. The first two have DoRA with its norm
 //! along either axis.
 //!
+//! [`PackedModules`] reads packed weights of a base: those of bitsandbytes, and fp8.
+//!
 //! What a setting of such a file would change and this crate does not do is refused by name: a
 //! checkpoint that is read means here what it means to its writer.
 //!
@@ -37,6 +39,7 @@ mod layer;
 mod lycoris;
 #[doc(hidden)]
 pub mod names;
+mod packed;
 mod tensors;
 
 pub use checkpoint::{PeftCheckpoint, PeftContents, WholeTensor};
@@ -46,5 +49,6 @@ pub use layer::LayerAdapter;
 #[doc(hidden)]
 pub use lycoris::lycoris_modules;
 pub use lycoris::read_lycoris;
+pub use packed::{PackedModules, QuantizationConfig, QuantizedTensor};
 pub use safetensors;
 pub use tensors::TensorFile;

@@ -4,6 +4,7 @@ use std::io::Write;
 use std::path::Path;
 
 use fused_dora::Decomposition;
+use fused_dora::Dtype;
 use fused_dora::peft::CheckpointError;
 use serde::Serialize;
 
@@ -54,7 +55,11 @@ struct Fit {
 }
 
 pub fn run(options: &Analyze) -> Result<(), Failure> {
-    let (base, changed) = (Base::open(&options.base)?, Base::open(&options.changed)?);
+    let [mut base, mut changed] = [Base::open(&options.base)?, Base::open(&options.changed)?];
+    for base in [&mut base, &mut changed] {
+        // Nothing is written: as they are.
+        base.packed.read_as = Some(Dtype::F32);
+    }
     let pairs = pairs(&base, &changed)?;
     let not_compared = not_compared(&base, &changed);
     let opened = engine::open(options.device.device)?;
@@ -135,8 +140,10 @@ const ONLY_IN_CHANGED: &str = "only in --changed";
 /// The tensors of either that are no pair of matrices.
 fn not_compared<'a>(base: &'a Base, changed: &'a Base) -> Vec<Uncounted<'a>> {
     let of = |reason| move |tensor| Uncounted { tensor, reason };
-    let no_matrix = base.names().filter(|name| base.matrix(name).is_none()).map(of(NO_MATRIX));
+    let no_matrix = base.names().filter(|name| base.matrix(name).is_none());
+    let no_matrix = no_matrix.filter(|name| !base.packed.is_part(name)).map(of(NO_MATRIX));
     let only = changed.names().filter(|name| base.tensor(name).is_none());
+    let only = only.filter(|name| !changed.packed.is_part(name));
     no_matrix.chain(only.map(of(ONLY_IN_CHANGED))).collect()
 }
 
@@ -153,7 +160,7 @@ fn pairs<'a>(
             let (path, tensor) = (changed.path.clone(), name.to_owned());
             return Err(CheckpointError::MissingTensor { path, tensor, reason });
         };
-        let after = Weight::new(file, before.name)?;
+        let after = changed.weight(name)?;
         if before.shape != after.shape {
             let needed = format!("{:?} in {}", before.shape, before.file.path().display());
             return Err(CheckpointError::Shape {

@@ -6,6 +6,8 @@ use std::path::{Component, Path, PathBuf};
 use fused_dora::peft::{CheckpointError, TensorFile};
 use serde::Deserialize;
 
+use crate::model::ModelConfig;
+use crate::packed::Packed;
 use crate::weight::Weight;
 
 /// What a folder's weights are called, without an index.
@@ -24,6 +26,10 @@ pub struct Base {
     pub index: Option<PathBuf>,
     /// What is to be said of the files.
     pub note: Option<String>,
+    /// Its settings, if they are there.
+    pub config: Option<ModelConfig>,
+    /// Its packed weights.
+    pub packed: Packed,
 }
 
 #[derive(Deserialize)]
@@ -76,7 +82,10 @@ impl Base {
                 return Err(CheckpointError::MissingTensor { path: file, tensor, reason });
             }
         }
-        Ok(Self { path: path.to_owned(), files, tensors, index: index_path, note })
+        let config = ModelConfig::of(path)?;
+        let packed = Packed::of(&files, config.as_ref());
+        let (path, index) = (path.to_owned(), index_path);
+        Ok(Self { path, files, tensors, index, note, config, packed })
     }
 
     /// Whether it is a folder.
@@ -114,10 +123,37 @@ impl Base {
         self.tensors.get(tensor).map(|&number| &self.files[number])
     }
 
-    /// A matrix of floating-point numbers, if the tensor is one.
+    /// The shape of a tensor, of what a packed one stands for.
+    pub fn shape(&self, tensor: &str) -> Vec<usize> {
+        match self.packed.known(tensor) {
+            Some(packed) => packed.shape().to_vec(),
+            None => {
+                let info = self.file(tensor).and_then(|file| file.info(tensor));
+                info.map(|info| info.shape.clone()).unwrap_or_default()
+            }
+        }
+    }
+
+    /// A matrix of floating-point numbers, if the tensor is one or stands for one.
     pub fn matrix(&self, tensor: &str) -> Option<Weight<'_>> {
-        let (name, &number) = self.tensors.get_key_value(tensor)?;
-        Weight::new(&self.files[number], name).ok()
+        self.weight(tensor).ok().filter(|_| !self.packed.is_part(tensor))
+    }
+
+    /// A matrix of floating-point numbers, or why the tensor is none.
+    pub fn weight(&self, tensor: &str) -> Result<Weight<'_>, CheckpointError> {
+        let Some((name, &number)) = self.tensors.get_key_value(tensor) else {
+            let (path, tensor) = (self.path.clone(), tensor.to_owned());
+            let reason = "it was asked for".to_owned();
+            return Err(CheckpointError::MissingTensor { path, tensor, reason });
+        };
+        let file = &self.files[number];
+        match self.packed.find(&self.files, name)? {
+            Some(packed) => {
+                let dtype = self.packed.dtype(file, name, packed)?;
+                Ok(Weight::packed(file, name, packed, &self.files, dtype))
+            }
+            None => Weight::new(file, name),
+        }
     }
 }
 

@@ -11,16 +11,17 @@ use fused_dora::peft::{CheckpointError, TensorFile};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::adapters::Adapters;
-use crate::added::{self, Added};
+use crate::added;
 use crate::base::Base;
 use crate::converted::{self, Done};
-use crate::engine::{self, Engine, Merged, NOT_FINITE, of_layer};
+use crate::engine::{self, Engine, Merged, NOT_FINITE, decode, of_layer};
 use crate::error::Failure;
 use crate::files::Others;
 use crate::fit::{Fit, Layer, Whole};
 use crate::gains;
+use crate::layout::{self, Layout};
 use crate::model::CONFIG;
-use crate::options::Convert;
+use crate::options::{Convert, Type};
 use crate::output::{self, Output, Sink};
 use crate::report::{Report, line};
 use crate::weight::{CHUNK, Weight};
@@ -33,7 +34,9 @@ pub enum Direction {
 
 pub fn run(options: &Convert, direction: Direction) -> Result<(), Failure> {
     check_targets(options, direction)?;
-    let base = Base::open(&options.base)?;
+    let mut base = Base::open(&options.base)?;
+    base.packed.read_as = options.dtype.map(Type::dtype);
+    let base = base;
     let adapters = Adapters::open(&options.adapter, &options.reading)?;
     let whole = match direction {
         Direction::Merge => Whole::Compare,
@@ -41,6 +44,7 @@ pub fn run(options: &Convert, direction: Direction) -> Result<(), Failure> {
     };
     let mut fit = Fit::new(&adapters, &base, &options.reading, whole)?;
     check_replacements(options, direction, &adapters, &mut fit)?;
+    check_packed(options, direction, &base, &fit)?;
     for (tensor, _) in fit.replacements.iter().filter(|(_, replacement)| replacement.is_added) {
         fit.notes.push(format!(
             "`{tensor}` is new: the output's {CONFIG} still describes the base (architectures, \
@@ -68,17 +72,19 @@ pub fn run(options: &Convert, direction: Direction) -> Result<(), Failure> {
         _ => None,
     };
     let added = added::of(&base, &adapters, &fit);
-    let progress = progress(base.bytes());
+    let layout = |number| Layout::of(&base, number, &added, fit.is_unpacked);
+    let layouts = (0..base.files.len()).map(layout).collect::<Result<Vec<_>, _>>()?;
+    let progress = progress(layouts.iter().map(Layout::bytes).sum());
     let device = (opened.engine.name(), opened.no_gpu);
     let (engine, merged) = (opened.engine, BTreeMap::new());
     let (fit, adapters) = (&fit, &adapters);
-    let mut work =
-        Work { direction, base: &base, adapters, fit, added: &added, kept, engine, merged };
-    for number in 0..base.files.len() {
-        work.file(number, &output, &progress)?;
+    let mut work = Work { direction, base: &base, adapters, fit, kept, engine, merged };
+    for (file, layout) in base.files.iter().zip(&layouts) {
+        work.file(file, layout, &output, &progress)?;
     }
     progress.finish_and_clear();
-    copy_others(&base, fit, &added, &others, &output)?;
+    let is_same = added.is_empty() && !fit.is_unpacked;
+    copy_others(&base, fit, (!is_same).then_some(&layouts), &others, &output)?;
     if let Some((path, output)) = gains {
         gains::write(path, output, &work.merged)?;
     }
@@ -141,6 +147,33 @@ fn check_replacements(
     Err(CheckpointError::Malformed { path, problem }.into())
 }
 
+/// Refuses to take an adapter out of packed weights, and a type for those of which there are none.
+fn check_packed(
+    options: &Convert,
+    direction: Direction,
+    base: &Base,
+    fit: &Fit,
+) -> Result<(), Failure> {
+    let packed = fit.layers.values().find_map(|layer| base.packed.known(&layer.source));
+    match (direction, packed) {
+        (Direction::Unmerge, Some(packed)) => Err(CheckpointError::UnexpectedTensor {
+            path: base.path.clone(),
+            tensor: packed.keys()[0].clone(),
+            reason: format!(
+                "it is packed ({}), and a merged weight is not: --base must be what `merge` wrote. \
+                 The packed base itself is the one that was merged: take its files",
+                packed.format()
+            ),
+        }
+        .into()),
+        (_, None) if options.dtype.is_some() => Err(Failure::Call(
+            "--dtype: the adapter changes no packed weight, and dense ones keep their type"
+                .to_owned(),
+        )),
+        _ => Ok(()),
+    }
+}
+
 /// A merged model has each weight that was changed.
 fn check_sources(base: &Base, fit: &Fit) -> Result<(), Failure> {
     match fit.layers.iter().find(|(tensor, layer)| **tensor != layer.source) {
@@ -188,7 +221,6 @@ struct Work<'a> {
     base: &'a Base,
     adapters: &'a Adapters,
     fit: &'a Fit,
-    added: &'a [Added],
     /// The gains of a merge that is undone, by tensor.
     kept: HashMap<String, Vec<f32>>,
     engine: Box<dyn Engine>,
@@ -200,34 +232,27 @@ impl Work<'_> {
     /// what is added to it.
     fn file(
         &mut self,
-        number: usize,
+        file: &TensorFile,
+        layout: &Layout,
         output: &Output,
         progress: &ProgressBar,
     ) -> Result<(), Failure> {
-        let (file, fit) = (&self.base.files[number], self.fit);
-        let added = self.added.iter().filter(|added| added.file == number);
-        let added: Vec<_> = added.collect();
+        let fit = self.fit;
         let name = Path::new(file.path().file_name().unwrap_or_default());
         let mut sink = output.sink(name, progress)?;
-        match added.is_empty() {
-            true => sink.write(file.header())?,
-            false => sink.write(&added::header(file, &added)?)?,
-        }
-        for tensor in file.names() {
-            let Some(info) = file.info(&tensor) else { continue };
-            if let Some(layer) = fit.layers.get(&tensor) {
-                progress.set_message(tensor.clone());
-                self.layer(&tensor, layer, &mut sink)?;
-            } else if fit.replacements.contains_key(&tensor) {
-                self.replacement(&tensor, info.dtype, &mut sink)?;
-            } else {
+        sink.write(&layout.header)?;
+        for tensor in &layout.tensors {
+            let name = &tensor.name;
+            if let Some(layer) = fit.layers.get(name) {
+                progress.set_message(name.clone());
+                self.layer(name, layer, &mut sink)?;
+            } else if fit.replacements.contains_key(name) {
+                self.replacement(name, tensor.dtype, &mut sink)?;
+            } else if fit.is_unpacked && self.base.packed.contains(name) {
+                progress.set_message(name.clone());
+                unpack(&self.base.weight(name)?, &mut sink)?;
+            } else if let Some(info) = file.info(name) {
                 copy(file, info, &mut sink)?;
-            }
-        }
-        for Added { name, dtype, .. } in added {
-            match fit.layers.get(name) {
-                Some(layer) => self.layer(name, layer, &mut sink)?,
-                None => self.replacement(name, *dtype, &mut sink)?,
             }
         }
         sink.finish()
@@ -244,8 +269,7 @@ impl Work<'_> {
         Layer { layer, source, .. }: &Layer,
         sink: &mut Sink<'_>,
     ) -> Result<(), Failure> {
-        let file = self.base.file(source).expect("the base has it");
-        let weight = Weight::new(file, source)?;
+        let weight = self.base.weight(source)?;
         match self.direction {
             Direction::Merge => {
                 let merged = self.engine.merge(&weight, layer, sink)?;
@@ -264,6 +288,19 @@ impl Work<'_> {
     }
 }
 
+/// Writes a packed weight as a dense one.
+fn unpack(weight: &Weight<'_>, sink: &mut Sink<'_>) -> Result<(), Failure> {
+    let mut is_finite = true;
+    weight.chunks(|_, bytes| {
+        decode(bytes, weight.dtype, |value| is_finite &= value.is_finite());
+        sink.write(bytes)
+    })?;
+    match is_finite {
+        true => Ok(()),
+        false => Err(of_layer(weight, "it is too large for the type: pass another --dtype")),
+    }
+}
+
 fn copy(file: &TensorFile, info: &TensorInfo, sink: &mut Sink<'_>) -> Result<(), Failure> {
     let len = info.data_offsets.1 - info.data_offsets.0;
     let mut buffer = vec![0; CHUNK.min(len)];
@@ -279,19 +316,19 @@ fn copy(file: &TensorFile, info: &TensorInfo, sink: &mut Sink<'_>) -> Result<(),
 fn copy_others(
     base: &Base,
     fit: &Fit,
-    added: &[Added],
+    changed: Option<&Vec<Layout>>,
     others: &Others,
     output: &Output,
 ) -> Result<(), Failure> {
     if let Some(index) = &base.index {
         let name = Path::new(index.file_name().unwrap_or_default());
-        match added.is_empty() {
-            true => output.copy(index, name)?,
-            false => output.text(&added::index(index, base, added)?, name)?,
+        match changed {
+            None => output.copy(index, name)?,
+            Some(layouts) => output.text(&layout::index(index, base, layouts)?, name)?,
         }
     }
     for name in &others.copied {
-        match &fit.untied.config {
+        match &fit.config {
             Some(text) if name == Path::new(CONFIG) => output.text(text, name)?,
             _ => output.copy(&base.path.join(name), name)?,
         }

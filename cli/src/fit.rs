@@ -9,13 +9,12 @@ use fused_dora::peft::{CheckpointError, LayerAdapter};
 use crate::adapters::Adapters;
 use crate::base::Base;
 use crate::error::Failure;
-use crate::model::ModelConfig;
+use crate::model::{CONFIG, ModelConfig};
 use crate::names::{Names, Starts};
 use crate::options::AdapterOptions;
-use crate::orientation::{Orientations, Question};
+use crate::orientation::{self, Orientations, Question};
 use crate::report::count;
 use crate::tied::{self, Untied};
-use crate::weight::Weight;
 use crate::whole;
 
 /// A layer of the adapter for one weight of the base.
@@ -45,6 +44,10 @@ pub struct Fit {
     /// What is to be said of names, weights and settings.
     pub notes: Vec<String>,
     pub untied: Untied,
+    /// Whether the output has dense weights in place of all packed ones.
+    pub is_unpacked: bool,
+    /// The new text of config.json, where something in it changes.
+    pub config: Option<String>,
 }
 
 /// Whether whole tensors are compared with the base, which has them as they were.
@@ -62,7 +65,6 @@ impl Fit {
         options: &AdapterOptions,
         whole: Whole,
     ) -> Result<Self, Failure> {
-        let config = ModelConfig::of(&base.path)?;
         let names = Names::new(base, &options.map, options.strict_names);
         let weights = adapters.layers.keys().map(|module| format!("{module}.weight"));
         let whole_names = adapters.whole.iter().map(|whole| whole.name.clone());
@@ -74,11 +76,13 @@ impl Fit {
             transposed: 0,
             notes: base.note.iter().chain(&adapters.notes).cloned().collect(),
             untied: Untied::default(),
+            is_unpacked: false,
+            config: None,
         };
+        let config = base.config.as_ref();
         let mut found = Vec::new();
         for (module, layer) in &adapters.layers {
-            let written =
-                find(&names, &mut starts, adapters, base, config.as_ref(), module, layer)?;
+            let written = find(&names, &mut starts, adapters, base, config, module, layer)?;
             found.push((module, layer, written));
         }
         let questions = found.iter().map(|(module, layer, found)| Question {
@@ -89,12 +93,13 @@ impl Fit {
             is_kernel: base
                 .file(&found.1)
                 .and_then(|file| file.info(&found.1))
-                .is_some_and(|info| info.shape.len() > 2),
+                .is_some_and(|info| info.shape.len() > 2)
+                || base.packed.contains(&found.1),
         });
         let questions: Vec<_> = questions.collect();
         let orientations = Orientations {
             base,
-            config: config.as_ref(),
+            config,
             transposed: &options.transposed,
             straight: &options.not_transposed,
             setting: adapters.by_input,
@@ -130,9 +135,65 @@ impl Fit {
         let is_added = |name: &&str| base.tensor(name).is_none();
         let added: Vec<_> = changed.iter().map(String::as_str).filter(is_added).collect();
         let kept = changed.iter().map(String::as_str).filter(|name| !is_added(name));
-        fit.untied = tied::check(base, config.as_ref(), kept, &added)?;
+        fit.untied = tied::check(base, config, kept, &added)?;
         fit.notes.extend(fit.untied.note.clone());
+        fit.unpack(base)?;
+        fit.config = config
+            .filter(|_| base.is_folder() && (fit.untied.config || fit.is_unpacked))
+            .map(|config| config.changed(fit.untied.config, fit.is_unpacked));
         Ok(fit)
+    }
+
+    /// Decides whether packed weights become dense: all of them if the adapter changes one, because
+    /// loaders know no half of a packed model, or else none.
+    fn unpack(&mut self, base: &Base) -> Result<(), Failure> {
+        let is_packed = |layer: &Layer| base.packed.contains(&layer.source);
+        let adapted = self.layers.values().filter(|layer| is_packed(layer)).count();
+        if adapted == 0 {
+            return Ok(());
+        }
+        self.is_unpacked = true;
+        for tensor in base.packed.names() {
+            let weight = base.weight(tensor)?;
+            if let Some(config) = &base.config
+                && orientation::is_conv1d(config, tensor.trim_end_matches(".weight"))
+            {
+                return Err(CheckpointError::Setting {
+                    path: config.path.clone(),
+                    setting: "model_type".to_owned(),
+                    value: config.types.join(", "),
+                    remedy: format!(
+                        "`{tensor}` is packed as {:?}, [O, I], and such a model has it as [I, O] when \
+                         it is dense: merge into the model that it was made from",
+                        weight.shape
+                    ),
+                }
+                .into());
+            }
+        }
+        let (formats, _) = base.packed.summary(&base.files);
+        for (format, packed) in &formats {
+            let weights = count(packed.weights, "weight");
+            self.notes.push(format!("Packed in the base, dense once merged: {weights} ({format})"));
+        }
+        let rest = base.packed.names().count() - adapted;
+        if rest > 0 {
+            self.notes.push(format!(
+                "The adapter does not change {rest} of these, and they become dense, too: a loader takes all of a \
+                 model's weights packed, or none"
+            ));
+        }
+        if let Some(config) = &base.config
+            && !base.is_folder()
+            && config.quantization().is_some()
+        {
+            self.notes.push(format!(
+                "{} describes packed weights, which the output has not: remove its \
+                 quantization_config for a copy of {CONFIG} next to the output",
+                config.path.display()
+            ));
+        }
+        Ok(())
     }
 
     /// Tensors of the model itself: copies must be the base's, others replace it.
@@ -152,6 +213,20 @@ impl Fit {
             }
             let shape = file.info(&tensor.stored).map_or(&[][..], |info| &info.shape);
             let found = names.find(&tensor.name, |of_base| of_base == shape)?;
+            let wrong = |reason: String| {
+                let (path, tensor) = (file.path().to_owned(), tensor.stored.clone());
+                Err(Failure::from(CheckpointError::UnexpectedTensor { path, tensor, reason }))
+            };
+            let is_packed = |name: &str| base.packed.contains(name) || base.packed.is_part(name);
+            if found.as_ref().is_some_and(|it| is_packed(it.tensor))
+                || has_packed_name(&tensor.name)
+            {
+                return wrong(
+                    "it is a whole module (modules_to_save) that is packed, in the base or in the \
+                     adapter, and only dense ones can be replaced: merge with PEFT"
+                        .to_owned(),
+                );
+            }
             let mut in_base =
                 found.as_ref().and_then(|it| Some((base.file(it.tensor)?, it.tensor)));
             if tensor.is_copy && in_base.is_none() {
@@ -165,10 +240,6 @@ impl Fit {
                 same += 1;
                 continue;
             }
-            let wrong = |reason: String| {
-                let (path, tensor) = (file.path().to_owned(), tensor.stored.clone());
-                Err(Failure::from(CheckpointError::UnexpectedTensor { path, tensor, reason }))
-            };
             if tensor.is_copy {
                 return wrong(match in_base {
                     Some((_, name)) => format!(
@@ -245,6 +316,12 @@ impl Fit {
     }
 }
 
+/// Whether a tensor's name is one that only packed weights have.
+fn has_packed_name(tensor: &str) -> bool {
+    let parts = [".weight.absmax", ".weight.quant_state.", ".weight.quant_map", ".SCB"];
+    parts.iter().any(|part| tensor.contains(part))
+}
+
 fn last(module: &str) -> &str {
     module.rsplit('.').next().unwrap_or(module)
 }
@@ -280,20 +357,28 @@ fn find(
     };
     starts.add(base, &name, &found)?;
     let file = base.file(found.tensor).expect("the base has it");
-    let weight = Weight::new(file, found.tensor)?;
+    let weight = base.weight(found.tensor)?;
     let [rows, columns] = weight.shape;
-    let is_kernel = file.info(found.tensor).is_some_and(|info| info.shape.len() > 2);
+    let is_packed = base.packed.contains(found.tensor);
+    let is_kernel = is_packed || file.info(found.tensor).is_some_and(|info| info.shape.len() > 2);
     if weight.shape != [outputs, inputs] && (is_kernel || weight.shape != [inputs, outputs]) {
         let setting = match adapters.by_input {
             Some(by_input) => format!(" (fan_in_fan_out is {by_input})"),
             None => String::new(),
+        };
+        let turned = match is_packed && weight.shape == [inputs, outputs] {
+            true => {
+                ". It is packed, and would fit if this were [I, O], as an old bitsandbytes stored it: \
+                 pack the model again with a new one, or name the model that it was made from"
+            }
+            false => "",
         };
         return Err(CheckpointError::Shape {
             path: file.path().to_owned(),
             tensor: found.tensor.to_owned(),
             found: vec![rows, columns],
             needed: format!(
-                "the adapter is for [{outputs}, {inputs}]{setting}: is it for another model?"
+                "the adapter is for [{outputs}, {inputs}]{setting}: is it for another model?{turned}"
             ),
         }
         .into());

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use fused_dora::Dtype;
 use fused_dora::peft::LayerAdapter;
 use serde::Serialize;
 
@@ -10,7 +11,8 @@ use crate::base::Base;
 use crate::error::Failure;
 use crate::fit::{Fit, Whole};
 use crate::options::Inspect;
-use crate::report::{Report, axis, line};
+use crate::packed::Summary;
+use crate::report::{Report, axis, count, line};
 
 /// The JSON document.
 #[derive(Serialize)]
@@ -50,10 +52,24 @@ struct BaseFacts {
     files: usize,
     tensors: usize,
     adapted: usize,
+    packed: Vec<Packed>,
+}
+
+/// Packed weights of one format.
+#[derive(Serialize)]
+struct Packed {
+    format: &'static str,
+    description: String,
+    weights: usize,
+    bytes: usize,
 }
 
 pub fn run(options: &Inspect) -> Result<(), Failure> {
-    let base = options.base.as_deref().map(Base::open).transpose()?;
+    let mut base = options.base.as_deref().map(Base::open).transpose()?;
+    if let Some(base) = &mut base {
+        // Nothing is written: no type is needed for those that do not say theirs.
+        base.packed.read_as = Some(Dtype::F32);
+    }
     let adapters = Adapters::open(&options.adapter, &options.reading)?;
     let fit = match &base {
         Some(base) => Some(Fit::new(&adapters, base, &options.reading, Whole::Compare)?),
@@ -88,6 +104,7 @@ pub fn run(options: &Inspect) -> Result<(), Failure> {
         files: base.files.len(),
         tensors: base.names().count(),
         adapted: layers.len(),
+        packed: packed(base),
     });
     let document = Document {
         adapter: options.adapter.display().to_string(),
@@ -101,6 +118,22 @@ pub fn run(options: &Inspect) -> Result<(), Failure> {
     };
     print(&report, &document)?;
     report.document(&document)
+}
+
+fn packed(base: &Base) -> Vec<Packed> {
+    let (known, unknown) = base.packed.summary(&base.files);
+    let of_known = |(description, summary): (String, Summary)| Packed {
+        format: summary.format.name(),
+        description,
+        weights: summary.weights,
+        bytes: summary.bytes,
+    };
+    let mut packed: Vec<_> = known.into_iter().map(of_known).collect();
+    if let [first, ..] = &unknown[..] {
+        let (description, weights) = (first.clone(), unknown.len());
+        packed.push(Packed { format: "not supported", description, weights, bytes: 0 });
+    }
+    packed
 }
 
 fn layers(layers: &BTreeMap<String, LayerAdapter>) -> Vec<Layer<'_>> {
@@ -165,11 +198,18 @@ fn print(report: &Report, document: &Document<'_>) -> Result<(), Failure> {
     for tensor in &document.whole {
         line!(report, "Holds a tensor of the model itself: {tensor}")?;
     }
-    if let Some(BaseFacts { path, bytes, files, tensors, adapted }) = &document.base {
+    if let Some(BaseFacts { path, bytes, files, tensors, adapted, packed }) = &document.base {
         line!(
             report,
             "Fits {path}: {bytes} bytes in {files} file(s), {adapted} of {tensors} tensors adapted"
         )?;
+        for Packed { format, description, weights, bytes } in packed {
+            let weights = count(*weights, "weight");
+            match *bytes {
+                0 => line!(report, "Packed, {format}: {weights}. {description}")?,
+                _ => line!(report, "Packed: {weights}, {description}: {bytes} bytes with scales")?,
+            }
+        }
     }
     Ok(())
 }

@@ -2,7 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use fused_dora::peft::CheckpointError;
+use fused_dora::Dtype;
+use fused_dora::peft::{CheckpointError, QuantizationConfig};
 use serde_json::Value;
 
 pub const CONFIG: &str = "config.json";
@@ -60,16 +61,43 @@ impl ModelConfig {
             || whole.is_none() && text.is_none() && !self.types.is_empty()
     }
 
-    /// The file's text with untied embeddings.
-    pub fn untied(&self) -> String {
+    /// How its weights are packed, if it says so.
+    pub fn quantization(&self) -> Option<QuantizationConfig> {
+        QuantizationConfig::of(&self.path, &self.settings)
+    }
+
+    /// The type that the model is loaded in, if it is one of ours.
+    pub fn dtype(&self) -> Option<Dtype> {
+        let of = |settings: &Value| {
+            let name =
+                ["dtype", "torch_dtype"].into_iter().find_map(|it| settings.get(it)?.as_str());
+            match name? {
+                "bfloat16" => Some(Dtype::Bf16),
+                "float16" => Some(Dtype::F16),
+                "float32" => Some(Dtype::F32),
+                _ => None,
+            }
+        };
+        of(&self.settings).or_else(|| self.settings.get("text_config").and_then(of))
+    }
+
+    /// The file's text with untied embeddings, or with weights that are not packed.
+    pub fn changed(&self, is_untied: bool, is_unpacked: bool) -> String {
         let mut settings = self.settings.clone();
         if let Value::Object(entries) = &mut settings {
-            entries.insert(TIE.to_owned(), Value::Bool(false));
-            if let Some(Value::Object(text)) = entries.get_mut("text_config") {
-                text.insert(TIE.to_owned(), Value::Bool(false));
+            if is_untied {
+                entries.insert(TIE.to_owned(), Value::Bool(false));
+                if let Some(Value::Object(text)) = entries.get_mut("text_config") {
+                    text.insert(TIE.to_owned(), Value::Bool(false));
+                }
+            }
+            if is_unpacked {
+                entries.retain(|name, _| !QuantizationConfig::SETTINGS.contains(&name.as_str()));
             }
         }
-        untie_parts(&mut settings);
+        if is_untied {
+            untie_parts(&mut settings);
+        }
         format!("{settings:#}\n")
     }
 }

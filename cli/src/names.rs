@@ -130,7 +130,7 @@ impl<'a> Names<'a> {
             .flatten()
             .filter_map(|known| Some((relation(&wanted, &known.parts)?, known)))
             .collect();
-        let fitting = related.iter().filter(|(_, known)| fits(self.shape(known.tensor)));
+        let fitting = related.iter().filter(|(_, known)| fits(&self.base.shape(known.tensor)));
         let longest = fitting.clone().map(|(length, _)| *length).max();
         let best: Vec<_> = fitting.filter(|(length, _)| Some(*length) == longest).collect();
         match (best[..].first(), best.len()) {
@@ -162,7 +162,7 @@ impl<'a> Names<'a> {
         let mut best: Vec<(usize, &'a str)> = Vec::new();
         for known in self.by_end.values().flatten() {
             let [module @ .., parameter] = &known.parts[..] else { continue };
-            if parameter != "weight" || !fits(self.shape(known.tensor)) {
+            if parameter != "weight" || !fits(&self.base.shape(known.tensor)) {
                 continue;
             }
             let starts = if self.is_strict { 0..1 } else { 0..module.len() };
@@ -237,11 +237,6 @@ impl<'a> Names<'a> {
             [one] => Ok(Some(one)),
             _ => Err(self.ambiguous(name, same.iter().copied())),
         }
-    }
-
-    fn shape(&self, tensor: &str) -> &'a [usize] {
-        let file = self.base.file(tensor);
-        file.and_then(|file| file.info(tensor)).map_or(&[], |info| &info.shape)
     }
 
     /// A name after `--map`, and the map's text.

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
-use fused_dora::Norm;
+use fused_dora::{Dtype, Norm};
 
 const NOTES: &str = "\
 Example:
@@ -110,6 +110,10 @@ pub struct Convert {
     /// them as they are
     #[arg(long)]
     pub replace_modules: bool,
+    /// The type of the weights that were packed in the base (bitsandbytes, fp8); by default, that from
+    /// which they were packed, or that of the model's config.json
+    #[arg(long, value_name = "TYPE")]
+    pub dtype: Option<Type>,
     #[command(flatten)]
     pub reading: AdapterOptions,
     #[command(flatten)]
@@ -193,6 +197,24 @@ pub enum Device {
     Emulated,
     /// Plain loops in float64
     Cpu,
+}
+
+/// The type of a dense weight.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Type {
+    Bf16,
+    F16,
+    F32,
+}
+
+impl Type {
+    pub fn dtype(self) -> Dtype {
+        match self {
+            Self::Bf16 => Dtype::Bf16,
+            Self::F16 => Dtype::F16,
+            Self::F32 => Dtype::F32,
+        }
+    }
 }
 
 /// The vectors that `analyze` compares.

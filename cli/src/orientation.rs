@@ -44,8 +44,16 @@ pub struct Question<'a> {
     /// `[O, I]` by the adapter.
     pub layer: [usize; 2],
     pub weight: [usize; 2],
-    /// Whether it is of a 1×1 convolution, which is stored `[O, I, 1, 1]`.
+    /// Whether it is of a 1×1 convolution, which is stored `[O, I, 1, 1]`, or packed: as `[O, I]`.
     pub is_kernel: bool,
+}
+
+/// Whether a module is a `Conv1D` by the model's type.
+pub fn is_conv1d(config: &ModelConfig, module: &str) -> bool {
+    let last = module.rsplit('.').next().unwrap_or_default();
+    MODULES.contains(&last)
+        && !config.has_own_code()
+        && config.types.iter().any(|name| TYPES.contains(&name.as_str()))
 }
 
 impl Question<'_> {

@@ -109,8 +109,8 @@ fn check_kind(config: &ModelConfig, tensor: &str) -> Result<(), Failure> {
 /// What follows from the tensors that an output changes or adds.
 #[derive(Default)]
 pub struct Untied {
-    /// The new text of config.json, where that has to say that weights are not tied.
-    pub config: Option<String>,
+    /// Whether config.json has to say that weights are not tied.
+    pub config: bool,
     /// What is to be said.
     pub note: Option<String>,
 }
@@ -162,7 +162,7 @@ pub fn check<'a>(
             config.path.display()
         )));
     }
-    untied.config = Some(config.untied());
+    untied.config = true;
     untied.note = Some(format!(
         "`{tensor}` is no longer tied: the output has both weights, and tie_word_embeddings is \
          false in its {CONFIG}"

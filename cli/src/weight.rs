@@ -1,19 +1,35 @@
 //! A matrix in a file, read by rows.
 
+use std::cell::OnceCell;
+
 use fused_dora::Dtype;
 use fused_dora::peft::safetensors::tensor::TensorInfo;
-use fused_dora::peft::{CheckpointError, TensorFile};
+use fused_dora::peft::{CheckpointError, QuantizedTensor, TensorFile};
+use fused_dora::quant::QuantizedWeight;
+
+use crate::engine::encode;
 
 /// Bytes that are read or written at once.
 pub const CHUNK: usize = 4 << 20;
 
-/// A matrix `[rows, columns]` of bf16, f16 or f32 in a file.
+/// A matrix `[rows, columns]` of bf16, f16 or f32 in a file, or a packed one that is read as one.
 pub struct Weight<'a> {
     pub file: &'a TensorFile,
     pub name: &'a str,
     pub dtype: Dtype,
     pub shape: [usize; 2],
-    info: &'a TensorInfo,
+    content: Content<'a>,
+}
+
+/// Where its elements are.
+enum Content<'a> {
+    Dense(&'a TensorInfo),
+    Packed {
+        tensor: &'a QuantizedTensor,
+        files: &'a [TensorFile],
+        /// All of it in memory, still packed, once it is needed.
+        weight: OnceCell<QuantizedWeight<'static>>,
+    },
 }
 
 impl<'a> Weight<'a> {
@@ -29,7 +45,8 @@ impl<'a> Weight<'a> {
             [rows, columns, ref kernel @ ..]
                 if rows > 0 && columns > 0 && kernel.iter().all(|size| *size == 1) =>
             {
-                Ok(Self { file, name, dtype, shape: [rows, columns], info })
+                let content = Content::Dense(info);
+                Ok(Self { file, name, dtype, shape: [rows, columns], content })
             }
             _ => {
                 let needed = match info.shape.len() {
@@ -45,6 +62,18 @@ impl<'a> Weight<'a> {
         }
     }
 
+    /// A packed weight, unpacked to a dtype as it is read.
+    pub fn packed(
+        file: &'a TensorFile,
+        name: &'a str,
+        tensor: &'a QuantizedTensor,
+        files: &'a [TensorFile],
+        dtype: Dtype,
+    ) -> Self {
+        let content = Content::Packed { tensor, files, weight: OnceCell::new() };
+        Self { file, name, dtype, shape: tensor.shape(), content }
+    }
+
     pub fn elements(&self) -> usize {
         self.shape[0] * self.shape[1]
     }
@@ -56,7 +85,28 @@ impl<'a> Weight<'a> {
 
     /// Reads rows from one on, as many as the target holds.
     pub fn read(&self, first: usize, target: &mut [u8]) -> Result<(), CheckpointError> {
-        self.file.read_at(self.info, first * self.shape[1] * self.dtype.bytes(), target)
+        let row_bytes = self.shape[1] * self.dtype.bytes();
+        let (tensor, files, cell) = match &self.content {
+            Content::Dense(info) => return self.file.read_at(info, first * row_bytes, target),
+            Content::Packed { tensor, files, weight } => (tensor, files, weight),
+        };
+        let weight = match cell.get() {
+            Some(weight) => weight,
+            None => {
+                let read = tensor.read(files)?;
+                cell.get_or_init(|| read)
+            }
+        };
+        let (mut values, mut bytes) = (vec![0.0; self.shape[1]], Vec::with_capacity(row_bytes));
+        for (row, target) in (first..).zip(target.chunks_exact_mut(row_bytes)) {
+            weight.row(row, &mut values);
+            bytes.clear();
+            for value in &values {
+                encode(f64::from(*value), self.dtype, &mut bytes);
+            }
+            target.copy_from_slice(&bytes);
+        }
+        Ok(())
     }
 
     /// Calls `visit` with each chunk's first row and its bytes, in order.

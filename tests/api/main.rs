@@ -9,5 +9,6 @@ mod errors;
 mod misuse;
 #[cfg(feature = "peft")]
 mod peft;
+mod quant;
 mod reference;
 mod tensors;

@@ -88,7 +88,6 @@ fn inspect_prints_a_document() {
     let mut inspect = program();
     inspect.args(["inspect", "--adapter"]).arg(lycoris.join("adapter.safetensors"));
     let found = document(inspect.arg("--base").arg(lycoris.join("base.safetensors")));
-    assert_documented("inspect", &found);
     assert_eq!(found["format"], "LyCORIS");
     let expected = json!({
         "path": lycoris.join("base.safetensors").display().to_string(),
@@ -96,12 +95,26 @@ fn inspect_prints_a_document() {
         "files": 1,
         "tensors": 10,
         "adapted": 5,
+        "packed": [],
     });
     assert_eq!(found["base"], expected);
     let axes = found["layers"].as_array().expect("layers").iter();
     let axes: Vec<_> = axes.map(|layer| layer["norm_axis"].as_str().expect("a word")).collect();
     assert_eq!(axes, ["output", "input", "input", "output", "none"]);
     assert_eq!(found["layers"][4]["magnitude"], Value::Null);
+
+    let qdora = workspace().join("tests/golden-quant/qdora-llama");
+    let mut inspect = program();
+    inspect.args(["inspect", "--adapter"]).arg(qdora.join("dora"));
+    let found = document(inspect.arg("--base").arg(qdora.join("base")));
+    assert_documented("inspect", &found);
+    let expected = json!([{
+        "format": "nf4-nested",
+        "description": "nf4, blocks of 64, nested scales, bf16",
+        "weights": 14,
+        "bytes": 55645,
+    }]);
+    assert_eq!(found["base"]["packed"], expected);
 }
 
 /// The documents have the numbers of the tables.

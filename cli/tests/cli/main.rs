@@ -9,6 +9,7 @@ mod large;
 mod merge;
 mod model;
 mod names;
+mod packed;
 mod program;
 mod random;
 mod refusals;

@@ -1,5 +1,6 @@
 //! The table of misuses in the documentation of `Error`, row by row.
 
+mod packed;
 mod tensors;
 
 use std::collections::BTreeSet;
@@ -523,6 +524,7 @@ fn every_row_of_the_table_is_true() {
     specs(&mut table);
     optimizer(&mut table);
     tensors::all(&mut table);
+    packed::all(&mut table);
     absent_and_superfluous(&mut table);
     order(&mut table);
     adapters(&mut table);
