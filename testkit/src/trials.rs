@@ -143,6 +143,11 @@ fn layers<E: Element>(random: &mut StdRng) -> Vec<Trial> {
         let case = cancelling_case(random, shape, norm, E::DTYPE, 1e-2);
         add(case, 0, None);
     }
+    if E::DTYPE == Dtype::F32 {
+        let mut case = random_case(random, [140, 136, 150, 5], Norm::Output, true);
+        overflowing(&mut case);
+        add(case, 0, None);
+    }
     for (form, norm, shape) in [
         (DropoutForm::Peft, Norm::Output, [70, 40, 150, 19]),
         (DropoutForm::Peft, Norm::Output, [40, 83, 75, 3]),
@@ -165,6 +170,17 @@ fn extreme(case: &mut Case) {
         *b *= [1.0, 30.0, 300.0, 1e4][i % 4];
     }
     without_norm(case);
+}
+
+/// An x that is infinite as a tf32 number, where y is not: its feature has tiny weights, and its token no
+/// gradient.
+fn overflowing(case: &mut Case) {
+    let (token, feature) = (3, 5);
+    case.input[token * case.in_features + feature] = f64::from(f32::MAX);
+    case.grad_output[token * case.out_features..][..case.out_features].fill(0.0);
+    for matrix in [&mut case.weight, &mut case.lora_a] {
+        matrix.iter_mut().skip(feature).step_by(case.in_features).for_each(|w| *w *= 1e-30);
+    }
 }
 
 /// A row and a column of V that are zero.

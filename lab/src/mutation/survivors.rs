@@ -309,6 +309,13 @@ pub const SURVIVORS: &[Survivor] = &[
         Why::Equivalent("Features beyond the last are loaded as zeros, and add nothing."),
     ),
     survivor(
+        "common/dora/dropout.cuh",
+        "drop_accumulators",
+        ["keep[kWords] = {};", "keep[kWords];"],
+        0,
+        Why::Equivalent("The turns shift all of it out again."),
+    ),
+    survivor(
         "prepare/sm80.cu",
         "find_balance",
         ["threadIdx.x % kWarpSize == 0", "true"],
