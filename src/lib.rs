@@ -131,8 +131,8 @@ pub use spec::{DoraSpec, Norm, NormGrad, Scaling};
 #[cfg(feature = "dlpack")]
 pub use tensor::dlpack;
 pub use tensor::{
-    Base, Element, NestedScales, PackedWeight, Read, SharedTensor, SharedWeight, TensorElement, Weight,
-    Write,
+    Base, Element, NestedScales, PackedWeight, Read, SharedTensor, SharedWeight, TensorElement,
+    Weight, Write,
 };
 
 /// The guides' examples are tests.

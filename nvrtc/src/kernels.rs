@@ -100,9 +100,8 @@ impl KernelFolder {
             let reads_weight = included(&source).iter().any(|(_, header)| header.contains(PACKED));
             let kinds = if reads_weight { &[false, true][..] } else { &[false] };
             for &packed in kinds {
-                let image = |&dtype| {
-                    Image { file, op, architecture, dtype, packed, path, text, headers }
-                };
+                let image =
+                    |&dtype| Image { file, op, architecture, dtype, packed, path, text, headers };
                 images.extend(dtypes.iter().map(image));
             }
         }

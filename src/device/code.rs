@@ -97,9 +97,8 @@ impl KernelFile {
                 }
                 let entry = kernel.entry(variant.dtype);
                 let mut all = file.kernels.unwrap_or_default().iter();
-                let found = all.find(|(name, packed, _)| {
-                    *name == entry && *packed == variant.packed
-                });
+                let found =
+                    all.find(|(name, packed, _)| *name == entry && *packed == variant.packed);
                 let (_, _, ptx) = found.ok_or(Error::KernelsNotBuilt)?;
                 load_image(context, self.op, &text(ptx))
             }

@@ -304,7 +304,8 @@ impl Kernels {
             return Ok(found.clone());
         }
         drop(functions);
-        let module = self.file(kernel.op)?.module(&self.context, self.capability, kernel, variant)?;
+        let module =
+            self.file(kernel.op)?.module(&self.context, self.capability, kernel, variant)?;
         let new = Function::load(&module, &kernel.entry(variant.dtype))?;
         let mut functions = self.functions.write().unwrap_or_else(PoisonError::into_inner);
         Ok(functions.entry(key).or_insert(new).clone())

@@ -244,7 +244,8 @@ impl Kernels {
                 requirement: "W's own dtype if W' replaces W",
             });
         }
-        if spec.weight().is_some() && (kernel == UNMERGE || source.data.elements == target.address) {
+        if spec.weight().is_some() && (kernel == UNMERGE || source.data.elements == target.address)
+        {
             return Err(Error::InvalidSpec {
                 parameter: "the weight",
                 value: spec.weight().map_or_else(String::new, |format| format.to_string()),

@@ -40,7 +40,16 @@ impl Runner {
     /// Takes kernels that are loaded.
     pub fn with_kernels(kernels: &Arc<Kernels>) -> Self {
         let (stream, kernels) = (kernels.context().default_stream(), kernels.clone());
-        Self { stream, kernels, offset: 0, gap: 0, dropout: None, counter: None, repeats: 0, packed: None }
+        Self {
+            stream,
+            kernels,
+            offset: 0,
+            gap: 0,
+            dropout: None,
+            counter: None,
+            repeats: 0,
+            packed: None,
+        }
     }
 
     /// The same, with every tensor `offset` elements into its allocation, so that none starts at a

@@ -65,8 +65,13 @@ fn check<E: Element>(runner: impl Fn() -> Runner, case: Case, format: WeightForm
 
 /// Large, medium and small tiles, rows that are aligned and rows that are not, odd rows that start
 /// inside a byte.
-const SHAPES: [[usize; 4]; 5] =
-    [[140, 136, 160, 19], [140, 131, 75, 5], [40, 160, 132, 3], [7, 67, 83, 4], [300, 128, 256, 16]];
+const SHAPES: [[usize; 4]; 5] = [
+    [140, 136, 160, 19],
+    [140, 131, 75, 5],
+    [40, 160, 132, 3],
+    [7, 67, 83, 4],
+    [300, 128, 256, 16],
+];
 
 fn all_formats<E: Element>() {
     let mut random = StdRng::seed_from_u64(fresh_seed());
