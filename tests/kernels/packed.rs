@@ -1,10 +1,17 @@
 //! Ops on a packed W give the bits of the same ops on the W that it stands for.
 
+use std::sync::{Arc, Mutex};
+
+use fused_dora::cudarc::driver::{CudaSlice, CudaStream};
 use fused_dora::quant::{BlockScales, Code4, Fp8Scales, QuantizedWeight, WeightFormat};
 use fused_dora::reference::{Case, Results};
-use fused_dora::{Dropout, DropoutForm, Dtype, Element, Norm, NormGrad};
+use fused_dora::{
+    AdamWConfig, Adapter, AdapterGroups, AdapterLayout, DoraLinear, DoraSpec, Dropout, DropoutForm,
+    Dtype, Element, Gradients, Kernels, LinearBackward, LinearForward, Moments, Norm, NormGrad,
+    Saved, Scaling, Schedule, SharedWeight, Workspace,
+};
 use fused_dora_testkit::compare::failures;
-use fused_dora_testkit::random::{NORMS, fresh_seed, random_case};
+use fused_dora_testkit::random::{NORMS, fresh_seed, normal, random_case, with_dropout};
 use fused_dora_testkit::run::Runner;
 use half::{bf16, f16};
 use rand::SeedableRng;
@@ -115,8 +122,126 @@ fn dropout_on_packed_weights() {
         let dropout = Dropout::new(0.3, form, 7).expect("a probability");
         for shape in [[140, 136, 160, 19], [70, 83, 150, 3]] {
             let case = random_case(&mut random, shape, norm, true);
-            let case = fused_dora_testkit::random::with_dropout(case, &dropout);
+            let case = with_dropout(case, &dropout);
             check::<bf16>(|| runner().with_dropout(dropout), case, format);
+        }
+    }
+}
+
+/// A layer in bf16 of 72 → 48 features on a W that is dense or packed, with an adapter of rank 4.
+struct Linear {
+    layer: DoraLinear,
+    saved: Saved,
+    moments: Moments,
+    stream: Arc<CudaStream>,
+}
+
+const TOKENS: usize = 70;
+const SHAPE: [usize; 2] = [48, 72];
+
+impl Linear {
+    fn new(kernels: &Arc<Kernels>, weight: SharedWeight, norm: Norm) -> Self {
+        let stream = kernels.context().default_stream();
+        let [outputs, inputs] = SHAPE;
+        let with_format = |spec: DoraSpec| match weight.format() {
+            Some(format) => spec.with_weight(format).expect("a format"),
+            None => spec,
+        };
+        let base = DoraLinear::base_spec(inputs, outputs, Dtype::Bf16).expect("a layer");
+        let (scaling, grad) = (Scaling::Value(2.0), NormGrad::Exact);
+        let spec = DoraSpec::new(inputs, outputs, 4, scaling, norm, grad, Dtype::Bf16);
+        let (base, spec) = (with_format(base), with_format(spec.expect("a layer")));
+        let workspace = Workspace::new(kernels, &stream, &[base, spec], TOKENS).expect("memory");
+        let workspace = Arc::new(Mutex::new(workspace));
+        let mut layer = DoraLinear::new(kernels, &stream, &workspace, SHAPE, weight, None)
+            .expect("all shapes right");
+        let adapter = Adapter::new(&stream, &spec, false).expect("memory");
+        layer.attach("one", adapter).expect("the layer's features");
+        layer.initialise("one", 3).expect("memory");
+        let saved = layer.saved(TOKENS, None).expect("memory");
+        let layout = AdapterLayout::new(&spec);
+        let moments = Moments::new(&stream, &layout, AdapterGroups::default()).expect("memory");
+        Self { layer, saved, moments, stream }
+    }
+
+    fn forward(&mut self, x: &CudaSlice<bf16>, adapter: Option<&str>) -> CudaSlice<bf16> {
+        self.layer.activate(adapter).expect("attached");
+        let mut y = self.stream.alloc_zeros::<bf16>(TOKENS * SHAPE[0]).expect("memory");
+        let io = LinearForward {
+            tokens: TOKENS,
+            x: x.into(),
+            y: (&mut y).into(),
+            seed: 1,
+            dropout: None,
+            counter: None,
+        };
+        self.layer.forward(&mut self.saved, io).expect("a forward");
+        y
+    }
+
+    /// One step with dY = y.
+    fn step(&mut self, x: &CudaSlice<bf16>, step: u64) {
+        let y = self.forward(x, Some("one"));
+        let io = LinearBackward {
+            tokens: TOKENS,
+            gradients: Gradients::Overwrite,
+            x: x.into(),
+            y: (&y).into(),
+            dropout: None,
+            counter: None,
+            grad_output: (&y).into(),
+            grad_input: None,
+        };
+        self.layer.backward(&self.saved, io).expect("a backward");
+        self.layer.finish_gradients().expect("the norm's gradient");
+        let schedule = Schedule::Host { learning_rate: 1e-2, step };
+        let config = AdamWConfig::default();
+        self.layer.adamw(&config, schedule, None, &mut self.moments).expect("a step");
+    }
+
+    fn parameters(&self) -> Vec<f32> {
+        let adapter = self.layer.adapter("one").expect("attached");
+        self.stream.clone_dtoh(&adapter.parameters()).expect("a copy")
+    }
+
+    fn merged(&mut self) -> Vec<f32> {
+        let mut merged = self.stream.alloc_zeros::<f32>(SHAPE[0] * SHAPE[1]).expect("memory");
+        self.layer.merge(&mut merged, None).expect("the merge");
+        self.stream.clone_dtoh(&merged).expect("a copy")
+    }
+}
+
+/// A fresh adapter changes nothing. Training, and the merge after it, give the bits of those on the W
+/// that the packed one stands for.
+#[test]
+fn training_on_a_packed_base() {
+    let context = fused_dora_testkit::device::open().expect("a device");
+    let kernels = Arc::new(Kernels::load(&context).expect("kernels"));
+    let stream = context.default_stream();
+    let mut random = StdRng::seed_from_u64(fresh_seed());
+    let mut normals = |count, deviation: f64| -> Vec<f32> {
+        (0..count).map(|_| (deviation * normal(&mut random)) as f32).collect()
+    };
+    let values = normals(SHAPE[0] * SHAPE[1], 0.05);
+    let x: Vec<bf16> = normals(TOKENS * SHAPE[1], 1.0).into_iter().map(bf16::from_f32).collect();
+    let x = stream.clone_htod(&x).expect("memory");
+    for format in formats() {
+        let packed = QuantizedWeight::quantize(&values, SHAPE, format).expect("a packed W");
+        let dense = Arc::new(stream.clone_htod(&packed.dequantize::<bf16>()).expect("memory"));
+        let packed = SharedWeight::packed(&stream, Dtype::Bf16, &packed).expect("memory");
+        for norm in [Norm::Input, Norm::Output] {
+            let weights = [packed.clone(), SharedWeight::from(dense.clone())];
+            let mut layers = weights.map(|weight| Linear::new(&kernels, weight, norm));
+            let results = layers.each_mut().map(|layer| {
+                let outputs = [None, Some("one")].map(|adapter| {
+                    let y = layer.forward(&x, adapter);
+                    stream.clone_dtoh(&y).expect("a copy")
+                });
+                assert!(outputs[0] == outputs[1], "{format} {norm:?}: a fresh adapter shows");
+                (1..=3).for_each(|step| layer.step(&x, step));
+                (layer.parameters(), layer.merged(), outputs)
+            });
+            assert!(results[0] == results[1], "{format} {norm:?}: not as on the dense W");
         }
     }
 }
