@@ -53,6 +53,9 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 /// | operands for an unmerge in an op that takes more | [`NotPrepared`](Error::NotPrepared) |
 /// | a backward or unmerge of [`DoraLinear`](crate::DoraLinear) after a change of the parameters | [`NotPrepared`](Error::NotPrepared) |
 /// | a dense W for a spec of a packed one, or another format | [`WeightFormat`](Error::WeightFormat) |
+/// | parts of a packed W on the device of other lengths than its shape's | [`Shape`](Error::Shape) |
+/// | packed elements that are not u8, or scales of another type than the format's | [`Dtype`](Error::Dtype) |
+/// | nested scales without their parts | [`MissingTensor`](Error::MissingTensor) |
 /// | a merge in place, or an unmerge, of a packed W | [`InvalidSpec`](Error::InvalidSpec) |
 /// | a workspace made for less | [`WorkspaceTooSmall`](Error::WorkspaceTooSmall) |
 /// | memory of the caller with too few bytes | [`MemoryTooSmall`](Error::MemoryTooSmall) |

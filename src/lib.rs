@@ -141,6 +141,9 @@ mod guides {
     #[doc = include_str!("../docs/dora-in-five-minutes.md")]
     struct DoraInFiveMinutes;
 
+    #[doc = include_str!("../docs/qdora.md")]
+    struct Qdora;
+
     #[cfg(feature = "peft")]
     #[doc = include_str!("../docs/cudarc.md")]
     struct Cudarc;
