@@ -4,8 +4,9 @@
 
 use std::sync::Arc;
 
+use fused_dora::quant::{BlockScales, Code4, Fp8Scales, QuantizedWeight, WeightFormat};
 use fused_dora::reference::Case;
-use fused_dora::{AdapterGroups, Dropout, DropoutForm, Dtype, Element, Kernels, Norm};
+use fused_dora::{AdapterGroups, Dropout, DropoutForm, Dtype, Element, Kernels, Norm, NormGrad};
 use half::bf16;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
@@ -63,6 +64,53 @@ pub fn trials_of_balance(seed: u64) -> Vec<Trial> {
     let name = "f16 with one large element of B".to_owned();
     vec![Trial { files: LAYER, about: &LAYER[..1], name, quick: true, run: Box::new(run) }]
 }
+
+/// All ops that read W, on packed ones in bf16: a format of each kind, rows that are aligned and rows
+/// that are not, and blocks that end within chunks.
+pub fn trials_of_packed_weights(seed: u64) -> Vec<Trial> {
+    let code4 = |code, block, scales, state| WeightFormat::Code4 { code, block, scales, state };
+    let blocks = Fp8Scales::Blocks { rows: 16, cols: 20 };
+    let formats = [
+        (code4(Code4::Nf4, 64, BlockScales::Nested, Dtype::Bf16), [140, 136, 152, 19]),
+        (code4(Code4::Fp4, 32, BlockScales::F32, Dtype::F16), [70, 83, 75, 5]),
+        (WeightFormat::Int8Rows, [7, 131, 150, 4]),
+        (WeightFormat::Fp8 { scales: blocks }, [70, 136, 150, 3]),
+    ];
+    let trial = |(format, shape): (WeightFormat, [usize; 4])| {
+        let run = move |kernels: &Arc<Kernels>| {
+            let random = &mut StdRng::seed_from_u64(seed);
+            let mut case = random_case(random, shape, Norm::Output, true);
+            case.norm_grad = NormGrad::Exact;
+            let shape = [case.out_features, case.in_features];
+            let values: Vec<f32> = case.weight.iter().map(|&value| value as f32).collect();
+            let packed = QuantizedWeight::quantize(&values, shape, format).expect("a packed W");
+            let stands_for = packed.dequantize::<bf16>();
+            case.weight = stands_for.iter().map(|value| f64::from(value.to_f32())).collect();
+            let case = case.rounded(Dtype::Bf16);
+            let device = Device::with_kernels(kernels, 0);
+            let mut layer = Layer::<bf16>::with_packed(&device, &case, Some(&packed));
+            layer.check_merge_alone::<f32>();
+            layer.check_adapter();
+            let runner = Runner::with_kernels(kernels).with_packed(packed);
+            let found = runner.run(&case, Dtype::Bf16).map_err(|error| error.to_string())?;
+            let failures = compare::failures(&case, Dtype::Bf16, &found, [None; 6]);
+            failures.expect("a consistent case").first().map_or(Ok(()), |wrong| Err(wrong.clone()))
+        };
+        let name = format!("all ops on {format}");
+        Trial { files: PACKED, about: PACKED, name, quick: true, run: Box::new(run) }
+    };
+    formats.map(trial).into()
+}
+
+/// What reads packed weights.
+const PACKED: &[&str] = &[
+    "prepare/sm80.cu",
+    "forward/sm80.cu",
+    "backward/sm80.cu",
+    "norm_gradient/sm80.cu",
+    "merge/sm80.cu",
+    "decompose/sm80.cu",
+];
 
 /// All trials in a dtype, in the order in which they are tried.
 pub fn trials<E: Element>(seed: u64) -> Vec<Trial> {
