@@ -191,7 +191,7 @@ fn check_sources(base: &Base, fit: &Fit) -> Result<(), Failure> {
 }
 
 /// A bar on stderr, if that is a terminal.
-fn progress(bytes: u64) -> ProgressBar {
+pub fn progress(bytes: u64) -> ProgressBar {
     let progress = ProgressBar::new(bytes);
     if let Ok(style) = ProgressStyle::with_template("{wide_bar} {bytes}/{total_bytes} {msg} {eta}")
     {
@@ -301,7 +301,8 @@ fn unpack(weight: &Weight<'_>, sink: &mut Sink<'_>) -> Result<(), Failure> {
     }
 }
 
-fn copy(file: &TensorFile, info: &TensorInfo, sink: &mut Sink<'_>) -> Result<(), Failure> {
+/// Writes a tensor as it is.
+pub fn copy(file: &TensorFile, info: &TensorInfo, sink: &mut Sink<'_>) -> Result<(), Failure> {
     let len = info.data_offsets.1 - info.data_offsets.0;
     let mut buffer = vec![0; CHUNK.min(len)];
     for start in (0..len).step_by(CHUNK) {

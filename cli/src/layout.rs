@@ -22,8 +22,8 @@ pub struct Layout {
 pub struct Entry {
     pub name: String,
     pub dtype: Stored,
-    shape: Vec<usize>,
-    bytes: usize,
+    pub shape: Vec<usize>,
+    pub bytes: usize,
 }
 
 /// How files call a type.
@@ -35,7 +35,23 @@ pub fn stored(dtype: Dtype) -> Stored {
     }
 }
 
+/// The tensors of a file, in the order of their bytes.
+pub fn entries(file: &TensorFile) -> impl Iterator<Item = Entry> {
+    file.names().into_iter().filter_map(|name| {
+        let info = file.info(&name)?;
+        let bytes = info.data_offsets.1 - info.data_offsets.0;
+        Some(Entry { name, dtype: info.dtype, shape: info.shape.clone(), bytes })
+    })
+}
+
 impl Layout {
+    /// A file of these tensors, with the metadata of another.
+    pub fn new(file: &TensorFile, mut tensors: Vec<Entry>) -> Result<Self, Failure> {
+        // Wide types first, as other writers have them: loaders need tensors to be aligned.
+        tensors.sort_by_key(|entry| std::cmp::Reverse(entry.dtype.bitsize()));
+        Ok(Self { header: header(file, &tensors)?, tensors })
+    }
+
     /// The layout of the file of a number: that of the base, with what is added behind its tensors,
     /// and with dense weights in place of packed ones if these are unpacked.
     pub fn of(
@@ -47,10 +63,7 @@ impl Layout {
         let file = &base.files[number];
         let added: Vec<_> = added.iter().filter(|added| added.file == number).collect();
         let mut tensors = Vec::new();
-        for name in file.names() {
-            let Some(info) = file.info(&name) else { continue };
-            let bytes = info.data_offsets.1 - info.data_offsets.0;
-            let mut entry = Entry { name, dtype: info.dtype, shape: info.shape.clone(), bytes };
+        for mut entry in entries(file) {
             if is_unpacked && base.packed.is_part(&entry.name) {
                 continue;
             }
@@ -68,11 +81,10 @@ impl Layout {
         if added.is_empty() && !is_unpacked {
             return Ok(Self { header: file.header().to_vec(), tensors });
         }
-        if is_unpacked {
-            // Wide types first, as other writers have them: loaders need tensors to be aligned.
-            tensors.sort_by_key(|entry| std::cmp::Reverse(entry.dtype.bitsize()));
+        match is_unpacked {
+            true => Self::new(file, tensors),
+            false => Ok(Self { header: header(file, &tensors)?, tensors }),
         }
-        Ok(Self { header: header(file, &tensors)?, tensors })
     }
 
     /// Bytes of the file.

@@ -22,7 +22,9 @@ mod options;
 mod orientation;
 mod output;
 mod packed;
+mod packing;
 mod plot;
+mod quantize;
 mod report;
 mod single;
 mod tied;
@@ -86,6 +88,7 @@ fn run(command: &Command) -> Result<(), Failure> {
         Command::Merge(options) => convert::run(options, Direction::Merge),
         Command::Unmerge(options) => convert::run(options, Direction::Unmerge),
         Command::Analyze(options) => analyze::run(options),
+        Command::Quantize(options) => quantize::run(options),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(*shell, &mut CommandLine::command(), "fused-dora", &mut script);

@@ -81,6 +81,15 @@ impl ModelConfig {
         of(&self.settings).or_else(|| self.settings.get("text_config").and_then(of))
     }
 
+    /// The file's text with a `quantization_config`.
+    pub fn packed(&self, quantization: Value) -> String {
+        let mut settings = self.settings.clone();
+        if let Value::Object(entries) = &mut settings {
+            entries.insert(QuantizationConfig::SETTINGS[0].to_owned(), quantization);
+        }
+        format!("{settings:#}\n")
+    }
+
     /// The file's text with untied embeddings, or with weights that are not packed.
     pub fn changed(&self, is_untied: bool, is_unpacked: bool) -> String {
         let mut settings = self.settings.clone();

@@ -38,6 +38,10 @@ const ANALYZE: &str = "\
 Example:
   fused-dora analyze --base model --changed merged --axis input --svg picture.svg";
 
+const QUANTIZE: &str = "\
+Example:
+  fused-dora quantize --base model --format nf4-nested --out packed";
+
 const COMPLETIONS: &str = "\
 Example:
   fused-dora completions bash > ~/.local/share/bash-completion/completions/fused-dora";
@@ -66,6 +70,9 @@ pub enum Command {
     /// Print how far each weight moved, in magnitude and in direction (DoRA paper, section 3.2)
     #[command(after_help = ANALYZE)]
     Analyze(Analyze),
+    /// Write a base with its linear layers packed to 4 or 8 bits, and print what that lost
+    #[command(after_help = QUANTIZE)]
+    Quantize(Quantize),
     /// Print a script that completes commands and options in a shell
     #[command(after_help = COMPLETIONS)]
     Completions {
@@ -144,6 +151,30 @@ pub struct Analyze {
     pub format: Format,
 }
 
+#[derive(Args)]
+pub struct Quantize {
+    /// A safetensors file, or a folder with model.safetensors, or with
+    /// model.safetensors.index.json and the files that it names, or with all of
+    /// model-00001-of-00002.safetensors, …
+    #[arg(long, value_name = "PATH")]
+    pub base: PathBuf,
+    /// A file if --base is a file, a folder if it is a folder; it must not exist
+    #[arg(long, value_name = "PATH")]
+    pub out: PathBuf,
+    /// How to pack weights
+    #[arg(long)]
+    pub format: PackedFormat,
+    /// Weights per scale in a format of 4 bits: a power of two from 32 to 4096 [default: 64]
+    #[arg(long, value_name = "NUMBER")]
+    pub block: Option<u16>,
+    /// Leave the weights of these modules dense, next to embeddings and heads: a name, its end from
+    /// a dot on, or a pattern with *
+    #[arg(long, value_name = "PATTERN")]
+    pub skip: Vec<String>,
+    #[command(flatten)]
+    pub output: Format,
+}
+
 /// How an adapter's settings and names are read.
 #[derive(Args)]
 pub struct AdapterOptions {
@@ -197,6 +228,21 @@ pub enum Device {
     Emulated,
     /// Plain loops in float64
     Cpu,
+}
+
+/// How weights are packed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum PackedFormat {
+    /// NF4 of bitsandbytes
+    Nf4,
+    /// The same with scales of 8 bits (double quantisation)
+    Nf4Nested,
+    /// FP4 of bitsandbytes
+    Fp4,
+    /// int8 of bitsandbytes, a scale per row
+    Int8,
+    /// fp8 e4m3, a scale per block of 128×128
+    Fp8Block,
 }
 
 /// The type of a dense weight.

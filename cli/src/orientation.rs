@@ -209,7 +209,7 @@ impl Orientations<'_> {
 }
 
 /// Whether a pattern, in which `*` stands for anything, is a name or its end from a dot on.
-fn matches(pattern: &str, name: &str) -> bool {
+pub fn matches(pattern: &str, name: &str) -> bool {
     let ends = name.match_indices('.').map(|(at, _)| &name[at + 1..]);
     std::iter::once(name).chain(ends).any(|end| matches_whole(pattern, end))
 }

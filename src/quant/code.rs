@@ -22,6 +22,17 @@ const NF4: [f32; 16] = [
     1.0,
 ];
 
+/// What bitsandbytes' kernel cuts NF4 by: the midpoints of the code, in f32.
+const NF4_CUTS: [f32; 15] = {
+    let mut cuts = [0.0; 15];
+    let mut code = 0;
+    while code < 15 {
+        cuts[code] = (NF4[code] + NF4[code + 1]) / 2.0;
+        code += 1;
+    }
+    cuts
+};
+
 /// FP4 without its sign, which is bit 3.
 const FP4: [f32; 8] =
     [0.0, 0.005_208_333_5, 0.666_666_7, 1.0, 0.333_333_34, 0.5, 0.166_666_67, 0.25];
@@ -55,10 +66,7 @@ impl Code4 {
     /// has code 0.
     pub fn nearest(self, value: f32) -> u8 {
         match self {
-            // f32 midpoints of the code.
-            Self::Nf4 => {
-                NF4.windows(2).filter(|pair| value > (pair[0] + pair[1]) / 2.0).count() as u8
-            }
+            Self::Nf4 => NF4_CUTS.partition_point(|cut| value > *cut) as u8,
             Self::Fp4 => {
                 let above = FP4_CUTS.iter().filter(|cut| value.abs() > **cut).count();
                 FP4_BY_SIZE[above] + if value < 0.0 { 8 } else { 0 }
@@ -115,13 +123,17 @@ pub(super) const FP8_MAX: f32 = 448.0;
 /// The number of an fp8 e4m3 code: 4 bits of exponent, 3 of mantissa, no infinities, 0x7f and 0xff
 /// are NaN.
 pub fn fp8_to_f32(code: u8) -> f32 {
-    let (exponent, mantissa) = (i32::from(code >> 3 & 15), f32::from(code & 7));
-    let magnitude = match (exponent, code & 7) {
-        (15, 7) => f32::NAN,
-        (0, _) => mantissa * 2f32.powi(-9),
-        _ => (8.0 + mantissa) * 2f32.powi(exponent - 10),
-    };
-    if code & 0x80 == 0 { magnitude } else { -magnitude }
+    // The bits are those of an f32 with another bias of the exponent, subnormal numbers included.
+    let bits = u32::from(code & 0x80) << 24 | u32::from(code & 0x7f) << 20;
+    match code & 0x7f {
+        0x7f => f32::NAN.copysign(f32::from_bits(bits)),
+        _ => f32::from_bits(bits) * power_of_two(120),
+    }
+}
+
+/// 2 to a power from −126 to 127.
+const fn power_of_two(exponent: i32) -> f32 {
+    f32::from_bits(((exponent + 127) as u32) << 23)
 }
 
 /// The fp8 e4m3 code nearest to a number, ties to even; beyond ±448, the code of ±448.
@@ -133,13 +145,29 @@ pub fn fp8_from_f32(value: f32) -> u8 {
     let magnitude = value.abs().min(FP8_MAX);
     let exponent = ((magnitude.to_bits() >> 23) as i32 - 127).max(-6);
     // In units of the last place, of which a power of two has 8: a carry moves to the next exponent.
-    let units = (magnitude * 2f32.powi(3 - exponent)).round_ties_even() as i32;
+    let units = (magnitude * power_of_two(3 - exponent)).round_ties_even() as i32;
     sign | (8 * (exponent + 6) + units) as u8
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// By the definition: a sign, 4 bits of exponent with the bias 7, 3 of mantissa.
+    #[test]
+    fn fp8_is_e4m3() {
+        for code in 0..=0xffu8 {
+            let (exponent, mantissa) = (i32::from(code >> 3 & 15), f32::from(code & 7) / 8.0);
+            let expected = match (exponent, code & 7) {
+                (15, 7) => f32::NAN,
+                (0, _) => mantissa * 2f32.powi(-6),
+                _ => (1.0 + mantissa) * 2f32.powi(exponent - 7),
+            };
+            let found = fp8_to_f32(code);
+            assert_eq!(found.is_sign_negative(), code > 0x7f, "{code:#x}");
+            assert!(found.abs() == expected || found.is_nan() && expected.is_nan(), "{code:#x}");
+        }
+    }
 
     /// Each code of fp8 is the nearest to itself, and numbers between two go to the nearer one.
     #[test]

@@ -2,7 +2,7 @@
 
 use crate::program::{fail, program, succeed};
 
-const COMMANDS: [&str; 4] = ["inspect", "merge", "unmerge", "analyze"];
+const COMMANDS: [&str; 5] = ["inspect", "merge", "unmerge", "analyze", "quantize"];
 
 #[test]
 fn wrong_calls_are_explained() {

@@ -180,6 +180,18 @@ fn merge_unmerge_and_analyze_print_documents() {
                 assert!(row.contains(&printed(part)), "{part}: {row}");
             }
         }
+        let packed = path("packed");
+        let mut quantize = program();
+        quantize
+            .args(["quantize", "--format", "nf4", "--base"])
+            .arg(&base)
+            .arg("--out")
+            .arg(packed);
+        let found_packed = document(&mut quantize);
+        assert_documented("quantize", &found_packed);
+        assert_eq!(found_packed["weights"].as_array().expect("weights").len(), 5);
+        assert_eq!(found_packed["format"], "nf4, blocks of 64");
+
         let slope = found["fit"]["slope"].as_f64().expect("a number");
         assert!(text.contains(&format!("slope {slope:.4}")), "{slope}: {text}");
     }

@@ -11,6 +11,7 @@ mod model;
 mod names;
 mod packed;
 mod program;
+mod quantize;
 mod random;
 mod refusals;
 mod reports;
