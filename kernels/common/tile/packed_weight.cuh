@@ -82,7 +82,7 @@ struct PackedWeight {
         const float of_block = scale(row, col);
         Vector<T> out;
         if (is_code4()) {
-            u32 word = 0;
+            u32 word;
             if constexpr (kCount == 8) {
                 word = *reinterpret_cast<const u32*>(codes + flat / 2);
             } else {
