@@ -23,7 +23,7 @@ pub struct Weight<'a>(pub(crate) Elements<'a>);
 pub(crate) enum Elements<'a> {
     /// A row-major matrix of the layer's dtype.
     Dense(Read<'a>),
-    Packed(PackedWeight<'a>),
+    Packed(Box<PackedWeight<'a>>),
 }
 
 /// A packed W `[O, I]` as its checkpoint has it. Kernels decode it where they read it.
@@ -58,7 +58,7 @@ impl<'a, R: Into<Read<'a>>> From<R> for Weight<'a> {
 
 impl<'a> From<PackedWeight<'a>> for Weight<'a> {
     fn from(packed: PackedWeight<'a>) -> Self {
-        Self(Elements::Packed(packed))
+        Self(Elements::Packed(Box::new(packed)))
     }
 }
 
