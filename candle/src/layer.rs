@@ -5,9 +5,10 @@ use std::sync::Arc;
 use candle_core::{DType, Device, Result, Tensor};
 use candle_nn::Linear;
 use fused_dora::cudarc::driver::{CudaSlice, CudaStream};
+use fused_dora::quant::{QuantizedWeight, WeightFormat};
 use fused_dora::{
     AdapterLayout, Base, DoraSpec, Dropout, DropoutForm, Kernels, Layer, Merge, Part, Prepare,
-    Workspace,
+    SharedWeight, Workspace,
 };
 
 use crate::error::{OrCandle, check_dtype, check_shape};
@@ -26,18 +27,53 @@ pub(crate) struct Frozen {
     /// b, as candle has it.
     pub(crate) bias: Option<Tensor>,
     dtype: DType,
-    weight_on_device: Constant,
+    weight: FrozenWeight,
     bias_on_device: Option<Constant>,
+}
+
+/// W on the kernels' device.
+#[derive(Debug)]
+enum FrozenWeight {
+    Dense(Constant),
+    Packed(SharedWeight),
 }
 
 impl Frozen {
     pub(crate) fn new(runtime: &Runtime, config: &DoraConfig, linear: &Linear) -> Result<Self> {
-        let &DoraConfig { rank, scaling, norm, norm_grad, dropout, train_bias } = config;
         let (weight, bias) = (linear.weight(), linear.bias());
-        let (outputs, inputs) = weight.dims2()?;
-        let dtype = kernel_dtype(weight.dtype())?;
+        let on_device = || Constant::new(runtime.stream(), weight).map(FrozenWeight::Dense);
+        Self::of(runtime, config, weight.dims2()?, weight.dtype(), bias, None, on_device)
+    }
+
+    pub(crate) fn packed(
+        runtime: &Runtime,
+        config: &DoraConfig,
+        dtype: DType,
+        weight: &QuantizedWeight<'_>,
+        bias: Option<&Tensor>,
+    ) -> Result<Self> {
+        let on_device = || {
+            let packed = SharedWeight::packed(runtime.stream(), kernel_dtype(dtype)?, weight);
+            packed.or_candle().map(FrozenWeight::Packed)
+        };
+        let format = Some(weight.format());
+        Self::of(runtime, config, weight.shape().into(), dtype, bias, format, on_device)
+    }
+
+    fn of(
+        runtime: &Runtime,
+        config: &DoraConfig,
+        (outputs, inputs): (usize, usize),
+        weight_dtype: DType,
+        bias: Option<&Tensor>,
+        format: Option<WeightFormat>,
+        weight: impl FnOnce() -> Result<FrozenWeight>,
+    ) -> Result<Self> {
+        let &DoraConfig { rank, scaling, norm, norm_grad, dropout, train_bias } = config;
+        let dtype = kernel_dtype(weight_dtype)?;
         let spec =
             DoraSpec::new(inputs, outputs, rank, scaling, norm, norm_grad, dtype).or_candle()?;
+        let spec = format.map_or(Ok(spec), |format| spec.with_weight(format)).or_candle()?;
         if let Some((probability, form)) = dropout {
             Dropout::new(probability, form, 0).or_candle()?;
         }
@@ -51,7 +87,7 @@ impl Frozen {
         // A trained bias takes the place of the frozen one.
         let frozen_bias = bias.filter(|_| !train_bias);
         if let Some(bias) = frozen_bias {
-            check_dtype("the bias must have the dtype of the weight", bias, weight.dtype())?;
+            check_dtype("the bias must have the dtype of the weight", bias, weight_dtype)?;
         }
         let constant = |tensor| Constant::new(runtime.stream(), tensor);
         Ok(Self {
@@ -60,8 +96,8 @@ impl Frozen {
             layout,
             dropout,
             bias: bias.map(Tensor::detach),
-            dtype: weight.dtype(),
-            weight_on_device: constant(weight)?,
+            dtype: weight_dtype,
+            weight: weight()?,
             bias_on_device: frozen_bias.map(constant).transpose()?,
         })
     }
@@ -119,10 +155,17 @@ impl Frozen {
         op: impl FnOnce(&Kernels, &Arc<CudaStream>, &mut Workspace, Base<'_>) -> fused_dora::Result<()>,
     ) -> Result<()> {
         let (kernels, stream) = (self.runtime.kernels(), self.runtime.stream());
-        let weight = self.weight_on_device.lend(stream)?;
+        let lent = match &self.weight {
+            FrozenWeight::Dense(weight) => Ok(weight.lend(stream)?),
+            FrozenWeight::Packed(weight) => Err(weight),
+        };
+        let weight = match &lent {
+            Ok(dense) => dense.read()?.into(),
+            Err(packed) => packed.read(),
+        };
         let bias = self.bias_on_device.as_ref().map(|bias| bias.lend(stream)).transpose()?;
         let bias = bias.as_ref().map(|bias| bias.read()).transpose()?;
-        let base = Base::new(weight.read()?).with_bias(bias);
+        let base = Base::new(weight).with_bias(bias);
         let op = |workspace: &mut Workspace| op(kernels, stream, workspace, base);
         self.runtime.with_workspace(&self.spec, tokens, op)
     }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use candle_core::{DType, Result, Tensor, Var};
 use candle_nn::{Init, Linear, Module, VarBuilder};
+use fused_dora::quant::QuantizedWeight;
 use fused_dora::{AdapterLayout, DoraSpec, Dropout, DropoutForm, Norm, NormGrad, Part, Scaling};
 
 use crate::error::OrCandle;
@@ -64,7 +65,28 @@ impl DoraLinear {
         linear: &Linear,
         vb: VarBuilder<'_>,
     ) -> Result<Self> {
-        let frozen = Arc::new(Frozen::new(runtime, config, linear)?);
+        Self::of(Frozen::new(runtime, config, linear)?, vb)
+    }
+
+    /// Adapts a linear layer whose W is packed (QDoRA), such as a base in NF4. `dtype` (bf16, f16 or
+    /// f32) is that of x, of `bias` `[O]` and of what the packed W stands for. W is copied to the
+    /// kernels' device as it is. Otherwise as [`DoraLinear::new`].
+    ///
+    /// # Errors
+    /// Those of [`DoraLinear::new`].
+    pub fn packed(
+        runtime: &Runtime,
+        config: &DoraConfig,
+        dtype: DType,
+        weight: &QuantizedWeight<'_>,
+        bias: Option<&Tensor>,
+        vb: VarBuilder<'_>,
+    ) -> Result<Self> {
+        Self::of(Frozen::packed(runtime, config, dtype, weight, bias)?, vb)
+    }
+
+    fn of(frozen: Frozen, vb: VarBuilder<'_>) -> Result<Self> {
+        let frozen = Arc::new(frozen);
         let len = frozen.layout.len();
         // Before there is a variable, which a failure would leave behind without its values.
         let fresh = (!vb.contains_tensor(ADAPTER)).then(|| frozen.initial()).transpose()?;

@@ -7,4 +7,5 @@ mod gradients;
 mod minilm;
 #[cfg(feature = "peft")]
 mod peft;
+mod packed;
 mod training;
