@@ -222,34 +222,47 @@ __device__ __forceinline__ void magnitude_sum(const BackwardParams& p, int o0, i
     if (recompute) sums.magnitude = sum;
 }
 
-// Σ over p of partials[p·stride], of four neighbours at a time, in order of p.
-__device__ __forceinline__ Quad<float> ordered_sum(const Quad<float>* partials, int count,
-                                                   i64 stride) {
-    float4 sum = make_float4(0, 0, 0, 0);
-#pragma unroll 16
-    for (int p = 0; p < count; ++p) {
-        const float4 part = __ldcg(reinterpret_cast<const float4*>(partials + p * stride));
-        sum = make_float4(sum.x + part.x, sum.y + part.y, sum.z + part.z, sum.w + part.w);
-    }
-    return {{sum.x, sum.y, sum.z, sum.w}};
-}
-
-// P of this chunk of tokens, from the partial sums of all strips.
+// P of this chunk of tokens, from the partial sums of all strips, which are added up in order. A thread
+// takes two groups of four neighbours at a time: eight loads are on their way together.
 template <typename T>
 __device__ __forceinline__ void finish_p(const BackwardParams& p, const AdapterTile& at,
                                          const float* partial_p) {
+    constexpr int kAtOnce = 2;
     const int k0 = at.rank * kRankTile, ranks = min(kRankTile, p.padded_rank - k0);
     const int begin = at.chunk * p.chunk, tokens = min(p.tokens, begin + p.chunk) - begin;
-    const int quads = ranks / 4;
-    for (int i = threadIdx.x; i < tokens * quads; i += kThreads) {
-        const i64 from = i64(i / quads) * p.padded_rank + k0 + i % quads * 4;
-        const auto sum = ordered_sum(reinterpret_cast<const Quad<float>*>(partial_p + from),
-                                     at.strips, i64(p.chunk) * p.padded_rank / 4);
-        Quad<T> out;
+    const int quads = ranks / 4, total = tokens * quads;
+    const i64 plane = i64(p.chunk) * p.padded_rank;
+    const auto offset = [&](int i) {
+        return i64(i / quads) * p.padded_rank + k0 + i % quads * 4;
+    };
+    for (int first = threadIdx.x; first < total; first += kAtOnce * kThreads) {
+        const float* from[kAtOnce];
+        float4 sums[kAtOnce];
 #pragma unroll
-        for (int e = 0; e < 4; ++e) out.values[e] = from_float<T>(sum.values[e]);
-        T* const to = static_cast<T*>(p.p) + i64(begin) * p.padded_rank + from;
-        store_quad<true>(to, 0, 4, out);
+        for (int n = 0; n < kAtOnce; ++n) {
+            from[n] = partial_p + offset(min(first + n * kThreads, total - 1));
+            sums[n] = make_float4(0, 0, 0, 0);
+        }
+#pragma unroll 4
+        for (int strip = 0; strip < at.strips; ++strip) {
+#pragma unroll
+            for (int n = 0; n < kAtOnce; ++n) {
+                const float4 part =
+                    __ldcg(reinterpret_cast<const float4*>(from[n] + strip * plane));
+                sums[n] = make_float4(sums[n].x + part.x, sums[n].y + part.y,
+                                      sums[n].z + part.z, sums[n].w + part.w);
+            }
+        }
+#pragma unroll
+        for (int n = 0; n < kAtOnce; ++n) {
+            const int i = first + n * kThreads;
+            if (i >= total) continue;
+            const float4 sum = sums[n];
+            T* const to = static_cast<T*>(p.p) + i64(begin) * p.padded_rank + offset(i);
+            store_quad<true>(to, 0, 4,
+                             Quad<T>{{from_float<T>(sum.x), from_float<T>(sum.y),
+                                      from_float<T>(sum.z), from_float<T>(sum.w)}});
+        }
     }
 }
 
