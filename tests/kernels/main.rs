@@ -9,4 +9,5 @@ mod merge;
 mod norm_gradient;
 mod numerics;
 mod ops;
+mod packed;
 mod tiles;
