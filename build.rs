@@ -22,6 +22,10 @@ use fused_dora_nvrtc::{
     fetched_folders, ptx,
 };
 
+/// The environment variable with the compute capabilities that the feature `cubins` builds for.
+const ENV_CUBINS: &str = "FUSED_DORA_CUBINS";
+const CAPABILITIES: &str = "80,86,89,90,120";
+
 fn main() -> ExitCode {
     match build() {
         Ok(()) => ExitCode::SUCCESS,
@@ -39,7 +43,7 @@ fn build() -> Result<(), Box<dyn Error>> {
         println!("cargo:rerun-if-changed={watched}");
     }
     let toolkits = ["CUDA_PATH", "CUDA_HOME", "VIRTUAL_ENV", "CONDA_PREFIX"];
-    for variable in [ENV_LIBRARY, ENV_CACHE].into_iter().chain(toolkits) {
+    for variable in [ENV_LIBRARY, ENV_CACHE, ENV_CUBINS].into_iter().chain(toolkits) {
         println!("cargo:rerun-if-env-changed={variable}");
     }
     let folder = KernelFolder::read(&root.join("kernels"))?;
@@ -51,7 +55,7 @@ fn build() -> Result<(), Box<dyn Error>> {
         Some(nvrtc) => {
             let cache = Cache::from_env();
             check_layout(&nvrtc, &cache, &folder, &mirror)?;
-            Some(compile(&nvrtc, &cache, &images)?)
+            Some(compile(&nvrtc, &cache, &images, &capabilities(&nvrtc)?)?)
         }
         None => None,
     };
@@ -95,13 +99,45 @@ fn check_layout(
     Ok(())
 }
 
-/// A kernel's name and its PTX, compressed with zlib.
-type Compressed = (String, Vec<u8>);
+/// The compute capabilities to build machine code for: none without the feature `cubins`.
+fn capabilities(nvrtc: &Nvrtc) -> Result<Vec<u32>, Box<dyn Error>> {
+    if env::var_os("CARGO_FEATURE_CUBINS").is_none() {
+        return Ok(Vec::new());
+    }
+    let supported = nvrtc.capabilities()?;
+    let given = env::var(ENV_CUBINS).ok().filter(|given| !given.is_empty());
+    let mut wanted = Vec::new();
+    for word in given.as_deref().unwrap_or(CAPABILITIES).split(',') {
+        let capability = word.trim().parse().map_err(|_| {
+            format!("{ENV_CUBINS}: `{word}` is no compute capability such as 86 (for 8.6)")
+        })?;
+        if supported.contains(&capability) {
+            wanted.push(capability);
+        } else if given.is_some() {
+            let (major, minor) = nvrtc.version()?;
+            let known = supported.iter().map(u32::to_string).collect::<Vec<_>>().join(", ");
+            return Err(format!(
+                "{ENV_CUBINS}: NVRTC {major}.{minor} makes no machine code for {capability}, only for {known}"
+            )
+            .into());
+        }
+    }
+    Ok(wanted)
+}
 
-fn compressed(module: &ptx::Module) -> io::Result<Compressed> {
-    let mut bytes = ZlibEncoder::new(Vec::new(), Compression::default());
-    bytes.write_all(module.text.as_bytes())?;
-    Ok((module.entry.clone(), bytes.finish()?))
+/// What becomes of an image, compressed with zlib.
+#[derive(Clone, Default)]
+struct Compiled {
+    /// The PTX of each kernel, by its name.
+    kernels: Vec<(String, Vec<u8>)>,
+    /// Machine code of all of them, by its compute capability.
+    cubins: Vec<(u32, Vec<u8>)>,
+}
+
+fn compressed(bytes: &[u8]) -> io::Result<Vec<u8>> {
+    let mut encoder = ZlibEncoder::new(Vec::new(), Compression::default());
+    encoder.write_all(bytes)?;
+    encoder.finish()
 }
 
 /// The kernels of every image, on as many threads as there are.
@@ -109,7 +145,8 @@ fn compile(
     nvrtc: &Nvrtc,
     cache: &Cache,
     images: &[Image<'_>],
-) -> Result<Vec<Vec<Compressed>>, String> {
+    capabilities: &[u32],
+) -> Result<Vec<Compiled>, String> {
     let (start, compiled) = (Instant::now(), AtomicUsize::new(0));
     let one = |image: &Image<'_>| {
         if !image.is_in(cache, nvrtc) {
@@ -121,10 +158,22 @@ fn compile(
             error => error.to_string(),
         })?;
         let modules = ptx::modules(&ptx).map_err(|line| format!("{}: {line}", image.file))?;
-        modules.iter().map(compressed).collect::<io::Result<_>>().map_err(|e| e.to_string())
+        let mut compiled = Compiled::default();
+        let failed = |error: io::Error| error.to_string();
+        for module in modules {
+            let ptx = compressed(module.text.as_bytes()).map_err(failed)?;
+            compiled.kernels.push((module.entry, ptx));
+        }
+        for &capability in capabilities {
+            let cubin = image
+                .cubin(nvrtc, Some(cache), capability)
+                .map_err(|error| format!("kernels/{} for sm_{capability}: {error}", image.file))?;
+            compiled.cubins.push((capability, compressed(&cubin).map_err(failed)?));
+        }
+        Ok(compiled)
     };
     let next = AtomicUsize::new(0);
-    let kernels = Mutex::new(vec![Ok(Vec::new()); images.len()]);
+    let kernels = Mutex::new(vec![Ok(Compiled::default()); images.len()]);
     let work = || {
         loop {
             let at = next.fetch_add(1, Ordering::Relaxed);
@@ -155,30 +204,39 @@ fn report(nvrtc: &Nvrtc, images: usize, start: Instant, cache: &Cache) {
 }
 
 /// The Rust table of all kernel files: of each its op, its architecture and its kernels.
-fn table(
-    out: &Path,
-    images: &[Image<'_>],
-    kernels: Option<&[Vec<Compressed>]>,
-) -> io::Result<String> {
-    let mut table = "pub(crate) const FILES: &[super::Embedded] = &[\n".to_owned();
+fn table(out: &Path, images: &[Image<'_>], kernels: Option<&[Compiled]>) -> io::Result<String> {
+    let include = |name: &str, bytes: &[u8]| {
+        write_if_changed(&out.join(name), bytes)?;
+        Ok::<_, io::Error>(format!("include_bytes!(concat!(env!(\"OUT_DIR\"), \"/{name}\"))"))
+    };
+    let mut table = "const FILES: &[Embedded] = &[\n".to_owned();
     let mut at = 0;
     for of_file in images.chunk_by(|image, other| image.file == other.file) {
         let Image { op, architecture, .. } = of_file[0];
-        let row = match kernels {
-            None => "None".to_owned(),
-            Some(kernels) => {
-                let mut row = String::new();
-                for (entry, ptx) in kernels[at..at + of_file.len()].iter().flatten() {
-                    let name = format!("{entry}_{architecture}.ptx.z");
-                    write_if_changed(&out.join(&name), ptx)?;
-                    row += &format!(
-                        "\n        (\"{entry}\", include_bytes!(concat!(env!(\"OUT_DIR\"), \"/{name}\"))),"
-                    );
+        let (mut rows, mut cubins) = ("None".to_owned(), String::new());
+        if let Some(kernels) = kernels {
+            rows = "Some(&[".to_owned();
+            for (image, compiled) in of_file.iter().zip(&kernels[at..]) {
+                let packed = image.packed;
+                let kind = if packed { "_packed" } else { "" };
+                for (entry, ptx) in &compiled.kernels {
+                    let bytes = include(&format!("{entry}{kind}_{architecture}.ptx.z"), ptx)?;
+                    rows += &format!("\n            (\"{entry}\", {packed}, {bytes}),");
                 }
-                format!("Some(&[{row}\n    ])")
+                let dtype = image.dtype.unwrap_or_default();
+                for (capability, cubin) in &compiled.cubins {
+                    let name = format!("{op}_{architecture}_{dtype}{kind}_sm{capability}.cubin.z");
+                    let bytes = include(&name, cubin)?;
+                    cubins +=
+                        &format!("\n            (\"{dtype}\", {packed}, {capability}, {bytes}),");
+                }
             }
-        };
-        table += &format!("    (\"{op}\", \"{architecture}\", {row}),\n");
+            rows += "\n        ])";
+        }
+        table += &format!(
+            "    Embedded {{\n        op: \"{op}\",\n        arch: \"{architecture}\",\n        \
+             kernels: {rows},\n        cubins: &[{cubins}],\n    }},\n"
+        );
         at += of_file.len();
     }
     Ok(table + "];\n")

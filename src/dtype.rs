@@ -42,6 +42,22 @@ impl fmt::Display for Dtype {
     }
 }
 
+/// Which compilation of a kernel a layer takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct Variant {
+    /// Of the layer, or of the kernel where that has one only.
+    pub(crate) dtype: Dtype,
+    /// W is packed.
+    pub(crate) packed: bool,
+}
+
+impl From<Dtype> for Variant {
+    /// Of a kernel that reads no W, or a dense one.
+    fn from(dtype: Dtype) -> Self {
+        Self { dtype, packed: false }
+    }
+}
+
 /// The type of a tensor's elements.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ElementType {
@@ -55,6 +71,8 @@ pub enum ElementType {
     F64,
     /// Integers without a sign: what a counter of steps holds.
     U64,
+    /// Bytes: what packed weights hold.
+    U8,
 }
 
 impl ElementType {
@@ -64,6 +82,7 @@ impl ElementType {
             Self::Bf16 | Self::F16 => 2,
             Self::F32 => 4,
             Self::F64 | Self::U64 => 8,
+            Self::U8 => 1,
         }
     }
 
@@ -73,7 +92,7 @@ impl ElementType {
             Self::Bf16 => Some(Dtype::Bf16),
             Self::F16 => Some(Dtype::F16),
             Self::F32 => Some(Dtype::F32),
-            Self::F64 | Self::U64 => None,
+            Self::F64 | Self::U64 | Self::U8 => None,
         }
     }
 }
@@ -96,6 +115,7 @@ impl fmt::Display for ElementType {
             Self::F32 => "f32",
             Self::F64 => "f64",
             Self::U64 => "u64",
+            Self::U8 => "u8",
         })
     }
 }

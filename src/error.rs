@@ -5,6 +5,7 @@ use std::fmt;
 use cudarc::driver::DriverError;
 
 use crate::dtype::ElementType;
+use crate::quant::WeightFormat;
 
 /// The crate's result type.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -51,6 +52,11 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 /// | an op between `prepare` of a shard and `finish_prepare`, or `finish_prepare` by itself | [`NotPrepared`](Error::NotPrepared) |
 /// | operands for an unmerge in an op that takes more | [`NotPrepared`](Error::NotPrepared) |
 /// | a backward or unmerge of [`DoraLinear`](crate::DoraLinear) after a change of the parameters | [`NotPrepared`](Error::NotPrepared) |
+/// | a dense W for a spec of a packed one, or another format | [`WeightFormat`](Error::WeightFormat) |
+/// | parts of a packed W on the device of other lengths than its shape's | [`Shape`](Error::Shape) |
+/// | packed elements that are not u8, or scales of another type than the format's | [`Dtype`](Error::Dtype) |
+/// | nested scales without their parts | [`MissingTensor`](Error::MissingTensor) |
+/// | a merge in place, or an unmerge, of a packed W | [`InvalidSpec`](Error::InvalidSpec) |
 /// | a workspace made for less | [`WorkspaceTooSmall`](Error::WorkspaceTooSmall) |
 /// | memory of the caller with too few bytes | [`MemoryTooSmall`](Error::MemoryTooSmall) |
 /// | `unmerge` where a gain is 0 | [`LostFeature`](Error::LostFeature) |
@@ -162,6 +168,17 @@ pub enum Error {
     NotPrepared {
         /// What is wrong with them.
         problem: &'static str,
+    },
+    /// W in another format than the spec's.
+    #[error(
+        "the weight is {given}, and the spec's is {spec}: make the spec with DoraSpec::with_weight for \
+         the packed weight that the ops get, or give them a dense one"
+    )]
+    WeightFormat {
+        /// The spec's format.
+        spec: String,
+        /// That of the weight.
+        given: String,
     },
     /// The workspace was made for less.
     #[error(
@@ -302,6 +319,16 @@ pub enum Error {
         /// The driver's answer.
         source: DriverError,
     },
+}
+
+impl Error {
+    /// A weight in another format than its spec's; `None` is dense.
+    pub(crate) fn weight_format(spec: Option<WeightFormat>, given: Option<WeightFormat>) -> Self {
+        let name = |format: Option<WeightFormat>| {
+            format.map_or_else(|| "dense".to_owned(), |format| format.to_string())
+        };
+        Self::WeightFormat { spec: name(spec), given: name(given) }
+    }
 }
 
 /// The message, as [`Display`](fmt::Display): a `main` that returns an error prints it this way, and

@@ -130,13 +130,19 @@ pub use ops::prepared::Prepared;
 pub use spec::{DoraSpec, Norm, NormGrad, Scaling};
 #[cfg(feature = "dlpack")]
 pub use tensor::dlpack;
-pub use tensor::{Base, Element, Read, SharedTensor, SharedWeight, TensorElement, Weight, Write};
+pub use tensor::{
+    Base, Element, NestedScales, PackedWeight, Read, SharedTensor, SharedWeight, TensorElement,
+    Weight, Write,
+};
 
 /// The guides' examples are tests.
 #[cfg(doctest)]
 mod guides {
     #[doc = include_str!("../docs/dora-in-five-minutes.md")]
     struct DoraInFiveMinutes;
+
+    #[doc = include_str!("../docs/qdora.md")]
+    struct Qdora;
 
     #[cfg(feature = "peft")]
     #[doc = include_str!("../docs/cudarc.md")]

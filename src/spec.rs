@@ -1,7 +1,8 @@
 //! What one adapted layer is: its features, rank, scaling, norm axis and compute type.
 
-use crate::dtype::Dtype;
+use crate::dtype::{Dtype, Variant};
 use crate::error::{Error, Result};
+use crate::quant::WeightFormat;
 
 /// Along which axis of V = W + s·B·A the norm c is taken, and so what the magnitude m scales.
 ///
@@ -72,6 +73,7 @@ pub struct DoraSpec {
     norm: Norm,
     norm_grad: NormGrad,
     dtype: Dtype,
+    weight: Option<WeightFormat>,
 }
 
 /// The rank is zero-padded to the depth of one tensor-core product.
@@ -122,7 +124,27 @@ impl DoraSpec {
                 requirement: "Detached for plain LoRA, which has no norm",
             });
         }
-        Ok(Self { in_features, out_features, rank, scaling, norm, norm_grad, dtype })
+        let weight = None;
+        Ok(Self { in_features, out_features, rank, scaling, norm, norm_grad, dtype, weight })
+    }
+
+    /// The same layer on a packed W: QDoRA. Its ops take a [`PackedWeight`](crate::PackedWeight).
+    ///
+    /// # Errors
+    /// Those of [`WeightFormat::check`].
+    pub fn with_weight(self, format: WeightFormat) -> Result<Self> {
+        format.check()?;
+        Ok(Self { weight: Some(format), ..self })
+    }
+
+    /// How W is packed; `None` for a dense W.
+    pub const fn weight(&self) -> Option<WeightFormat> {
+        self.weight
+    }
+
+    /// Which compilation of the kernels it takes.
+    pub(crate) const fn variant(&self) -> Variant {
+        Variant { dtype: self.dtype, packed: self.weight.is_some() }
     }
 
     /// I, the length of a row of x and W.

@@ -88,6 +88,8 @@ typedef enum fused_dora_status {
     FUSED_DORA_STATUS_MEMORY_TOO_SMALL,
     // A step without an active adapter. No function of this interface returns it.
     FUSED_DORA_STATUS_NO_ACTIVE_ADAPTER,
+    // A packed weight where the spec says a dense one. No function of this interface returns it.
+    FUSED_DORA_STATUS_WEIGHT_FORMAT,
 } fused_dora_status;
 
 // What x, W, the bias, y and their gradients are stored in. Adapters and their gradients are f32.

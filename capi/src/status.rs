@@ -68,6 +68,8 @@ pub enum Status {
     MemoryTooSmall,
     /// A step without an active adapter. No function of this interface returns it.
     NoActiveAdapter,
+    /// A packed weight where the spec says a dense one. No function of this interface returns it.
+    WeightFormat,
 }
 
 impl Status {
@@ -96,6 +98,7 @@ impl Status {
             Error::Ranks { .. } => Self::Ranks,
             Error::MemoryTooSmall { .. } => Self::MemoryTooSmall,
             Error::NoActiveAdapter { .. } => Self::NoActiveAdapter,
+            Error::WeightFormat { .. } => Self::WeightFormat,
             // `Error` may grow, and a test finds each variant that is not listed here.
             _ => Self::Panic,
         }

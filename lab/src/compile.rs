@@ -38,7 +38,8 @@ pub fn folder(
         .map_err(|error| format!("{} cannot be created: {error}", out.display()))?;
     let folder = KernelFolder::read(kernels)?;
     let mut jobs = Vec::new();
-    for image in folder.images() {
+    // Those for packed weights decode them simply so far, and have no limits.
+    for image in folder.images().into_iter().filter(|image| !image.packed) {
         let kept =
             architectures.iter().filter(|&&a| image.dtype.is_none_or(|dtype| wanted(dtype, a)));
         jobs.extend(kept.map(|&architecture| (image, architecture)));

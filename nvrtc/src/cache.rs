@@ -203,7 +203,7 @@ fn content_key(kind: &str, library: &str, source: &Source<'_>, options: &[&str])
 }
 
 /// The headers that a source includes, at any depth, in name order.
-fn included<'a>(source: &Source<'a>) -> BTreeSet<(&'a str, &'a str)> {
+pub(crate) fn included<'a>(source: &Source<'a>) -> BTreeSet<(&'a str, &'a str)> {
     let mut found = BTreeSet::new();
     let mut texts = vec![source.text];
     while let Some(text) = texts.pop() {

@@ -3,6 +3,7 @@
 use std::io;
 use std::path::Path;
 
+use crate::cache::included;
 use crate::{Cache, Mirror, Nvrtc, NvrtcError, ParamsError, Source, ptx, sources};
 
 /// The dtypes of a kernel file's images, in the order of the crate's `Dtype`.
@@ -11,6 +12,9 @@ pub const DTYPES: [&str; 3] = ["bf16", "f16", "f32"];
 /// What a kernel file that has entry points per dtype makes them with. Others are about adapters
 /// alone, which are f32.
 const ENTRIES: &str = "FUSED_DORA_ENTRIES(";
+
+/// What a file compiles for a packed weight with, if it or what it includes looks for it.
+const PACKED: &str = "FUSED_DORA_PACKED";
 
 /// The sources below a folder: kernel files `OP/ARCH.cu`, and headers.
 #[derive(Debug, Clone)]
@@ -38,6 +42,8 @@ pub struct Image<'a> {
     pub architecture: &'a str,
     /// The dtype, or `None` where the file has no entry points per dtype.
     pub dtype: Option<&'static str>,
+    /// Whether the kernels read a packed weight instead of a dense one.
+    pub packed: bool,
     path: &'a str,
     text: &'a str,
     headers: &'a [(String, String)],
@@ -81,22 +87,23 @@ impl KernelFolder {
         changed
     }
 
-    /// All images: in the order of their files, and in that of [`DTYPES`].
+    /// All images: in the order of their files, those for dense weights first, and in the order of
+    /// [`DTYPES`].
     pub fn images(&self) -> Vec<Image<'_>> {
         let mut images = Vec::new();
         for Kernel { file, path, text } in &self.kernels {
             let Some((op, architecture)) = parts(file) else { continue };
             let per_dtype = text.contains(ENTRIES);
             let dtypes = if per_dtype { DTYPES.map(Some).to_vec() } else { vec![None] };
-            images.extend(dtypes.into_iter().map(|dtype| Image {
-                file,
-                op,
-                architecture,
-                dtype,
-                path,
-                text,
-                headers: &self.headers,
-            }));
+            let headers = &self.headers;
+            let source = Source { name: path, text, headers };
+            let reads_weight = included(&source).iter().any(|(_, header)| header.contains(PACKED));
+            let kinds = if reads_weight { &[false, true][..] } else { &[false] };
+            for &packed in kinds {
+                let image =
+                    |&dtype| Image { file, op, architecture, dtype, packed, path, text, headers };
+                images.extend(dtypes.iter().map(image));
+            }
         }
         images
     }
@@ -124,10 +131,12 @@ impl<'a> Image<'a> {
     /// The options that every compilation of the image has, whatever it makes.
     pub fn options(&self) -> Vec<String> {
         let dtype = self.dtype.map(|dtype| format!("--define-macro=FUSED_DORA_DTYPE={dtype}"));
+        let packed = self.packed.then(|| format!("--define-macro={PACKED}"));
         ["--std=c++17", "--generate-line-info"]
             .map(str::to_owned)
             .into_iter()
             .chain(dtype)
+            .chain(packed)
             .collect()
     }
 
@@ -144,6 +153,30 @@ impl<'a> Image<'a> {
             None => nvrtc.compile(&self.source(), &options),
         };
         ptx::portable(&ptx?).map_err(NvrtcError::NewerPtx)
+    }
+
+    /// The image's machine code for a compute capability, such as 86, without line numbers. Without a
+    /// cache, NVRTC compiles it.
+    ///
+    /// # Errors
+    /// Those of [`Nvrtc::compile_device`].
+    pub fn cubin(
+        &self,
+        nvrtc: &Nvrtc,
+        cache: Option<&Cache>,
+        capability: u32,
+    ) -> Result<Vec<u8>, NvrtcError> {
+        let lines = "--generate-line-info";
+        let options: Vec<String> = [format!("--gpu-architecture=sm_{capability}")]
+            .into_iter()
+            .chain(self.options().into_iter().filter(|option| option != lines))
+            .collect();
+        let options: Vec<&str> = options.iter().map(String::as_str).collect();
+        let compiled = match cache {
+            Some(cache) => cache.device_code(nvrtc, &self.source(), &options),
+            None => nvrtc.compile_device(&self.source(), &options),
+        };
+        compiled.map(|(_, cubin)| cubin)
     }
 
     /// Whether a cache has its PTX.

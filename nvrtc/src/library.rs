@@ -127,6 +127,26 @@ impl Nvrtc {
         Ok((major, minor))
     }
 
+    /// The compute capabilities, such as 80 for 8.0, that this NVRTC makes machine code for.
+    ///
+    /// # Errors
+    /// [`NvrtcError::Call`], also of an NVRTC before CUDA 11.2, which does not tell.
+    pub fn capabilities(&self) -> Result<Vec<u32>, NvrtcError> {
+        type Get = unsafe extern "C" fn(*mut c_int) -> Status;
+        let [count_name, name] = ["nvrtcGetNumSupportedArchs", "nvrtcGetSupportedArchs"];
+        let mut count = 0;
+        // SAFETY: the signatures are those of nvrtc.h; the array has as many places as NVRTC said.
+        let found = unsafe {
+            let get_count: Get = self.symbol(count_name)?;
+            self.check(count_name, get_count(&mut count))?;
+            let mut found = vec![0; count.max(0) as usize];
+            let get: Get = self.symbol(name)?;
+            self.check(name, get(found.as_mut_ptr()))?;
+            found
+        };
+        Ok(found.into_iter().map(|capability| capability as u32).collect())
+    }
+
     /// Compiles `source` to PTX text. `options` are NVRTC's own, such as
     /// `--gpu-architecture=compute_80`.
     pub fn compile(&self, source: &Source<'_>, options: &[&str]) -> Result<String, NvrtcError> {

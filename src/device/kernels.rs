@@ -1,52 +1,23 @@
 //! The compiled kernels, loaded into a context, and the checks around every launch.
 
 use std::collections::HashMap;
-use std::io::Read as _;
-use std::sync::{Arc, OnceLock, PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock};
 
 use cudarc::driver::sys::CUdevice_attribute_enum as Attribute;
 use cudarc::driver::{
-    CudaContext, CudaFunction, CudaModule, CudaStream, DeviceRepr, DriverError, LaunchConfig,
-    PushKernelArg, sys,
+    CudaContext, CudaFunction, CudaModule, CudaStream, DeviceRepr, LaunchConfig, PushKernelArg,
 };
-use cudarc::nvrtc::Ptx;
-use flate2::read::ZlibDecoder;
 
 use super::arch::Arch;
+use super::code::{self, KernelFile};
 use super::launch::{Kernel, Launch};
 use super::tiling::{F32Math, Tiles, Tiling};
-use crate::dtype::Dtype;
+use crate::dtype::Variant;
 use crate::error::{During, Error, Result};
 use crate::tensor::check_context;
 
-mod embedded {
-    include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
-}
-
 /// The op whose kernels are the smallest.
 const SMALLEST_OP: &str = "adamw";
-
-/// A kernel's entry point and its PTX, compressed with zlib.
-type Compressed = (&'static str, &'static [u8]);
-
-/// A file's op, its architecture and its kernels, if the build had an NVRTC.
-type Embedded = (&'static str, &'static str, Option<&'static [Compressed]>);
-
-/// The kernels of one file.
-#[derive(Debug)]
-struct KernelFile {
-    op: &'static str,
-    arch: &'static str,
-    code: Code,
-}
-
-#[derive(Debug)]
-enum Code {
-    /// A module for each kernel.
-    Embedded(&'static [Compressed]),
-    /// One module of all kernels, and the PTX to make it.
-    Replaced(String, OnceLock<Arc<CudaModule>>),
-}
 
 /// A kernel and what the device must give a block of it.
 #[derive(Debug, Clone)]
@@ -161,17 +132,19 @@ struct Limits {
 pub struct Kernels {
     context: Arc<CudaContext>,
     files: Vec<KernelFile>,
-    /// What was loaded, by name and dtype.
-    functions: RwLock<HashMap<(&'static str, Dtype), Function>>,
+    /// What was loaded, by name.
+    functions: RwLock<HashMap<(&'static str, Variant), Function>>,
     limits: Limits,
     arch: Arch,
+    /// Such as 86.
+    capability: u32,
     tiling: Tiling,
 }
 
 impl Kernels {
     /// Whether the kernels were compiled into this build.
     pub fn are_built() -> bool {
-        embedded::FILES.iter().all(|(.., kernels)| kernels.is_some())
+        code::are_built()
     }
 
     /// The kernels, for `context`.
@@ -198,15 +171,7 @@ impl Kernels {
         context: &Arc<CudaContext>,
         replaced: &[(&str, Option<&str>)],
     ) -> Result<Self> {
-        let of_file = |&(op, arch, embedded): &Embedded| {
-            let name = format!("{op}/{arch}.cu");
-            let code = match replaced.iter().find(|(file, _)| *file == name) {
-                Some((_, ptx)) => ptx.map(|ptx| Code::Replaced(ptx.to_owned(), OnceLock::new())),
-                None => embedded.map(Code::Embedded),
-            };
-            Ok(KernelFile { op, arch, code: code.ok_or(Error::KernelsNotBuilt)? })
-        };
-        let files = embedded::FILES.iter().map(of_file).collect::<Result<Vec<_>>>()?;
+        let files = KernelFile::all(replaced)?;
         let found = context.compute_capability().during("reading the compute capability")?;
         let arch = Arch::of(found)?;
         let attribute = |which| {
@@ -225,15 +190,10 @@ impl Kernels {
         let sm_count = attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)? as usize;
         let tiling = Tiling { sm_count, forced: None, f32_math: F32Math::of(found) };
         let context = context.clone();
-        let kernels = Self { context, files, functions: RwLock::default(), limits, arch, tiling };
-        // Any module shows whether the driver takes the PTX.
-        let file = kernels.file(SMALLEST_OP)?;
-        match &file.code {
-            Code::Embedded(all) => {
-                file.module(&kernels.context, all.first().map_or("", |(n, _)| n))
-            }
-            Code::Replaced(..) => file.module(&kernels.context, ""),
-        }?;
+        let capability = (10 * found.0 + found.1) as u32;
+        let functions = RwLock::default();
+        let kernels = Self { context, files, functions, limits, arch, capability, tiling };
+        kernels.file(SMALLEST_OP)?.probe(&kernels.context, capability)?;
         Ok(kernels)
     }
 
@@ -308,7 +268,7 @@ impl Kernels {
 
     /// The function of a launch that the device can do.
     fn checked(&self, launch: &Launch) -> Result<Function> {
-        let function = self.function(launch.kernel, launch.dtype)?;
+        let function = self.function(launch.kernel, launch.variant)?;
         let fewer = "use fewer tokens or a smaller rank per call";
         let none = "this GPU cannot run this kernel";
         let threads = self.limits.threads.min(function.max_threads);
@@ -331,22 +291,22 @@ impl Kernels {
     }
 
     /// Loads a kernel, where that is not done.
-    pub(crate) fn load_kernel(&self, kernel: Kernel, dtype: Dtype) -> Result<()> {
-        self.function(kernel, dtype).map(drop)
+    pub(crate) fn load_kernel(&self, kernel: Kernel, variant: impl Into<Variant>) -> Result<()> {
+        self.function(kernel, variant.into()).map(drop)
     }
 
     /// A kernel, loaded if it is not yet.
-    fn function(&self, kernel: Kernel, dtype: Dtype) -> Result<Function> {
-        let dtype = kernel.suffix(dtype);
-        let key = (kernel.name, dtype);
+    fn function(&self, kernel: Kernel, variant: Variant) -> Result<Function> {
+        let variant = kernel.variant(variant);
+        let key = (kernel.name, variant);
         let functions = self.functions.read().unwrap_or_else(PoisonError::into_inner);
         if let Some(found) = functions.get(&key) {
             return Ok(found.clone());
         }
         drop(functions);
-        let entry = format!("{}_{dtype}", kernel.name);
-        let module = self.file(kernel.op)?.module(&self.context, &entry)?;
-        let new = Function::load(&module, &entry)?;
+        let module =
+            self.file(kernel.op)?.module(&self.context, self.capability, kernel, variant)?;
+        let new = Function::load(&module, &kernel.entry(variant.dtype))?;
         let mut functions = self.functions.write().unwrap_or_else(PoisonError::into_inner);
         Ok(functions.entry(key).or_insert(new).clone())
     }
@@ -360,33 +320,6 @@ impl Kernels {
     }
 }
 
-impl KernelFile {
-    /// A new module with an entry point.
-    fn module(&self, context: &Arc<CudaContext>, entry: &str) -> Result<Arc<CudaModule>> {
-        match &self.code {
-            Code::Embedded(kernels) => {
-                let of_entry = kernels.iter().find(|(name, _)| *name == entry);
-                let (_, compressed) = of_entry.ok_or(Error::KernelsNotBuilt)?;
-                load_image(context, self.op, &decompressed(compressed))
-            }
-            Code::Replaced(ptx, module) => match module.get() {
-                Some(module) => Ok(module.clone()),
-                None => {
-                    let new = load_image(context, self.op, ptx)?;
-                    Ok(module.get_or_init(|| new).clone())
-                }
-            },
-        }
-    }
-}
-
-/// The PTX that the build script compressed.
-fn decompressed(bytes: &[u8]) -> String {
-    let mut ptx = String::new();
-    ZlibDecoder::new(bytes).read_to_string(&mut ptx).expect("the build script compressed it");
-    ptx
-}
-
 impl Function {
     fn load(module: &Arc<CudaModule>, name: &str) -> Result<Self> {
         let during = "finding a kernel";
@@ -395,30 +328,4 @@ impl Function {
         let max_threads = function.max_threads_per_block().during(during)?.max(0) as u64;
         Ok(Self { function, shared_bytes, max_threads })
     }
-}
-
-/// Loads one PTX image; for the test of an image newer than the driver.
-#[doc(hidden)]
-pub fn load_image(
-    context: &Arc<CudaContext>,
-    kernel: &'static str,
-    ptx: &str,
-) -> Result<Arc<CudaModule>> {
-    match context.load_module(Ptx::from_src(ptx)) {
-        Ok(module) => Ok(module),
-        Err(DriverError(sys::CUresult::CUDA_ERROR_UNSUPPORTED_PTX_VERSION)) => {
-            let ptx = ptx
-                .lines()
-                .find_map(|line| line.trim().strip_prefix(".version"))
-                .map_or_else(|| "of unknown version".to_owned(), |v| v.trim().to_owned());
-            Err(Error::PtxTooNew { kernel, ptx, driver: driver_version() })
-        }
-        Err(source) => Err(Error::Driver { during: "loading kernels", source }),
-    }
-}
-
-fn driver_version() -> i32 {
-    let mut version = 0;
-    // SAFETY: the pointer is valid for the call; on failure the version stays 0.
-    unsafe { sys::cuDriverGetVersion(&mut version) }.result().map_or(0, |()| version)
 }

@@ -1,6 +1,6 @@
 //! A kernel by name, and one launch of it.
 
-use crate::dtype::Dtype;
+use crate::dtype::{Dtype, Variant};
 use crate::params::common;
 
 /// Threads of a block unless a launch says otherwise.
@@ -28,9 +28,14 @@ impl Kernel {
         Self { op, name, is_f32_only: true }
     }
 
-    /// The dtype in the name of the entry point for layers of `dtype`.
-    pub(crate) const fn suffix(self, dtype: Dtype) -> Dtype {
-        if self.is_f32_only { Dtype::F32 } else { dtype }
+    /// The compilation that layers of `variant` take.
+    pub(crate) fn variant(self, variant: Variant) -> Variant {
+        if self.is_f32_only { Dtype::F32.into() } else { variant }
+    }
+
+    /// The entry point in a dtype.
+    pub(crate) fn entry(self, dtype: Dtype) -> String {
+        format!("{}_{dtype}", self.name)
     }
 }
 
@@ -38,7 +43,7 @@ impl Kernel {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Launch {
     pub(crate) kernel: Kernel,
-    pub(crate) dtype: Dtype,
+    pub(crate) variant: Variant,
     pub(crate) grid: [usize; 3],
     /// Threads of a block.
     pub(crate) block: u32,
@@ -48,7 +53,7 @@ pub(crate) struct Launch {
 
 impl Launch {
     /// Blocks of [`THREADS`] threads without dynamic shared memory.
-    pub(crate) const fn new(kernel: Kernel, dtype: Dtype, grid: [usize; 3]) -> Self {
-        Self { kernel, dtype, grid, block: THREADS, shared_bytes: 0 }
+    pub(crate) fn new(kernel: Kernel, variant: impl Into<Variant>, grid: [usize; 3]) -> Self {
+        Self { kernel, variant: variant.into(), grid, block: THREADS, shared_bytes: 0 }
     }
 }

@@ -2,6 +2,7 @@
 
 mod arch;
 mod borrow;
+mod code;
 mod kernels;
 mod launch;
 mod memory;
@@ -11,9 +12,9 @@ mod workspace;
 
 pub(crate) use arch::Arch;
 pub use borrow::borrow_context;
-pub use kernels::Kernels;
 #[doc(hidden)]
-pub use kernels::load_image;
+pub use code::load_image;
+pub use kernels::Kernels;
 pub(crate) use launch::{Kernel, Launch, THREADS};
 pub(crate) use memory::DeviceMemory;
 pub use open::{open_device, probe_driver};

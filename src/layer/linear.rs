@@ -200,7 +200,8 @@ impl DoraLinear {
     }
 
     /// A layer with W `[O, I]` and perhaps b `[O]`, both frozen, on `stream`. W's dtype is the
-    /// layer's.
+    /// layer's. On a packed W, the specs of the workspace and of adapters have its format
+    /// ([`DoraSpec::with_weight`]).
     ///
     /// # Errors
     /// [`Error::Shape`], [`Error::Dtype`], [`Error::InvalidSpec`], [`Error::ContextMismatch`], or the
@@ -215,10 +216,12 @@ impl DoraLinear {
     ) -> Result<Self> {
         let weight = weight.into();
         let spec = Self::base_spec(in_features, out_features, weight.dtype())?;
+        let spec = weight.format().map_or(Ok(spec), |format| spec.with_weight(format))?;
         {
             let (weight, bias) = (weight.read(), bias.as_ref().map(SharedTensor::read));
             let mut tensors = Tensors::new(kernels.context(), stream, spec.dtype())?;
-            tensors.weight("weight", &weight, matrix(spec.outputs(), spec.inputs()))?;
+            let shape = matrix(spec.outputs(), spec.inputs());
+            tensors.weight("weight", &weight, shape, spec.weight())?;
             tensors.read_vector_if_given("bias", &bias, spec.outputs())?;
         }
         Ok(Self {
@@ -250,6 +253,10 @@ impl DoraLinear {
         if own != base {
             let problem = format!("is for a weight {own:?}, and the layer's is {base:?}");
             return Err(Error::Adapter { name, problem });
+        }
+        let [given, needed] = [self.base.spec(), adapter.spec()].map(|spec| spec.weight());
+        if given != needed {
+            return Err(Error::weight_format(needed, given));
         }
         if self.adapters.contains_key(&name) {
             let problem = "is attached already: detach it first".to_owned();

@@ -190,11 +190,11 @@ impl Kernels {
             });
         }
         let plan = Plan::new(spec, axis, self.sm_count());
-        let launch = Launch::new(DECOMPOSE, spec.dtype(), [plan.strips, plan.split.count, 1]);
+        let launch = Launch::new(DECOMPOSE, spec.variant(), [plan.strips, plan.split.count, 1]);
         self.check_launch(&launch)?;
         let mut scratch = workspace.scratch(&mut t, plan.needs(), 0)?;
         let shape = matrix(spec.outputs(), spec.inputs());
-        let weight = t.weight_placed("weight", weight, shape)?;
+        let weight = t.weight_placed("weight", weight, shape, spec.weight())?;
         let params = DecomposeParams {
             weight: weight.data,
             result: t.write_as(ElementType::F64, "result", result, result_shape())?.address,

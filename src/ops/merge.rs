@@ -133,7 +133,7 @@ impl Kernels {
         let shape = matrix(spec.outputs(), spec.inputs());
         let merged = io.merged.element();
         let (source, target) = (
-            t.weight_placed("weight", &io.weight, shape)?,
+            t.weight_placed("weight", &io.weight, shape, spec.weight())?,
             t.write_as(merged, "merged", &mut io.merged, shape)?,
         );
         let report = report(&mut t, &mut io.report)?;
@@ -244,8 +244,18 @@ impl Kernels {
                 requirement: "W's own dtype if W' replaces W",
             });
         }
+        if spec.weight().is_some() && (kernel == UNMERGE || source.data.elements == target.address)
+        {
+            return Err(Error::InvalidSpec {
+                parameter: "the weight",
+                value: spec.weight().map_or_else(String::new, |format| format.to_string()),
+                requirement: "dense for a merge in place and for an unmerge: V does not land on the \
+                              codes of a packed W, so merge into another tensor, and take the packed \
+                              W again instead of an unmerge",
+            });
+        }
         let gain = prepared.read_gains(&mut t, spec)?.gain;
-        let launch = Launch::new(kernel, spec.dtype(), [ctas(spec, self.sm_count()), 1, 1]);
+        let launch = Launch::new(kernel, spec.variant(), [ctas(spec, self.sm_count()), 1, 1]);
         self.check_launch(&launch)?;
         let mut scratch = workspace.scratch(&mut t, needs(spec, self.sm_count()), 0)?;
         let (lora_a, lora_b) = factors(&mut t, spec, lora_a, lora_b)?;

@@ -94,7 +94,7 @@ impl Kernels {
         let grad_lora_b =
             t.write_as(f32, "grad_lora_B", &mut io.grad_lora_b, matrix(outputs, ranks))?;
         let mut params = NormGradientParams {
-            weight: t.weight("weight", &io.weight, matrix(outputs, inputs))?,
+            weight: t.weight("weight", &io.weight, matrix(outputs, inputs), spec.weight())?,
             lora_a: lora_a.address,
             lora_b: lora_b.address,
             gain: operands.gain,
@@ -213,8 +213,8 @@ impl Plan {
                 let tiles = spec.in_features().div_ceil(features) + rows.len().div_ceil(features);
                 let finish = [tiles, ranks.len().div_ceil(of_ranks), 1];
                 let launches = [
-                    Launch::new(NORM_GRADIENT, spec.dtype(), sums),
-                    Launch::new(FINISH, spec.dtype(), finish),
+                    Launch::new(NORM_GRADIENT, spec.variant(), sums),
+                    Launch::new(FINISH, spec.variant(), finish),
                 ];
                 passes.push(Pass { rows, ranks, split, launches });
             }

@@ -84,7 +84,7 @@ impl Kernels {
         mut inputs: Prepare<'_>,
     ) -> Result<()> {
         let plan = Plan::new(spec, self.sm_count());
-        let launch = Launch::new(PREPARE, spec.dtype(), plan.grid());
+        let launch = Launch::new(PREPARE, spec.variant(), plan.grid());
         let is_sharded = matches!(inputs.magnitude, Magnitude::Sharded);
         let has_bias = inputs.bias.is_some();
         {
@@ -97,7 +97,8 @@ impl Kernels {
             let mut scratch = workspace.scratch(&mut t, plan.needs(), 0)?;
             let (inputs_dim, outputs) = (spec.inputs(), spec.outputs());
             let f32 = ElementType::F32;
-            let weight = t.weight("weight", &inputs.weight, matrix(outputs, inputs_dim))?;
+            let weight =
+                t.weight("weight", &inputs.weight, matrix(outputs, inputs_dim), spec.weight())?;
             let aligned = t.aligned();
             let lora_a =
                 t.read_as(f32, "lora_A", &inputs.lora_a, matrix(spec.ranks(), inputs_dim))?;
@@ -153,7 +154,7 @@ impl Kernels {
         mut magnitude: Magnitude<'_>,
     ) -> Result<()> {
         let plan = Plan::new(spec, self.sm_count());
-        let launch = Launch::new(PREPARE, spec.dtype(), [plan.strips, 1, 1]);
+        let launch = Launch::new(PREPARE, spec.variant(), [plan.strips, 1, 1]);
         let lora_b = lora_b.into();
         {
             let mut t = Tensors::new(self.context(), stream, spec.dtype())?;
@@ -267,7 +268,7 @@ impl Plan {
     fn balance(&self, spec: &DoraSpec) -> Option<Launch> {
         let elements = spec.out_features() * spec.rank();
         let ctas = elements.div_ceil(PACK_PER_CTA);
-        balances(spec).then(|| Launch::new(BALANCE, spec.dtype(), [ctas, 1, 1]))
+        balances(spec).then(|| Launch::new(BALANCE, spec.variant(), [ctas, 1, 1]))
     }
 }
 

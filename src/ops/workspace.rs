@@ -41,7 +41,7 @@ fn load_training(kernels: &Kernels, specs: &[DoraSpec], max_tokens: usize) -> Re
         let products = forward::kernels(spec, max_tokens, tiling)
             .chain(backward::kernels(spec, max_tokens, tiling));
         for kernel in of_ops.into_iter().flatten().copied().chain(products) {
-            kernels.load_kernel(kernel, spec.dtype())?;
+            kernels.load_kernel(kernel, spec.variant())?;
         }
     }
     Ok(())
@@ -58,7 +58,7 @@ impl Kernels {
     pub fn load_dropout(&self, spec: &DoraSpec, form: DropoutForm) -> Result<()> {
         let mode = Dropout::mode(Some(&Dropout::new(0.0, form, 0)?), spec)?;
         for kernel in [forward::dropout_kernel(mode), backward::dropout_kernel(mode)] {
-            self.load_kernel(kernel, spec.dtype())?;
+            self.load_kernel(kernel, spec.variant())?;
         }
         Ok(())
     }

@@ -93,6 +93,11 @@ impl WeightFormat {
         }
     }
 
+    /// Whether the scales are nested.
+    pub const fn is_nested(self) -> bool {
+        matches!(self, Self::Code4 { scales: BlockScales::Nested, .. })
+    }
+
     /// S, the dtype that the exact W is rounded to before anything reads it: f32, which means not at
     /// all, except in [`WeightFormat::Code4`].
     pub const fn state(self) -> Dtype {

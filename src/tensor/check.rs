@@ -4,10 +4,11 @@ use cudarc::driver::{
     CudaContext, CudaSlice, CudaStream, DevicePtr, DevicePtrMut, DriverError, SyncOnDrop, result,
 };
 
-use super::{ElementType, Memory, MemoryMut, Read, Weight, WeightFormat, Write};
+use super::{ElementType, Elements, Memory, MemoryMut, PackedWeight, Read, Weight, Write};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
-use crate::params::common::WeightData;
+use crate::params::common::{Packing, Rounding, WeightData};
+use crate::quant::{Code4, Fp8Scales, NESTED_BLOCK, WeightFormat};
 use crate::spec::MAX_DIMENSION;
 
 /// Rows that start at multiples of this many bytes, and are multiples of it long, are moved by
@@ -62,7 +63,8 @@ pub(crate) struct PlacedWeight {
 impl From<Placed> for PlacedWeight {
     /// A matrix.
     fn from(Placed { address, aligned, starts_at_quads, .. }: Placed) -> Self {
-        Self { data: WeightData { elements: address }, aligned, starts_at_quads }
+        let data = WeightData { elements: address, ..WeightData::default() };
+        Self { data, aligned, starts_at_quads }
     }
 }
 
@@ -106,14 +108,15 @@ impl<'t> Tensors<'t> {
         self.aligned.into()
     }
 
-    /// W.
+    /// W, in the format that the spec says.
     pub(crate) fn weight(
         &mut self,
         tensor: &'static str,
         weight: &'t Weight<'_>,
         shape: Shape,
+        format: Option<WeightFormat>,
     ) -> Result<WeightData> {
-        let placed = self.weight_placed(tensor, weight, shape)?;
+        let placed = self.weight_placed(tensor, weight, shape, format)?;
         self.aligned &= placed.aligned;
         Ok(placed.data)
     }
@@ -125,9 +128,93 @@ impl<'t> Tensors<'t> {
         tensor: &'static str,
         weight: &'t Weight<'_>,
         shape: Shape,
+        format: Option<WeightFormat>,
     ) -> Result<PlacedWeight> {
-        let WeightFormat::Dense(matrix) = &weight.0;
-        Ok(self.read_as(self.element, tensor, matrix, shape)?.into())
+        match (&weight.0, format) {
+            (Elements::Dense(matrix), None) => {
+                Ok(self.read_as(self.element, tensor, matrix, shape)?.into())
+            }
+            (Elements::Packed(packed), Some(format)) if packed.format == format => {
+                self.packed_weight(packed, shape)
+            }
+            (Elements::Dense(_), needed) => Err(Error::weight_format(needed, None)),
+            (Elements::Packed(packed), needed) => {
+                Err(Error::weight_format(needed, Some(packed.format)))
+            }
+        }
+    }
+
+    /// A packed W: its parts, and what the kernels decode it by.
+    fn packed_weight(
+        &mut self,
+        packed: &'t PackedWeight<'_>,
+        [(_, rows), (_, cols)]: Shape,
+    ) -> Result<PlacedWeight> {
+        let &PackedWeight { format, ref elements, ref scales, ref nested } = packed;
+        let shape = [rows, cols];
+        let (u8, f32) = (ElementType::U8, ElementType::F32);
+        let bytes = vector(("bytes", format.packed_bytes(shape)));
+        let elements = self.read_as(u8, "the packed weight", elements, bytes)?;
+        let count = format.scales(shape);
+        let is_nested = format.is_nested();
+        let scales = self.read_as(
+            if is_nested { u8 } else { f32 },
+            format.scales_name(),
+            scales,
+            vector(("scales", count)),
+        )?;
+        let need = match is_nested {
+            true => Need::Required("the format has nested scales"),
+            false => Need::Excluded("the format has no nested scales"),
+        };
+        check_given("nested_absmax", nested.is_some(), need)?;
+        let mut data = WeightData {
+            elements: elements.address,
+            scales: scales.address,
+            ..WeightData::default()
+        };
+        if let Some(nested) = nested {
+            let outer = vector(("scales", count.div_ceil(NESTED_BLOCK)));
+            data.outer_scales = self.read_as(f32, "nested_absmax", &nested.absmax, outer)?.address;
+            let map = vector(("codes", 256));
+            data.scale_map = self.read_as(f32, "nested_quant_map", &nested.map, map)?.address;
+            data.scale_offset = nested.offset;
+        }
+        // Chunks of 16 bytes of the dtype, each in one block.
+        let chunk = VECTOR_BYTES / self.element.bytes();
+        let mut in_blocks = true;
+        match format {
+            WeightFormat::Code4 { code, block, .. } => {
+                data.packing = match code {
+                    Code4::Nf4 => Packing::Nf4,
+                    Code4::Fp4 => Packing::Fp4,
+                };
+                data.block_shift = block.trailing_zeros() as i32;
+            }
+            WeightFormat::Int8Rows => data.packing = Packing::Int8,
+            WeightFormat::Fp8 { scales } => {
+                data.packing = Packing::Fp8;
+                let [height, width] = match scales {
+                    Fp8Scales::Tensor => [rows, cols],
+                    Fp8Scales::Rows => [1, cols],
+                    Fp8Scales::Blocks { rows, cols } => [rows.into(), cols.into()],
+                };
+                (data.scale_rows, data.scale_cols) = (height as i32, width as i32);
+                in_blocks = width == cols || width % chunk == 0;
+            }
+        }
+        data.rounding = match format.state() {
+            Dtype::Bf16 => Rounding::Bf16,
+            Dtype::F16 => Rounding::F16,
+            Dtype::F32 => Rounding::None,
+        };
+        let is_aligned = |elements_of_row: usize| cols % elements_of_row == 0;
+        let starts = elements.address.is_multiple_of(VECTOR_BYTES as u64);
+        Ok(PlacedWeight {
+            data,
+            aligned: starts && in_blocks && is_aligned(chunk),
+            starts_at_quads: is_aligned(4),
+        })
     }
 
     /// A contiguous matrix of the layer's dtype.
@@ -353,6 +440,7 @@ impl<'t> Tensors<'t> {
             Memory::F32(view) => self.lend(tensor, view, read.stride, shape)?,
             Memory::F64(view) => self.lend(tensor, view, read.stride, shape)?,
             Memory::U64(view) => self.lend(tensor, view, read.stride, shape)?,
+            Memory::U8(view) => self.lend(tensor, view, read.stride, shape)?,
             Memory::Address(address, _) => *address,
         };
         place(tensor, address, needed, read.stride, shape)
@@ -373,6 +461,7 @@ impl<'t> Tensors<'t> {
             MemoryMut::F32(view) => self.lend_mut(tensor, view, stride, shape)?,
             MemoryMut::F64(view) => self.lend_mut(tensor, view, stride, shape)?,
             MemoryMut::U64(view) => self.lend_mut(tensor, view, stride, shape)?,
+            MemoryMut::U8(view) => self.lend_mut(tensor, view, stride, shape)?,
             MemoryMut::Address(address, _) => *address,
         };
         place(tensor, address, needed, stride, shape)

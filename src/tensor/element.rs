@@ -41,7 +41,7 @@ macro_rules! tensor_elements {
     )*};
 }
 
-tensor_elements!(bf16: Bf16, f16: F16, f32: F32, f64: F64, u64: U64);
+tensor_elements!(bf16: Bf16, f16: F16, f32: F32, f64: F64, u64: U64, u8: U8);
 
 /// A Rust type that a [`Dtype`] stands for.
 pub trait Element: TensorElement {

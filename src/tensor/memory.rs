@@ -13,6 +13,7 @@ pub enum Memory<'a> {
     F32(CudaView<'a, f32>),
     F64(CudaView<'a, f64>),
     U64(CudaView<'a, u64>),
+    U8(CudaView<'a, u8>),
     Address(u64, ElementType),
 }
 
@@ -24,6 +25,7 @@ pub enum MemoryMut<'a> {
     F32(CudaViewMut<'a, f32>),
     F64(CudaViewMut<'a, f64>),
     U64(CudaViewMut<'a, u64>),
+    U8(CudaViewMut<'a, u8>),
     Address(u64, ElementType),
 }
 
@@ -35,6 +37,7 @@ impl Clone for Memory<'_> {
             Self::F32(view) => Self::F32(view.slice(..)),
             Self::F64(view) => Self::F64(view.slice(..)),
             Self::U64(view) => Self::U64(view.slice(..)),
+            Self::U8(view) => Self::U8(view.slice(..)),
             Self::Address(address, element) => Self::Address(*address, *element),
         }
     }

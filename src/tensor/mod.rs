@@ -21,8 +21,8 @@ pub(crate) use check::{
 };
 pub use element::{Element, TensorElement};
 pub(crate) use memory::{Memory, MemoryMut};
-pub(crate) use weight::WeightFormat;
-pub use weight::{Base, SharedTensor, SharedWeight, Weight};
+pub(crate) use weight::Elements;
+pub use weight::{Base, NestedScales, PackedWeight, SharedTensor, SharedWeight, Weight};
 
 /// A row-major tensor that an op reads.
 ///
@@ -99,6 +99,7 @@ impl Read<'_> {
             Memory::F32(_) => ElementType::F32,
             Memory::F64(_) => ElementType::F64,
             Memory::U64(_) => ElementType::U64,
+            Memory::U8(_) => ElementType::U8,
             Memory::Address(_, element) => *element,
         }
     }
@@ -121,6 +122,7 @@ impl Write<'_> {
             MemoryMut::F32(_) => ElementType::F32,
             MemoryMut::F64(_) => ElementType::F64,
             MemoryMut::U64(_) => ElementType::U64,
+            MemoryMut::U8(_) => ElementType::U8,
             MemoryMut::Address(_, element) => *element,
         }
     }

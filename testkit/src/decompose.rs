@@ -6,7 +6,7 @@ use fused_dora::{Decompose, DecomposeAdapter, Decomposition, Dtype, Element, Nor
 use rand::Rng;
 use rand::rngs::StdRng;
 
-use super::layer::Layer;
+use super::layer::{Layer, base};
 
 impl<E: Element> Layer<'_, E> {
     fn poisoned_result(&self) -> CudaSlice<f64> {
@@ -19,7 +19,7 @@ impl<E: Element> Layer<'_, E> {
         let changed = self.device.upload::<F>(changed);
         let io = Decompose {
             axis,
-            weight: self.weight.read().into(),
+            weight: base(&self.packed, &self.weight),
             changed: changed.read(),
             result: (&mut result).into(),
         };
@@ -33,7 +33,7 @@ impl<E: Element> Layer<'_, E> {
         let mut result = self.poisoned_result();
         let io = DecomposeAdapter {
             axis,
-            weight: self.weight.read().into(),
+            weight: base(&self.packed, &self.weight),
             lora_a: self.lora_a.read(),
             lora_b: self.lora_b.read(),
             result: (&mut result).into(),

@@ -4,9 +4,11 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use fused_dora::cudarc::driver::{CudaSlice, CudaStream};
+use fused_dora::quant::QuantizedWeight;
 use fused_dora::reference::Case;
 use fused_dora::{
-    DoraSpec, Element, Kernels, Norm, Prepare, Prepared, Read, TensorElement, Workspace, Write,
+    DoraSpec, Element, Kernels, Norm, Prepare, Prepared, Read, SharedWeight, TensorElement, Weight,
+    Workspace, Write,
 };
 
 const POISON: f32 = f32::from_bits(u32::MAX);
@@ -79,6 +81,8 @@ pub struct Layer<'a, E> {
     pub case: Case,
     pub spec: DoraSpec,
     pub weight: Buffer<E>,
+    /// W packed, which then takes the place of `weight`.
+    pub packed: Option<SharedWeight>,
     pub lora_a: Buffer<f32>,
     pub lora_b: Buffer<f32>,
     pub prepared: Prepared,
@@ -89,16 +93,29 @@ pub struct Layer<'a, E> {
 
 impl<'a, E: Element> Layer<'a, E> {
     pub fn new(device: &'a Device, case: &Case) -> Self {
+        Self::with_packed(device, case, None)
+    }
+
+    /// The layer with its W packed.
+    pub fn with_packed(
+        device: &'a Device,
+        case: &Case,
+        packed: Option<&QuantizedWeight<'_>>,
+    ) -> Self {
         let case = case.rounded(E::DTYPE);
-        let spec = super::run::spec(&case, E::DTYPE).expect("a layer");
         let stream = &device.stream;
+        let mut spec = super::run::spec(&case, E::DTYPE).expect("a layer");
+        let packed = packed.map(|weight| {
+            spec = spec.with_weight(weight.format()).expect("a format");
+            SharedWeight::packed(stream, E::DTYPE, weight).expect("memory")
+        });
         let mut workspace = Workspace::new(&device.kernels, stream, &[spec], 0).expect("memory");
         let mut prepared = Prepared::new(stream, &spec).expect("memory");
         let weight = device.upload(&case.weight);
         let (lora_a, lora_b) = (device.upload(&case.lora_a), device.upload(&case.lora_b));
         let magnitude = device.upload::<f32>(&case.magnitude);
         let adapter = Prepare {
-            weight: weight.read().into(),
+            weight: base(&packed, &weight),
             lora_a: lora_a.read(),
             lora_b: lora_b.read(),
             magnitude: (case.norm != Norm::None).then(|| magnitude.read()).into(),
@@ -109,6 +126,14 @@ impl<'a, E: Element> Layer<'a, E> {
             .prepare(stream, &spec, &mut workspace, &mut prepared, adapter)
             .expect("prepare");
         let gain = prepared.read_gain(stream).expect("g").into_iter().map(f64::from).collect();
-        Self { device, case, spec, weight, lora_a, lora_b, prepared, workspace, gain }
+        Self { device, case, spec, weight, packed, lora_a, lora_b, prepared, workspace, gain }
     }
+}
+
+/// W as the ops take it.
+pub fn base<'a, E: TensorElement>(
+    packed: &'a Option<SharedWeight>,
+    dense: &'a Buffer<E>,
+) -> Weight<'a> {
+    packed.as_ref().map_or_else(|| dense.read().into(), SharedWeight::read)
 }

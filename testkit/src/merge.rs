@@ -4,7 +4,7 @@ use fused_dora::reference::{self, Case};
 use fused_dora::{Dtype, Element, InPlace, Merge, MergeReport, Result, Unmerge};
 
 use super::compare::Comparison;
-use super::layer::{Buffer, Layer};
+use super::layer::{Buffer, Layer, base};
 
 impl<E: Element> Layer<'_, E> {
     pub fn merge<F: Element>(&mut self) -> (Buffer<F>, MergeReport) {
@@ -12,7 +12,7 @@ impl<E: Element> Layer<'_, E> {
         let stream = &self.device.stream;
         let mut report = stream.clone_htod(&[f64::NAN; MergeReport::LEN]).expect("memory");
         let io = Merge {
-            weight: self.weight.read().into(),
+            weight: base(&self.packed, &self.weight),
             lora_a: self.lora_a.read(),
             lora_b: self.lora_b.read(),
             merged: merged.write(),
@@ -69,14 +69,19 @@ impl<E: Element> Layer<'_, E> {
         assert!(comparison.ok(), "from {} norm {norm:?} r={rank}\n{comparison}", E::DTYPE);
     }
 
-    /// Merge and unmerge by way of `F`, and the report.
-    pub fn check_merge<F: Element>(&mut self) {
+    /// Merge into `F`, and the report: W' on the device and here, and what it should be.
+    pub fn check_merge_alone<F: Element>(&mut self) -> (Buffer<F>, Vec<f32>, reference::Merged) {
         let (merged, report) = self.merge::<F>();
         let expected = reference::merge(&self.case, &self.gain, F::DTYPE).expect("consistent");
         let found = self.device.download(&merged);
         self.compare_weight("merged", F::DTYPE, &found, &expected.weight);
         check_report(&report, &found, &expected);
+        (merged, found, expected)
+    }
 
+    /// Merge and unmerge by way of `F`, and the report.
+    pub fn check_merge<F: Element>(&mut self) {
+        let (merged, found, expected) = self.check_merge_alone::<F>();
         let restored = self.unmerge(&merged).expect("gains that are not 0");
         let found: Vec<f64> = found.into_iter().map(f64::from).collect();
         let mut expected_weight =

@@ -32,11 +32,11 @@ pub fn files(start: &str) -> Vec<PathBuf> {
     files
 }
 
-/// A layer of a file `dora_*`, with W unpacked to f32: rounded to S, and not to T.
-pub fn case(path: &Path) -> CaseFile {
+/// A layer of a file `dora_*`, with W unpacked to f32: rounded to S, and not to T. And its packed W.
+pub fn case(path: &Path) -> (CaseFile, QuantizedWeight<'static>) {
     let mut tensors = tensors::read(path);
-    let weight = weight(&tensors);
-    let unpacked = floats(&weight.shape(), &weight.dequantize::<f32>());
+    let packed = weight(&tensors).into_owned();
+    let unpacked = floats(&packed.shape(), &packed.dequantize::<f32>());
     tensors.insert("weight".to_owned(), unpacked);
     let bytes = std::fs::read(path).expect("a file");
     let (_, header) = SafeTensors::read_metadata(&bytes).expect("a safetensors file");
@@ -45,7 +45,8 @@ pub fn case(path: &Path) -> CaseFile {
         (name, TensorView::new(*dtype, shape.clone(), bytes).expect("a tensor"))
     });
     let bytes = safetensors::serialize(views, metadata).expect("a file");
-    CaseFile::parse(path, &bytes).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+    let case = CaseFile::parse(path, &bytes);
+    (case.unwrap_or_else(|error| panic!("{}: {error}", path.display())), packed)
 }
 
 /// The packed weight of a file's tensors.

@@ -3,10 +3,12 @@
 use std::sync::Arc;
 
 use fused_dora::cudarc::driver::{CudaContext, CudaSlice, CudaStream, CudaView};
+use fused_dora::quant::QuantizedWeight;
 use fused_dora::reference::Case;
 use fused_dora::{
     Backward, Base, DoraSpec, Dropout, Dtype, Element, Error, F32Math, Forward, Gradients, Kernels,
-    Layer as DeviceLayer, Norm, NormGradient, Prepare, Read, Result, Scaling, Workspace, Write,
+    Layer as DeviceLayer, Norm, NormGradient, Prepare, Read, Result, Scaling, SharedWeight, Weight,
+    Workspace, Write,
 };
 
 /// The device's answer that nothing overwrote: a NaN of all ones in every dtype.
@@ -21,6 +23,7 @@ pub struct Runner {
     dropout: Option<Dropout>,
     counter: Option<u64>,
     repeats: usize,
+    packed: Option<QuantizedWeight<'static>>,
 }
 
 impl Runner {
@@ -37,7 +40,16 @@ impl Runner {
     /// Takes kernels that are loaded.
     pub fn with_kernels(kernels: &Arc<Kernels>) -> Self {
         let (stream, kernels) = (kernels.context().default_stream(), kernels.clone());
-        Self { stream, kernels, offset: 0, gap: 0, dropout: None, counter: None, repeats: 0 }
+        Self {
+            stream,
+            kernels,
+            offset: 0,
+            gap: 0,
+            dropout: None,
+            counter: None,
+            repeats: 0,
+            packed: None,
+        }
     }
 
     /// The same, with every tensor `offset` elements into its allocation, so that none starts at a
@@ -65,6 +77,11 @@ impl Runner {
     /// The same after so many other micro-batches on one workspace.
     pub fn with_repeats(self, repeats: usize) -> Self {
         Self { repeats, ..self }
+    }
+
+    /// The same with this W, which stands for the case's.
+    pub fn with_packed(self, weight: QuantizedWeight<'static>) -> Self {
+        Self { packed: Some(weight), ..self }
     }
 
     /// Prepares the case's adapter, runs one forward, one backward and, where the case's gradients
@@ -149,7 +166,7 @@ pub struct Layer<'a, E> {
     pub seed: u64,
     workspace: Workspace,
     layer: DeviceLayer,
-    weight: Buffer<E>,
+    weight: LayerWeight<E>,
     bias: Option<Buffer<E>>,
     counter: Option<CudaSlice<u64>>,
     lora_a: Buffer<f32>,
@@ -163,6 +180,8 @@ impl<'a, E: Element> Layer<'a, E> {
     /// hold NaN.
     pub fn new(runner: &'a Runner, case: &Case) -> Result<Self> {
         let spec = spec(case, E::DTYPE)?;
+        let packed = runner.packed.as_ref();
+        let spec = packed.map_or(Ok(spec), |weight| spec.with_weight(weight.format()))?;
         let Runner { stream, kernels, .. } = runner;
         let mut layer = Self {
             runner,
@@ -170,7 +189,7 @@ impl<'a, E: Element> Layer<'a, E> {
             seed: 1,
             workspace: Workspace::new(kernels, stream, &[spec], case.tokens)?,
             layer: DeviceLayer::new(stream, &spec)?,
-            weight: runner.upload(&case.weight)?,
+            weight: LayerWeight::new(runner, case)?,
             bias: case.bias.as_deref().map(|bias| runner.upload(bias)).transpose()?,
             counter: runner
                 .counter
@@ -189,7 +208,7 @@ impl<'a, E: Element> Layer<'a, E> {
         let magnitude = runner.upload::<f32>(&case.magnitude)?;
         let Self { workspace, layer: prepared, weight, lora_a, lora_b, .. } = &mut layer;
         let inputs = Prepare {
-            weight: weight.read().into(),
+            weight: weight.read(),
             lora_a: lora_a.read(),
             lora_b: lora_b.read(),
             magnitude: (case.norm != Norm::None).then(|| magnitude.read()).into(),
@@ -277,7 +296,7 @@ impl<'a, E: Element> Layer<'a, E> {
         let Self { spec, workspace, layer, weight, lora_a, lora_b, gradients, .. } = self;
         let [grad_lora_a, grad_lora_b, grad_magnitude, _] = gradients;
         let io = NormGradient {
-            weight: weight.read().into(),
+            weight: weight.read(),
             lora_a: lora_a.read(),
             lora_b: lora_b.read(),
             grad_magnitude: grad_magnitude.read(),
@@ -307,6 +326,30 @@ impl<'a, E: Element> Layer<'a, E> {
     pub fn norm_and_gain(&self) -> Result<[Vec<f32>; 2]> {
         let (prepared, stream) = (self.layer.prepared(), &self.runner.stream);
         Ok([prepared.read_norm(stream)?, prepared.read_gain(stream)?])
+    }
+}
+
+/// W, dense or packed.
+enum LayerWeight<E> {
+    Dense(Buffer<E>),
+    Packed(SharedWeight),
+}
+
+impl<E: Element> LayerWeight<E> {
+    fn new(runner: &Runner, case: &Case) -> Result<Self> {
+        match &runner.packed {
+            None => runner.upload(&case.weight).map(Self::Dense),
+            Some(weight) => {
+                SharedWeight::packed(&runner.stream, E::DTYPE, weight).map(Self::Packed)
+            }
+        }
+    }
+
+    fn read(&self) -> Weight<'_> {
+        match self {
+            Self::Dense(buffer) => buffer.read().into(),
+            Self::Packed(weight) => weight.read(),
+        }
     }
 }
 

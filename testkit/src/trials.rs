@@ -4,8 +4,9 @@
 
 use std::sync::Arc;
 
+use fused_dora::quant::{BlockScales, Code4, Fp8Scales, QuantizedWeight, WeightFormat};
 use fused_dora::reference::Case;
-use fused_dora::{AdapterGroups, Dropout, DropoutForm, Dtype, Element, Kernels, Norm};
+use fused_dora::{AdapterGroups, Dropout, DropoutForm, Dtype, Element, Kernels, Norm, NormGrad};
 use half::bf16;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
@@ -37,22 +38,25 @@ pub struct Trial {
     pub run: Run,
 }
 
-/// What only f16 has: the power of two that keeps small adapters normal numbers. One element of B is
-/// far larger than all others, wherever it lies.
+/// What only f16 has: the power of two that keeps small adapters normal numbers. At most one element of
+/// B is far larger than all others, wherever it lies.
 pub fn trials_of_balance(seed: u64) -> Vec<Trial> {
     let run = move |kernels: &Arc<Kernels>| {
         let random = &mut StdRng::seed_from_u64(seed);
         let runner = Runner::with_kernels(kernels);
         let mut case = random_case(random, [3, 40, 150, 19], Norm::Input, false);
         case.lora_b.iter_mut().for_each(|b| *b *= 1e-7);
-        for largest in [0, 1, 30, 100, 400, 1000, 2500, case.lora_b.len() - 1] {
+        let last = case.lora_b.len() - 1;
+        for largest in [None].into_iter().chain([0, 1, 30, 100, 400, 1000, 2500, last].map(Some)) {
             let mut case = case.clone();
-            case.lora_b[largest] = 0.5;
+            if let Some(largest) = largest {
+                case.lora_b[largest] = 0.5;
+            }
             let case = case.rounded(Dtype::F16);
             let found = runner.run(&case, Dtype::F16).map_err(|error| error.to_string())?;
             let failures = compare::failures(&case, Dtype::F16, &found, [None; 6]);
             if let Some(failure) = failures.expect("a consistent case").first() {
-                return Err(format!("element {largest} of B is the largest: {failure}"));
+                return Err(format!("element {largest:?} of B is the largest: {failure}"));
             }
         }
         Ok(())
@@ -60,6 +64,53 @@ pub fn trials_of_balance(seed: u64) -> Vec<Trial> {
     let name = "f16 with one large element of B".to_owned();
     vec![Trial { files: LAYER, about: &LAYER[..1], name, quick: true, run: Box::new(run) }]
 }
+
+/// All ops that read W, on packed ones in bf16: a format of each kind, rows that are aligned and rows
+/// that are not, and blocks that end within chunks.
+pub fn trials_of_packed_weights(seed: u64) -> Vec<Trial> {
+    let code4 = |code, block, scales, state| WeightFormat::Code4 { code, block, scales, state };
+    let blocks = Fp8Scales::Blocks { rows: 16, cols: 20 };
+    let formats = [
+        (code4(Code4::Nf4, 64, BlockScales::Nested, Dtype::Bf16), [140, 136, 152, 19]),
+        (code4(Code4::Fp4, 32, BlockScales::F32, Dtype::F16), [70, 83, 75, 5]),
+        (WeightFormat::Int8Rows, [7, 131, 150, 4]),
+        (WeightFormat::Fp8 { scales: blocks }, [70, 136, 150, 3]),
+    ];
+    let trial = |(format, shape): (WeightFormat, [usize; 4])| {
+        let run = move |kernels: &Arc<Kernels>| {
+            let random = &mut StdRng::seed_from_u64(seed);
+            let mut case = random_case(random, shape, Norm::Output, true);
+            case.norm_grad = NormGrad::Exact;
+            let shape = [case.out_features, case.in_features];
+            let values: Vec<f32> = case.weight.iter().map(|&value| value as f32).collect();
+            let packed = QuantizedWeight::quantize(&values, shape, format).expect("a packed W");
+            let stands_for = packed.dequantize::<bf16>();
+            case.weight = stands_for.iter().map(|value| f64::from(value.to_f32())).collect();
+            let case = case.rounded(Dtype::Bf16);
+            let device = Device::with_kernels(kernels, 0);
+            let mut layer = Layer::<bf16>::with_packed(&device, &case, Some(&packed));
+            layer.check_merge_alone::<f32>();
+            layer.check_adapter();
+            let runner = Runner::with_kernels(kernels).with_packed(packed);
+            let found = runner.run(&case, Dtype::Bf16).map_err(|error| error.to_string())?;
+            let failures = compare::failures(&case, Dtype::Bf16, &found, [None; 6]);
+            failures.expect("a consistent case").first().map_or(Ok(()), |wrong| Err(wrong.clone()))
+        };
+        let name = format!("all ops on {format}");
+        Trial { files: PACKED, about: PACKED, name, quick: true, run: Box::new(run) }
+    };
+    formats.map(trial).into()
+}
+
+/// What reads packed weights.
+const PACKED: &[&str] = &[
+    "prepare/sm80.cu",
+    "forward/sm80.cu",
+    "backward/sm80.cu",
+    "norm_gradient/sm80.cu",
+    "merge/sm80.cu",
+    "decompose/sm80.cu",
+];
 
 /// All trials in a dtype, in the order in which they are tried.
 pub fn trials<E: Element>(seed: u64) -> Vec<Trial> {
@@ -130,12 +181,19 @@ fn layers<E: Element>(random: &mut StdRng) -> Vec<Trial> {
         add(random_case(random, shape, norm, bias), gap, None);
     }
     for norm in [Norm::Output, Norm::Input] {
-        let mut case = random_case(random, [70, 40, 150, 4], norm, true);
-        extreme(&mut case);
-        add(case, 0, None);
+        for inputs in [40, 43] {
+            let mut case = random_case(random, [70, inputs, 150, 4], norm, true);
+            extreme(&mut case);
+            add(case, 0, None);
+        }
         // Several splits of the summed axis, a ragged last one, and norms that are summed again.
         let shape = if norm == Norm::Input { [3, 70, 700, 20] } else { [3, 700, 70, 20] };
         let case = cancelling_case(random, shape, norm, E::DTYPE, 1e-2);
+        add(case, 0, None);
+    }
+    if E::DTYPE == Dtype::F32 {
+        let mut case = random_case(random, [140, 136, 150, 5], Norm::Output, true);
+        overflowing(&mut case);
         add(case, 0, None);
     }
     for (form, norm, shape) in [
@@ -160,6 +218,17 @@ fn extreme(case: &mut Case) {
         *b *= [1.0, 30.0, 300.0, 1e4][i % 4];
     }
     without_norm(case);
+}
+
+/// An x that is infinite as a tf32 number, where y is not: its feature has tiny weights, and its token no
+/// gradient.
+fn overflowing(case: &mut Case) {
+    let (token, feature) = (3, 5);
+    case.input[token * case.in_features + feature] = f64::from(f32::MAX);
+    case.grad_output[token * case.out_features..][..case.out_features].fill(0.0);
+    for matrix in [&mut case.weight, &mut case.lora_a] {
+        matrix.iter_mut().skip(feature).step_by(case.in_features).for_each(|w| *w *= 1e-30);
+    }
 }
 
 /// A row and a column of V that are zero.

@@ -122,6 +122,11 @@ pub(crate) fn soak() -> Result<(), Failure> {
         steps.step("limits on all architectures", || {
             run("the limits", &mut Command::new(built("limits")))
         })?;
+        steps.step("machine code for all GPUs, beside PTX", || {
+            let cubins = ["--package", "fused-dora", "--features", "fused-dora/cubins"];
+            let mut tests = tests(&[&cubins[..], &["--test", "kernels"]].concat());
+            run("the tests", &mut tests)
+        })?;
         steps.step("all mutants", || mutants(&BTreeSet::new()))?;
         steps.step(&format!("{SOAK_LAYERS} random layers in each dtype"), || {
             let mut tests = tests(&ALL);

@@ -45,6 +45,11 @@ struct ColumnSums {
     float kept = 0.0f;       // Σ |dY·(y − b)|
 
     __device__ __forceinline__ void add(float dy) { bias += dy; }
+    // Without a bias, z comes from y wherever |g| is not tiny.
+    __device__ __forceinline__ void add(float dy, float y) {
+        add(dy);
+        magnitude = fmaf(dy, y, magnitude);
+    }
     __device__ __forceinline__ void add(float dy, float y, float b) {
         const float without = y - b;
         add(dy);
@@ -71,10 +76,11 @@ struct Elementwise {
     ColumnSums sums[kVector<T>];
     float gain[kVector<T>], bias[kVector<T>];
     int col;
+    bool has_bias;
 
     __device__ __forceinline__ Elementwise(const BackwardParams& p, int o0)
-        : col(o0 + threadIdx.x % Tile::kChunks * kVector<T>) {
-        const T* b = p.peft_dropout ? nullptr : static_cast<const T*>(p.bias);
+        : col(o0 + threadIdx.x % Tile::kChunks * kVector<T>), has_bias(p.bias && !p.peft_dropout) {
+        const T* b = has_bias ? static_cast<const T*>(p.bias) : nullptr;
         const float less = p.peft_dropout ? 1.0f : 0.0f;
 #pragma unroll
         for (int e = 0; e < kVector<T>; ++e) {
@@ -115,29 +121,52 @@ struct Elementwise {
     // The rows of one tile from token t0 to `end`.
     __device__ __forceinline__ void add(const BackwardParams& p, Tile grad, const Output& y,
                                         int t0, int end) {
-#pragma unroll
-        for (int i = 0; i < kChunks; ++i) {
-            const int r = threadIdx.x / Tile::kChunks + i * kRowsAtOnce;
-            const auto dy = *reinterpret_cast<const Vector<T>*>(
-                grad.chunk(r, threadIdx.x % Tile::kChunks));
-            if (!p.output_gain) {
+        if (!p.output_gain) {
+            for_each_row(grad, [&](int, Vector<T> dy) {
 #pragma unroll
                 for (int e = 0; e < kVector<T>; ++e) sums[e].add(to_float(dy.values[e]));
-                continue;
-            }
-            Vector<T> scaled;
-#pragma unroll
-            for (int e = 0; e < kVector<T>; ++e) {
-                const float v = to_float(dy.values[e]);
-                sums[e].add(v, to_float(y[i].template element<T>(e)), bias[e]);
-                scaled.values[e] = from_float<T>(v * gain[e]);
-            }
-            store_chunk(p.aligned, static_cast<T*>(p.scaled_grad), end, p.out_features,
-                        p.out_features, t0 + r, col, scaled);
+            });
+        } else if (has_bias) {
+            add_scaled<true>(p, grad, y, t0, end);
+        } else {
+            add_scaled<false>(p, grad, y, t0, end);
         }
     }
 
-    // The sums of the strip's column of this thread's number. `shared` is free.
+    template <bool BIAS>
+    __device__ __forceinline__ void add_scaled(const BackwardParams& p, Tile grad, const Output& y,
+                                               int t0, int end) {
+        for_each_row(grad, [&](int i, Vector<T> dy) {
+            Vector<T> scaled;
+#pragma unroll
+            for (int e = 0; e < kVector<T>; ++e) {
+                const float v = to_float(dy.values[e]), out = to_float(y[i].template element<T>(e));
+                if constexpr (BIAS) {
+                    sums[e].add(v, out, bias[e]);
+                } else {
+                    sums[e].add(v, out);
+                }
+                scaled.values[e] = from_float<T>(v * gain[e]);
+            }
+            const int row = t0 + threadIdx.x / Tile::kChunks + i * kRowsAtOnce;
+            store_chunk(p.aligned, static_cast<T*>(p.scaled_grad), end, p.out_features,
+                        p.out_features, row, col, scaled);
+        });
+    }
+
+    // Calls visit(i, dY) for this thread's chunks of a tile.
+    template <typename F>
+    __device__ __forceinline__ static void for_each_row(Tile grad, F visit) {
+#pragma unroll
+        for (int i = 0; i < kChunks; ++i) {
+            const int r = threadIdx.x / Tile::kChunks + i * kRowsAtOnce;
+            visit(i, *reinterpret_cast<const Vector<T>*>(
+                         grad.chunk(r, threadIdx.x % Tile::kChunks)));
+        }
+    }
+
+    // The sums of the strip's column of this thread's number. `shared` is free before, and again after
+    // the next barrier.
     __device__ __forceinline__ ColumnSums of_column(unsigned char* shared) const {
         // For each warp and kind of sum, one row of chunks per element of a chunk. The padding keeps
         // writers and readers in different banks.
@@ -172,7 +201,6 @@ struct Elementwise {
                 sum.kept += planes[w][3][at];
             }
         }
-        __syncthreads();
         return sum;
     }
 };

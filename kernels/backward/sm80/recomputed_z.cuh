@@ -15,7 +15,7 @@ struct RecomputedZ {
     static constexpr int kSharedBytes = kStages * kStageBytes;
 
     // The sum over the tokens [begin, end), of the feature o0 plus this thread's number, in each of
-    // the first STRIP threads. `shared` is free before and after.
+    // the first STRIP threads. `shared` is free before, and again after the next barrier.
     __device__ __forceinline__ static float sum(const BackwardParams& p, int o0, int begin, int end,
                                                 unsigned char* shared) {
         const auto x = Matrix<T>::strided(p.x, end, p.in_features, p.x_stride);
@@ -66,8 +66,6 @@ struct RecomputedZ {
             if (Mma::lane() < 4) columns[Mma::col(j)] = sums[j];
         }
         __syncthreads();
-        const float sum = threadIdx.x < STRIP ? columns[threadIdx.x] : 0.0f;
-        __syncthreads();
-        return sum;
+        return threadIdx.x < STRIP ? columns[threadIdx.x] : 0.0f;
     }
 };

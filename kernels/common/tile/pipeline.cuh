@@ -36,8 +36,8 @@ __device__ __forceinline__ void pipeline(int steps, FILL fill, CONSUME consume, 
     pipeline<STAGES>(steps, fill, [](int, int) {}, consume, first);
 }
 
-// Stores two neighbouring columns of row-major `c`, its rows `stride` elements apart, as one access
-// where PAIRED (an even number of columns, rows that start at even elements).
+// Stores two neighbouring columns of row-major `c`, which has an even number of them and rows `stride`
+// elements apart, as one access where PAIRED (rows that start at even elements).
 template <bool PAIRED, typename T>
 __device__ __forceinline__ void store_pair(T* c, int rows, int cols, int stride, int row, int col,
                                            float v0, float v1) {
@@ -48,7 +48,7 @@ __device__ __forceinline__ void store_pair(T* c, int rows, int cols, int stride,
         *reinterpret_cast<Pair*>(target) = {from_float<T>(v0), from_float<T>(v1)};
     } else {
         target[0] = from_float<T>(v0);
-        if (col + 1 < cols) target[1] = from_float<T>(v1);
+        target[1] = from_float<T>(v1);
     }
 }
 

@@ -1,4 +1,5 @@
-// How the kernels read W. One compilation has one format of W, `Weight<T>`, and reads it by
+// How the kernels read W. One compilation has one kind of W, `Weight<T>`: dense, or packed if
+// FUSED_DORA_PACKED is defined. The kernels read it by
 //
 //   Weight<T>::of(data, rows, cols)    W [O,I], or its first rows
 //   rows, cols                         members
@@ -10,10 +11,34 @@
 
 #include "common/tile/tile_copy.cuh"
 
+// The formats of a packed W. Each is one formula in f32, rounded to the format's own dtype S and then
+// to T.
+enum class Packing : int {
+    kNf4,   // bitsandbytes: code·absmax of the block
+    kFp4,   // the same with another code
+    kInt8,  // bitsandbytes: (q·SCB)/127 of the row
+    kFp8,   // e4m3·scale
+};
+
+// The dtype S.
+enum class Rounding : int { kNone, kBf16, kF16 };
+
 // Where W is, as Rust passes it.
 struct WeightData {
-    const void* elements;  // row-major [O,I] of T
+    const void* elements;       // row-major [O,I] of T, or the packed elements
+    const void* scales;         // packed: f32; nested: a byte each
+    const float* outer_scales;  // nested: one per 256 blocks; else null
+    const float* scale_map;     // nested: 256 numbers
+    float scale_offset;         // nested
+    Packing packing;
+    Rounding rounding;
+    int block_shift;            // NF4, FP4: log₂ of the elements of a block of the flattened W
+    int scale_rows, scale_cols; // fp8: of a block that shares a scale
 };
+
+#ifdef FUSED_DORA_PACKED
+#include "common/tile/packed_weight.cuh"
+#else
 
 // Elements of T, row after row.
 template <typename T>
@@ -41,3 +66,5 @@ template <typename T>
 __device__ __forceinline__ T load_element(const DenseWeight<T>& weight, int row, int col) {
     return *weight.at(row, col);
 }
+
+#endif

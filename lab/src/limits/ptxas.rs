@@ -25,8 +25,9 @@ const THREADS: u32 = 128;
 /// two for the products with 64×64 accumulators a warp, whose latency three or more stages of
 /// asynchronous copies hide, and for what else is bound by registers; four for sums of partial
 /// products, and eight for what only streams.
-const DESIGN: [(&str, u32); 21] = [
+const DESIGN: [(&str, u32); 22] = [
     ("prepare", 2),
+    ("prepare_balance", 8),
     ("forward", 2),
     ("forward_medium", 2),
     ("forward_tf32x3", 2),

@@ -10,7 +10,9 @@ use cuda_emulator::Config;
 use cuda_emulator::client::Emulator;
 use fused_dora::{Dtype, Kernels, open_device};
 use fused_dora_testkit::println;
-use fused_dora_testkit::trials::{Outcome, Trial, trials, trials_of_balance};
+use fused_dora_testkit::trials::{
+    Outcome, Trial, trials, trials_of_balance, trials_of_packed_weights,
+};
 use half::bf16;
 
 use super::sources::{Sources, emptied};
@@ -19,9 +21,14 @@ use fused_dora_mutants::{Mutant, Verdict};
 /// Enough for any of the trials, and little for a kernel that does not end.
 const WATCHDOG: u64 = 1 << 22;
 
+/// What reads packed weights, which no other kernels have.
+const PACKED: &str = "common/tile/packed_weight.cuh";
+
 /// One dtype's kernels as they stand, the same with nothing in them, and its trials.
 struct Typed {
     dtype: Dtype,
+    /// Of packed weights.
+    packed: bool,
     /// The order of blocks and warps, of the dtype's own.
     schedule: u64,
     whole: HashMap<String, String>,
@@ -30,15 +37,16 @@ struct Typed {
 }
 
 impl Typed {
-    fn new(dtype: Dtype, sources: &Sources, trials: Vec<Trial>) -> Self {
+    fn new(dtype: Dtype, packed: bool, sources: &Sources, trials: Vec<Trial>) -> Self {
         let compile = |name: &str| {
-            let ptx = sources.compile(name, dtype, None).expect("a kernel file as it stands");
+            let ptx = sources.compile(name, dtype, packed, None);
+            let ptx = ptx.expect("a kernel file as it stands");
             (name.to_owned(), ptx)
         };
         let whole: HashMap<_, _> = sources.kernels().map(compile).collect();
         let empty = whole.iter().map(|(name, ptx)| (name.clone(), emptied(ptx))).collect();
         let schedule = dtype as u64;
-        Self { dtype, schedule, whole, empty, trials }
+        Self { dtype, packed, schedule, whole, empty, trials }
     }
 
     fn trials_of(&self, file: &str) -> impl Iterator<Item = &Trial> {
@@ -60,8 +68,8 @@ impl Typed {
 /// What mutants are run with.
 pub struct Laboratory {
     sources: Sources,
-    /// The types whose code differs: tensor cores, FMA units, and what only f16 has.
-    typed: [Typed; 3],
+    /// The types whose code differs: tensor cores, FMA units, what only f16 has, and packed weights.
+    typed: [Typed; 4],
     /// A process has one emulated device.
     emulator: Mutex<Emulator>,
 }
@@ -81,10 +89,13 @@ impl Laboratory {
             }
         }));
         let typed = thread::scope(|scope| {
-            let bf16 = scope.spawn(|| Typed::new(Dtype::Bf16, &sources, trials::<bf16>(seed)));
-            let f32 = Typed::new(Dtype::F32, &sources, trials::<f32>(seed));
-            let f16 = Typed::new(Dtype::F16, &sources, trials_of_balance(seed));
-            [bf16.join().expect("sources that compile"), f32, f16]
+            let bf16 =
+                scope.spawn(|| Typed::new(Dtype::Bf16, false, &sources, trials::<bf16>(seed)));
+            let f32 = Typed::new(Dtype::F32, false, &sources, trials::<f32>(seed));
+            let f16 = Typed::new(Dtype::F16, false, &sources, trials_of_balance(seed));
+            let packed = trials_of_packed_weights(seed);
+            let packed = Typed::new(Dtype::Bf16, true, &sources, packed);
+            [bf16.join().expect("sources that compile"), f32, f16, packed]
         });
         Self { sources, typed, emulator: Mutex::new(emulator) }
     }
@@ -112,12 +123,14 @@ impl Laboratory {
     pub fn verdict(&self, mutant: &Mutant) -> Verdict {
         let files = self.sources.kernels().filter(|file| self.sources.includes(file, &mutant.file));
         let ways = files.flat_map(|file| self.typed.iter().map(move |typed| (file, typed)));
-        let ways = ways.filter(|(file, typed)| typed.trials_of(file).next().is_some());
+        let ways = ways.filter(|(file, typed)| {
+            typed.packed == (mutant.file == PACKED) && typed.trials_of(file).next().is_some()
+        });
         let mut ways: Vec<_> = ways.collect();
         ways.sort_by_key(|(file, typed)| typed.whole[*file].len());
         first_noticed(ways.into_iter().map(|(file, typed)| {
             let change = Some((mutant.file.as_str(), mutant.text.as_str()));
-            match self.sources.compile(file, typed.dtype, change) {
+            match self.sources.compile(file, typed.dtype, typed.packed, change) {
                 Ok(ptx) if ptx == typed.whole[file] => Verdict::Survived,
                 Ok(ptx) => {
                     let trials: Vec<&Trial> = typed.trials_of(file).collect();

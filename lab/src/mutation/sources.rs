@@ -42,19 +42,23 @@ impl Sources {
         file == other || included.into_iter().any(|header| self.includes(header, other))
     }
 
-    /// The PTX of a kernel file for one dtype, after a change of a file's text. The cache has the
-    /// kernels as they stand; mutants would fill it.
+    /// The PTX of a kernel file for one dtype and kind of weight, after a change of a file's text. The
+    /// cache has the kernels as they stand; mutants would fill it.
     pub fn compile(
         &self,
         kernel: &str,
         dtype: Dtype,
+        packed: bool,
         changed: Option<(&str, &str)>,
     ) -> Result<String, String> {
         let folder = changed.map(|(file, text)| self.folder.with(file, text));
         let images = folder.as_ref().unwrap_or(&self.folder).images();
         let dtype = dtype.to_string();
         let is_wanted = |dtype_of: Option<&str>| dtype_of.is_none_or(|of| of == dtype);
-        let image = images.iter().find(|image| image.file == kernel && is_wanted(image.dtype));
+        let of_kernel =
+            images.iter().filter(|image| image.file == kernel && is_wanted(image.dtype));
+        // A file that reads no weight has one kind only.
+        let image = { of_kernel }.max_by_key(|image| image.packed == packed);
         let image = image.ok_or_else(|| format!("{kernel}: no such image"))?;
         let cache = changed.is_none().then_some(&self.cache);
         image.ptx(&self.nvrtc, cache).map_err(|error| format!("{kernel}: {error}"))

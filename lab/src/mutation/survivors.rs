@@ -5,6 +5,12 @@ use fused_dora_mutants::{Survivor, Why};
 /// Of predicates that only save work.
 const SKIPS: &str = "It skips products with zeros, or into accumulators that nothing stores.";
 
+/// Of sums of whole fragments.
+const NOT_TAKEN: &str = "The sums of fragments beyond the matrix have room, and nobody takes them.";
+
+/// Of threads that have no column of a strip.
+const BEYOND_STRIP: &str = "The sums of threads beyond the strip are not used.";
+
 /// Of stores by one lane of several.
 const SAME_IN_LANES: &str =
     "After the butterfly every lane has the same sum, and they all store it.";
@@ -45,13 +51,6 @@ pub const SURVIVORS: &[Survivor] = &[
         Why::Equivalent(
             "Computing z again is always right: the shortcut through y only saves time.",
         ),
-    ),
-    survivor(
-        "backward/sm80/adapter.cuh",
-        "recomputed_sum",
-        ["lane == 0", "true"],
-        0,
-        Why::Equivalent(SAME_IN_LANES),
     ),
     survivor(
         "backward/sm80/adapter.cuh",
@@ -140,6 +139,27 @@ pub const SURVIVORS: &[Survivor] = &[
         ["m0 + i * 8 >= rows", "false"],
         0,
         Why::Equivalent(SKIPS),
+    ),
+    survivor(
+        "common/tile/mma.cuh",
+        "for_each_fragment",
+        ["warp_m() * kWarpM + i * 16 < rows", "true"],
+        0,
+        Why::Equivalent(NOT_TAKEN),
+    ),
+    survivor(
+        "common/tile/mma.cuh",
+        "for_each_fragment",
+        ["warp_n() * kWarpN + j * 8 < cols", "true"],
+        0,
+        Why::Equivalent(NOT_TAKEN),
+    ),
+    survivor(
+        "forward/sm80/low_rank.cuh",
+        "low_rank_tile",
+        ["min(p.in_features, begin + p.h_chunk)", "(begin + p.h_chunk)"],
+        0,
+        Why::Equivalent("Beyond the last feature tiles hold zeros: the last part adds nothing."),
     ),
     survivor(
         "common/tile/pipeline.cuh",
@@ -287,6 +307,55 @@ pub const SURVIVORS: &[Survivor] = &[
         ["min(side.features, begin + length)", "(begin + length)"],
         0,
         Why::Equivalent("Features beyond the last are loaded as zeros, and add nothing."),
+    ),
+    survivor(
+        "common/dora/dropout.cuh",
+        "drop_accumulators",
+        ["keep[kWords] = {};", "keep[kWords];"],
+        0,
+        Why::Equivalent("The turns shift all of it out again."),
+    ),
+    survivor(
+        "prepare/sm80.cu",
+        "find_balance",
+        ["threadIdx.x % kWarpSize == 0", "true"],
+        0,
+        Why::Equivalent("After the butterfly every lane has the same maximum."),
+    ),
+    survivor(
+        "prepare/sm80.cu",
+        "find_balance",
+        ["threadIdx.x == 0", "true"],
+        0,
+        Why::Equivalent("It does not matter how often a maximum is taken."),
+    ),
+    survivor(
+        "prepare/sm80.cu",
+        "find_balance",
+        ["max(-kBalancedTo - exponent, 0)", "(-kBalancedTo - exponent)"],
+        0,
+        Why::Equivalent("Large adapters are scaled down then, which is exact, too."),
+    ),
+    survivor(
+        "backward/sm80/adapter.cuh",
+        "magnitude_sum",
+        ["threadIdx.x < Adapter<T>::kStrip", "true"],
+        0,
+        Why::Equivalent(BEYOND_STRIP),
+    ),
+    survivor(
+        "backward/sm80/recomputed_z.cuh",
+        "sum",
+        ["Mma::lane() < 4", "true"],
+        0,
+        Why::Equivalent(SAME_IN_LANES),
+    ),
+    survivor(
+        "backward/sm80/recomputed_z.cuh",
+        "sum",
+        ["threadIdx.x < STRIP", "true"],
+        0,
+        Why::Equivalent(BEYOND_STRIP),
     ),
     survivor(
         "prepare/sm80.cu",

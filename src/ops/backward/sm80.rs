@@ -183,7 +183,7 @@ impl Plan {
         let [ranks, columns] = self.lora_a_tiles;
         let lora_a = ranks.saturating_mul(columns).saturating_mul(self.lora_a_split.count);
         let ctas = adapter.saturating_add(input).saturating_add(lora_a);
-        Launch::new(kernel(self.dropout, self.tiles, self.splits), spec.dtype(), [ctas, 1, 1])
+        Launch::new(kernel(self.dropout, self.tiles, self.splits), spec.variant(), [ctas, 1, 1])
     }
 
     /// What follows from the plan, of the kernel's parameters.

@@ -110,7 +110,12 @@ impl Forward<'_> {
         let counter = t.counter_if_given(&self.counter)?;
         Ok(ForwardParams {
             x: x.address,
-            weight: t.weight("weight", &self.base.weight, matrix(outputs, inputs))?,
+            weight: t.weight(
+                "weight",
+                &self.base.weight,
+                matrix(outputs, inputs),
+                spec.weight(),
+            )?,
             a: operands.a,
             sb: operands.sb,
             bias: if trains_bias { operands.bias } else { bias },

@@ -140,7 +140,7 @@ impl Plan {
         let main =
             tokens.div_ceil(rows).saturating_mul(spec.out_features().div_ceil(columns) * parts);
         let ctas = low_rank.saturating_mul(self.h_parts.count).saturating_add(main);
-        Launch::new(kernel(self.dropout, self.tiles, self.splits), spec.dtype(), [ctas, 1, 1])
+        Launch::new(kernel(self.dropout, self.tiles, self.splits), spec.variant(), [ctas, 1, 1])
     }
 
     /// What follows from the plan, of the kernel's parameters.

@@ -71,6 +71,7 @@ fn variant(error: &Error) -> &'static str {
         Error::UnexpectedTensor { .. } => "UnexpectedTensor",
         Error::NoNormGradient { .. } => "NoNormGradient",
         Error::NotPrepared { .. } => "NotPrepared",
+        Error::WeightFormat { .. } => "WeightFormat",
         Error::WorkspaceTooSmall { .. } => "WorkspaceTooSmall",
         Error::MemoryTooSmall { .. } => "MemoryTooSmall",
         Error::LostFeature { .. } => "LostFeature",

@@ -297,6 +297,7 @@ fn encoded(element: ElementType, number: f32) -> Vec<u8> {
         ElementType::F32 => number.to_le_bytes().to_vec(),
         ElementType::F64 => f64::from(number).to_le_bytes().to_vec(),
         ElementType::U64 => u64::from(number.to_bits()).to_le_bytes().to_vec(),
+        ElementType::U8 => vec![(number * 100.0) as u8],
     }
 }
 
@@ -313,6 +314,7 @@ pub enum Typed {
     F32(&'static mut CudaSlice<f32>),
     F64(&'static mut CudaSlice<f64>),
     U64(&'static mut CudaSlice<u64>),
+    U8(&'static mut CudaSlice<u8>),
 }
 
 pub fn typed(stream: &Arc<CudaStream>, element: ElementType, len: usize) -> Typed {
@@ -328,6 +330,7 @@ pub fn typed(stream: &Arc<CudaStream>, element: ElementType, len: usize) -> Type
         ElementType::F32 => Typed::F32(zeros(stream, len)),
         ElementType::F64 => Typed::F64(zeros(stream, len)),
         ElementType::U64 => Typed::U64(zeros(stream, len)),
+        ElementType::U8 => Typed::U8(zeros(stream, len)),
     }
 }
 
@@ -339,6 +342,7 @@ impl Typed {
             Self::F32(slice) => (&*slice).into(),
             Self::F64(slice) => (&*slice).into(),
             Self::U64(slice) => (&*slice).into(),
+            Self::U8(slice) => (&*slice).into(),
         }
     }
 
@@ -349,6 +353,7 @@ impl Typed {
             Self::F32(slice) => slice.into(),
             Self::F64(slice) => slice.into(),
             Self::U64(slice) => slice.into(),
+            Self::U8(slice) => slice.into(),
         }
     }
 }

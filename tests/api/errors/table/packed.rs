@@ -1,9 +1,11 @@
 //! The rows about packed weights.
 
-use fused_dora::Dtype;
 use fused_dora::quant::{BlockScales, Code4, QuantizedWeight, WeightFormat};
+use fused_dora::{
+    Adapter, DoraSpec, Dtype, InPlace, Norm, PackedWeight, Prepare, Result, SharedWeight, Weight,
+};
 
-use super::Table;
+use super::{INPUTS, Layer, OUTPUTS, Table, spec};
 
 pub(super) fn all(table: &mut Table) {
     let blocks = |block| WeightFormat::Code4 {
@@ -31,4 +33,90 @@ pub(super) fn all(table: &mut Table) {
         "a packed weight with parts of other lengths than its shape's",
         [unpack(63, 2), unpack(64, 1), pack(&[0.0; 127], blocks(64))],
     );
+    for_ops(table, blocks(64));
+}
+
+/// `prepare` of a layer with some weight.
+fn prepare(layer: &mut Layer, weight: Weight<'_>) -> Result<()> {
+    let Layer { kernels, stream, spec, workspace, prepared, lora_a, lora_b, magnitude, .. } = layer;
+    let inputs = Prepare {
+        weight,
+        lora_a: (&*lora_a).into(),
+        lora_b: (&*lora_b).into(),
+        magnitude: Some(&*magnitude).into(),
+        bias: None,
+    };
+    kernels.prepare(stream, spec, workspace, prepared, inputs)
+}
+
+/// What the ops refuse.
+fn for_ops(table: &mut Table, nf4: WeightFormat) {
+    let packed = |format| -> DoraSpec { spec(Norm::Input).with_weight(format).expect("a format") };
+    let mut layer = Layer::on(&table.kernels, packed(nf4));
+    let stream = layer.stream.clone();
+    let shared = |format| {
+        let zeros = [0.0f32; OUTPUTS * INPUTS];
+        let weight = QuantizedWeight::quantize(&zeros, [OUTPUTS, INPUTS], format);
+        SharedWeight::packed(&stream, Dtype::Bf16, &weight.expect("a packed W")).expect("memory")
+    };
+    let int8 = shared(WeightFormat::Int8Rows);
+    let mut linear = table.linear(Norm::Input);
+    let adapter = Adapter::new(&stream, &packed(nf4), false).expect("memory");
+    table.row(
+        "a dense W for a spec of a packed one, or another format",
+        [
+            layer.prepare(),
+            prepare(&mut layer, int8.read()),
+            linear.layer.attach("packed", adapter),
+            prepare(&mut Layer::on(&table.kernels, spec(Norm::Input)), int8.read()),
+        ],
+    );
+    let bytes = |len: usize| stream.alloc_zeros::<u8>(len).expect("memory");
+    let floats = |len: usize| stream.alloc_zeros::<f32>(len).expect("memory");
+    let (elements, few, scales, one) = (bytes(60), bytes(59), floats(2), floats(1));
+    let of = |elements, scales| {
+        Weight::from(PackedWeight { format: nf4, elements, scales, nested: None })
+    };
+    table.row(
+        "parts of a packed W on the device of other lengths than its shape's",
+        [
+            prepare(&mut layer, of((&few).into(), (&scales).into())),
+            prepare(&mut layer, of((&elements).into(), (&one).into())),
+        ],
+    );
+    table.row(
+        "packed elements that are not u8, or scales of another type than the format's",
+        [
+            prepare(&mut layer, of((&floats(60)).into(), (&scales).into())),
+            prepare(&mut layer, of((&elements).into(), (&bytes(2)).into())),
+        ],
+    );
+    let nested = match nf4 {
+        WeightFormat::Code4 { code, block, state, .. } => {
+            WeightFormat::Code4 { code, block, state, scales: BlockScales::Nested }
+        }
+        other => other,
+    };
+    let mut of_nested = Layer::on(&table.kernels, packed(nested));
+    let codes = bytes(2);
+    let without = PackedWeight {
+        format: nested,
+        elements: (&elements).into(),
+        scales: (&codes).into(),
+        nested: None,
+    };
+    table.row("nested scales without their parts", [prepare(&mut of_nested, without.into())]);
+    let Layer { kernels, stream, spec, workspace, prepared, lora_a, lora_b, weight, .. } =
+        &mut layer;
+    let (lora_a, lora_b) = (&*lora_a, &*lora_b);
+    let mut in_place = |merges: bool| {
+        let io =
+            InPlace { weight: (&mut *weight).into(), lora_a: lora_a.into(), lora_b: lora_b.into() };
+        match merges {
+            true => kernels.merge_in_place(stream, spec, prepared, workspace, io, None),
+            false => kernels.unmerge_in_place(stream, spec, prepared, workspace, io),
+        }
+    };
+    let refused = [in_place(true), in_place(false)];
+    table.row("a merge in place, or an unmerge, of a packed W", refused);
 }
