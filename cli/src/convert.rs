@@ -23,6 +23,8 @@ use crate::layout::{self, Layout};
 use crate::model::CONFIG;
 use crate::options::{Convert, Type};
 use crate::output::{self, Output, Sink};
+use crate::packing::Packing;
+use crate::quantize;
 use crate::report::{Report, line};
 use crate::weight::{CHUNK, Weight};
 
@@ -45,6 +47,7 @@ pub fn run(options: &Convert, direction: Direction) -> Result<(), Failure> {
     let mut fit = Fit::new(&adapters, &base, &options.reading, whole)?;
     check_replacements(options, direction, &adapters, &mut fit)?;
     check_packed(options, direction, &base, &fit)?;
+    let packing = packing(options, direction, &base, &mut fit)?;
     for (tensor, _) in fit.replacements.iter().filter(|(_, replacement)| replacement.is_added) {
         fit.notes.push(format!(
             "`{tensor}` is new: the output's {CONFIG} still describes the base (architectures, \
@@ -88,8 +91,17 @@ pub fn run(options: &Convert, direction: Direction) -> Result<(), Failure> {
     if let Some((path, output)) = gains {
         gains::write(path, output, &work.merged)?;
     }
-    output.finish()?;
-    let done = Done { options, device, base: &base, fit, others: &others };
+    let packed = match &packing {
+        None => {
+            output.finish()?;
+            None
+        }
+        Some(packing) => {
+            let changes = pack(options, &base, fit, packing, &output)?;
+            Some((packing.description(), changes))
+        }
+    };
+    let done = Done { options, device, base: &base, fit, others: &others, packed };
     match direction {
         Direction::Merge => converted::merged(&report, &done, &work.merged),
         Direction::Unmerge => converted::unmerged(&report, &done),
@@ -145,6 +157,71 @@ fn check_replacements(
     };
     let path = adapters.file.as_ref().map_or(&*adapters.path, TensorFile::path).to_owned();
     Err(CheckpointError::Malformed { path, problem }.into())
+}
+
+/// How the merged weights are to be packed.
+fn packing(
+    options: &Convert,
+    direction: Direction,
+    base: &Base,
+    fit: &mut Fit,
+) -> Result<Option<Packing>, Failure> {
+    let Some(format) = options.quantize else {
+        return match options.block {
+            Some(_) => Err(Failure::Call("--block: it is an option of --quantize".to_owned())),
+            None => Ok(None),
+        };
+    };
+    let wrong = |problem: &str| Err(Failure::Call(format!("--quantize: {problem}")));
+    if direction == Direction::Unmerge {
+        return wrong("it is an option of `merge`: call `quantize` with the output");
+    }
+    if options.gains.is_some() {
+        return wrong(
+            "the packed output cannot be unmerged with --gains: merge without --quantize, and call \
+             `quantize` with the output",
+        );
+    }
+    if !fit.is_unpacked && base.packed.names().next().is_some() {
+        return wrong(
+            "the base's packed weights stay as they are, because the adapter changes none",
+        );
+    }
+    let mut packing = Packing::of(base, format, options.block, &[])?;
+    let added = fit.layers.keys().chain(fit.replacements.keys());
+    let added = added.filter(|tensor| base.tensor(tensor).is_none());
+    packing
+        .dense
+        .extend(added.filter_map(|tensor| Some(tensor.strip_suffix(".weight")?.to_owned())));
+    if !base.is_folder() || base.config.is_none() {
+        fit.notes.push(format!(
+            "The output needs a {CONFIG} with quantization_config: {}",
+            packing.settings()
+        ));
+    }
+    Ok(Some(packing))
+}
+
+/// Packs what was merged, and returns what is left of each change.
+fn pack(
+    options: &Convert,
+    base: &Base,
+    fit: &Fit,
+    packing: &Packing,
+    merged: &Output,
+) -> Result<BTreeMap<String, MergeReport>, Failure> {
+    let dense = Base::open(merged.place())?;
+    let others = Others::of(&dense, &options.out)?;
+    let output = Output::new(&options.out, dense.is_folder())?;
+    let mut changes = BTreeMap::new();
+    quantize::write(&dense, packing, &others, &output, &mut |tensor, packed| {
+        if let Some(layer) = fit.layers.get(tensor) {
+            changes.insert(tensor.to_owned(), packed.change(&base.weight(&layer.source)?)?);
+        }
+        Ok(())
+    })?;
+    output.finish()?;
+    Ok(changes)
 }
 
 /// Refuses to take an adapter out of packed weights, and a type for those of which there are none.

@@ -22,6 +22,8 @@ pub struct Done<'a> {
     pub base: &'a Base,
     pub fit: &'a Fit,
     pub others: &'a Others,
+    /// How the output is packed, and what that left of each change.
+    pub packed: Option<(String, BTreeMap<String, MergeReport>)>,
 }
 
 /// The JSON document of `merge`.
@@ -34,6 +36,7 @@ struct MergeDocument<'a> {
     notes: &'a [String],
     layers: Vec<Layer<'a>>,
     all: Change,
+    packed: Option<Packed<'a>>,
     replaced: Vec<&'a str>,
     #[serde(flatten)]
     files: Files<'a>,
@@ -44,6 +47,21 @@ struct MergeDocument<'a> {
 struct Files<'a> {
     copied: Vec<String>,
     left_out: &'a [LeftOut],
+}
+
+/// What `--quantize` left of the changes.
+#[derive(Serialize)]
+struct Packed<'a> {
+    format: &'a str,
+    layers: Vec<PackedLayer<'a>>,
+    all: Change,
+}
+
+#[derive(Serialize)]
+struct PackedLayer<'a> {
+    tensor: &'a str,
+    #[serde(flatten)]
+    change: Change,
 }
 
 #[derive(Serialize)]
@@ -109,11 +127,15 @@ pub fn merged(
         gains: done.options.gains.as_ref().map(|path| path.display().to_string()),
         notes: &done.fit.notes,
         all: Change::of(&all, idle == lines.len()),
+        packed: done.packed.as_ref().map(Packed::of),
         layers: lines,
         replaced: done.fit.replacements.keys().map(String::as_str).collect(),
         files: Files::of(done.others),
     };
     print(report, &document)?;
+    if let Some(packed) = &document.packed {
+        packed.print(report)?;
+    }
     if idle > 0 {
         let what = "their change is 0, or too small for the rounding of f32";
         match idle == document.layers.len() {
@@ -128,7 +150,7 @@ pub fn merged(
     }
     document.files.print(report)?;
     let has_gains = merged.values().any(|merged| !merged.gain.is_empty());
-    if has_gains && document.gains.is_none() {
+    if has_gains && document.gains.is_none() && document.packed.is_none() {
         line!(report, "Without --gains FILE, `unmerge` cannot undo this merge of a DoRA.")?;
     }
     line!(report, "Written: {}", document.out)?;
@@ -139,6 +161,34 @@ pub fn merged(
 /// the weight, and what rounding kept of it is no figure.
 fn changes_nothing(report: &MergeReport, dtype: Option<Dtype>) -> bool {
     report.change_squared == 0.0 || dtype == Some(Dtype::F32) && report.relative_error() > 0.05
+}
+
+impl<'a> Packed<'a> {
+    fn of((format, changes): &'a (String, BTreeMap<String, MergeReport>)) -> Self {
+        let mut all =
+            MergeReport { change_squared: 0.0, error_squared: 0.0, error_along_change: 0.0 };
+        let mut layers = Vec::new();
+        for (tensor, report) in changes {
+            all.change_squared += report.change_squared;
+            all.error_squared += report.error_squared;
+            all.error_along_change += report.error_along_change;
+            let change = Change::of(report, report.change_squared == 0.0);
+            layers.push(PackedLayer { tensor, change });
+        }
+        let all = Change::of(&all, all.change_squared == 0.0);
+        Self { format, layers, all }
+    }
+
+    fn print(&self, report: &Report) -> Result<(), Failure> {
+        let width = self.layers.iter().map(|layer| layer.tensor.len()).max().unwrap_or(0).max(3);
+        let Self { format, layers, all } = self;
+        line!(report, "Packed again ({format}), which leaves of the changes:")?;
+        line!(report, "{:<width$} | change ‖Δ‖ | kept of it | error ‖E‖/‖Δ‖", "tensor")?;
+        for PackedLayer { tensor, change } in layers {
+            line!(report, "{tensor:<width$} | {}", change.columns())?;
+        }
+        line!(report, "{:<width$} | {}", "all", all.columns())
+    }
 }
 
 impl<'a> Files<'a> {

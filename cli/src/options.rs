@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Arg, Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use fused_dora::{Dtype, Norm};
 
@@ -46,6 +46,15 @@ const COMPLETIONS: &str = "\
 Example:
   fused-dora completions bash > ~/.local/share/bash-completion/completions/fused-dora";
 
+/// The options of `merge` as `unmerge` shows them.
+fn of_unmerge(option: Arg) -> Arg {
+    match option.get_id().as_str() {
+        "gains" => option.help(KEPT_GAINS),
+        "dtype" | "quantize" | "block" => option.hide(true),
+        _ => option,
+    }
+}
+
 /// Inspects, merges and compares checkpoints of LoRA and DoRA adapters.
 #[derive(Parser)]
 #[command(name = "fused-dora", version, after_help = NOTES)]
@@ -65,7 +74,7 @@ pub enum Command {
     #[command(after_help = MERGE)]
     Merge(Convert),
     /// Write the base that was given to `merge`
-    #[command(after_help = UNMERGE, mut_arg("gains", |gains| gains.help(KEPT_GAINS)))]
+    #[command(after_help = UNMERGE, mut_args(of_unmerge))]
     Unmerge(Convert),
     /// Print how far each weight moved, in magnitude and in direction (DoRA paper, section 3.2)
     #[command(after_help = ANALYZE)]
@@ -121,6 +130,13 @@ pub struct Convert {
     /// which they were packed, or that of the model's config.json
     #[arg(long, value_name = "TYPE")]
     pub dtype: Option<Type>,
+    /// Pack the merged weights again: those that were packed in the base, or, of a dense base, those
+    /// that `quantize` packs
+    #[arg(long, value_name = "FORMAT")]
+    pub quantize: Option<PackedFormat>,
+    /// Weights per scale in a format of 4 bits [default: 64]
+    #[arg(long, value_name = "NUMBER")]
+    pub block: Option<u16>,
     #[command(flatten)]
     pub reading: AdapterOptions,
     #[command(flatten)]

@@ -70,6 +70,14 @@ impl Output {
         Ok(Self { path: path.to_owned(), unfinished: unfinished.map_err(failed(path))? })
     }
 
+    /// Where it is until it is finished.
+    pub fn place(&self) -> &Path {
+        match &self.unfinished {
+            Unfinished::Folder(folder) => folder.path(),
+            Unfinished::File(file) => file.path(),
+        }
+    }
+
     /// The file of a name in the folder, or the file itself.
     pub fn sink<'a>(&self, name: &Path, progress: &'a ProgressBar) -> Result<Sink<'a>, Failure> {
         let (path, file) = match &self.unfinished {

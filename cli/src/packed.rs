@@ -63,7 +63,12 @@ impl Packed {
             Some(Some(weight)) => Ok(Some(weight)),
             Some(None) => {
                 let module = tensor.trim_end_matches(".weight");
-                Err(self.modules.find(files, module).expect_err("it was one before"))
+                let file = files.iter().find(|file| file.info(tensor).is_some());
+                let path = file.or(files.first()).map(|file| file.path().to_owned());
+                Err(self.modules.find(files, module).err().unwrap_or(CheckpointError::Malformed {
+                    path: path.unwrap_or_default(),
+                    problem: format!("`{tensor}` changes while it is read"),
+                }))
             }
         }
     }
@@ -91,8 +96,8 @@ impl Packed {
         let (mut known, mut unknown) = (BTreeMap::<String, Summary>::new(), Vec::new());
         for (tensor, weight) in &self.weights {
             let Some(weight) = weight else {
-                let error = self.find(files, tensor).expect_err("it cannot be read");
-                unknown.push(error.to_string());
+                let error = self.find(files, tensor).err();
+                unknown.extend(error.map(|error| error.to_string()));
                 continue;
             };
             let format = weight.format();

@@ -2,11 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use fused_dora::Dtype;
 use fused_dora::peft::safetensors::Dtype as Stored;
 use fused_dora::quant::{
     BlockScales, Code4, Fp8Scales, NESTED_BLOCK, QuantizedWeight, Scales, WeightFormat,
 };
+use fused_dora::{Dtype, MergeReport};
 use serde_json::{Value, json};
 
 use crate::base::Base;
@@ -68,7 +68,8 @@ impl PackedFormat {
 }
 
 impl Packing {
-    /// The linear layers of a base, without heads and what `skip` names.
+    /// The linear layers of a base, without heads and what `skip` names; of a packed base, those that
+    /// it has packed.
     pub fn of(
         base: &Base,
         format: PackedFormat,
@@ -78,12 +79,6 @@ impl Packing {
         if block.is_some() && !format.is_bits4() {
             return Err(Failure::Call("--block: it is for formats of 4 bits only".to_owned()));
         }
-        if let Some(packed) = base.packed.names().next() {
-            return Err(Failure::Call(format!(
-                "--base {}: `{packed}` is packed already: name the model that it was made from",
-                base.path.display()
-            )));
-        }
         let (mut weights, mut dense) = (BTreeMap::new(), Vec::new());
         let block = block.unwrap_or(64);
         for tensor in base.names() {
@@ -92,7 +87,9 @@ impl Packing {
             else {
                 continue;
             };
-            let is_skipped = skip.iter().any(|pattern| matches(pattern, module));
+            // Of a packed model, what was packed is packed again.
+            let is_skipped = skip.iter().any(|pattern| matches(pattern, module))
+                || base.packed.names().next().is_some() && !base.packed.contains(tensor);
             if is_skipped || !is_linear(base, tensor) {
                 dense.push(module.to_owned());
                 continue;
@@ -304,6 +301,31 @@ pub struct Packed {
 }
 
 impl Packed {
+    /// What is left of the change from W, which this W' was merged of: Δ = W' − W and E = Ŵ' − W'.
+    pub fn change(&self, before: &Weight<'_>) -> Result<MergeReport, Failure> {
+        let [_, cols] = self.weight.shape();
+        let mut report =
+            MergeReport { change_squared: 0.0, error_squared: 0.0, error_along_change: 0.0 };
+        let (mut row, mut w) = (vec![0.0; cols], Vec::new());
+        before.chunks::<Failure>(|first, bytes| {
+            w.clear();
+            decode(bytes, before.dtype, |value| w.push(f64::from(value)));
+            for (number, w) in (first..).zip(w.chunks(cols)) {
+                self.weight.row(number, &mut row);
+                let merged = &self.values[number * cols..];
+                for ((found, merged), w) in row.iter().zip(merged).zip(w) {
+                    let change = f64::from(*merged) - w;
+                    let error = f64::from(*found) - f64::from(*merged);
+                    report.change_squared += change * change;
+                    report.error_squared += error * error;
+                    report.error_along_change += error * change;
+                }
+            }
+            Ok(())
+        })?;
+        Ok(report)
+    }
+
     /// ‖Ŵ − W‖² and ‖W‖².
     pub fn loss(&self) -> [f64; 2] {
         let [_, cols] = self.weight.shape();

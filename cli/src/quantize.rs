@@ -45,6 +45,12 @@ struct Row<'a> {
 pub fn run(options: &Quantize) -> Result<(), Failure> {
     output::check_target("out", &options.out, &[("base", &options.base)])?;
     let base = Base::open(&options.base)?;
+    if let Some(packed) = base.packed.names().next() {
+        return Err(Failure::Call(format!(
+            "--base {}: `{packed}` is packed already: name the model that it was made from",
+            base.path.display()
+        )));
+    }
     let packing = Packing::of(&base, options.format, options.block, &options.skip)?;
     let others = Others::of(&base, &options.out)?;
     let mut notes: Vec<_> = base.note.iter().cloned().collect();
@@ -65,45 +71,9 @@ pub fn run(options: &Quantize) -> Result<(), Failure> {
     }
     output::watch_signals();
     let output = Output::new(&options.out, base.is_folder())?;
-    let (mut layouts, mut parts) = (Vec::new(), BTreeMap::new());
-    for file in &base.files {
-        layouts.push(layout(file, &base, &packing, &mut parts)?);
-    }
-    let bytes_after = layouts.iter().map(Layout::bytes).sum();
-    let progress = progress(bytes_after);
-    let mut work =
-        Work { base: &base, packing: &packing, parts, last: None, losses: BTreeMap::new() };
-    for (file, layout) in base.files.iter().zip(&layouts) {
-        let name = Path::new(file.path().file_name().unwrap_or_default());
-        let mut sink = output.sink(name, &progress)?;
-        sink.write(&layout.header)?;
-        for entry in &layout.tensors {
-            match (work.parts.get(&entry.name).cloned(), file.info(&entry.name)) {
-                (Some((tensor, part)), _) => {
-                    progress.set_message(tensor.clone());
-                    sink.write(&work.part(&tensor, part)?)?;
-                }
-                (None, Some(info)) => copy(file, info, &mut sink)?,
-                (None, None) => {}
-            }
-        }
-        sink.finish()?;
-    }
-    progress.finish_and_clear();
-    let losses = work.losses;
-    if let Some(index) = &base.index {
-        let name = Path::new(index.file_name().unwrap_or_default());
-        output.text(&layout::index(index, &base, &layouts)?, name)?;
-    }
-    for name in &others.copied {
-        match &base.config {
-            Some(config) if name == Path::new(CONFIG) => {
-                output.text(&config.packed(packing.settings()), name)?;
-            }
-            _ => output.copy(&base.path.join(name), name)?,
-        }
-    }
+    let written = write(&base, &packing, &others, &output, &mut |_, _| Ok(()))?;
     output.finish()?;
+    let Written { losses, bytes: bytes_after } = written;
     let relative = |[error, size]: [f64; 2]| if error == 0.0 { 0.0 } else { (error / size).sqrt() };
     let total = losses.values().fold([0.0; 2], |sum, it| [sum[0] + it[0], sum[1] + it[1]]);
     let row = |(tensor, loss): (&'_ String, &[f64; 2])| {
@@ -129,6 +99,60 @@ pub fn run(options: &Quantize) -> Result<(), Failure> {
         .and_then(|()| report.document(&document))
         .and_then(|()| report.finish())
         .map_err(|failure| failure.after_writing(&options.out))
+}
+
+/// What was written: the bytes of all files, and by weight ‖Ŵ − W‖² and ‖W‖².
+pub struct Written {
+    losses: BTreeMap<String, [f64; 2]>,
+    bytes: u64,
+}
+
+/// Writes all files of a base with weights packed. Each packed weight is shown to `measure`, once.
+pub fn write(
+    base: &Base,
+    packing: &Packing,
+    others: &Others,
+    output: &Output,
+    measure: &mut Measure<'_>,
+) -> Result<Written, Failure> {
+    let (mut layouts, mut parts) = (Vec::new(), BTreeMap::new());
+    for file in &base.files {
+        layouts.push(layout(file, base, packing, &mut parts)?);
+    }
+    let bytes = layouts.iter().map(Layout::bytes).sum();
+    let progress = progress(bytes);
+    let mut work = Work { base, packing, parts, last: None, losses: BTreeMap::new(), measure };
+    for (file, layout) in base.files.iter().zip(&layouts) {
+        let name = Path::new(file.path().file_name().unwrap_or_default());
+        let mut sink = output.sink(name, &progress)?;
+        sink.write(&layout.header)?;
+        for entry in &layout.tensors {
+            match (work.parts.get(&entry.name).cloned(), file.info(&entry.name)) {
+                (Some((tensor, part)), _) => {
+                    progress.set_message(tensor.clone());
+                    sink.write(&work.part(&tensor, part)?)?;
+                }
+                (None, Some(info)) => copy(file, info, &mut sink)?,
+                (None, None) => {}
+            }
+        }
+        sink.finish()?;
+    }
+    progress.finish_and_clear();
+    let losses = work.losses;
+    if let Some(index) = &base.index {
+        let name = Path::new(index.file_name().unwrap_or_default());
+        output.text(&layout::index(index, base, &layouts)?, name)?;
+    }
+    for name in &others.copied {
+        match &base.config {
+            Some(config) if name == Path::new(CONFIG) => {
+                output.text(&config.packed(packing.settings()), name)?;
+            }
+            _ => output.copy(&base.path.join(name), name)?,
+        }
+    }
+    Ok(Written { losses, bytes })
 }
 
 /// The document as a table.
@@ -175,7 +199,10 @@ fn layout(
     Layout::new(file, tensors)
 }
 
-struct Work<'a> {
+/// What is to be done with each packed weight.
+pub type Measure<'a> = dyn FnMut(&str, &Packed) -> Result<(), Failure> + 'a;
+
+struct Work<'a, 'b> {
     base: &'a Base,
     packing: &'a Packing,
     /// The weight and the part that a tensor is of.
@@ -183,9 +210,10 @@ struct Work<'a> {
     /// The weight that was packed last: of the narrow parts, many follow each other.
     last: Option<(String, Packed)>,
     losses: BTreeMap<String, [f64; 2]>,
+    measure: &'a mut Measure<'b>,
 }
 
-impl Work<'_> {
+impl Work<'_, '_> {
     /// The bytes of a packed weight's part. Wide parts come first in a file, so that most weights are
     /// packed twice: that takes time and no memory.
     fn part(&mut self, tensor: &str, part: Part) -> Result<Vec<u8>, Failure> {
@@ -193,6 +221,7 @@ impl Work<'_> {
             let packed = packing::pack(&self.base.weight(tensor)?, self.packing.weights[tensor])?;
             if !self.losses.contains_key(tensor) {
                 self.losses.insert(tensor.to_owned(), packed.loss());
+                (self.measure)(tensor, &packed)?;
             }
             self.last = Some((tensor.to_owned(), packed));
         }

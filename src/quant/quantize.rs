@@ -10,7 +10,8 @@ impl QuantizedWeight<'static> {
     /// Packs a row-major W `[O, I]`.
     ///
     /// 4-bit codes and int8 are those of bitsandbytes 0.50's CUDA kernels, with 1/x and 127/x rounded
-    /// to nearest where the device approximates them. A block of zeros has code 0, which is −1 in NF4,
+    /// to nearest where the device approximates them, and without its flush of subnormal numbers to 0.
+    /// A block of zeros has code 0, which is −1 in NF4,
     /// and the scale 0. The offset of nested scales is their mean, summed in float64. fp8 takes the
     /// largest magnitude over 448 as the scale, and 1 where that is 0.
     ///

@@ -97,6 +97,21 @@ impl<'a> QuantizedWeight<'a> {
         Ok(Self { shape, format, packed, scales })
     }
 
+    /// The same with bytes of its own.
+    pub fn into_owned(self) -> QuantizedWeight<'static> {
+        let Self { shape, format, packed, scales } = self;
+        let scales = match scales {
+            Scales::F32(scales) => Scales::F32(scales.into_owned().into()),
+            Scales::Nested { codes, absmax, map, offset } => Scales::Nested {
+                codes: codes.into_owned().into(),
+                absmax: absmax.into_owned().into(),
+                map: map.into_owned().into(),
+                offset,
+            },
+        };
+        QuantizedWeight { shape, format, packed: packed.into_owned().into(), scales }
+    }
+
     /// `[O, I]`.
     pub const fn shape(&self) -> [usize; 2] {
         self.shape

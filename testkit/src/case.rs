@@ -85,14 +85,16 @@ const EXPECTED: [&str; 6] = [
 impl CaseFile {
     /// Reads a case and checks that its shapes fit together.
     pub fn read(path: &Path) -> Result<Self, CaseFileError> {
-        let read = || {
-            let bytes = std::fs::read(path).map_err(Problem::Read)?;
-            let (_, header) = SafeTensors::read_metadata(&bytes).map_err(Problem::Malformed)?;
-            let tensors = SafeTensors::deserialize(&bytes).map_err(Problem::Malformed)?;
-            let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-            Reader { tensors, metadata: header.metadata().as_ref() }.case_file(name)
-        };
+        let read = || Self::parse(path, &std::fs::read(path).map_err(Problem::Read)?);
         read().map_err(|problem: Problem| problem.of(path))
+    }
+
+    /// Reads a case from a file's bytes; the path names it.
+    pub fn parse(path: &Path, bytes: &[u8]) -> Result<Self, Problem> {
+        let (_, header) = SafeTensors::read_metadata(bytes).map_err(Problem::Malformed)?;
+        let tensors = SafeTensors::deserialize(bytes).map_err(Problem::Malformed)?;
+        let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        Reader { tensors, metadata: header.metadata().as_ref() }.case_file(name)
     }
 }
 

@@ -14,6 +14,7 @@ pub mod norm_gradient;
 pub mod optimizer;
 pub mod options;
 pub mod output;
+pub mod packed;
 pub mod random;
 pub mod run;
 pub mod settings;

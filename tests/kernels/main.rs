@@ -4,6 +4,7 @@ mod adamw;
 mod adapter;
 mod counter;
 mod decompose;
+mod golden_packed;
 mod init;
 mod merge;
 mod norm_gradient;

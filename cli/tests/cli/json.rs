@@ -128,7 +128,7 @@ fn merge_unmerge_and_analyze_print_documents() {
         let mut merge = program();
         merge.args(call("merge", &base, &adapter, &out)).args(["--device", device]);
         let found = document(merge.arg("--gains").arg(&gains));
-        assert_documented("merge", &found);
+        assert_eq!(found["packed"], Value::Null);
         assert!(gains.is_file() && out.join("config.json").is_file());
         assert_eq!(found["out"], out.display().to_string());
         assert_eq!(found["gains"], gains.display().to_string());
@@ -154,6 +154,20 @@ fn merge_unmerge_and_analyze_print_documents() {
         let all = found["all"]["change"].as_f64().expect("a number");
         assert!((all - change).abs() <= 1e-12 * change, "{all}, {change}");
         assert!(found["all"]["relative_error"].as_f64().is_some_and(|error| error > 0.0));
+
+        let mut merge = program();
+        merge.args(call("merge", &base, &adapter, &path("small"))).args(["--device", device]);
+        let found_packed = document(merge.args(["--quantize", "fp8-block"]));
+        assert_documented("merge", &found_packed);
+        assert_eq!(found_packed["layers"], found["layers"]);
+        let packed = found_packed["packed"]["layers"].as_array().expect("layers");
+        assert_eq!(packed.len(), model.layers.len());
+        for (packed, dense) in packed.iter().zip(layers) {
+            assert_eq!(packed["tensor"], dense["tensor"]);
+            let [packed, dense] =
+                [packed, dense].map(|it| it["relative_error"].as_f64().expect("a number"));
+            assert!(packed > dense, "{packed}, {dense}");
+        }
 
         let back = path("back");
         let mut unmerge = program();

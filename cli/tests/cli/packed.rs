@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use fused_dora::peft::safetensors::Dtype as Stored;
-use fused_dora::peft::{PeftCheckpoint, TensorFile};
+use fused_dora::peft::{PackedModules, PeftCheckpoint, TensorFile};
 use fused_dora::quant::{BlockScales, Code4, Fp8Scales, QuantizedWeight, Scales, WeightFormat};
 use fused_dora::{Dtype, Norm};
 use serde_json::{Value, json};
@@ -76,6 +76,27 @@ fn a_qdora_of_peft_merges() {
         }
     }
     assert_clean(folder.path());
+}
+
+/// With its gains, a merge of packed weights returns to the W that they stand for.
+#[test]
+fn a_merged_qdora_unmerges_to_dense_weights() {
+    let folder = TempDir::new().expect("a folder");
+    let [merged, gains, back] = ["merged", "gains", "back"].map(|name| folder.path().join(name));
+    let mut merge = merge(&golden("base"), &golden("dora"), &merged, "cpu");
+    succeed(merge.args(["--dtype", "f32", "--gains"]).arg(&gains));
+    let mut unmerge = program();
+    unmerge.args(call("unmerge", &merged, &golden("dora"), &back)).arg("--gains").arg(&gains);
+    succeed(unmerge.args(["--device", "cpu"]));
+    let back = tensors::read(&back.join("model.safetensors"));
+    let files = [TensorFile::open(golden("base/model.safetensors")).expect("a file")];
+    let packed = PackedModules::new(&files, None);
+    assert_eq!(packed.names().count(), 14);
+    for module in packed.names() {
+        let weight = packed.find(&files, module).expect("a weight");
+        let weight = weight.read(&files).expect("right numbers").dequantize::<f32>();
+        assert_near(module, &values(&back[&format!("{module}.weight")]), &weight, 1e-5, 1e-6);
+    }
 }
 
 /// By default a merged weight has the type from which it was packed, and a LoRA merges like a DoRA.

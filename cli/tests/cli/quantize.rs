@@ -4,9 +4,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use fused_dora::Norm;
 use fused_dora::peft::safetensors::Dtype as Stored;
-use fused_dora::peft::{PackedModules, QuantizationConfig, TensorFile};
+use fused_dora::peft::{
+    LayerAdapter, PackedModules, PeftCheckpoint, QuantizationConfig, TensorFile,
+};
+use fused_dora::{Dtype, Norm};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -169,6 +171,104 @@ fn packed_models_are_read_and_merged() {
         assert!(merged.values().all(|tensor| tensor.0 != Stored::U8), "{format}");
     }
     assert_clean(model.folder.path());
+}
+
+/// A merge that is packed again has the tensors of its base, and of weights that the adapter does not
+/// change the same codes.
+#[test]
+fn merged_models_are_packed_again() {
+    let folder = TempDir::new().expect("a folder");
+    let golden = |name: &str| workspace().join("tests/golden-quant/qdora-llama").join(name);
+    let [out, dense] = ["out", "dense"].map(|name| folder.path().join(name));
+    let mut merge = program();
+    merge.args(call("merge", &golden("base"), &golden("dora"), &out));
+    let text = succeed(merge.args(["--quantize", "nf4-nested", "--device", "cpu"]));
+    assert!(text.contains("Packed again (nf4, blocks of 64, nested scales)"), "{text}");
+    let [before, after] = [golden("base"), out.clone()].map(|it| tensors::read_folder(&it));
+    assert!(before.keys().eq(after.keys()));
+    for (name, tensor) in &before {
+        let is_kept = !["down", "up", "o", "q", "v"]
+            .iter()
+            .any(|part| name.contains(&format!(".{part}_proj.")));
+        if name.ends_with("_proj.weight") {
+            assert_eq!(after[name] == *tensor, is_kept, "{name}");
+        } else if !name.contains(".weight.") {
+            assert!(after[name] == *tensor, "{name}");
+        }
+    }
+    let config = |folder: &Path| json_of(&fs::read(folder.join("config.json")).expect("a file"));
+    let [old, new] =
+        [golden("base"), out.clone()].map(|it| config(&it)["quantization_config"].take());
+    for name in ["quant_method", "load_in_4bit", "bnb_4bit_quant_type", "bnb_4bit_use_double_quant"]
+    {
+        assert_eq!(new[name], old[name], "{name}");
+    }
+    // What it reports is what is lost: W' in bf16 against what is packed.
+    let mut merge = program();
+    merge.args(call("merge", &golden("base"), &golden("dora"), &dense));
+    succeed(merge.args(["--device", "cpu"]));
+    let dense = tensors::read_folder(&dense);
+    let (files, packed) = opened(&out);
+    let (from, base) = opened(&golden("base"));
+    let module = "model.layers.0.self_attn.q_proj";
+    let [found, w] = [(&files, &packed), (&from, &base)].map(|(files, packed)| {
+        let weight = packed.find(files, module).expect("a weight").read(files).expect("numbers");
+        weight.dequantize::<f32>()
+    });
+    let merged = values(&dense[&format!("{module}.weight")]);
+    let sum = |of: &dyn Fn(usize) -> f32| {
+        (0..w.len()).map(|n| f64::from(of(n)).powi(2)).sum::<f64>().sqrt()
+    };
+    let error = sum(&|n| found[n] - merged[n]) / sum(&|n| merged[n] - w[n]);
+    let (_, table) = text.split_once("Packed again").expect("a table");
+    let row = table.lines().find(|line| line.starts_with(module)).expect("a row");
+    assert!(row.trim_end().ends_with(&format!("{error:.2e}")), "{error:.2e}: {row}");
+
+    let small = folder.path().join("small");
+    for (arguments, part) in [
+        (&["--quantize", "nf4", "--gains", "gains"][..], "cannot be unmerged"),
+        (&["--block", "64"], "--quantize"),
+    ] {
+        let mut merge = program();
+        merge.args(call("merge", &golden("base"), &golden("dora"), &small)).args(arguments);
+        let error = fail(&mut merge, 2);
+        assert!(error.contains(part), "{error}");
+    }
+    let plain = Model::new(Norm::Output, Stored::BF16);
+    let mut unmerge = program();
+    unmerge.args(call("unmerge", &plain.model(), &plain.peft(), &small));
+    let error = fail(unmerge.args(["--quantize", "nf4"]), 2);
+    assert!(error.contains("an option of `merge`"), "{error}");
+    assert!(!small.exists());
+    assert_clean(folder.path());
+}
+
+/// NF4's steps are about a tenth of a block's largest weight: of a small adapter nothing is left.
+#[test]
+fn packing_again_loses_small_changes() {
+    let folder = TempDir::new().expect("a folder");
+    let [base, packed, adapter] = ["base", "packed", "adapter"].map(|it| folder.path().join(it));
+    let weight = to(Stored::BF16, &wave(&[64, 64], 0.05, 0.0));
+    tensors::save(&base, &Tensors::from([("m.weight".to_owned(), weight)]));
+    succeed(&mut quantize(&base, "nf4", &packed));
+    let layer = crate::model::layer([64, 64], Norm::None, 0.1);
+    let factors = (layer.lora_a().to_vec(), layer.lora_b().to_vec());
+    let small = LayerAdapter::new([64, 64], 4, 1e-2, Norm::None, factors.0, factors.1, vec![]);
+    let layers = [("m".to_owned(), small.expect("a layer"))];
+    let checkpoint = PeftCheckpoint::new(layers.into()).expect("a checkpoint");
+    checkpoint.write(&adapter, Dtype::F32).expect("room");
+    let kept = |arguments: &[&str]| {
+        let out = folder.path().join(format!("out{}", arguments.len()));
+        let mut merge = program();
+        merge.args(call("merge", &packed, &adapter, &out)).args(["--device", "cpu", "--json"]);
+        let output = merge.args(arguments).output().expect("the program");
+        let document = json_of(&output.stdout);
+        let of = |document: &Value| document["all"]["kept"].as_f64().unwrap_or(f64::NAN);
+        [of(&document), of(&document["packed"])]
+    };
+    let [dense, packed] = kept(&["--dtype", "f32", "--quantize", "nf4"]);
+    assert!(dense > 0.999, "{dense}");
+    assert!(packed.abs() < 0.5, "{packed}");
 }
 
 #[test]

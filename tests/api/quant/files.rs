@@ -7,19 +7,18 @@ use fused_dora::peft::{
     CheckpointError, PackedModules, QuantizationConfig, QuantizedTensor, TensorFile,
 };
 use fused_dora::quant::{QuantizedWeight, WeightFormat};
+use fused_dora_testkit::packed;
 use fused_dora_testkit::tensors::{self, Tensors, floats, values};
 use half::bf16;
 use safetensors::Dtype as Stored;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use super::golden;
-
 const STATE: &str = "m.weight.quant_state.bitsandbytes__nf4";
 
 /// A golden file's packed weight as that of module `m`, next to a bias.
 fn module(file: &str) -> Tensors {
-    let tensors = tensors::read(&golden::folder().join(format!("{file}.safetensors")));
+    let tensors = tensors::read(&packed::folder().join(format!("{file}.safetensors")));
     let is_part = |name: &str| name.starts_with("weight") || name == "SCB";
     let parts = tensors.into_iter().filter(|(name, _)| is_part(name));
     let mut parts: Tensors = parts.map(|(name, tensor)| (format!("m.{name}"), tensor)).collect();
@@ -53,9 +52,9 @@ impl Model {
     }
 
     fn find(&self, settings: &Value) -> Result<QuantizedTensor, CheckpointError> {
-        let packed = PackedModules::new(&self.files, self.config(settings));
-        assert_eq!(packed.names().collect::<Vec<_>>(), ["m"]);
-        packed.find(&self.files, "m")
+        let modules = PackedModules::new(&self.files, self.config(settings));
+        assert_eq!(modules.names().collect::<Vec<_>>(), ["m"]);
+        modules.find(&self.files, "m")
     }
 
     fn read(&self, settings: &Value) -> Result<QuantizedWeight<'static>, CheckpointError> {
@@ -101,7 +100,7 @@ fn golden_weights_are_read() {
         ("quant_fp8_tensor", compressed("tensor")),
         ("quant_fp8_row", compressed("channel")),
     ] {
-        let golden = tensors::read(&golden::folder().join(format!("{file}.safetensors")));
+        let golden = tensors::read(&packed::folder().join(format!("{file}.safetensors")));
         let tensors = module(file);
         let single: Vec<Tensors> =
             tensors.iter().map(|(name, it)| [(name.clone(), it.clone())].into()).collect();

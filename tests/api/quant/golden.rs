@@ -1,83 +1,20 @@
 //! The files of `tests/golden-quant`.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use fused_dora::quant::{BlockScales, Code4, Fp8Scales, QuantizedWeight, Scales, WeightFormat};
+use fused_dora::quant::{QuantizedWeight, Scales, WeightFormat};
 use fused_dora::{Dtype, Element};
+use fused_dora_testkit::packed::{files, weight as packed};
 use fused_dora_testkit::tensors::{self, Tensors, values};
 use half::{bf16, f16};
 use safetensors::Dtype as Stored;
-use serde_json::Value;
-
-const STATE: &str = "weight.quant_state.bitsandbytes__";
-
-pub(super) fn folder() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden-quant")
-}
 
 /// The golden files whose names begin so.
-fn files(start: &str) -> Vec<(String, Tensors)> {
-    let mut files = Vec::new();
-    for entry in std::fs::read_dir(folder()).expect("the golden files") {
-        let path = entry.expect("an entry").path();
-        let name = path.file_name().expect("a name").display().to_string();
-        if name.starts_with(start) && name.ends_with(".safetensors") {
-            files.push((name, tensors::read(&path)));
-        }
-    }
+fn read(start: &str) -> Vec<(String, Tensors)> {
+    let files = files(start);
     assert!(files.len() > 10, "{start}: {} files", files.len());
-    files.sort_by(|(one, _), (other, _)| one.cmp(other));
-    files
-}
-
-/// The packed weight of a file.
-fn packed(tensors: &Tensors) -> QuantizedWeight<'_> {
-    let bytes = |name: &str| tensors[name].2.as_slice();
-    let floats = |name: &str| values(&tensors[name]);
-    let [rows, cols] = match tensors["weight"].1[..] {
-        [rows, cols] => [rows, cols],
-        _ => panic!("no matrix"),
-    };
-    if let Some((name, state)) = tensors.iter().find(|(name, _)| name.starts_with(STATE)) {
-        let state: Value = serde_json::from_slice(&state.2).expect("JSON");
-        let number = |value: &Value| value.as_u64().expect("a number") as usize;
-        let shape = [number(&state["shape"][0]), number(&state["shape"][1])];
-        let is_nested = state.get("nested_offset").is_some();
-        let format = WeightFormat::Code4 {
-            code: if name.ends_with("nf4") { Code4::Nf4 } else { Code4::Fp4 },
-            block: number(&state["blocksize"]) as u16,
-            scales: if is_nested { BlockScales::Nested } else { BlockScales::F32 },
-            state: match state["dtype"].as_str() {
-                Some("bfloat16") => Dtype::Bf16,
-                Some("float16") => Dtype::F16,
-                _ => Dtype::F32,
-            },
-        };
-        let scales = match is_nested {
-            true => Scales::Nested {
-                codes: bytes("weight.absmax").into(),
-                absmax: floats("weight.nested_absmax").into(),
-                map: floats("weight.nested_quant_map").into(),
-                offset: state["nested_offset"].as_f64().expect("a number") as f32,
-            },
-            false => floats("weight.absmax").into(),
-        };
-        return QuantizedWeight::new(shape, format, bytes("weight"), scales).expect("a weight");
-    }
-    let (format, scales) =
-        match tensors.keys().find(|name| name.contains("scale") || *name == "SCB") {
-            Some(name) if name == "SCB" => (WeightFormat::Int8Rows, floats(name)),
-            Some(name) => {
-                let scales = match tensors[name].1[..] {
-                    [1] => Fp8Scales::Tensor,
-                    [_, 1] => Fp8Scales::Rows,
-                    _ => Fp8Scales::Blocks { rows: 128, cols: 128 },
-                };
-                (WeightFormat::Fp8 { scales }, floats(name))
-            }
-            None => panic!("no format"),
-        };
-    QuantizedWeight::new([rows, cols], format, bytes("weight"), scales).expect("a weight")
+    let name = |path: &Path| path.file_name().unwrap_or_default().display().to_string();
+    files.iter().map(|path| (name(path), tensors::read(path))).collect()
 }
 
 /// The bits of numbers in a tensor; all NaN are one.
@@ -99,7 +36,7 @@ fn assert_bits<E: Element>(name: &str, found: &[E], expected: &[f32]) {
 #[test]
 fn weights_are_dequantized_bit_by_bit() {
     let mut compared = 0;
-    for (name, tensors) in files("quant_") {
+    for (name, tensors) in read("quant_") {
         let weight = packed(&tensors);
         // The file's f32 are not yet rounded to S.
         if let Some(exact) = tensors.get("dequantized.f32") {
@@ -162,7 +99,7 @@ fn largest(tensor: &(Stored, Vec<usize>, Vec<u8>), block: usize) -> f32 {
 #[test]
 fn weights_are_quantized_bit_by_bit() {
     let mut compared = 0;
-    for (name, tensors) in files("quant_") {
+    for (name, tensors) in read("quant_") {
         let Some(source) = tensors.get("source") else { continue };
         let expected = packed(&tensors);
         let found = quantized(source, &expected);
@@ -208,7 +145,7 @@ fn weights_are_quantized_bit_by_bit() {
 /// bitsandbytes' tables, as its files hold them.
 #[test]
 fn tables_are_those_of_the_files() {
-    for (name, tensors) in files("quant_") {
+    for (name, tensors) in read("quant_") {
         let WeightFormat::Code4 { code, .. } = packed(&tensors).format() else { continue };
         assert_bits(&name, &code.table(), &values(&tensors["weight.quant_map"]));
     }
@@ -218,7 +155,7 @@ fn tables_are_those_of_the_files() {
 #[test]
 fn layers_have_the_norms_of_their_dequantized_weight() {
     let mut merged = 0;
-    for (name, tensors) in files("dora_") {
+    for (name, tensors) in read("dora_") {
         if !tensors.contains_key("weight") {
             continue;
         }
