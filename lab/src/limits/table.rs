@@ -259,9 +259,9 @@ pub fn expectation(evidence: &Evidence) -> String {
          {geforce} on\nGeForce RTX 4090 and 5090, and {h100} on H100 at T = 8192 (±0.05), and \
          {a100_few},\n{geforce_few} and {h100_few} at T = 2048 (±0.1). Forward with norm axis \
          input takes longest.\n**Over cuBLAS**, multiply by what the plain products take over its \
-         published rates: {a100_plain} on\nA100, 1.0 on RTX 4090, {rtx5090_plain} on RTX 5090, \
-         and {h100_plain} on H100, where cuBLAS uses wgmma.\n\"Modelled time of a launch\", below, \
-         has all ratios, their sources and their limits.\n"
+         published rates: {a100_plain} on\nA100 (of 300 W), 1.0 on RTX 4090, {rtx5090_plain} on \
+         RTX 5090, and {h100_plain} on H100, where\ncuBLAS uses wgmma. \"Modelled time of a launch\", below, \
+         has all ratios, and what they rest on.\n"
     )
 }
 
