@@ -86,7 +86,9 @@ fn one(
     fs::write(&source, ptx).map_err(|error| cannot(&source, error))?;
     let to = made.to_str().ok_or_else(|| format!("{}: a name in UTF-8", made.display()))?;
     let target = format!("--gpu-name={architecture}");
-    let output = ptxas.run(&["--verbose", &target, "--output-file", to], &source)?;
+    // Line numbers do not change the code; the witness finds loops by them.
+    let options = ["--verbose", "--generate-line-info", &target, "--output-file", to];
+    let output = ptxas.run(&options, &source)?;
     let log = [output.stdout, output.stderr].concat();
     let cubin = out.join(format!("{name}.cubin"));
     // At once: other programs may do and read the same.

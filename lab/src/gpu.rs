@@ -49,7 +49,7 @@ const HOPPER_BENCHMARK: &str =
     "Luo et al., Benchmarking and Dissecting the Nvidia Hopper GPU Architecture, arXiv:2402.13499";
 
 /// The clocks are the limits' own: the highest that the driver reports.
-pub const GPUS: [Gpu; 3] = [
+pub const GPUS: [Gpu; 4] = [
     Gpu {
         name: "A100",
         architecture: "sm_80",
@@ -78,6 +78,22 @@ pub const GPUS: [Gpu; 3] = [
         dram: cited(1008e9, "NVIDIA Ada GPU Architecture white paper, appendix A"),
     },
     Gpu {
+        name: "RTX 5090",
+        architecture: "sm_120",
+        limits: profile::RTX5090,
+        tensor: cited(
+            209.5e12,
+            "NVIDIA RTX Blackwell GPU Architecture white paper, appendix A (BF16, FP32 accumulate, \
+             dense)",
+        ),
+        // NVIDIA publishes none: as many bytes per clock and multiprocessor as of the RTX 4090.
+        l2: cited(
+            1945.6 * 170.0 / 128.0 * 2.407e9,
+            "the RTX 4090's, by the number of multiprocessors (an assumption)",
+        ),
+        dram: cited(1792e9, "NVIDIA RTX Blackwell GPU Architecture white paper, appendix A"),
+    },
+    Gpu {
         name: "H100",
         architecture: "sm_90",
         limits: profile::H100,
@@ -91,7 +107,7 @@ pub const GPUS: [Gpu; 3] = [
 ];
 
 impl Gpu {
-    /// The GPU of that name, in any case and without spaces: `a100`, `rtx4090` or `h100`.
+    /// The GPU of that name, in any case and without spaces: such as `a100` or `rtx5090`.
     pub fn by_name(name: &str) -> Option<&'static Self> {
         let plain = |name: &str| name.replace(' ', "").to_ascii_lowercase();
         GPUS.iter().find(|gpu| plain(gpu.name) == plain(name))

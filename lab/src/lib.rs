@@ -14,4 +14,5 @@ pub mod replay;
 pub mod report;
 pub mod resources;
 pub mod splice;
+pub mod witness;
 pub mod work;

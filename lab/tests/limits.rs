@@ -83,7 +83,9 @@ fn all_lines_hold() {
     assert!(Kernels::are_built(), "run `cargo xtask nvrtc`, then build again");
     let fresh = tempfile::tempdir().unwrap();
     let [folder, document] = ["limits", "document.md"].map(|name| fresh.path().join(name));
-    std::fs::write(&document, "before\n<!-- limits -->\nold\n<!-- /limits -->\nafter\n").unwrap();
+    let expectation = "<!-- expectation -->\nold\n<!-- /expectation -->\n";
+    let tables = "before\n<!-- limits -->\nold\n<!-- /limits -->\nafter\n";
+    std::fs::write(&document, [expectation, tables].concat()).unwrap();
     let [out, path] = [&folder, &document].map(|path| path.to_str().unwrap());
     let mut arguments = vec!["--rank", "16", "--out", out, "--write", path];
     arguments.extend(ARCHITECTURES.iter().flat_map(|name| ["--arch", name]));
@@ -99,6 +101,8 @@ fn all_lines_hold() {
     }
     let document = std::fs::read_to_string(&document).unwrap();
     let tables = std::fs::read_to_string(folder.join("limits.md")).unwrap();
+    let (expected, document) = document.split_once("<!-- /expectation -->\n").unwrap();
+    assert!(expected.starts_with("<!-- expectation -->\n**What to expect"), "{expected}");
     assert_eq!(document, format!("before\n<!-- limits -->\n{tables}<!-- /limits -->\nafter\n"));
     for name in ARCHITECTURES {
         assert!(lines.iter().any(|line| line.what.starts_with(&format!("{name}: "))), "{name}");

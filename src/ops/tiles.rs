@@ -40,6 +40,14 @@ impl Tiles {
         }
     }
 
+    /// What a product of so many tokens and features is cut into on a device with so many
+    /// multiprocessors. Exposed so that launches can be modelled without a device.
+    #[doc(hidden)]
+    pub fn chosen(tokens: usize, features: usize, sm_count: usize) -> Self {
+        let tiling = Tiling { sm_count, forced: None, f32_math: F32Math::Fma };
+        tiling.choose(tokens, features, false)
+    }
+
     /// Instructions of a warp's k-step, 64 and 32 of them products of tensor cores: what a tile
     /// takes, against the others, while a multiprocessor has work.
     const fn cost(self) -> usize {

@@ -11,7 +11,7 @@ use crate::gpu::{GPUS, Gpu};
 use crate::model::{Bounds, Demand};
 use crate::work::{Kernel, compulsory};
 
-const TOKENS: usize = 8192;
+pub const TOKENS: usize = 8192;
 
 /// (O, I).
 const SHAPES: [[usize; 2]; 5] =

@@ -7,7 +7,8 @@ mod bounds;
 mod code;
 mod counters;
 mod f32_products;
-mod layer;
+pub mod latency;
+pub mod layer;
 pub mod line;
 mod options;
 mod ptxas;
@@ -30,6 +31,7 @@ use fused_dora_testkit::{eprintln, print, println};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::compile::{self, Compiled};
+use crate::gpu::GPUS;
 use crate::splice;
 use layer::Device;
 use line::{Group, Limit, Line};
@@ -82,6 +84,10 @@ fn collect(options: &Options) -> Result<Evidence, Box<dyn Error>> {
     bar.finish_and_clear();
     let loops = code::loops(&codes);
 
+    let bar = self::bar("modelling", GPUS.len())?;
+    let latency = latency::collect(&nvdisasm, &compiled, &options.architectures, || bar.inc(1))?;
+    bar.finish_and_clear();
+
     let device = Device::open()?;
     let (plain, fused) = laws(&device, &options.ranks)?;
     let mut lines = ptxas::lines(&compiled, &options.architectures, &dynamic_shared(&device)?)?;
@@ -102,6 +108,7 @@ fn collect(options: &Options) -> Result<Evidence, Box<dyn Error>> {
     }
     let model = bounds::Model { plain: &plain, fused: &fused };
     lines.extend(model.lines()?);
+    lines.extend(latency.lines);
     let (major, minor) = nvrtc.version()?;
     Ok(Evidence {
         note: NOTE.to_owned(),
@@ -112,6 +119,9 @@ fn collect(options: &Options) -> Result<Evidence, Box<dyn Error>> {
         lines,
         loops: loops.iter().map(report::Loop::from).collect(),
         ratios: model.ratios(&options.ranks)?,
+        waits: latency.waits,
+        launches: latency.launches,
+        products: latency.products,
     })
 }
 
@@ -178,6 +188,7 @@ fn write(options: &Options, evidence: &Evidence) -> Result<bool, Box<dyn Error>>
         println!("{}", path.display());
     }
     if let Some(path) = &options.write {
+        splice::into_file(path, "expectation", &table::expectation(evidence))?;
         splice::into_file(path, "limits", &markdown)?;
         println!("{}", path.display());
     }

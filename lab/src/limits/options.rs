@@ -21,7 +21,8 @@ Usage: limits [OPTIONS]
   --rank R      ranks whose bounds are modelled in addition to 16, the rank of the lines; can be
                 given several times (64 and 256)
   --write FILE  put the tables into a document, between its lines
-                `<!-- limits -->` and `<!-- /limits -->`
+                `<!-- limits -->` and `<!-- /limits -->`, and what to expect between
+                `<!-- expectation -->` and `<!-- /expectation -->`
   --help        print this
 
 CUDA_EMULATOR_PROFILE names the device whose number of multiprocessors launches are planned for

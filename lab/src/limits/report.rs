@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::bounds::Ratio;
 use super::code;
+use super::latency::{Modelled, Product, Wait};
 use super::line::Line;
 
 /// What the figures are, and are not: it goes with every form of the report.
@@ -23,6 +24,10 @@ pub struct Evidence {
     pub lines: Vec<Line>,
     pub loops: Vec<Loop>,
     pub ratios: Vec<Ratio>,
+    /// By the witness for latency.
+    pub waits: Vec<Wait>,
+    pub launches: Vec<Modelled>,
+    pub products: Vec<Product>,
 }
 
 /// A main loop.
