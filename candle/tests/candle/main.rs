@@ -5,7 +5,7 @@ mod errors;
 mod gradients;
 #[cfg(feature = "peft")]
 mod minilm;
+mod packed;
 #[cfg(feature = "peft")]
 mod peft;
-mod packed;
 mod training;

@@ -223,11 +223,11 @@ __device__ __forceinline__ void magnitude_sum(const BackwardParams& p, int o0, i
 }
 
 // P of this chunk of tokens, from the partial sums of all strips, which are added up in order. A thread
-// takes two groups of four neighbours at a time: eight loads are on their way together.
+// takes four groups of four neighbours at a time: sixteen loads are on their way together.
 template <typename T>
 __device__ __forceinline__ void finish_p(const BackwardParams& p, const AdapterTile& at,
                                          const float* partial_p) {
-    constexpr int kAtOnce = 2;
+    constexpr int kAtOnce = 4;
     const int k0 = at.rank * kRankTile, ranks = min(kRankTile, p.padded_rank - k0);
     const int begin = at.chunk * p.chunk, tokens = min(p.tokens, begin + p.chunk) - begin;
     const int quads = ranks / 4, total = tokens * quads;

@@ -172,26 +172,35 @@ fn adapter(
 ) -> Result<(), String> {
     const FILE: &str = "backward/sm80/adapter.cuh";
     let tile = sources.block(FILE, "void adapter_tile(")?;
+    let again = sources.block("backward/sm80/recomputed_z.cuh", "static float sum(")?;
     let plain = sources.block(FILE, "if (!p.output_gain) {")?;
-    let add = sources.block(FILE, "void add(const BackwardParams& p, Tile grad")?;
+    let scaled = sources.block(FILE, "void add_scaled(")?;
+    let without_bias = sources.block(FILE, "void add(float dy, float y) {")?;
+    let with_bias = sources.block(FILE, "void add(float dy, float y, float b) {")?;
     let load = sources.block(FILE, "if (p.aligned) {")?;
-    let scaled = Span { first: plain.last + 1, ..add };
-    let pass = find_loop(graph, &tile, is_product, None);
+    let pass = find_loop(graph, &tile, is_product, Some(&again));
     for rank in RANKS {
-        for (axis, loads, avoid, prefer) in [
-            ("output", 4, vec![plain.clone()], vec![scaled.clone(), load.clone()]),
-            ("input", 0, vec![scaled.clone(), load.clone()], vec![plain.clone()]),
+        for (kind, loads, avoid, prefer) in [
+            ("output axis", 4, vec![&plain, &with_bias], vec![&scaled, &load, &without_bias]),
+            (
+                "output axis with a bias",
+                4,
+                vec![&plain, &without_bias],
+                vec![&scaled, &load, &with_bias],
+            ),
+            ("input axis", 0, vec![&scaled, &load, &with_bias, &without_bias], vec![&plain]),
         ] {
+            let [avoid, prefer] = [avoid, prefer].map(|spans| spans.into_iter().cloned().collect());
             let choice = Choice { avoid, prefer, products: with_products(rank, 24, 64) };
             let way = pass.as_ref().and_then(|pass| choice.through_loop(graph, pass));
-            let name = format!("dY pass, {axis} axis, r={rank}");
+            let name = format!("dY pass, {kind}, r={rank}");
             collector.add(name, Role::Pass, Copies::Dram, loads, way)?;
         }
     }
-    let sum = sources.block(FILE, "Quad<float> ordered_sum(")?;
+    let sum = sources.block(FILE, "void finish_p(")?;
     let way = find_loop(graph, &sum, is_load, None)
         .and_then(|sum| Choice::default().through_loop(graph, &sum));
-    collector.add("P of 16 strips", Role::Pass, Copies::L2, 16, way)?;
+    collector.add("P of 4 strips", Role::Pass, Copies::L2, 16, way)?;
     let columns = sources.block(FILE, "ColumnSums of_column(")?;
     let way = Choice::default().through_lines(graph, &columns);
     collector.add("column sums", Role::Once, Copies::L2, 0, way)?;
@@ -252,7 +261,7 @@ fn low_rank(
         let products = with_products(rank, 4, 16);
         let output = Choice { avoid: vec![scale.clone()], products, ..Choice::default() };
         let input = Choice { prefer: vec![scale.clone()], products, ..Choice::default() };
-        for (axis, loads, choice) in [("output", 0, output), ("input", 2, input)] {
+        for (axis, loads, choice) in [("output", 0, output), ("input", 0, input)] {
             let way = pass.as_ref().and_then(|pass| choice.through_loop(graph, pass));
             let name = format!("H tile, {axis} axis, r={rank}");
             collector.add(name, Role::Pass, Copies::Dram, loads, way)?;

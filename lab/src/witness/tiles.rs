@@ -25,7 +25,8 @@ const STEP: usize = 32;
 /// k-steps of W's product that are left to the last steps: those on their way.
 const LAST_STEPS: usize = 2;
 /// Strips that an iteration of the sum of P adds, and parts that one of the sum of H adds.
-const STRIPS_AT_ONCE: f64 = 16.0;
+const STRIPS_AT_ONCE: f64 = 4.0;
+const QUADS_AT_ONCE: usize = 4;
 const PARTS_AT_ONCE: f64 = 2.0;
 /// The sizes that the kernels state.
 pub const SIZES: [(&str, &str, usize); 8] = [
@@ -251,11 +252,12 @@ impl Model<'_> {
         let per_group = GROUP * m / chunk;
         let tokens_of = |c: usize| chunk.min(tokens - c * chunk);
         let step = self.one(&format!("dY pass, {} axis, r={rank}", self.axis()))?;
-        let sum_of_p = strips as f64 / STRIPS_AT_ONCE * self.one("P of 16 strips")? + 60.0;
+        let sum_of_p = strips as f64 / STRIPS_AT_ONCE * self.one("P of 4 strips")? + 60.0;
         let [sums, turn] = [self.one("column sums")?, self.one("dB's turn")?];
         let finish = |c: usize| {
             let quads = rank.min(RANK_TILE) / 4;
-            (tokens_of(c) * quads).div_ceil(THREADS) as f64 * sum_of_p + self.fence()
+            (tokens_of(c) * quads).div_ceil(QUADS_AT_ONCE * THREADS) as f64 * sum_of_p
+                + self.fence()
         };
         let producer = |c: usize, r: usize, strip: usize| {
             let steps = tokens_of(c).div_ceil(STEP) as f64;
