@@ -101,11 +101,14 @@ fn check_layout(
 
 /// The compute capabilities to build machine code for: none without the feature `cubins`.
 fn capabilities(nvrtc: &Nvrtc) -> Result<Vec<u32>, Box<dyn Error>> {
+    let given = env::var(ENV_CUBINS).ok().filter(|given| !given.is_empty());
     if env::var_os("CARGO_FEATURE_CUBINS").is_none() {
+        if given.is_some() {
+            println!("cargo:warning={ENV_CUBINS} does nothing without the feature `cubins`");
+        }
         return Ok(Vec::new());
     }
     let supported = nvrtc.capabilities()?;
-    let given = env::var(ENV_CUBINS).ok().filter(|given| !given.is_empty());
     let mut wanted = Vec::new();
     for word in given.as_deref().unwrap_or(CAPABILITIES).split(',') {
         let capability = word.trim().parse().map_err(|_| {
@@ -120,6 +123,8 @@ fn capabilities(nvrtc: &Nvrtc) -> Result<Vec<u32>, Box<dyn Error>> {
                 "{ENV_CUBINS}: NVRTC {major}.{minor} makes no machine code for {capability}, only for {known}"
             )
             .into());
+        } else {
+            println!("cargo:warning=this NVRTC makes no machine code for sm_{capability}");
         }
     }
     Ok(wanted)

@@ -32,7 +32,7 @@ struct PrepareParams {
     void* sb;
     void* gsb;               // axis output, else null; in f16 times 2ᵏ
     void* balanced_a;        // A·2⁻ᵏ in f16, else null
-    void* balanced_sb;       // s·B·2ᵏ in f16 but for axis output, else null
+    void* balanced_sb;       // f16 without gsb: s·B·2ᵏ; else null
     Balance* balance;        // f16 only, else null
     u32* balance_words;      // two: the largest |B| so far, and the CTAs that have looked
     void* packed_bias;

@@ -20,7 +20,7 @@ use crate::ops::prepare::{Magnitude, Prepare};
 use crate::spec::{DoraSpec, Norm, NormGrad, Scaling};
 use crate::tensor::{
     Base, Need, Read, SharedTensor, SharedWeight, Tensors, Write, check_context, check_given,
-    check_len, matrix, vector,
+    check_len, vector,
 };
 
 /// A workspace that the layers of one stream share.
@@ -220,8 +220,7 @@ impl DoraLinear {
         {
             let (weight, bias) = (weight.read(), bias.as_ref().map(SharedTensor::read));
             let mut tensors = Tensors::new(kernels.context(), stream, spec.dtype())?;
-            let shape = matrix(spec.outputs(), spec.inputs());
-            tensors.weight("weight", &weight, shape, spec.weight())?;
+            tensors.weight(&weight, &spec)?;
             tensors.read_vector_if_given("bias", &bias, spec.outputs())?;
         }
         Ok(Self {

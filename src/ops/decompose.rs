@@ -193,8 +193,7 @@ impl Kernels {
         let launch = Launch::new(DECOMPOSE, spec.variant(), [plan.strips, plan.split.count, 1]);
         self.check_launch(&launch)?;
         let mut scratch = workspace.scratch(&mut t, plan.needs(), 0)?;
-        let shape = matrix(spec.outputs(), spec.inputs());
-        let weight = t.weight_placed("weight", weight, shape, spec.weight())?;
+        let weight = t.weight_placed(weight, spec)?;
         let params = DecomposeParams {
             weight: weight.data,
             result: t.write_as(ElementType::F64, "result", result, result_shape())?.address,

@@ -133,7 +133,7 @@ impl Kernels {
         let shape = matrix(spec.outputs(), spec.inputs());
         let merged = io.merged.element();
         let (source, target) = (
-            t.weight_placed("weight", &io.weight, shape, spec.weight())?,
+            t.weight_placed(&io.weight, spec)?,
             t.write_as(merged, "merged", &mut io.merged, shape)?,
         );
         let report = report(&mut t, &mut io.report)?;

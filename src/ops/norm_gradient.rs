@@ -94,7 +94,7 @@ impl Kernels {
         let grad_lora_b =
             t.write_as(f32, "grad_lora_B", &mut io.grad_lora_b, matrix(outputs, ranks))?;
         let mut params = NormGradientParams {
-            weight: t.weight("weight", &io.weight, matrix(outputs, inputs), spec.weight())?,
+            weight: t.weight(&io.weight, spec)?,
             lora_a: lora_a.address,
             lora_b: lora_b.address,
             gain: operands.gain,

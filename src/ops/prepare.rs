@@ -97,8 +97,7 @@ impl Kernels {
             let mut scratch = workspace.scratch(&mut t, plan.needs(), 0)?;
             let (inputs_dim, outputs) = (spec.inputs(), spec.outputs());
             let f32 = ElementType::F32;
-            let weight =
-                t.weight("weight", &inputs.weight, matrix(outputs, inputs_dim), spec.weight())?;
+            let weight = t.weight(&inputs.weight, spec)?;
             let aligned = t.aligned();
             let lora_a =
                 t.read_as(f32, "lora_A", &inputs.lora_a, matrix(spec.ranks(), inputs_dim))?;

@@ -144,7 +144,8 @@ pub fn fp8_from_f32(value: f32) -> u8 {
     }
     let magnitude = value.abs().min(FP8_MAX);
     let exponent = ((magnitude.to_bits() >> 23) as i32 - 127).max(-6);
-    // In units of the last place, of which a power of two has 8: a carry moves to the next exponent.
+    // A power of two has eight units of the last place. Rounding up to eight more gives the next
+    // exponent.
     let units = (magnitude * power_of_two(3 - exponent)).round_ties_even() as i32;
     sign | (8 * (exponent + 6) + units) as u8
 }

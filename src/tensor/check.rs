@@ -9,7 +9,7 @@ use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::params::common::{Packing, Rounding, WeightData};
 use crate::quant::{Code4, Fp8Scales, NESTED_BLOCK, WeightFormat};
-use crate::spec::MAX_DIMENSION;
+use crate::spec::{DoraSpec, MAX_DIMENSION};
 
 /// Rows that start at multiples of this many bytes, and are multiples of it long, are moved by
 /// 16-byte accesses.
@@ -108,15 +108,9 @@ impl<'t> Tensors<'t> {
         self.aligned.into()
     }
 
-    /// W, in the format that the spec says.
-    pub(crate) fn weight(
-        &mut self,
-        tensor: &'static str,
-        weight: &'t Weight<'_>,
-        shape: Shape,
-        format: Option<WeightFormat>,
-    ) -> Result<WeightData> {
-        let placed = self.weight_placed(tensor, weight, shape, format)?;
+    /// W, in the shape and the format that the spec says.
+    pub(crate) fn weight(&mut self, weight: &'t Weight<'_>, spec: &DoraSpec) -> Result<WeightData> {
+        let placed = self.weight_placed(weight, spec)?;
         self.aligned &= placed.aligned;
         Ok(placed.data)
     }
@@ -125,14 +119,13 @@ impl<'t> Tensors<'t> {
     /// [`aligned`](Self::aligned).
     pub(crate) fn weight_placed(
         &mut self,
-        tensor: &'static str,
         weight: &'t Weight<'_>,
-        shape: Shape,
-        format: Option<WeightFormat>,
+        spec: &DoraSpec,
     ) -> Result<PlacedWeight> {
-        match (&weight.0, format) {
+        let shape = matrix(spec.outputs(), spec.inputs());
+        match (&weight.0, spec.weight()) {
             (Elements::Dense(matrix), None) => {
-                Ok(self.read_as(self.element, tensor, matrix, shape)?.into())
+                Ok(self.read_as(self.element, "weight", matrix, shape)?.into())
             }
             (Elements::Packed(packed), Some(format)) if packed.format == format => {
                 self.packed_weight(packed, shape)

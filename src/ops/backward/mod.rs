@@ -189,12 +189,7 @@ impl Backward<'_> {
             grad_output: grad_output.address,
             output: output.address,
             x: x.address,
-            weight: t.weight(
-                "weight",
-                &self.base.weight,
-                matrix(outputs, inputs),
-                spec.weight(),
-            )?,
+            weight: t.weight(&self.base.weight, spec)?,
             bias: trained_bias.unwrap_or(bias),
             h: t.read("h", &self.h, matrix(tokens, spec.padded_ranks()))?,
             a: operands.expanded(),

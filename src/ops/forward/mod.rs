@@ -110,12 +110,7 @@ impl Forward<'_> {
         let counter = t.counter_if_given(&self.counter)?;
         Ok(ForwardParams {
             x: x.address,
-            weight: t.weight(
-                "weight",
-                &self.base.weight,
-                matrix(outputs, inputs),
-                spec.weight(),
-            )?,
+            weight: t.weight(&self.base.weight, spec)?,
             a: operands.a,
             sb: operands.sb,
             bias: if trains_bias { operands.bias } else { bias },
