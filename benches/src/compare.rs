@@ -1,24 +1,35 @@
 //! The fused layer against layers of separate ops, in turns.
 
+use std::collections::HashMap;
+
+use fused_dora::cudarc::driver::CudaGraph;
+use fused_dora::cudarc::driver::sys::CUgraphInstantiate_flags_enum as GraphFlags;
+use fused_dora::cudarc::driver::sys::CUstreamCaptureMode as CaptureMode;
 use fused_dora::{Dtype, Element, Norm};
-use fused_dora_testkit::bench::device::Stopwatch;
 use fused_dora_testkit::bench::layer::Layer;
 use fused_dora_testkit::bench::record::{
-    FUSED, FUSED_DETACHED, MICRO_BATCH, Record, Results, Time, Work, folder,
+    Clocks, FUSED, FUSED_DETACHED, MICRO_BATCH, Record, Results, Time, Work, folder,
 };
 use fused_dora_testkit::bench::{self, Case, Device, Op, Outcome, cases};
 use fused_dora_testkit::println;
 use half::{bf16, f16};
 
 use crate::baseline::{Form, Gemm, Inputs, Unfused};
+use crate::clocks::{Readings, Sensors};
 use crate::measure::measure;
+use crate::stopwatch::Stopwatch;
 
-/// Rounds in which every contender runs once, and those of them that are not counted.
+/// Rounds that are counted, in each of which every contender runs once. An eighth as many come
+/// before them.
 const ROUNDS: usize = 40;
-const WARM_UP: usize = 5;
+const WARM_UP_SHARE: usize = 8;
+
+/// Tokens up to which the contenders run as captured graphs, too: with more, the host is ahead of a
+/// GPU that runs a layer in a dozen launches.
+const GRAPH_TOKENS: usize = 2048;
 
 /// What of a training step is compared.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Phase {
     /// y.
     Forward,
@@ -32,7 +43,7 @@ pub enum Phase {
 }
 
 /// One way to compute the layer.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
 enum Contender {
     Fused,
     /// Without the gradients through the norm, which the layers of separate ops leave out.
@@ -46,7 +57,17 @@ pub fn run(name: &str, op: Op, phases: &[Phase]) -> Outcome {
     let device = Device::open()?;
     let mut results = bench::results(name, &device)?;
     measure(&device, op, &mut results)?;
-    let (products, _) = gemms(&device);
+    introduce(name, &device, &mut results);
+    for case in cases(device.is_emulated()) {
+        compare(&device, &case, phases, &mut results)?;
+    }
+    results.write(&folder())?;
+    Ok(())
+}
+
+/// Says what the layer is compared with.
+pub fn introduce(name: &str, device: &Device, results: &mut Results) {
+    let products = products(device);
     println!("{name}: against layers of separate ops, with products of {products}");
     if device.is_emulated() {
         println!(
@@ -55,28 +76,33 @@ pub fn run(name: &str, op: Op, phases: &[Phase]) -> Outcome {
         );
     }
     results.products = Some(products);
-    for case in cases(device.is_emulated()) {
-        match case.dtype {
-            Dtype::Bf16 => compare::<bf16>(&device, &case, phases, &mut results)?,
-            Dtype::F16 => compare::<f16>(&device, &case, phases, &mut results)?,
-            Dtype::F32 => compare::<f32>(&device, &case, phases, &mut results)?,
-        }
-    }
-    results.write(&folder())?;
-    Ok(())
 }
 
-/// What products are taken from, in words: the best first, with which all forms are computed. The
-/// plain layer is with each.
-fn gemms(device: &Device) -> (String, Vec<Gemm>) {
-    let own = Gemm::own(&device.kernels);
+/// What products are taken from, in words.
+fn products(device: &Device) -> String {
+    let own = Gemm::own(&device.kernels).name().to_owned();
     if device.is_emulated() {
-        return (own.name().to_owned(), vec![own]);
+        return own;
     }
     match Gemm::cublaslt(&device.stream) {
-        Ok(library) => (library.name().to_owned(), vec![library, own]),
-        Err(error) => (format!("{} ({error})", own.name()), vec![own]),
+        Ok(library) => library.name().to_owned(),
+        Err(error) => format!("{own} ({error})"),
     }
+}
+
+/// What products are taken from: first that with which all forms are computed. The plain layer is
+/// with each.
+fn gemms(device: &Device, dtype: Dtype) -> Vec<Gemm> {
+    let mut gemms = Vec::new();
+    if !device.is_emulated() {
+        gemms.extend(Gemm::cublaslt(&device.stream));
+    }
+    let library = !gemms.is_empty();
+    gemms.push(Gemm::own(&device.kernels));
+    if library && dtype == Dtype::F32 {
+        gemms.extend(Gemm::cublaslt_tf32(&device.stream));
+    }
+    gemms
 }
 
 /// The contenders of a layer.
@@ -116,6 +142,8 @@ struct Contest<E> {
     layer: Layer<E>,
     unfused: Unfused<E>,
     batch: usize,
+    /// Of each batch.
+    graphs: HashMap<(Contender, Phase, usize), CudaGraph>,
 }
 
 impl<E: Element> Contest<E> {
@@ -159,18 +187,56 @@ impl<E: Element> Contest<E> {
             }
         }
     }
+
+    /// Captures a contender's launches for each batch.
+    fn capture(&mut self, device: &Device, contender: Contender, phase: Phase) -> Outcome {
+        for _ in 0..device.batches() {
+            // What is chosen and allocated at the first run is not for a graph.
+            self.before(contender, phase)?;
+            self.run(contender, phase)?;
+            device.stream.synchronize()?;
+            device.stream.begin_capture(CaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL)?;
+            let launched = self.run(contender, phase);
+            let flags = GraphFlags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH;
+            let graph = device.stream.end_capture(flags);
+            launched?;
+            let graph = graph?.ok_or("the capture gave no graph")?;
+            self.graphs.insert((contender, phase, self.batch), graph);
+        }
+        Ok(())
+    }
+
+    /// As launched by the host, or as a graph.
+    fn run_as(&mut self, contender: Contender, phase: Phase, graph: bool) -> Outcome {
+        if !graph {
+            return self.run(contender, phase);
+        }
+        let captured = self.graphs.get(&(contender, phase, self.batch)).ok_or("no such graph")?;
+        Ok(captured.launch()?)
+    }
 }
 
-fn compare<E: Element>(
+/// Compares the contenders of a layer in some phases.
+pub fn compare(device: &Device, case: &Case, phases: &[Phase], results: &mut Results) -> Outcome {
+    let rounds = (!device.is_emulated()).then_some(ROUNDS);
+    match case.dtype {
+        Dtype::Bf16 => compare_in::<bf16>(device, case, phases, rounds, results),
+        Dtype::F16 => compare_in::<f16>(device, case, phases, rounds, results),
+        Dtype::F32 => compare_in::<f32>(device, case, phases, rounds, results),
+    }
+}
+
+fn compare_in<E: Element>(
     device: &Device,
     case: &Case,
     phases: &[Phase],
+    rounds: Option<usize>,
     results: &mut Results,
 ) -> Outcome {
     let Device { kernels, stream, .. } = device;
     let mut layer = Layer::<E>::on(kernels, stream, case.shape, case.norm, device.batches())?;
     layer.merge()?;
-    let (_, gemms) = gemms(device);
+    let gemms = gemms(device, case.dtype);
     let contenders = contenders(case.norm, phases, gemms.len());
     let names: Vec<&str> = gemms.iter().map(Gemm::name).collect();
     let names: Vec<String> = contenders.iter().map(|one| one.name(&names)).collect();
@@ -185,28 +251,51 @@ fn compare<E: Element>(
     };
     let mut unfused = Unfused::new(stream, gemms, layer.spec(), &inputs)?;
     unfused.prepare(Form::LoraPeft)?;
-    let mut contest = Contest { layer, unfused, batch: 0 };
-    let mut stopwatch = if device.is_emulated() { None } else { Some(device.stopwatch()?) };
+    let mut contest = Contest { layer, unfused, batch: 0, graphs: HashMap::new() };
+    let mut stopwatch = match rounds {
+        Some(rounds) => Some((rounds, Stopwatch::new(stream)?)),
+        None => None,
+    };
+    let both = [false, true];
+    let ways =
+        if stopwatch.is_some() && case.shape[0] <= GRAPH_TOKENS { &both[..] } else { &both[..1] };
     for &phase in phases {
-        let mut times = match &mut stopwatch {
-            Some(stopwatch) => in_turns(stopwatch, &mut contest, &contenders, phase)?,
-            None => vec![None; contenders.len()],
-        };
-        let mut records = Vec::new();
-        for ((&contender, name), time) in contenders.iter().zip(&names).zip(&mut times) {
-            if !contender.has(phase) {
-                continue;
+        for &graph in ways {
+            let mut rows = Vec::new();
+            for (&contender, name) in contenders.iter().zip(&names) {
+                if !contender.has(phase) {
+                    continue;
+                }
+                if graph && let Err(error) = contest.capture(device, contender, phase) {
+                    let what = format!("{name}, {}, {case}, as a graph", phase.name());
+                    println!("left out: {what}: {error}");
+                    results.left_out.push(format!("{what}: {error}"));
+                    continue;
+                }
+                rows.push((contender, name));
             }
-            contest.before(contender, phase)?;
-            let counts = device.count(|| contest.run(contender, phase))?;
-            let mut record = bench::record(Op::Forward, case, time.take(), counts);
-            record.contender = name.clone();
-            record.phase = phase.name().to_owned();
-            record.work = if contender == Contender::Fused { phase.work(case) } else { Vec::new() };
-            records.push(record);
+            let contenders: Vec<Contender> = rows.iter().map(|row| row.0).collect();
+            let mut times = match &mut stopwatch {
+                Some(stopwatch) => in_turns(stopwatch, &mut contest, &contenders, phase, graph)?,
+                None => vec![(None, None); contenders.len()],
+            };
+            let mut records = Vec::new();
+            for ((contender, name), (time, clocks)) in rows.into_iter().zip(&mut times) {
+                contest.before(contender, phase)?;
+                let counts = device.count(|| contest.run(contender, phase))?;
+                let mut record = bench::record(Op::Forward, case, time.take(), counts);
+                record.contender = name.clone();
+                record.phase = phase.name().to_owned();
+                record.graph = graph;
+                record.clocks = clocks.take();
+                let is_fused = contender == Contender::Fused;
+                record.work = if is_fused { phase.work(case) } else { Vec::new() };
+                records.push(record);
+            }
+            print(&records, results);
+            results.records.extend(records);
+            contest.graphs.clear();
         }
-        print(&records, results);
-        results.records.extend(records);
     }
     Ok(())
 }
@@ -232,37 +321,46 @@ impl Phase {
     }
 }
 
-/// Each contender's time, of rounds in which all of them run one after the other.
+/// Each contender's time, of rounds in which all of them run one after the other, and what the GPU
+/// did meanwhile.
 fn in_turns<E: Element>(
-    stopwatch: &mut Stopwatch,
+    (rounds, stopwatch): &mut (usize, Stopwatch),
     contest: &mut Contest<E>,
     contenders: &[Contender],
     phase: Phase,
-) -> Outcome<Vec<Option<Time>>> {
+    graph: bool,
+) -> Outcome<Vec<(Option<Time>, Option<Clocks>)>> {
     let mut seconds = vec![Vec::new(); contenders.len()];
-    for round in 0..WARM_UP + ROUNDS {
+    let (sensors, mut readings) = (Sensors::of(stopwatch.context()), Readings::default());
+    let warm_up = *rounds / WARM_UP_SHARE;
+    for round in 0..warm_up + *rounds {
         // Another one begins each time, so that none always follows the same.
         for turn in 0..contenders.len() {
             let at = (round + turn) % contenders.len();
             let contender = contenders[at];
-            if !contender.has(phase) {
-                continue;
-            }
             contest.before(contender, phase)?;
-            let taken = stopwatch.time(1, || Ok(()), || contest.run(contender, phase))?;
-            if round >= WARM_UP {
+            let run = || contest.run_as(contender, phase, graph);
+            let taken = stopwatch.time(1, || Ok(()), run)?;
+            if round >= warm_up {
                 seconds[at].extend(taken);
             }
         }
+        if round >= warm_up {
+            sensors.read(&mut readings);
+        }
     }
-    Ok(seconds.into_iter().map(Time::new).collect())
+    let clocks = readings.summary();
+    Ok(seconds.into_iter().map(|seconds| (Time::new(seconds), clocks.clone())).collect())
 }
 
 /// The contenders of one layer in one phase: what was measured of each, and the ratio to the fused
 /// layer.
 fn print(records: &[Record], results: &Results) {
     let Some(fused) = records.first() else { return };
-    println!("{}: {}, {}", results.bench, fused.phase, fused.layer());
+    println!("{}: {}, {}", results.bench, fused.phase_and_way(), fused.layer());
+    if let Some(clocks) = &fused.clocks {
+        println!("  {}", clocks.line());
+    }
     let width = records.iter().map(|record| record.contender.chars().count()).max().unwrap_or(0);
     for record in records {
         let counted = match (record.counts, fused.counts) {
@@ -280,5 +378,33 @@ fn print(records: &[Record], results: &Results) {
                 .line(results.peaks.as_ref(), Some(fused).filter(|_| record.contender != FUSED)),
         };
         println!("  {:width$}  {counted}", record.contender);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What a GPU runs, events and graphs included, runs on the emulated device as well; there the
+    /// times say nothing.
+    #[test]
+    fn every_contender_is_timed_by_itself_and_as_a_graph() {
+        let device = Device::open().expect("a device");
+        let mut results = bench::results("layers", &device).expect("results");
+        let case = Case { shape: [16, 32, 48, 8], dtype: Dtype::Bf16, norm: Norm::Output };
+        let phases = [Phase::Forward, Phase::Backward];
+        compare_in::<bf16>(&device, &case, &phases, Some(2), &mut results).expect("times");
+        assert_eq!(results.left_out, [""; 0]);
+        for phase in phases {
+            for graph in [false, true] {
+                let same = |r: &&Record| r.phase == phase.name() && r.graph == graph;
+                let records: Vec<_> = results.records.iter().filter(same).collect();
+                assert_eq!(records.len(), 1 + Form::ALL.len(), "{phase:?}, {graph}");
+                for record in records {
+                    let time = record.time.expect("a time");
+                    assert_eq!(time.samples, 2, "{}", record.contender);
+                }
+            }
+        }
     }
 }

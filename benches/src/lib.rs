@@ -4,5 +4,7 @@
 #![allow(missing_docs, reason = "private to this workspace")]
 
 pub mod baseline;
+pub mod clocks;
 pub mod compare;
 pub mod measure;
+pub mod stopwatch;

@@ -14,6 +14,9 @@ use fused_dora_testkit::bench::{Case, Device, Op, Outcome, cases, layer, line, r
 use fused_dora_testkit::println;
 use half::{bf16, f16};
 
+use crate::clocks::{Readings, Sensors};
+use crate::stopwatch::Stopwatch;
+
 /// Runs the bench of one op.
 pub fn run(name: &str, op: Op) -> Outcome {
     let device = Device::open()?;
@@ -64,6 +67,46 @@ pub fn measure(device: &Device, op: Op, results: &mut Results) -> Outcome {
     Ok(())
 }
 
+/// Runs in which an op is timed without criterion, and those before that are not counted.
+const RUNS: usize = 40;
+const WARM_UP: usize = 5;
+
+/// Measures an op of one layer, without criterion, which takes seconds for each.
+pub fn op(device: &Device, op: Op, case: &Case, results: &mut Results) -> Outcome {
+    match case.dtype {
+        Dtype::Bf16 => op_in::<bf16>(device, op, case, results),
+        Dtype::F16 => op_in::<f16>(device, op, case, results),
+        Dtype::F32 => op_in::<f32>(device, op, case, results),
+    }
+}
+
+fn op_in<E: Element>(device: &Device, op: Op, case: &Case, results: &mut Results) -> Outcome {
+    let Device { kernels, stream, .. } = device;
+    let mut layer =
+        layer::Layer::<E>::on(kernels, stream, case.shape, case.norm, device.batches())?;
+    let (mut time, mut readings) = (None, Readings::default());
+    if !device.is_emulated() {
+        let (mut stopwatch, sensors) = (Stopwatch::new(stream)?, Sensors::of(stream.context()));
+        let mut run = || {
+            layer.rotate();
+            op.run(&mut layer)
+        };
+        stopwatch.time(WARM_UP, || Ok(()), &mut run)?;
+        time = Time::new(stopwatch.time(RUNS, || Ok(()), &mut run)?);
+        sensors.read(&mut readings);
+    }
+    let counts = device.count(|| op.run(&mut layer))?;
+    let mut record = record(op, case, time, counts);
+    record.clocks = readings.summary();
+    let found = match record.counts {
+        Some(_) => line(&record),
+        None => record.line(results.peaks.as_ref(), None),
+    };
+    println!("  {found}");
+    results.records.push(record);
+    Ok(())
+}
+
 fn count<E: Element>(device: &Device, op: Op, case: &Case) -> Outcome<Option<Counts>> {
     let Device { kernels, stream, .. } = device;
     let mut layer = layer::Layer::<E>::on(kernels, stream, case.shape, case.norm, 1)?;
@@ -78,7 +121,7 @@ fn time<E: Element>(
     criterion: &mut Criterion,
 ) -> Outcome<Option<Time>> {
     let Device { kernels, stream, .. } = device;
-    let mut stopwatch = device.stopwatch()?;
+    let mut stopwatch = Stopwatch::new(stream)?;
     // Made when criterion asks for it: a filter may leave the case out.
     let mut layer: Option<layer::Layer<E>> = None;
     let (mut samples, mut failure) = (Vec::new(), None);

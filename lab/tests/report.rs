@@ -6,7 +6,7 @@ use std::process::{Command, Output};
 
 use approx::assert_relative_eq;
 use fused_dora_testkit::bench::record::{
-    Counts, FUSED, MICRO_BATCH, Peaks, Record, Results, Time, Work,
+    Clocks, Counts, FUSED, MICRO_BATCH, Peaks, Record, Results, Time, Work,
 };
 
 const PEAKS: Peaks = Peaks { bytes_per_second: 1e12, flop_per_second: [1e14, 1e13] };
@@ -25,8 +25,10 @@ fn record(contender: &str, [tokens, rank]: [usize; 2], median_us: Option<f64>) -
         in_features: 4096,
         out_features: 4096,
         rank,
+        graph: false,
         work: if contender == FUSED { vec![work] } else { Vec::new() },
         time: median_us.map(time),
+        clocks: None,
         counts: if median_us.is_none() { Some(counts) } else { None },
     }
 }
@@ -48,6 +50,7 @@ fn results(emulated: bool) -> Results {
         emulated,
         products: Some("cuBLASLt".to_owned()),
         peaks: (!emulated).then_some(PEAKS),
+        left_out: Vec::new(),
         records: layers.into_iter().flat_map(of_layer).collect(),
     }
 }
@@ -126,6 +129,36 @@ fn times_become_tables_and_pictures() {
         fs::read_to_string(out.join("machine.json")).expect("a description").contains("Some GPU")
     );
     assert!(report_of(&out, &out).status.success());
+}
+
+/// Of a folder of executables: phases apart, as graphs as well, with the GPU's clocks, and some left out.
+#[test]
+fn graphs_clocks_and_what_is_left_out_are_reported() {
+    let (from, out) = (folder("layers"), folder("layers-report"));
+    let mut layers = Results { bench: "layers".to_owned(), ..results(false) };
+    for record in &mut layers.records {
+        record.phase = "backward".to_owned();
+        record.clocks = Some(Clocks {
+            sm_mhz: [1200.0, 1395.0, 1410.0],
+            watts: 390.0,
+            throttled: vec!["sw_power_cap".to_owned()],
+        });
+    }
+    let graph = |record: &Record| Record { graph: true, ..record.clone() };
+    layers.records.extend(layers.records.iter().map(graph).collect::<Vec<_>>());
+    layers.left_out.push("bf16 norm=Input T=8192: no time was left".to_owned());
+    layers.write(&from).expect("a writable folder");
+    let output = report_of(&from, &out);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let text = fs::read_to_string(out.join("REPORT.md")).expect("a report");
+    for expected in [
+        "backward, as a graph, bf16 norm=Output T=8192 I=4096 O=4096 r=64",
+        "SM clock 1395 MHz (1200–1410), 390 W, held back by sw_power_cap",
+        "- left out: bf16 norm=Input T=8192: no time was left",
+        "](backward-ratio-by-tokens-bf16-output.svg)",
+    ] {
+        assert!(text.contains(expected), "{expected} is not in\n{text}");
+    }
 }
 
 #[test]

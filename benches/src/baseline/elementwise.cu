@@ -15,6 +15,11 @@
 //   product_unpack, product_unpack_transposed   out = s·a, s·aᵀ, as f32
 //   product_transpose                           out = aᵀ
 //
+// and what a bench clears the L2 cache with, by reads alone: written lines would have to be written
+// back while the next launch is timed:
+//
+//   read_all                  reads a, and writes its sum where that is not finite
+//
 // T is bf16, f16 or f32; sums, v and s are f32. Matrices are dense and row-major, every dimension
 // is a multiple of 8, and every thread moves 8 elements by 16-byte accesses.
 // Launch: block 128; grids in elementwise.rs.
@@ -288,4 +293,15 @@ extern "C" __global__ void __launch_bounds__(kThreads)
 extern "C" __global__ void __launch_bounds__(kThreads)
     shift(const float* a, float* out, i64 n, float s) {
     map(a, out, n, [=](float v) { return v + s; });
+}
+extern "C" __global__ void __launch_bounds__(kThreads)
+    read_all(const float* a, float* out, i64 n) {
+    const i64 stride = i64(gridDim.x) * kThreads * kVector<float>;
+    float sum = 0.0f;
+    for (i64 at = (i64(blockIdx.x) * kThreads + threadIdx.x) * kVector<float>; at < n; at += stride) {
+        const Vector<float> vector = *reinterpret_cast<const Vector<float>*>(a + at);
+#pragma unroll
+        for (int i = 0; i < kVector<float>; ++i) sum += vector.values[i];
+    }
+    if (!isfinite(sum)) *out = sum;
 }

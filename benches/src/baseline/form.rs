@@ -3,7 +3,7 @@
 use fused_dora::Norm;
 
 /// One of them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Form {
     /// The frozen layer without an adapter: x·Wᵀ and dY·W.
     Plain,

@@ -80,16 +80,28 @@ impl Gemm {
         Self::Own(OwnGemm { kernels: kernels.clone(), plans, scratch })
     }
 
-    /// cuBLASLt, where the benches were built with it.
+    /// cuBLASLt, where the benches were built with it; its f32 products are of f32.
     ///
     /// # Errors
     /// The library is not there, or they were not.
     pub fn cublaslt(stream: &Arc<CudaStream>) -> Outcome<Self> {
+        Self::library(stream, false)
+    }
+
+    /// The same with f32 products of factors that are rounded to TF32.
+    ///
+    /// # Errors
+    /// As of [`Self::cublaslt`].
+    pub fn cublaslt_tf32(stream: &Arc<CudaStream>) -> Outcome<Self> {
+        Self::library(stream, true)
+    }
+
+    fn library(stream: &Arc<CudaStream>, tf32: bool) -> Outcome<Self> {
         #[cfg(feature = "cublaslt")]
-        return Ok(Self::CublasLt(CublasLt::new(stream)?));
+        return Ok(Self::CublasLt(CublasLt::new(stream, tf32)?));
         #[cfg(not(feature = "cublaslt"))]
         {
-            let _ = stream;
+            let _ = (stream, tf32);
             Err("built without cuBLASLt: pass --features cublaslt".into())
         }
     }
@@ -99,7 +111,7 @@ impl Gemm {
         match self {
             Self::Own(_) => "own GEMM",
             #[cfg(feature = "cublaslt")]
-            Self::CublasLt(_) => "cuBLASLt",
+            Self::CublasLt(library) => library.name(),
         }
     }
 

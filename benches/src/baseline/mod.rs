@@ -13,6 +13,7 @@ mod unfused;
 
 pub use form::Form;
 pub use gemm::Gemm;
+pub(crate) use ops::module;
 pub use unfused::{Inputs, Unfused};
 
 /// What the baselines return.

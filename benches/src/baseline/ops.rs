@@ -4,23 +4,17 @@ use std::collections::HashMap;
 use std::marker::PhantomData;
 use std::sync::Arc;
 
-use fused_dora::Element;
 use fused_dora::cudarc::driver::{
-    CudaFunction, CudaSlice, CudaStream, DevicePtr, DevicePtrMut, LaunchConfig, PushKernelArg,
+    CudaFunction, CudaModule, CudaSlice, CudaStream, DevicePtr, DevicePtrMut, LaunchConfig,
+    PushKernelArg,
 };
 use fused_dora::cudarc::nvrtc::Ptx;
-use fused_dora_nvrtc::{Nvrtc, Source};
+use fused_dora::{Dtype, Element};
 
 use super::Outcome;
 
-const SOURCE: Source<'static> =
-    Source { name: "elementwise.cu", text: include_str!("elementwise.cu"), headers: &[] };
-const HEADERS: [(&str, &str); 4] = [
-    ("common/sizes.cuh", include_str!("../../../kernels/common/sizes.cuh")),
-    ("common/ptx/types.cuh", include_str!("../../../kernels/common/ptx/types.cuh")),
-    ("common/ptx/sm80.cuh", include_str!("../../../kernels/common/ptx/sm80.cuh")),
-    ("common/schedule/reduce.cuh", include_str!("../../../kernels/common/schedule/reduce.cuh")),
-];
+/// The PTX of `elementwise.cu` for each dtype, as the build script made it.
+const PTX: &[(&str, &str)] = &include!(concat!(env!("OUT_DIR"), "/elementwise.rs"));
 
 // As in elementwise.cu.
 const THREADS: usize = 128;
@@ -77,6 +71,18 @@ pub struct Ops<E> {
     element: PhantomData<E>,
 }
 
+/// The kernels of `elementwise.cu` for a dtype.
+///
+/// # Errors
+/// The benches were built without NVRTC, or the driver's.
+pub fn module(stream: &CudaStream, dtype: Dtype) -> Outcome<Arc<CudaModule>> {
+    let name = dtype.to_string();
+    let (_, ptx) = PTX.iter().find(|(known, _)| *known == name).ok_or(
+        "the benches were built without NVRTC: run `cargo xtask nvrtc`, and build them again",
+    )?;
+    Ok(stream.context().load_module(Ptx::from_src(*ptx))?)
+}
+
 /// Launches a kernel of this dtype, of so many CTAs.
 macro_rules! launch {
     ($ops:expr, $name:expr, $grid:expr, $($argument:expr),+) => {{
@@ -105,16 +111,9 @@ fn same(shapes: &[[usize; 2]]) -> Outcome {
 }
 
 impl<E: Element> Ops<E> {
-    /// Compiles the kernels for matrices of up to `features` columns and `rows` rows.
+    /// Loads the kernels for matrices of up to `features` columns and `rows` rows.
     pub fn new(stream: &Arc<CudaStream>, rows: usize, features: usize) -> Outcome<Self> {
-        let program = std::env::current_exe()?;
-        let nvrtc = Nvrtc::find(&program)?;
-        let headers = HEADERS.map(|(name, text)| (name.to_owned(), text.to_owned()));
-        let dtype = format!("--define-macro=FUSED_DORA_DTYPE={}", E::DTYPE);
-        let options =
-            ["--gpu-architecture=compute_80", "--std=c++17", "--generate-line-info", &dtype];
-        let ptx = nvrtc.compile(&Source { headers: &headers, ..SOURCE }, &options)?;
-        let module = stream.context().load_module(Ptx::from_src(ptx))?;
+        let module = module(stream, E::DTYPE)?;
         let of_dtype = [
             "scale",
             "product_scale",

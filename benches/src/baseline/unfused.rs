@@ -87,8 +87,11 @@ impl<E: Element> Unfused<E> {
         inputs: &Inputs<'_, E>,
     ) -> Outcome<Self> {
         let (t, i, o, r) = (inputs.tokens, spec.in_features(), spec.out_features(), spec.rank());
-        if [t, i, o, r].iter().any(|&n| n == 0 || n % 8 != 0) {
-            return Err(format!("baselines need multiples of 8, not {t}, {i}, {o} and {r}").into());
+        if t == 0 || [i, o, r].iter().any(|&n| n == 0 || n % 8 != 0) {
+            return Err(format!(
+                "baselines need tokens, and multiples of 8 of all else, not {t}, {i}, {o} and {r}"
+            )
+            .into());
         }
         if gemms.is_empty() {
             return Err("baselines need something that multiplies matrices".into());

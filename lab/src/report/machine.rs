@@ -7,6 +7,9 @@ use fused_dora::cudarc::driver::sys;
 use fused_dora::open_device;
 use serde::{Deserialize, Serialize};
 
+/// The commit that a folder of executables was built from.
+const ENV_COMMIT: &str = "FUSED_DORA_COMMIT";
+
 /// What it is, as far as it reports.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Machine {
@@ -81,7 +84,11 @@ fn os() -> Option<String> {
     }
 }
 
+/// As the environment has it, where the report is made away from the repository.
 fn commit() -> Option<String> {
+    if let Ok(commit) = std::env::var(ENV_COMMIT) {
+        return Some(commit).filter(|commit| !commit.is_empty());
+    }
     let commit = output("git", &["rev-parse", "HEAD"])?;
     let changed = output("git", &["status", "--porcelain", "--untracked-files=no"]).is_some();
     Some(if changed { format!("{commit} with changes") } else { commit })

@@ -11,7 +11,7 @@ use fused_dora_testkit::bench::record::{
 /// What times are.
 const OF_TIMES: &str = "\
 Times are medians between two CUDA events around each run, with inputs that alternate and an L2
-cache that holds none of them. Bytes and operations are those that an op cannot do without: inputs
+cache that was filled with something else by reading it. Bytes and operations are those that an op cannot do without: inputs
 and outputs once, two operations per multiply-add. The bound is the longer of both at the GPU's
 published peaks. Where layers are compared, they ran in turns, and ratios are of the fused layer's
 time to theirs.
@@ -94,6 +94,9 @@ fn bench(text: &mut String, results: &Results) {
         }
     }
     comparisons(text, results, compared);
+    for left_out in &results.left_out {
+        let _ = writeln!(text, "- left out: {left_out}");
+    }
 }
 
 /// The fused layer compared with what it replaces, a table for each group.
@@ -102,7 +105,10 @@ fn comparisons(text: &mut String, results: &Results, compared: Vec<Vec<&Record>>
         let _ = writeln!(text, "Against layers of separate ops, with products of {products}:\n");
     }
     for group in compared {
-        let _ = writeln!(text, "{}, {}\n", group[0].phase, group[0].layer());
+        let _ = writeln!(text, "{}, {}\n", group[0].phase_and_way(), group[0].layer());
+        if let Some(clocks) = &group[0].clocks {
+            let _ = writeln!(text, "{}\n", clocks.line());
+        }
         let Some(fused) = group.iter().find(|record| record.contender == FUSED) else { continue };
         if results.emulated {
             let heads = ["", "launches", "ratio", "DRAM MB", "ratio", "L2 MB", "MFLOP"];

@@ -11,6 +11,9 @@ use fused_dora_testkit::bench::record::{MICRO_BATCH, Record, Results};
 /// separate ops.
 const PLAIN: &str = "plain linear";
 
+/// The phases that are drawn.
+const PHASES: [&str; 3] = [MICRO_BATCH, "forward", "backward"];
+
 const SIZE: (u32, u32) = (960, 500);
 /// Where the names of the curves begin.
 const LEGEND_LEFT: i32 = 720;
@@ -64,19 +67,24 @@ type Curve = (String, RGBColor, Vec<(f64, f64)>);
 
 /// Draws what there are times of.
 pub fn draw_all(folder: &Path, results: &[Results]) -> Result<Vec<Picture>, Box<dyn Error>> {
-    let records = results.iter().flat_map(|results| &results.records);
-    let timed = |record: &&Record| record.phase == MICRO_BATCH && record.time.is_some();
+    let layers = results.iter().filter(|results| results.bench.starts_with("layer"));
+    let records = layers.flat_map(|results| &results.records);
+    let timed = |record: &&Record| {
+        PHASES.contains(&record.phase.as_str()) && !record.graph && record.time.is_some()
+    };
     let records: Vec<&Record> = records.filter(timed).collect();
-    let mut kinds: Vec<[&str; 2]> = Vec::new();
+    let mut kinds: Vec<[&str; 3]> = Vec::new();
     for record in &records {
-        let kind = [record.dtype.as_str(), record.norm.as_str()];
+        let kind = [record.phase.as_str(), record.dtype.as_str(), record.norm.as_str()];
         if !kinds.contains(&kind) {
             kinds.push(kind);
         }
     }
     let mut pictures = Vec::new();
-    for [dtype, norm] in kinds {
-        let of_kind = |record: &&&Record| record.dtype == dtype && record.norm == norm;
+    for [phase, dtype, norm] in kinds {
+        let of_kind = |record: &&&Record| {
+            [&record.phase, &record.dtype, &record.norm] == [phase, dtype, norm]
+        };
         let of_kind: Vec<&Record> = records.iter().filter(of_kind).copied().collect();
         for axis in AXES {
             let Some(of_layer) = longest(&of_kind, axis) else { continue };
@@ -93,8 +101,9 @@ pub fn draw_all(folder: &Path, results: &[Results]) -> Result<Vec<Picture>, Box<
             let what = [("time", "µs", curves), ("ratio", "time / that of plain linear", ratios)];
             for (what, label, curves) in what.into_iter().filter(|(.., curves)| !curves.is_empty())
             {
-                let title = format!("{MICRO_BATCH}, {what} by {}: {of}", axis.label);
-                let file = format!("{what}-by-{name}.svg");
+                let title = format!("{phase}, {what} by {}: {of}", axis.label);
+                let part = if phase == MICRO_BATCH { "" } else { &format!("{phase}-") };
+                let file = format!("{part}{what}-by-{name}.svg");
                 let path = folder.join(&file);
                 draw(&path, &title, axis.label, label, &curves)
                     .map_err(|error| format!("{} cannot be drawn: {error}", path.display()))?;

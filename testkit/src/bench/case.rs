@@ -45,6 +45,36 @@ pub fn cases(emulated: bool) -> Vec<Case> {
     layers.flat_map(|(shape, dtype)| NORMS.map(|norm| Case { shape, dtype, norm })).collect()
 }
 
+/// The square layer of 7-billion models, and the two of their MLPs: (I, O).
+const BUNDLED: [[usize; 2]; 3] = [[4096, 4096], [4096, 14336], [14336, 4096]];
+
+/// What a run with little time measures, what tells most first: of one token the forward alone is of
+/// use. Of f32 there is the typical layer, and of plain LoRA the square one.
+pub fn most_valuable_first(emulated: bool) -> Vec<Case> {
+    let bf16 = |shape, norm| Case { shape, dtype: Dtype::Bf16, norm };
+    if emulated {
+        let norms = [Norm::Output, Norm::Input, Norm::None];
+        let norms = norms.map(|norm| bf16(EMULATED_TYPICAL, norm));
+        let one_token = bf16([1, 256, 384, 16], Norm::Output);
+        return norms.into_iter().chain([one_token]).collect();
+    }
+    let of = |features: &[[usize; 2]], tokens: &[usize], rank: usize, norm: Norm| {
+        let layers =
+            tokens.iter().flat_map(|&t| features.iter().map(move |&[i, o]| [t, i, o, rank]));
+        layers.map(|shape| bf16(shape, norm)).collect::<Vec<_>>()
+    };
+    let (all, square) = (&BUNDLED[..], &BUNDLED[..1]);
+    let mut cases = of(square, &[8192, 2048, 512, 64, 1], 16, Norm::Output);
+    cases.extend(of(square, &[8192, 2048, 512, 64, 1], 16, Norm::Input));
+    cases.extend(of(&BUNDLED[1..], &[8192, 2048, 512, 64, 1], 16, Norm::Output));
+    cases.extend(of(square, &[8192, 512, 64], 16, Norm::None));
+    cases.push(Case { shape: TYPICAL, dtype: Dtype::F32, norm: Norm::Output });
+    cases.extend(of(all, &[8192, 2048, 512, 64, 1], 64, Norm::Output));
+    cases.extend(of(&BUNDLED[1..], &[8192, 2048, 512, 64, 1], 16, Norm::Input));
+    cases.extend(of(all, &[8192, 2048, 512, 64, 1], 64, Norm::Input));
+    cases
+}
+
 impl fmt::Display for Case {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let [tokens, inputs, outputs, rank] = self.shape;

@@ -1,12 +1,11 @@
-//! The device that a bench runs on, and how work on it is timed or counted.
+//! The device that a bench runs on, and how work on it is counted.
 
 use std::sync::Arc;
 
 use cuda_emulator::Config;
 use cuda_emulator::client::{Choice, Emulator, select};
+use fused_dora::cudarc::driver::CudaStream;
 use fused_dora::cudarc::driver::sys::CUdevice_attribute_enum as Attribute;
-use fused_dora::cudarc::driver::sys::CUevent_flags::CU_EVENT_DEFAULT;
-use fused_dora::cudarc::driver::{CudaContext, CudaEvent, CudaSlice, CudaStream};
 use fused_dora::{Kernels, open_device};
 
 use super::Outcome;
@@ -20,9 +19,6 @@ const HELPER: &str = "product_";
 /// Of those the one that adds a matrix to the product: half of what it reads is that matrix, which
 /// a library's product would read, too.
 const ADDING_HELPER: &str = "product_scaled_add";
-
-/// Runs that wait in the stream at once.
-const IN_FLIGHT: usize = 32;
 
 /// Operations per clock of a multiprocessor: of tensor cores in 16 bit with f32 sums (dense), and
 /// of the FMA units. From NVIDIA's white papers on the A100 (GA100), GA102, Ada, H100, and RTX
@@ -125,58 +121,5 @@ impl Device {
             bytes_per_second: 2.0 * memory_kilohertz * 1e3 * bus_bits / 8.0,
             flop_per_second: operations.map(|each| each * multiprocessors * kilohertz * 1e3),
         }))
-    }
-
-    /// What times work on a GPU.
-    pub fn stopwatch(&self) -> Outcome<Stopwatch> {
-        Stopwatch::new(&self.stream)
-    }
-}
-
-/// Times runs between CUDA events, each with an L2 cache that holds nothing of use.
-pub struct Stopwatch {
-    stream: Arc<CudaStream>,
-    /// Twice the L2 cache.
-    flushed: CudaSlice<u8>,
-    events: Vec<[CudaEvent; 2]>,
-}
-
-impl Stopwatch {
-    fn new(stream: &Arc<CudaStream>) -> Outcome<Self> {
-        let context: &Arc<CudaContext> = stream.context();
-        let bytes = context.attribute(Attribute::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE)?;
-        let event = || context.new_event(Some(CU_EVENT_DEFAULT));
-        let pair = |_| Outcome::Ok([event()?, event()?]);
-        Ok(Self {
-            stream: stream.clone(),
-            flushed: stream.alloc_zeros(2 * usize::try_from(bytes).unwrap_or(0).max(1 << 20))?,
-            events: (0..IN_FLIGHT).map(pair).collect::<Outcome<_>>()?,
-        })
-    }
-
-    /// The seconds that each of so many runs took. `before` is not timed.
-    pub fn time(
-        &mut self,
-        runs: usize,
-        mut before: impl FnMut() -> Outcome,
-        mut run: impl FnMut() -> Outcome,
-    ) -> Outcome<Vec<f64>> {
-        let mut seconds = Vec::with_capacity(runs);
-        while seconds.len() < runs {
-            let count = IN_FLIGHT.min(runs - seconds.len());
-            let events = &self.events[..count];
-            for [start, end] in events {
-                before()?;
-                self.stream.memset_zeros(&mut self.flushed)?;
-                start.record(&self.stream)?;
-                run()?;
-                end.record(&self.stream)?;
-            }
-            self.stream.synchronize()?;
-            for [start, end] in events {
-                seconds.push(f64::from(start.elapsed_ms(end)?) / 1e3);
-            }
-        }
-        Ok(seconds)
     }
 }

@@ -29,6 +29,7 @@ pub fn results(bench: &str, device: &Device) -> Outcome<Results> {
         emulated: device.is_emulated(),
         products: None,
         peaks: device.peaks()?,
+        left_out: Vec::new(),
         records: Vec::new(),
     })
 }
@@ -45,8 +46,10 @@ pub fn record(op: Op, case: &Case, time: Option<Time>, counts: Option<Counts>) -
         in_features,
         out_features,
         rank,
+        graph: false,
         work: op.work(case),
         time,
+        clocks: None,
         counts,
     }
 }

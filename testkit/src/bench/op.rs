@@ -35,6 +35,20 @@ impl Op {
         }
     }
 
+    /// Its name in reports.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Prepare => "prepare",
+            Self::Forward => "forward",
+            Self::Backward => "backward",
+            Self::NormGradient => "norm_gradient",
+            Self::AdamW => "adamw",
+            Self::Merge => "merge",
+            Self::Decompose => "decompose",
+            Self::Step => "training step",
+        }
+    }
+
     /// Whether the layer has it: plain LoRA has no gradient through a norm.
     pub fn applies(self, case: &Case) -> bool {
         self != Self::NormGradient || case.norm != Norm::None

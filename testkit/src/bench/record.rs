@@ -29,6 +29,9 @@ pub struct Results {
     /// What the layers of separate ops take matrix products from.
     pub products: Option<String>,
     pub peaks: Option<Peaks>,
+    /// What there was no time for, in words.
+    #[serde(default)]
+    pub left_out: Vec<String>,
     pub records: Vec<Record>,
 }
 
@@ -54,10 +57,16 @@ pub struct Record {
     pub in_features: usize,
     pub out_features: usize,
     pub rank: usize,
+    /// Whether its launches were captured as a CUDA graph, and the graph launched.
+    #[serde(default)]
+    pub graph: bool,
     /// Of the fused op, part by part.
     pub work: Vec<Work>,
     /// On a GPU.
     pub time: Option<Time>,
+    /// In the rounds of the time.
+    #[serde(default)]
+    pub clocks: Option<Clocks>,
     /// On the emulated device.
     pub counts: Option<Counts>,
 }
@@ -76,6 +85,17 @@ pub struct Time {
     /// A quarter of the samples are below the first, and above the second.
     pub quartiles_us: [f64; 2],
     pub samples: usize,
+}
+
+/// What the GPU did while something was timed, read after each round.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Clocks {
+    /// The lowest, the median and the highest clock of the multiprocessors.
+    pub sm_mhz: [f64; 3],
+    /// The median.
+    pub watts: f64,
+    /// Why the driver held clocks down, each reason once: NVML's names.
+    pub throttled: Vec<String>,
 }
 
 /// What the emulated device counted.
@@ -113,6 +133,18 @@ impl Time {
     }
 }
 
+impl Clocks {
+    /// All of it, in words.
+    pub fn line(&self) -> String {
+        let Self { sm_mhz: [least, median, most], watts, throttled } = self;
+        let mut line = format!("SM clock {median:.0} MHz ({least:.0}–{most:.0}), {watts:.0} W");
+        if !throttled.is_empty() {
+            line += &format!(", held back by {}", throttled.join(", "));
+        }
+        line
+    }
+}
+
 impl Record {
     /// The layer, in words.
     pub fn layer(&self) -> String {
@@ -120,9 +152,15 @@ impl Record {
         format!("{dtype} norm={norm} T={tokens} I={in_features} O={out_features} r={rank}")
     }
 
-    /// Whether it is the same layer in the same phase.
+    /// Whether it is the same layer in the same phase, launched in the same way.
     pub fn compares_with(&self, other: &Self) -> bool {
-        self.phase == other.phase && self.layer() == other.layer()
+        let same_way = self.graph == other.graph;
+        same_way && self.phase == other.phase && self.layer() == other.layer()
+    }
+
+    /// The phase, and how it was launched.
+    pub fn phase_and_way(&self) -> String {
+        format!("{}{}", self.phase, if self.graph { ", as a graph" } else { "" })
     }
 
     /// The work of all parts.
