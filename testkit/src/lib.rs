@@ -23,8 +23,13 @@ pub mod trials;
 
 use std::path::{Path, PathBuf};
 
-/// The workspace's folder, which holds the crate `fused-dora`.
+/// The workspace's folder, which holds the crate `fused-dora`: the one that this was built in, or, on
+/// another machine, the one that `FUSED_DORA_WORKSPACE` names.
 pub fn workspace() -> PathBuf {
+    if let Some(named) = std::env::var_os("FUSED_DORA_WORKSPACE").filter(|named| !named.is_empty())
+    {
+        return PathBuf::from(named);
+    }
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
     here.parent().unwrap_or(here).to_owned()
 }

@@ -1,7 +1,7 @@
 //! What differs from GPU to GPU and from run to run, as settings of the emulated device.
 
 use std::fmt;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use cuda_emulator::client::{self, Choice, Selected};
 use cuda_emulator::{Accumulator, Config};
@@ -57,8 +57,14 @@ impl fmt::Display for Setting {
     }
 }
 
-/// A process has one emulated device, and it is configured while no context is open.
+/// A process has one emulated device with one set of counters, and it is configured while no context
+/// is open.
 static DEVICE: Mutex<()> = Mutex::new(());
+
+/// Waits until no other test has the device for itself.
+pub fn alone() -> MutexGuard<'static, ()> {
+    DEVICE.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// Opens the device of this run with a configuration, and closes it after `visit`. Calls wait for
 /// one another. A GPU has no configuration, and is used as it is.
@@ -66,7 +72,7 @@ static DEVICE: Mutex<()> = Mutex::new(());
 /// # Panics
 /// Where there is no device, or where a context is open that was not opened here.
 pub fn on_device<T>(config: &Config, visit: impl FnOnce(&Device) -> T) -> T {
-    let _alone = DEVICE.lock().unwrap_or_else(PoisonError::into_inner);
+    let _alone = alone();
     let choice = Choice::from_env().expect("a choice");
     if let Selected::Emulated(emulator) = client::select(choice).expect("a device") {
         emulator.configure(config).unwrap_or_else(|status| {

@@ -1,7 +1,7 @@
 //! What the crate promises about its numbers beyond the error bounds that `ops` compares
 //! with: small changes of the adapter arrive in the output, whatever the dtype rounds away.
 //!
-//! Promises that depend on how the device adds and schedules are in tests/schedules, and that a
+//! Promises that depend on how the device adds and schedules are in tests/alone, and that a
 //! fresh adapter changes nothing is in `init`.
 
 use fused_dora::reference::{self, Case};

@@ -1,8 +1,6 @@
 //! Every op, in every dtype, against the float64 reference: golden cases, ragged random shapes,
 //! and the edge values.
 
-use std::path::PathBuf;
-
 use fused_dora::reference::{Case, Results};
 use fused_dora::{Dropout, DropoutForm, Dtype, F32Math, Norm, NormGrad};
 use fused_dora_testkit::case::CaseFile;
@@ -40,7 +38,7 @@ fn check(runner: &Runner, name: &str, case: &Case, expected: [Option<&[f64]>; 6]
 }
 
 fn golden(runner: &Runner, dtype: Dtype) {
-    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+    let folder = fused_dora_testkit::workspace().join("tests/golden");
     let mut detached = 0;
     for entry in std::fs::read_dir(folder).expect("tests/golden") {
         let path = entry.expect("an entry").path();

@@ -31,7 +31,7 @@ fn provide_one(kind: &Kind) -> Result<(), Failure> {
 }
 
 /// Python's zipfile leaves the permissions of what it unpacks behind.
-fn make_executable(program: &Path) -> Result<(), Failure> {
+pub(crate) fn make_executable(program: &Path) -> Result<(), Failure> {
     #[cfg(unix)]
     {
         use std::os::unix::fs::PermissionsExt as _;

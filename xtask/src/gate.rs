@@ -8,6 +8,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use crate::cuda_tools;
+use crate::gpu_bundle;
 use crate::nvrtc::{self, ENV_LIBRARY};
 use crate::steps::{Steps, cargo, run, target_folder, workspace};
 use crate::triton;
@@ -94,6 +95,7 @@ pub(crate) fn test(since: Option<&str>) -> Result<(), Failure> {
         if let Some(changed) = changed.filter(|changed| !changed.kernels.is_empty()) {
             steps.step("mutants of changed kernel files", || mutants(&changed.kernels))?;
         }
+        steps.step("a dry run of the GPU's folder", || gpu_bundle::dry_run(&ALL))?;
         steps.step("PEFT loads our adapters", with_peft)?;
         if has_nextest() {
             steps.step("documentation tests", || {

@@ -1,18 +1,15 @@
-//! `cargo xtask gpu-report`: everything that takes a real GPU, and a folder of what it measured.
+//! `cargo xtask gpu-report`: the folder of `gpu-bundle`, run on this machine's GPU.
 
 use std::error::Error as _;
 use std::ffi::{c_char, c_int};
-use std::fs;
-use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use libloading::Library;
 
 use crate::Failure;
-use crate::gate::tests;
-use crate::nvrtc;
-use crate::steps::{Steps, cargo, run, target_folder, workspace};
+use crate::gpu_bundle::{CUBINS, Options, gpu_bundle};
+use crate::steps::{run, target_folder, workspace};
 
 /// The names of the CUDA driver's library.
 const DRIVERS: &[&str] =
@@ -21,65 +18,22 @@ const DRIVERS: &[&str] =
 /// What distinguishes the library of the emulated device from a driver.
 const EMULATOR: &[u8] = b"cudaEmulatorInterface";
 
-/// Which device tests and benches take.
-const DEVICE: [&str; 2] = ["CUDA_EMULATOR_DEVICE", "cuda"];
+/// The minutes that the folder may run.
+const MINUTES: &str = "30";
 
-/// The benches, which compare with cuBLASLt.
-const BENCHES: [&str; 4] =
-    ["--package", "fused-dora-benches", "--features", "fused-dora-benches/cublaslt"];
-
-const SANITIZER: &str = "compute-sanitizer";
-const SANITIZER_TOOLS: [&str; 4] = ["memcheck", "racecheck", "initcheck", "synccheck"];
-/// The tests that run under it: every op, dtype and norm axis.
-const SANITIZED: [&str; 5] = ["--package", "fused-dora", "--test", "kernels", "ops::ragged_shapes"];
-
-/// The bench that is not about a GPU.
-const NOT_OF_GPU: &str = "emulator";
-
-/// Tests, benches and the report, on the first GPU.
+/// Builds the folder of `gpu-bundle`, and runs it on the first GPU.
 pub(crate) fn gpu_report() -> Result<(), Failure> {
     let gpu = gpu(DRIVERS)?;
     println!("{gpu}");
-    Steps::run(|steps| {
-        steps.step("NVRTC", || nvrtc::provide(None))?;
-        steps.step("tests on the GPU", || {
-            let packages = [&["--package", "fused-dora"], &BENCHES[..]].concat();
-            run("the tests", tests(&packages).env(DEVICE[0], DEVICE[1]))
-        })?;
-        if has_sanitizer() {
-            for tool in SANITIZER_TOOLS {
-                steps.step(&format!("{SANITIZER}, {tool}"), || {
-                    run("the tests", &mut sanitized(tool))
-                })?;
-            }
-        } else {
-            println!("==> without {SANITIZER}, which is not on the path (the CUDA toolkit has it)");
-        }
-        steps.step("benches", || {
-            // Of another device or commit.
-            let old = target_folder().join("bench");
-            match fs::remove_dir_all(&old) {
-                Err(error) if old.exists() => {
-                    Err(Failure::new(format!("cannot remove {}: {error}", old.display())))
-                }
-                _ => Ok(()),
-            }?;
-            let mut benches = cargo(&["bench"]);
-            benches.args(BENCHES).env(DEVICE[0], DEVICE[1]);
-            for bench in benches_of_gpu(&workspace().join("benches"))? {
-                benches.args(["--bench", &bench]);
-            }
-            run("the benches", &mut benches)
-        })?;
-        let folder = workspace().join("benches/results").join(folder_name(&gpu, today()));
-        steps.step("report", || {
-            let mut report = cargo(&["run", "--release", "--package", "fused-dora-lab"]);
-            report.args(["--bin", "report", "--", "--out"]).arg(&folder);
-            run("the report", &mut report)
-        })?;
-        println!("==> {}: please look it over, and commit it", folder.display());
-        Ok(())
-    })
+    let (out, glibc) = (target_folder().join("gpu-report"), None);
+    let options = Options { out, glibc, cubins: CUBINS.to_owned() };
+    gpu_bundle(&options)?;
+    let results = workspace().join("benches/results").join(folder_name(&gpu, today()));
+    let mut script = Command::new("bash");
+    script.arg(options.out.join("run.sh")).args(["--minutes", MINUTES, "--out"]).arg(&results);
+    run("run.sh", &mut script)?;
+    println!("==> {}: please look it over, and commit it", results.display());
+    Ok(())
 }
 
 /// The name of the first GPU behind the first of the drivers that there is.
@@ -143,33 +97,6 @@ fn first_device(driver: &Library) -> Result<String, String> {
     }
     let end = name.iter().position(|&byte| byte == 0).unwrap_or(name.len());
     Ok(String::from_utf8_lossy(&name[..end]).into_owned())
-}
-
-fn has_sanitizer() -> bool {
-    let mut version = Command::new(SANITIZER);
-    version.arg("--version").stdout(Stdio::null()).stderr(Stdio::null());
-    version.status().is_ok_and(|status| status.success())
-}
-
-/// The command that runs tests under one of the sanitizer's tools.
-fn sanitized(tool: &str) -> Command {
-    let runner = format!("['{SANITIZER}', '--tool', '{tool}', '--error-exitcode', '1']");
-    let mut command = cargo(&["--config", &format!("target.'cfg(all())'.runner = {runner}")]);
-    command.arg("test").args(SANITIZED).env(DEVICE[0], DEVICE[1]);
-    command
-}
-
-/// The benches that time a GPU.
-fn benches_of_gpu(folder: &Path) -> Result<Vec<String>, Failure> {
-    let entries = fs::read_dir(folder)
-        .map_err(|error| Failure::new(format!("cannot read {}: {error}", folder.display())))?;
-    let files = entries.flatten().map(|entry| entry.path());
-    let sources = files.filter(|path| path.extension().is_some_and(|extension| extension == "rs"));
-    let stem = |path: std::path::PathBuf| path.file_stem()?.to_str().map(str::to_owned);
-    let mut names: Vec<String> = sources.filter_map(stem).collect();
-    names.retain(|name| name != NOT_OF_GPU);
-    names.sort();
-    Ok(names)
 }
 
 /// `nvidia-rtx-4090-2026-01-31` of a GPU's name and a date.
@@ -241,12 +168,5 @@ mod tests {
         ] {
             assert_eq!(date(days), expected, "{days}");
         }
-    }
-
-    #[test]
-    fn every_bench_but_the_emulators_own_is_run() {
-        let benches = benches_of_gpu(&workspace().join("benches")).unwrap_or_default();
-        assert!(benches.iter().any(|bench| bench == "layer"), "{benches:?}");
-        assert!(benches.iter().all(|bench| bench != NOT_OF_GPU), "{benches:?}");
     }
 }

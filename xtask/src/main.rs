@@ -5,6 +5,7 @@ mod output;
 
 mod cuda_tools;
 mod gate;
+mod gpu_bundle;
 mod gpu_report;
 mod nvrtc;
 mod steps;
@@ -37,9 +38,14 @@ The project's commands:
       are installed into the target folder on first use.
   cargo xtask candle
       Lints, documentation and tests of the member for candle alone.
+  cargo xtask gpu-bundle --out DIR [--target-glibc 2.28] [--cubins 80,90]
+      Build a folder of at most 60 MB that proves and measures the kernels on another Linux machine,
+      which needs a GPU and its driver and nothing else: copy it there, and run `bash run.sh`. With
+      --target-glibc, that machine may have an older C library than this one. --cubins names the
+      compute capabilities that the tests have machine code for; elsewhere the driver translates PTX.
   cargo xtask gpu-report
-      For a machine with a GPU: the tests on it, under compute-sanitizer too where it is installed,
-      then the benches, against cuBLASLt, and a folder of results in benches/results.
+      For a machine with a GPU: build that folder and run it here, for half an hour at most, with the
+      results in benches/results.
 
   cargo xtask profile [--out DIR] [ARGUMENTS…]
       Count what every launch does on the emulated device, and model what bounds it on GPUs:
@@ -108,6 +114,9 @@ fn main() -> ExitCode {
         ["soak"] => gate::soak(),
         ["triton"] => triton::kernels(),
         ["candle"] => gate::candle(),
+        ["gpu-bundle", rest @ ..] => {
+            gpu_bundle::Options::parse(rest).and_then(|options| gpu_bundle::gpu_bundle(&options))
+        }
         ["gpu-report"] => gpu_report::gpu_report(),
         ["mutate", "--since", revision] => gate::mutate(&[], Some(revision)),
         ["mutate", files @ ..] => gate::mutate(files, None),

@@ -1,6 +1,6 @@
 //! What the fused layer is compared with: the same layer in separate ops.
 //!
-//! Products are cuBLASLt's, each by its best heuristic, on a GPU with the crate's feature
+//! Products are cuBLASLt's, each by the fastest of eight algorithms, on a GPU with the crate's feature
 //! `cublaslt`, and elsewhere those of the crate's own GEMM; everything else is `elementwise.cu`,
 //! which moves 16 bytes at a time. `benches/tests/baseline.rs` compares every form with the reference.
 

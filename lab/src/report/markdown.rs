@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 
 use super::machine::Machine;
+use super::model;
 use super::plot::Picture;
 use fused_dora_testkit::bench::record::{
     ALONE, Counts, FUSED, MICRO_BATCH, Peaks, Record, Results,
@@ -36,6 +37,16 @@ pub fn report(machine: &Machine, results: &[Results], pictures: &[Picture]) -> S
     text += if emulated { OF_COUNTS } else { OF_TIMES };
     for results in results {
         bench(&mut text, results);
+    }
+    if let Some((gpu, rows)) = model::compared(results) {
+        let _ = writeln!(text, "\n## Model and measurement\n");
+        let _ = writeln!(
+            text,
+            "The model is that of docs/PERFORMANCE.md for {gpu}. Plain is the same kernel without \
+             adapter and norm; ratios are of the fused launch to it.\n"
+        );
+        let heads = ["launch", "plain, µs", "modelled", "ratio", "modelled"];
+        table(&mut text, &heads, rows);
     }
     if !pictures.is_empty() {
         text += "\n## Pictures\n\n";

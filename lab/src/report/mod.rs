@@ -4,6 +4,7 @@
 
 mod machine;
 mod markdown;
+mod model;
 mod plot;
 
 use std::error::Error;

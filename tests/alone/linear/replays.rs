@@ -15,7 +15,7 @@ fn steps(
     dropout: Dropout,
     captured: bool,
 ) -> Vec<Vec<Vec<f32>>> {
-    let device = open_choice(Some(Choice::Emulated)).expect("the emulated device");
+    let device = open_choice(None).expect("a device");
     // SAFETY: everything is on one stream.
     unsafe { device.context.disable_event_tracking() };
     let mut bench = Bench::on(device, kernels, base);
@@ -60,7 +60,7 @@ fn steps(
 #[test]
 fn each_replay_has_a_mask_of_its_own() {
     let _alone = alone();
-    let device = open_choice(Some(Choice::Emulated)).expect("the emulated device");
+    let device = open_choice(None).expect("a device");
     let kernels = Arc::new(Kernels::load(&device.context).expect("kernels"));
     let mut random = StdRng::seed_from_u64(fresh_seed());
     let base = case_of(&mut random, None, 0, Norm::None);
