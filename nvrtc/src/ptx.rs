@@ -19,8 +19,8 @@ const INSTRUCTIONS: &[&str] = &[
 /// What follows their names.
 #[rustfmt::skip]
 const MODIFIERS: &[&str] = &[
-    "L2", "acq_rel", "add", "aligned", "approx", "async", "b16", "b32", "b64", "b8", "bf16", "bfly",
-    "ca", "cg", "col", "commit_group", "const", "cta", "eq", "equ", "exch", "f16", "f32", "f64", "ftz",
+    "L2", "acq_rel", "add", "aligned", "approx", "async", "b16", "b32", "b64", "b8", "bf16", "bf16x2", "bfly",
+    "ca", "cg", "col", "commit_group", "const", "cta", "eq", "equ", "exch", "f16", "f16x2", "f32", "f64", "ftz",
     "ge", "geu", "global", "gpu", "gt", "gtu", "hi", "hs", "idx", "l", "le", "leu", "lo", "ls",
     "lt", "ltu", "lut", "m16n8k16", "m16n8k8", "m8n8", "max", "ne", "neu", "num", "nan", "or", "param",
     "pred", "r", "red", "relaxed", "rm", "rn", "rna", "rni", "row", "rp", "rz", "rzi", "s16", "s32",

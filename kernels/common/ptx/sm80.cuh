@@ -81,6 +81,42 @@ __device__ __forceinline__ float ld_shared(u32 from) {
     return value;
 }
 
+__device__ __forceinline__ void ld_shared_v4(u32 (&r)[4], u32 from) {
+    asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(from)
+                 : "memory");
+}
+
+__device__ __forceinline__ void st_shared_v4(u32 to, const u32 (&r)[4]) {
+    asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(r[0]), "r"(r[1]),
+                 "r"(r[2]), "r"(r[3])
+                 : "memory");
+}
+
+// Four bytes of {a, b} by the nibbles of `selector`; those with bit 3 repeat a byte's sign.
+__device__ __forceinline__ u32 prmt(u32 a, u32 b, u32 selector) {
+    u32 result;
+    asm("prmt.b32 %0, %1, %2, %3;" : "=r"(result) : "r"(a), "r"(b), "r"(selector));
+    return result;
+}
+
+// Both as T, `low` in the low half.
+template <typename T>
+__device__ __forceinline__ u32 cvt_pair(float low, float high);
+template <>
+__device__ __forceinline__ u32 cvt_pair<bf16>(float low, float high) {
+    u32 result;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(result) : "f"(high), "f"(low));
+    return result;
+}
+template <>
+__device__ __forceinline__ u32 cvt_pair<f16>(float low, float high) {
+    u32 result;
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(result) : "f"(high), "f"(low));
+    return result;
+}
+
 __device__ __forceinline__ void ldmatrix_x4(u32 (&r)[4], u32 row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])

@@ -60,19 +60,20 @@ struct Fragments {
 
     u32 a[MMA::kFragmentsM][4], b[kPairsN][4];
 
+    // Of the stages that begin at these bytes.
     template <int STEP>
-    __device__ __forceinline__ void load(const Addresses& at, u32 stage) {
+    __device__ __forceinline__ void load(const Addresses& at, u32 stage_a, u32 stage_b) {
         constexpr int kApart = 16;  // rows of one ldmatrix
 #pragma unroll
         for (int i = 0; i < MMA::kFragmentsM; ++i) {
-            ldmatrix_x4(a[i], at.a[STEP] + stage + i * kApart * TileA::kRowBytes);
+            ldmatrix_x4(a[i], at.a[STEP] + stage_a + i * kApart * TileA::kRowBytes);
         }
 #pragma unroll
         for (int j = 0; j < kPairsN; ++j) {
             if constexpr (B_MAJOR == Major::K) {
-                ldmatrix_x4(b[j], at.b[STEP] + stage + j * kApart * TileB::kRowBytes);
+                ldmatrix_x4(b[j], at.b[STEP] + stage_b + j * kApart * TileB::kRowBytes);
             } else {
-                ldmatrix_x4_trans(b[j], at.b[j] + stage + STEP * kApart * TileB::kRowBytes);
+                ldmatrix_x4_trans(b[j], at.b[j] + stage_b + STEP * kApart * TileB::kRowBytes);
             }
         }
     }
@@ -89,6 +90,10 @@ struct Fragments {
     }
 };
 
+// The loop over whole k-steps of a packed W: common/tile/code4_gemm.cuh.
+template <typename GEMM, typename T, Major B_MAJOR, bool FP4>
+struct Code4Gemm;
+
 // What multiplies: tensor cores in 16 bit and FMA units in f32 (kDirect), or tensor cores that take
 // an f32 as a sum of two tf32 numbers (common/tile/split_tf32.cuh).
 enum class Math { kDirect, kTf32x3 };
@@ -101,6 +106,7 @@ struct MainGemm {
     using Mma = TileMma<T, kTileM, kTileN, kTileK, 2, 2, Major::K, B_MAJOR>;
     using TileA = typename Mma::TileA;
     using TileB = typename Mma::TileB;
+    using FragmentsOfStep = Fragments<T, Mma, B_MAJOR>;
     static constexpr int kStageBytes = TileA::kBytes + TileB::kBytes;
     static constexpr int kSharedBytes = kStages * kStageBytes;
 
@@ -135,7 +141,9 @@ private:
                                                          unsigned char* shared, MAIN main_of,
                                                          LOW low_of, int pass, int m0, int n0,
                                                          WAIT wait) {
+        constexpr bool kPacked = Weight<T>::kPacked;
         int first = 0, thread = threadIdx.x;
+        bool is_started = !kPacked;  // the copies of the first k-steps of the loop below, if any
         // Computes addresses where they are needed: they would take registers through the loops.
         const auto opaque_addresses = [&] {
             opaque(pass);
@@ -148,8 +156,22 @@ private:
             const auto main = main_of(pass);
             const int whole = main.a.cols / kTileK;
             if (aligned && whole >= kStages) {
-                accumulate_whole(mma, shared, main, m0, n0, whole, thread);
-                first = whole - (kStages - 1);
+                if constexpr (kPacked) {
+                    is_started = !main.b.is_decoded_ahead();
+                }
+                if (is_started) {
+                    accumulate_whole(mma, shared, main, m0, n0, whole, thread);
+                    first = whole - (kStages - 1);
+                } else if constexpr (kPacked) {
+                    if (main.b.data.packing == Packing::kFp4) {
+                        Code4Gemm<MainGemm, T, B_MAJOR, true>::accumulate(mma, shared, main, m0,
+                                                                          n0, whole, thread);
+                    } else {
+                        Code4Gemm<MainGemm, T, B_MAJOR, false>::accumulate(mma, shared, main, m0,
+                                                                           n0, whole, thread);
+                    }
+                    first = whole;
+                }
             }
             opaque_addresses();
         }
@@ -198,7 +220,16 @@ private:
                 mma.multiply(tile_a(shared, stage), tile_b(shared, stage), kTileM, kTileN, k);
             }
         };
-        pipeline<kStages>(steps, fill, consume, first);
+        if constexpr (kPacked) {
+            if (!is_started) {
+#pragma unroll 1  // one copy of what decodes
+                for (int step = first; step < first + kStages - 1; ++step) {
+                    if (step < steps) fill(step, step % kStages);
+                    cp_async_commit_group();
+                }
+            }
+        }
+        pipeline<kStages, kPacked>(steps, fill, consume, first);
     }
 
     // The loop that takes the time: all whole k-steps of the main product, except the last
@@ -218,21 +249,21 @@ private:
         }
         cp_async_wait_group<kStages - 2>();
         __syncthreads();
-        using Fragments = Fragments<T, Mma, B_MAJOR>;
+        using Fragments = FragmentsOfStep;
         const typename Fragments::Addresses at(tile_a(shared, 0), tile_b(shared, 0), thread);
         Fragments even, odd;
-        even.template load<0>(at, 0);
+        even.template load<0>(at, 0, 0);
         u32 oldest = kEnd - kStageBytes, current = 0, next = kStageBytes;
 #pragma unroll 1
         for (int left = whole - (kStages - 1); left > 0; --left) {
-            odd.template load<1>(at, current);
+            odd.template load<1>(at, current, current);
             copy_a.start(oldest);
             copy_b.start(oldest);
             cp_async_commit_group();
             even.multiply(mma);
             cp_async_wait_group<kStages - 2>();
             __syncthreads();  // the next stage's data are there; this one has been read
-            even.template load<0>(at, next);
+            even.template load<0>(at, next, next);
             odd.multiply(mma);
             oldest = current;
             current = next;
@@ -240,3 +271,7 @@ private:
         }
     }
 };
+
+#ifdef FUSED_DORA_PACKED
+#include "common/tile/code4_gemm.cuh"
+#endif

@@ -8,7 +8,7 @@
 #include "common/tile/tile_copy.cuh"
 
 // What the codes of 4 bits stand for: NF4 (arXiv:2305.14314, appendix E), then bitsandbytes' FP4.
-__constant__ float kCodes4[2][16] = {
+__constant__ constexpr float kCodes4[2][16] = {
     {-1.0f, -0.69619280099868774f, -0.52507305145263672f, -0.39491748809814453f,
      -0.28444138169288635f, -0.18477343022823334f, -0.091050036251544952f, 0.0f,
      0.079580299556255341f, 0.16093020141124725f, 0.24611230194568634f, 0.33791524171829224f,
@@ -18,9 +18,18 @@ __constant__ float kCodes4[2][16] = {
      -0.3333333432674408f, -0.5f, -0.1666666716337204f, -0.25f},
 };
 
+// The rounding to T.
+template <typename T>
+constexpr Rounding kRoundingTo = Rounding::kNone;
+template <>
+constexpr Rounding kRoundingTo<bf16> = Rounding::kBf16;
+template <>
+constexpr Rounding kRoundingTo<f16> = Rounding::kF16;
+
 // W, row after row of the flattened matrix.
 template <typename T>
 struct PackedWeight {
+    static constexpr bool kPacked = true;
     WeightData data;
     int rows, cols;
 
@@ -48,6 +57,14 @@ struct PackedWeight {
 
     __device__ __forceinline__ bool is_code4() const {
         return data.packing == Packing::kNf4 || data.packing == Packing::kFp4;
+    }
+
+    // Whether code4_gemm.cuh takes it: 16 bytes of codes are in one block, and are rounded once.
+    __device__ __forceinline__ bool is_decoded_ahead() const {
+        const bool is_rounded_once =
+            data.rounding == Rounding::kNone || data.rounding == kRoundingTo<T>;
+        const bool is_aligned = cols % 32 == 0 && reinterpret_cast<u64>(data.elements) % 16 == 0;
+        return is_code4() && is_rounded_once && is_aligned;
     }
 
     __device__ __forceinline__ float scale(int row, int col) const {

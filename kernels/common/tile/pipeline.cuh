@@ -6,14 +6,14 @@
 
 // For step = first..steps-1: fill(step, stage) starts the copies, and once they have landed
 // consume(step, stage) may read them. In between, land(step, stage) may change what the same thread
-// copied. Where `first` is not 0, the copies of STAGES − 1 steps from there have been started, a
-// group each. Ends with a barrier: the stages may then be reused.
-template <int STAGES, typename FILL, typename LAND, typename CONSUME>
+// copied. Where `first` is not 0, or with STARTED, the copies of STAGES − 1 steps from there have been
+// started, a group each. Ends with a barrier: the stages may then be reused.
+template <int STAGES, bool STARTED = false, typename FILL, typename LAND, typename CONSUME>
 __device__ __forceinline__ void pipeline(int steps, FILL fill, LAND land, CONSUME consume,
                                          int first = 0) {
 #pragma unroll
     for (int s = 0; s < STAGES - 1; ++s) {
-        if (first > 0) break;
+        if (STARTED || first > 0) break;
         if (s < steps) fill(s, s);
         cp_async_commit_group();
     }
@@ -31,9 +31,9 @@ __device__ __forceinline__ void pipeline(int steps, FILL fill, LAND land, CONSUM
 }
 
 // The same where nothing changes what was copied.
-template <int STAGES, typename FILL, typename CONSUME>
+template <int STAGES, bool STARTED = false, typename FILL, typename CONSUME>
 __device__ __forceinline__ void pipeline(int steps, FILL fill, CONSUME consume, int first = 0) {
-    pipeline<STAGES>(steps, fill, [](int, int) {}, consume, first);
+    pipeline<STAGES, STARTED>(steps, fill, [](int, int) {}, consume, first);
 }
 
 // Stores two neighbouring columns of row-major `c`, which has an even number of them and rows `stride`

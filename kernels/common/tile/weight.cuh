@@ -43,6 +43,7 @@ struct WeightData {
 // Elements of T, row after row.
 template <typename T>
 struct DenseWeight : Matrix<T> {
+    static constexpr bool kPacked = false;
     __device__ __forceinline__ static DenseWeight of(const WeightData& data, int rows, int cols) {
         return {Matrix<T>::dense(data.elements, rows, cols)};
     }
