@@ -75,6 +75,10 @@ pub fn trials_of_packed_weights(seed: u64) -> Vec<Trial> {
         (code4(Code4::Fp4, 32, BlockScales::F32, Dtype::F16), [70, 83, 75, 5]),
         (WeightFormat::Int8Rows, [7, 131, 150, 4]),
         (WeightFormat::Fp8 { scales: blocks }, [70, 136, 150, 3]),
+        // In the loop that decodes ahead: large and medium tiles, rows and columns beyond W.
+        (code4(Code4::Nf4, 32, BlockScales::F32, Dtype::Bf16), [140, 96, 136, 8]),
+        (code4(Code4::Nf4, 64, BlockScales::Nested, Dtype::F32), [70, 160, 232, 8]),
+        (code4(Code4::Fp4, 64, BlockScales::F32, Dtype::Bf16), [130, 224, 104, 8]),
     ];
     let trial = |(format, shape): (WeightFormat, [usize; 4])| {
         let run = move |kernels: &Arc<Kernels>| {

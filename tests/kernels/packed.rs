@@ -8,7 +8,7 @@ use fused_dora::reference::{Case, Results};
 use fused_dora::{
     AdamWConfig, Adapter, AdapterGroups, AdapterLayout, DoraLinear, DoraSpec, Dropout, DropoutForm,
     Dtype, Element, Gradients, Kernels, LinearBackward, LinearForward, Moments, Norm, NormGrad,
-    Saved, Scaling, Schedule, SharedWeight, Workspace,
+    Saved, Scaling, Schedule, SharedWeight, Tiles, Workspace,
 };
 use fused_dora_testkit::compare::failures;
 use fused_dora_testkit::random::{NORMS, fresh_seed, normal, random_case, with_dropout};
@@ -109,6 +109,41 @@ fn ops_on_packed_weights_in_f32() {
     all_formats::<f32>();
 }
 
+/// Whole rows of 32 codes on tiles of both kinds that decode ahead, where W's dtype is the layer's or
+/// f32: k-steps that are few and many, features beyond the last tile, k-steps that are not whole.
+fn decoded_ahead<E: Element>() {
+    let context = fused_dora_testkit::device::open().expect("a device");
+    let kernels = [Tiles::Large, Tiles::Medium].map(|tiles| {
+        let kernels = Kernels::load(&context).expect("kernels");
+        Arc::new(kernels.with_tiles(Some(tiles)))
+    });
+    let code4 = |code, block, scales, state| WeightFormat::Code4 { code, block, scales, state };
+    let mut random = StdRng::seed_from_u64(fresh_seed());
+    let formats = [
+        code4(Code4::Nf4, 64, BlockScales::F32, E::DTYPE),
+        code4(Code4::Nf4, 32, BlockScales::Nested, Dtype::F32),
+        code4(Code4::Fp4, 4096, BlockScales::F32, Dtype::F32),
+        code4(Code4::Fp4, 64, BlockScales::Nested, E::DTYPE),
+    ];
+    let shapes = [[150, 96, 200, 8], [130, 288, 104, 20], [70, 160, 136, 0]];
+    for (at, format) in formats.into_iter().enumerate() {
+        for (nth, shape) in shapes.into_iter().enumerate() {
+            let case = random_case(&mut random, shape, NORMS[(at + nth) % 3], true);
+            check::<E>(|| Runner::with_kernels(&kernels[nth % 2]), case, format);
+        }
+    }
+}
+
+#[test]
+fn codes_are_decoded_ahead_in_bf16() {
+    decoded_ahead::<bf16>();
+}
+
+#[test]
+fn codes_are_decoded_ahead_in_f16() {
+    decoded_ahead::<f16>();
+}
+
 #[test]
 fn dropout_on_packed_weights() {
     let mut random = StdRng::seed_from_u64(fresh_seed());
@@ -120,7 +155,7 @@ fn dropout_on_packed_weights() {
         (DropoutForm::Adapter, Norm::None),
     ] {
         let dropout = Dropout::new(0.3, form, 7).expect("a probability");
-        for shape in [[140, 136, 160, 19], [70, 83, 150, 3]] {
+        for shape in [[140, 136, 160, 19], [70, 83, 150, 3], [140, 128, 160, 16]] {
             let case = random_case(&mut random, shape, norm, true);
             let case = with_dropout(case, &dropout);
             check::<bf16>(|| runner().with_dropout(dropout), case, format);

@@ -202,3 +202,25 @@ struct Code4Gemm {
         __syncthreads();  // the shared memory may be reused
     }
 };
+
+template <typename GEMM, Major B_MAJOR, typename T>
+__device__ __forceinline__ bool accumulate_ahead(typename GEMM::Mma& mma, unsigned char* shared,
+                                                 const Product<T, PackedWeight<T>>& main, int m0,
+                                                 int n0, int whole, int thread) {
+    if (!main.b.is_decoded_ahead()) return false;
+    if (main.b.data.packing == Packing::kFp4) {
+        Code4Gemm<GEMM, T, B_MAJOR, true>::accumulate(mma, shared, main, m0, n0, whole, thread);
+    } else {
+        Code4Gemm<GEMM, T, B_MAJOR, false>::accumulate(mma, shared, main, m0, n0, whole, thread);
+    }
+    return true;
+}
+
+template <int STAGES, typename FILL>
+__device__ __forceinline__ void start_copies(int steps, FILL fill, int first) {
+#pragma unroll 1  // one copy of what decodes
+    for (int step = first; step < first + STAGES - 1; ++step) {
+        if (step < steps) fill(step, step % STAGES);
+        cp_async_commit_group();
+    }
+}

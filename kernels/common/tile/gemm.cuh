@@ -90,9 +90,16 @@ struct Fragments {
     }
 };
 
-// The loop over whole k-steps of a packed W: common/tile/code4_gemm.cuh.
-template <typename GEMM, typename T, Major B_MAJOR, bool FP4>
-struct Code4Gemm;
+// All whole k-steps of a product with a packed W, if it is such that its codes are decoded ahead, and
+// the first copies of a loop that follows: common/tile/code4_gemm.cuh. A dense W has neither.
+template <typename GEMM, Major B_MAJOR, typename T>
+__device__ __forceinline__ bool accumulate_ahead(typename GEMM::Mma&, unsigned char*,
+                                                 const Product<T, DenseWeight<T>>&, int, int, int,
+                                                 int) {
+    return false;
+}
+template <int STAGES, typename FILL>
+__device__ __forceinline__ void start_copies(int steps, FILL fill, int first);
 
 // What multiplies: tensor cores in 16 bit and FMA units in f32 (kDirect), or tensor cores that take
 // an f32 as a sum of two tf32 numbers (common/tile/split_tf32.cuh).
@@ -156,21 +163,13 @@ private:
             const auto main = main_of(pass);
             const int whole = main.a.cols / kTileK;
             if (aligned && whole >= kStages) {
-                if constexpr (kPacked) {
-                    is_started = !main.b.is_decoded_ahead();
-                }
-                if (is_started) {
+                if (accumulate_ahead<MainGemm, B_MAJOR>(mma, shared, main, m0, n0, whole,
+                                                        thread)) {
+                    first = whole;
+                } else {
                     accumulate_whole(mma, shared, main, m0, n0, whole, thread);
                     first = whole - (kStages - 1);
-                } else if constexpr (kPacked) {
-                    if (main.b.data.packing == Packing::kFp4) {
-                        Code4Gemm<MainGemm, T, B_MAJOR, true>::accumulate(mma, shared, main, m0,
-                                                                          n0, whole, thread);
-                    } else {
-                        Code4Gemm<MainGemm, T, B_MAJOR, false>::accumulate(mma, shared, main, m0,
-                                                                           n0, whole, thread);
-                    }
-                    first = whole;
+                    is_started = true;
                 }
             }
             opaque_addresses();
@@ -221,13 +220,7 @@ private:
             }
         };
         if constexpr (kPacked) {
-            if (!is_started) {
-#pragma unroll 1  // one copy of what decodes
-                for (int step = first; step < first + kStages - 1; ++step) {
-                    if (step < steps) fill(step, step % kStages);
-                    cp_async_commit_group();
-                }
-            }
+            if (!is_started) start_copies<kStages>(steps, fill, first);
         }
         pipeline<kStages, kPacked>(steps, fill, consume, first);
     }

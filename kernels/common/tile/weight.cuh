@@ -36,11 +36,14 @@ struct WeightData {
     int scale_rows, scale_cols; // fp8: of a block that shares a scale
 };
 
+// Elements of T, row after row.
+template <typename T>
+struct DenseWeight;
+
 #ifdef FUSED_DORA_PACKED
 #include "common/tile/packed_weight.cuh"
 #else
 
-// Elements of T, row after row.
 template <typename T>
 struct DenseWeight : Matrix<T> {
     static constexpr bool kPacked = false;

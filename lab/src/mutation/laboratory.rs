@@ -22,7 +22,7 @@ use fused_dora_mutants::{Mutant, Verdict};
 const WATCHDOG: u64 = 1 << 22;
 
 /// What reads packed weights, which no other kernels have.
-const PACKED: &str = "common/tile/packed_weight.cuh";
+const PACKED: [&str; 2] = ["common/tile/packed_weight.cuh", "common/tile/code4_gemm.cuh"];
 
 /// One dtype's kernels as they stand, the same with nothing in them, and its trials.
 struct Typed {
@@ -124,7 +124,8 @@ impl Laboratory {
         let files = self.sources.kernels().filter(|file| self.sources.includes(file, &mutant.file));
         let ways = files.flat_map(|file| self.typed.iter().map(move |typed| (file, typed)));
         let ways = ways.filter(|(file, typed)| {
-            typed.packed == (mutant.file == PACKED) && typed.trials_of(file).next().is_some()
+            typed.packed == PACKED.contains(&mutant.file.as_str())
+                && typed.trials_of(file).next().is_some()
         });
         let mut ways: Vec<_> = ways.collect();
         ways.sort_by_key(|(file, typed)| typed.whole[*file].len());
