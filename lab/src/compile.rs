@@ -23,12 +23,14 @@ pub struct Compiled {
     pub cubin: PathBuf,
 }
 
-/// Compiles all kernels of a folder for each of the architectures that a dtype is wanted for. `done`
-/// receives how many compilations there are, and when one is done.
+/// Compiles all kernels of a folder, those for a dense or those for a packed W, for each of the
+/// architectures that a dtype is wanted for. `done` receives how many compilations there are, and when
+/// one is done.
 pub fn folder(
     nvrtc: &Nvrtc,
     ptxas: &Tool,
     kernels: &Path,
+    packed: bool,
     architectures: &[&'static str],
     wanted: impl Fn(&str, &str) -> bool,
     done: impl Fn(usize) + Sync,
@@ -38,8 +40,7 @@ pub fn folder(
         .map_err(|error| format!("{} cannot be created: {error}", out.display()))?;
     let folder = KernelFolder::read(kernels)?;
     let mut jobs = Vec::new();
-    // Those for packed weights decode them simply so far, and have no limits.
-    for image in folder.images().into_iter().filter(|image| !image.packed) {
+    for image in folder.images().into_iter().filter(|image| image.packed == packed) {
         let kept =
             architectures.iter().filter(|&&a| image.dtype.is_none_or(|dtype| wanted(dtype, a)));
         jobs.extend(kept.map(|&architecture| (image, architecture)));
@@ -77,8 +78,9 @@ fn one(
     let ptx = image
         .ptx(nvrtc, Some(cache))
         .map_err(|error| format!("{file} for {architecture}: {error}"))?;
-    let name =
-        format!("{}-{}-{architecture}", file.replace(['.', '/'], "_"), dtype.unwrap_or("all"));
+    let kind = if image.packed { "-packed" } else { "" };
+    let dtype_name = dtype.unwrap_or("all");
+    let name = format!("{}-{dtype_name}{kind}-{architecture}", file.replace(['.', '/'], "_"));
     let folder = TempDir::new_in(out)
         .map_err(|error| format!("{} cannot be written: {error}", out.display()))?;
     let [source, made] = ["ptx", "cubin"].map(|kind| folder.path().join(format!("{name}.{kind}")));

@@ -76,7 +76,7 @@ pub fn trials_of_packed_weights(seed: u64) -> Vec<Trial> {
         (WeightFormat::Int8Rows, [7, 131, 150, 4]),
         (WeightFormat::Fp8 { scales: blocks }, [70, 136, 150, 3]),
         // In the loop that decodes ahead: large and medium tiles, rows and columns beyond W.
-        (code4(Code4::Nf4, 32, BlockScales::F32, Dtype::Bf16), [140, 96, 136, 8]),
+        (code4(Code4::Nf4, 32, BlockScales::F32, Dtype::Bf16), [140, 96, 160, 8]),
         (code4(Code4::Nf4, 64, BlockScales::Nested, Dtype::F32), [70, 160, 232, 8]),
         (code4(Code4::Fp4, 64, BlockScales::F32, Dtype::Bf16), [130, 224, 104, 8]),
     ];

@@ -125,7 +125,8 @@ fn decoded_ahead<E: Element>() {
         code4(Code4::Fp4, 4096, BlockScales::F32, Dtype::F32),
         code4(Code4::Fp4, 64, BlockScales::Nested, E::DTYPE),
     ];
-    let shapes = [[150, 96, 200, 8], [130, 288, 104, 20], [70, 160, 136, 0]];
+    // The codes of the last row's tile end where W does, or before.
+    let shapes = [[150, 96, 200, 8], [130, 288, 96, 20], [70, 160, 136, 0]];
     for (at, format) in formats.into_iter().enumerate() {
         for (nth, shape) in shapes.into_iter().enumerate() {
             let case = random_case(&mut random, shape, NORMS[(at + nth) % 3], true);

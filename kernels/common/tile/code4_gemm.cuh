@@ -21,9 +21,15 @@ struct CodeTable {
     u32 high[4], low[4];
 
     __device__ __forceinline__ explicit CodeTable(float scale) {
+        const auto number = [&](int code) {
+            const float of_one = kCodes4[FP4][code];
+            // Products that the compiler would not leave out.
+            return of_one == 1.0f    ? scale
+                   : of_one == -1.0f ? -scale
+                                     : __fmul_rn(of_one, scale);
+        };
         const auto pair = [&](int code) {
-            return cvt_pair<T>(__fmul_rn(kCodes4[FP4][code], scale),
-                               __fmul_rn(kCodes4[FP4][code + 1], scale));
+            return cvt_pair<T>(number(code), number(code + 1));
         };
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
@@ -107,13 +113,15 @@ struct Code4Gemm {
     using TileB = typename GEMM::TileB;
     using Fragments = typename GEMM::FragmentsOfStep;
     static constexpr int kCodes = 32;                        // of a thread and k-step
-    static constexpr int kSlots = 3;                         // of codes, on their way
-    static constexpr int kStages = 3;                        // of A
-    static constexpr int kSlotBytes = kThreads * kCodes / 2;
+    static constexpr int kStages = 3;                        // of A, and of codes on their way
+    static constexpr int kCodesBytes = kThreads * kCodes / 2;
+    // A stage of A begins this many times as far on as one of codes.
+    static constexpr int kTimes = TileA::kBytes / kCodesBytes;
+    static_assert(kTimes * kCodesBytes == TileA::kBytes, "one offset does for both");
     static constexpr int kWeightOffset = kStages * TileA::kBytes;
     static constexpr int kCodesOffset = kWeightOffset + 2 * TileB::kBytes;
     static_assert(TileB::kRows * TileB::kCols == kThreads * kCodes, "a thread decodes 32 codes");
-    static_assert(kCodesOffset + kSlots * kSlotBytes <= GEMM::kSharedBytes, "it fits");
+    static_assert(kCodesOffset + kStages * kCodesBytes <= GEMM::kSharedBytes, "it fits");
 
     // This thread's codes: a row of the tile, or a quarter of one.
     static constexpr int kPieces = TileB::kCols / kCodes;
@@ -133,9 +141,10 @@ struct Code4Gemm {
         const int step = B_MAJOR == Major::K ? TileB::kCols : TileB::kRows * weight.cols;
         const unsigned char* codes =
             static_cast<const unsigned char*>(weight.data.elements) + first / 2;
-        const u32 slots = shared_address(shared + kCodesOffset) + thread * (kCodes / 2);
-        const auto start_codes = [&](u32 slot) {
-            cp_async_16(slots + slot, codes);
+        const u32 own = shared_address(shared + kCodesOffset) + thread * (kCodes / 2);
+        // Into the stage that begins where A's has this offset.
+        const auto start_codes = [&](u32 of_a) {
+            cp_async_16(own + of_a / kTimes, codes);
             codes += step / 2;
         };
         // Of four neighbouring pieces, two write their chunks in another order: else they would meet
@@ -148,9 +157,9 @@ struct Code4Gemm {
             to[i] = shared_address(tile.chunk(row, piece * kChunks + (i ^ turn)));
         }
         ScaleStream scales(weight.data, first, step);
-        const auto decode = [&](u32 slot, u32 stage, bool more) {
+        const auto decode = [&](u32 of_a, u32 stage, bool more) {
             u32 q[4];
-            ld_shared_v4(q, slots + slot);
+            ld_shared_v4(q, own + of_a / kTimes);
             const CodeTable<T, FP4> table(scales.next(weight.data, more));
 #pragma unroll
             for (int i = 0; i < kChunks; ++i) {
@@ -161,10 +170,10 @@ struct Code4Gemm {
 
         // The codes run a k-step ahead of A.
         start_codes(0);
-        start_codes(kSlotBytes);
+        start_codes(TileA::kBytes);
         copy_a.start(0);
         cp_async_commit_group();
-        start_codes(2 * kSlotBytes);
+        start_codes(2 * TileA::kBytes);
         copy_a.start(TileA::kBytes);
         cp_async_commit_group();
         cp_async_wait_group<1>();
@@ -173,16 +182,14 @@ struct Code4Gemm {
         const typename Fragments::Addresses at(TileA(shared), tile, thread);
         Fragments even, odd;
         even.template load<0>(at, 0, 0);
-        constexpr u32 kEndA = kStages * TileA::kBytes, kEndCodes = kSlots * kSlotBytes;
-        u32 oldest = kEndA - TileA::kBytes, current = 0, next = TileA::kBytes;
-        u32 slot = kSlotBytes, stage = 0;
+        constexpr u32 kEnd = kStages * TileA::kBytes;
+        u32 oldest = kEnd - TileA::kBytes, current = 0, next = TileA::kBytes, stage = 0;
 #pragma unroll 1
         for (int left = whole - 1; left > 0; --left) {
             // A thread's own codes are there since it waited; the stage was read before the barrier.
-            decode(slot, stage ^ TileB::kBytes, left > 2);
+            decode(next, stage ^ TileB::kBytes, left > 2);
             if (left > 1) copy_a.start(oldest);
-            // Into the slot of the codes of this k-step, which this thread has decoded before.
-            if (left > 2) start_codes(slot == 0 ? kEndCodes - kSlotBytes : slot - kSlotBytes);
+            if (left > 2) start_codes(current);  // this thread has decoded what is there
             cp_async_commit_group();
             even.multiply(mma);
             odd.template load<1>(at, current, stage);
@@ -193,8 +200,7 @@ struct Code4Gemm {
             odd.multiply(mma);
             oldest = current;
             current = next;
-            next = next + TileA::kBytes == kEndA ? 0 : next + TileA::kBytes;
-            slot = slot + kSlotBytes == kEndCodes ? 0 : slot + kSlotBytes;
+            next = next + TileA::kBytes == kEnd ? 0 : next + TileA::kBytes;
         }
         odd.template load<1>(at, current, stage);
         even.multiply(mma);

@@ -11,6 +11,7 @@ pub mod latency;
 pub mod layer;
 pub mod line;
 mod options;
+mod packed;
 mod ptxas;
 mod report;
 pub mod sass;
@@ -77,7 +78,8 @@ fn collect(options: &Options) -> Result<Evidence, Box<dyn Error>> {
     let program = std::env::current_exe()?;
     let nvrtc = Nvrtc::find(&program)?;
     let (ptxas, nvdisasm) = (PTXAS.find(&program)?, NVDISASM.find(&program)?);
-    let compiled = compile(&nvrtc, &ptxas, &options.architectures)?;
+    let compiled = compile(&nvrtc, &ptxas, false, &options.architectures)?;
+    let packed = compile(&nvrtc, &ptxas, true, &options.architectures)?;
 
     let bar = bar("disassembling", compiled.len())?;
     let codes = code::disassemble(&nvdisasm, &compiled, || bar.inc(1))?;
@@ -92,6 +94,7 @@ fn collect(options: &Options) -> Result<Evidence, Box<dyn Error>> {
     let (plain, fused) = laws(&device, &options.ranks)?;
     let mut lines = ptxas::lines(&compiled, &options.architectures, &dynamic_shared(&device)?)?;
     lines.extend(code::lines(&codes, &loops, &counters::ragged(&device)?)?);
+    lines.extend(packed::lines(&nvdisasm, &packed, &options.architectures)?);
     for law in fused.iter().filter(|law| law.rank == counters::RANK) {
         lines.extend(counters::lines(&device, law)?);
     }
@@ -125,19 +128,24 @@ fn collect(options: &Options) -> Result<Evidence, Box<dyn Error>> {
     })
 }
 
-/// All kernels for some architectures.
+/// All kernels for a dense or a packed W, for some architectures.
 fn compile(
     nvrtc: &Nvrtc,
     ptxas: &Tool,
+    packed: bool,
     architectures: &[&'static str],
 ) -> Result<Vec<Compiled>, Box<dyn Error>> {
     let bar = bar("compiling", 1)?;
     let kernels = workspace().join("kernels");
-    let wanted = |dtype: &str, architecture: &str| dtype != TWIN || architecture == TWIN_ON;
-    let compiled = compile::folder(nvrtc, ptxas, &kernels, architectures, wanted, |count| {
-        bar.set_length(count as u64);
-        bar.inc(1);
-    })?;
+    // f32 on packed weights decodes as 16 bit does, and multiplies as f32 on a dense W.
+    let wanted = |dtype: &str, architecture: &str| {
+        (dtype != TWIN || architecture == TWIN_ON) && !(packed && dtype == "f32")
+    };
+    let compiled =
+        compile::folder(nvrtc, ptxas, &kernels, packed, architectures, wanted, |count| {
+            bar.set_length(count as u64);
+            bar.inc(1);
+        })?;
     bar.finish_and_clear();
     Ok(compiled)
 }

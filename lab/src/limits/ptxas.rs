@@ -50,14 +50,13 @@ const DESIGN: [(&str, u32); 22] = [
     ("decompose", 2),
 ];
 
-/// The lines. `dynamic` is the shared memory that launches of a kernel of that name ask for.
-pub fn lines(
+/// That nothing is spilled; `of` begins the lines.
+pub fn spills(
     compiled: &[Compiled],
     architectures: &[&str],
-    dynamic: &BTreeMap<String, u32>,
+    of: &str,
 ) -> Result<Vec<Line>, String> {
     let mut lines = Vec::new();
-    let group = Group::Resources;
     for architecture in architectures {
         let of_architecture = compiled.iter().filter(|file| file.architecture == *architecture);
         let kernels: Vec<_> = of_architecture.flat_map(|file| &file.resources).collect();
@@ -66,14 +65,26 @@ pub fn lines(
         };
         let worst = kernels.iter().max_by_key(|r| bytes(r)).ok_or("no kernel was compiled")?;
         let mut what =
-            format!("{architecture}: bytes of stack and spills, most of {}", kernels.len());
+            format!("{of}{architecture}: bytes of stack and spills, most of {}", kernels.len());
         if bytes(worst) > 0 {
             what += &format!(" kernels ({})", worst.kernel);
         } else {
             what += " kernels";
         }
-        lines.push(Line::new(group, what, bytes(worst).into(), Limit::AtMost(0.0)));
+        lines.push(Line::new(Group::Resources, what, bytes(worst).into(), Limit::AtMost(0.0)));
     }
+    Ok(lines)
+}
+
+/// The lines. `dynamic` is the shared memory that launches of a kernel of that name ask for.
+pub fn lines(
+    compiled: &[Compiled],
+    architectures: &[&str],
+    dynamic: &BTreeMap<String, u32>,
+) -> Result<Vec<Line>, String> {
+    let mut lines = spills(compiled, architectures, "")?;
+    let group = Group::Resources;
+
     let mut fewest: BTreeMap<&str, (u32, String)> = BTreeMap::new();
     for file in compiled {
         let device = ARCHITECTURES.iter().find(|known| known.0 == file.architecture);

@@ -29,12 +29,22 @@ pub struct Mix {
     pub narrow: usize,
     /// Loads and stores of local memory.
     pub local: usize,
+    /// Permutations of bytes.
+    pub prmt: usize,
+    /// Loads of constants at computed addresses, as of a table of codes.
+    pub ldc: usize,
 }
 
 impl Mix {
     /// The tensor-core products' share of the instructions.
     pub fn hmma_share(&self) -> f64 {
         self.hmma as f64 / self.instructions.max(1) as f64
+    }
+
+    /// Whether it looks codes of 4 bits up as `kernels/common/tile/code4_gemm.cuh` does: by twelve
+    /// permutations for each of four chunks, and eight for a table that is in registers.
+    pub fn decodes_ahead(&self) -> bool {
+        self.ldgsts > 0 && self.prmt >= 4 * 12 + 8 && self.ldc == 0
     }
 
     /// Loads of fragments per tensor-core product.
@@ -126,6 +136,8 @@ impl Code {
                 "HMMA" => mix.hmma += 1,
                 "LDSM" => mix.ldsm += 1,
                 "LDL" | "STL" => mix.local += 1,
+                "PRMT" => mix.prmt += 1,
+                "LDC" => mix.ldc += 1,
                 _ => {}
             }
             mix.ldgsts += usize::from(kind == "LDGSTS");

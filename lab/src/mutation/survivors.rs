@@ -162,6 +162,13 @@ pub const SURVIVORS: &[Survivor] = &[
         Why::Equivalent("Beyond the last feature tiles hold zeros: the last part adds nothing."),
     ),
     survivor(
+        "common/tile/code4_gemm.cuh",
+        "start_copies",
+        ["step < steps", "true"],
+        0,
+        Why::Equivalent("A stage beyond the last step gets zeros, which no step reads."),
+    ),
+    survivor(
         "common/tile/pipeline.cuh",
         "pipeline",
         ["s < steps", "true"],

@@ -96,10 +96,11 @@ fn compile(gpus: &[&Gpu]) -> Result<(String, Vec<Resources>), Box<dyn Error>> {
     let kernels = workspace().join("kernels");
     let bar = bar("compiling")?;
     let all = |_: &str, _: &str| true;
-    let compiled = compile::folder(&nvrtc, &ptxas, &kernels, &architectures, all, |count| {
-        bar.set_length(count as u64);
-        bar.inc(1);
-    })?;
+    let compiled =
+        compile::folder(&nvrtc, &ptxas, &kernels, false, &architectures, all, |count| {
+            bar.set_length(count as u64);
+            bar.inc(1);
+        })?;
     bar.finish_and_clear();
     let mut resources: Vec<_> = compiled.into_iter().flat_map(|file| file.resources).collect();
     let place = |name: &str| architectures.iter().position(|known| *known == name);
