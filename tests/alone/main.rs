@@ -6,6 +6,7 @@
 mod f32_math;
 mod launches;
 mod linear;
+mod packed;
 mod promises;
 mod properties;
 mod settings;
