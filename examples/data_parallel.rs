@@ -45,7 +45,7 @@ const BAD_INPUT: u8 = 2;
 /// Steps between two losses that are printed.
 const INTERVAL: usize = 5;
 
-const ADAPTER: Adapter = Adapter { rank: 8, alpha: 16.0 };
+const ADAPTER: Adapter = Adapter { rank: 8, alpha: 16.0, base: None };
 
 struct Options {
     ranks: usize,

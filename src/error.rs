@@ -56,6 +56,8 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 /// | parts of a packed W on the device of other lengths than its shape's | [`Shape`](Error::Shape) |
 /// | packed elements that are not u8, or scales of another type than the format's | [`Dtype`](Error::Dtype) |
 /// | nested scales without their parts | [`MissingTensor`](Error::MissingTensor) |
+/// | nested parts for a format without nested scales | [`UnexpectedTensor`](Error::UnexpectedTensor) |
+/// | packing or unpacking for a spec without a packed format, or by an offset that is not finite | [`InvalidSpec`](Error::InvalidSpec) |
 /// | a merge in place, or an unmerge, of a packed W | [`InvalidSpec`](Error::InvalidSpec) |
 /// | a workspace made for less | [`WorkspaceTooSmall`](Error::WorkspaceTooSmall) |
 /// | memory of the caller with too few bytes | [`MemoryTooSmall`](Error::MemoryTooSmall) |

@@ -127,6 +127,7 @@ pub use ops::merge::{InPlace, Merge, MergeReport, Unmerge};
 pub use ops::norm_gradient::NormGradient;
 pub use ops::prepare::{Magnitude, Prepare};
 pub use ops::prepared::Prepared;
+pub use ops::quantize::{Dequantize, NestedOffset, NestedTarget, Quantize};
 pub use spec::{DoraSpec, Norm, NormGrad, Scaling};
 #[cfg(feature = "dlpack")]
 pub use tensor::dlpack;

@@ -44,7 +44,7 @@ typedef enum fused_dora_status {
     FUSED_DORA_STATUS_PANIC,
     // A layer that cannot exist, or a setting that makes no sense.
     FUSED_DORA_STATUS_INVALID_SPEC,
-    // A tensor of the wrong length. No function of this interface returns it.
+    // A part of a packed weight has the wrong length.
     FUSED_DORA_STATUS_SHAPE,
     // Rows that overlap, or lie too far apart.
     FUSED_DORA_STATUS_STRIDE,
@@ -88,7 +88,7 @@ typedef enum fused_dora_status {
     FUSED_DORA_STATUS_MEMORY_TOO_SMALL,
     // A step without an active adapter. No function of this interface returns it.
     FUSED_DORA_STATUS_NO_ACTIVE_ADAPTER,
-    // A packed weight where the spec says a dense one. No function of this interface returns it.
+    // A packed weight where the spec says a dense one, or the other way round, or another kind.
     FUSED_DORA_STATUS_WEIGHT_FORMAT,
 } fused_dora_status;
 
@@ -148,6 +148,25 @@ typedef enum fused_dora_dropout_form {
     FUSED_DORA_DROPOUT_FORM_PEFT = 2,
 } fused_dora_dropout_form;
 
+// How W is stored.
+typedef enum fused_dora_weight {
+    // A row-major matrix of the spec's dtype.
+    FUSED_DORA_WEIGHT_DENSE = 0,
+    // NF4 of bitsandbytes (QLoRA): two codes a byte, the even element in the high half, and one
+    // scale for each `block` elements of the flattened W.
+    FUSED_DORA_WEIGHT_NF4 = 1,
+    // bitsandbytes' FP4, stored likewise.
+    FUSED_DORA_WEIGHT_FP4 = 2,
+    // bitsandbytes' int8 (LLM.int8): a signed byte per element, and a scale (SCB) per row.
+    FUSED_DORA_WEIGHT_INT8 = 3,
+    // fp8 e4m3 with one scale.
+    FUSED_DORA_WEIGHT_FP8_TENSOR = 4,
+    // fp8 e4m3 with a scale per row.
+    FUSED_DORA_WEIGHT_FP8_ROWS = 5,
+    // fp8 e4m3 with a scale per block of `block_rows` rows and `block_cols` columns.
+    FUSED_DORA_WEIGHT_FP8_BLOCKS = 6,
+} fused_dora_weight;
+
 // The kernels, loaded into a context.
 typedef struct fused_dora_kernels fused_dora_kernels;
 
@@ -157,6 +176,23 @@ typedef struct fused_dora_layer fused_dora_layer;
 // Scratch memory that all layers of a stream share. It holds nothing between calls. Calls that
 // share a workspace must be ordered on the device.
 typedef struct fused_dora_workspace fused_dora_workspace;
+
+// How W is stored. All zero means a dense W. Fields that a kind does not have must be 0.
+typedef struct fused_dora_weight_format {
+    // A `fused_dora_weight`.
+    uint32_t kind;
+    // NF4 and FP4: elements of a block, a power of two from 32 to 4096.
+    uint32_t block;
+    // NF4 and FP4: 1 if the blocks' scales are nested (double quantisation), 0 if they are f32.
+    uint32_t nested;
+    // NF4 and FP4: a `fused_dora_dtype`, that of bitsandbytes' `quant_state`, which W is rounded
+    // to.
+    uint32_t state;
+    // `FUSED_DORA_WEIGHT_FP8_BLOCKS`: rows of a block.
+    uint32_t block_rows;
+    // `FUSED_DORA_WEIGHT_FP8_BLOCKS`: columns of a block.
+    uint32_t block_cols;
+} fused_dora_weight_format;
 
 // A layer with I input features and O output features, y = x·W'ᵀ + b, and an adapter of rank r.
 // Below, R is r rounded up to a multiple of 16, and T is the number of tokens. All matrices are
@@ -180,6 +216,8 @@ typedef struct fused_dora_spec {
     uint32_t dtype;
     // 1 if the bias is trained with the adapter, 0 if it is frozen or absent.
     uint32_t trains_bias;
+    // How W is stored.
+    struct fused_dora_weight_format weight;
 } fused_dora_spec;
 
 // Where one of an adapter's tensors lies in its buffer, in f32 elements. A tensor that the adapter
@@ -209,12 +247,42 @@ typedef struct fused_dora_sizes {
     struct fused_dora_part magnitude;
     // b `[O]`.
     struct fused_dora_part bias;
+    // Bytes of W's codes; 0 for a dense W, as the two below.
+    size_t code_bytes;
+    // The number of W's scales.
+    size_t scale_count;
+    // The number of f32 that nested scales are scaled with; 0 without nested scales.
+    size_t nested_count;
 } fused_dora_sizes;
+
+// A packed W on the device, as its checkpoint has it. All zero for a dense W.
+typedef struct fused_dora_packed_weight {
+    // The spec's `fused_dora_weight`.
+    uint32_t kind;
+    // Nested scales: what is added to each of them (`nested_offset`).
+    float nested_offset;
+    // The packed elements.
+    uint64_t codes;
+    // Bytes at `codes`: `code_bytes` of `fused_dora_sizes_of`.
+    size_t code_bytes;
+    // The scales, f32: `absmax`, `SCB` or fp8's multipliers. Nested: a byte each.
+    uint64_t scales;
+    // Elements at `scales`: `scale_count`.
+    size_t scale_count;
+    // Nested scales: `nested_absmax`, f32; otherwise 0.
+    uint64_t nested_absmax;
+    // Elements at `nested_absmax`: `nested_count`.
+    size_t nested_count;
+    // Nested scales: `nested_quant_map` `[256]`, f32; otherwise 0.
+    uint64_t nested_map;
+} fused_dora_packed_weight;
 
 // Device addresses for `fused_dora_prepare`.
 typedef struct fused_dora_prepare_io {
-    // W `[O, I]`.
+    // W `[O, I]`; 0 if it is packed.
     uint64_t weight;
+    // W, if it is packed.
+    struct fused_dora_packed_weight packed;
     // A `[r, I]`, f32; 0 for rank 0.
     uint64_t lora_a;
     // B `[O, r]`, f32; 0 for rank 0.
@@ -251,8 +319,10 @@ typedef struct fused_dora_forward_io {
     size_t tokens;
     // x `[T, I]`.
     struct fused_dora_matrix x;
-    // W `[O, I]`.
+    // W `[O, I]`; 0 if it is packed.
     uint64_t weight;
+    // W, if it is packed.
+    struct fused_dora_packed_weight packed;
     // The frozen b `[O]`, in the dtype; 0 if there is none. Not read if the spec trains the bias.
     uint64_t bias;
     // Seed of the stochastic rounding, which norm axis input uses in 16 bit. Use another seed each
@@ -280,8 +350,10 @@ typedef struct fused_dora_backward_io {
     uint32_t gradients;
     // x `[T, I]`, as given to the forward.
     struct fused_dora_matrix x;
-    // W `[O, I]`.
+    // W `[O, I]`; 0 if it is packed.
     uint64_t weight;
+    // W, if it is packed.
+    struct fused_dora_packed_weight packed;
     // The frozen b `[O]`, as given to the forward.
     uint64_t bias;
     // y `[T, O]`, as the forward wrote it. Only norm axis output needs it, and not with PEFT's
@@ -311,8 +383,10 @@ typedef struct fused_dora_backward_io {
 
 // Device addresses for `fused_dora_norm_gradient`.
 typedef struct fused_dora_norm_gradient_io {
-    // W `[O, I]`.
+    // W `[O, I]`; 0 if it is packed.
     uint64_t weight;
+    // W, if it is packed.
+    struct fused_dora_packed_weight packed;
     // A `[r, I]`, f32.
     uint64_t lora_a;
     // B `[O, r]`, f32.
@@ -393,8 +467,10 @@ typedef struct fused_dora_adamw_io {
 
 // Device addresses for `fused_dora_merge`.
 typedef struct fused_dora_merge_io {
-    // W `[O, I]`.
+    // W `[O, I]`; 0 if it is packed.
     uint64_t weight;
+    // W, if it is packed.
+    struct fused_dora_packed_weight packed;
     // A `[r, I]`, f32; 0 for rank 0.
     uint64_t lora_a;
     // B `[O, r]`, f32; 0 for rank 0.
@@ -421,6 +497,26 @@ typedef struct fused_dora_unmerge_io {
     // W `[O, I]`, written. It may be W' itself if both have the same dtype.
     uint64_t weight;
 } fused_dora_unmerge_io;
+
+// Device addresses for `fused_dora_quantize`.
+typedef struct fused_dora_quantize_io {
+    // W `[O, I]`, of the spec's dtype.
+    uint64_t weight;
+    // The packed W in the spec's format: `codes`, `scales` and `nested_absmax` are written, and
+    // `nested_map` is read.
+    struct fused_dora_packed_weight packed;
+    // Nested scales: where their mean `[1]`, f32, is written, which they are packed by: read it back for
+    // `nested_offset`. 0 to pack them by `packed.nested_offset`.
+    uint64_t offset;
+} fused_dora_quantize_io;
+
+// Device addresses for `fused_dora_dequantize`.
+typedef struct fused_dora_dequantize_io {
+    // The packed W in the spec's format.
+    struct fused_dora_packed_weight packed;
+    // W `[O, I]`, of the spec's dtype, written.
+    uint64_t target;
+} fused_dora_dequantize_io;
 
 #ifdef __cplusplus
 extern "C" {
@@ -580,6 +676,26 @@ enum fused_dora_status fused_dora_unmerge(const struct fused_dora_layer *layer,
                                           const struct fused_dora_workspace *workspace,
                                           void *stream,
                                           const struct fused_dora_unmerge_io *io);
+
+// Packs a W in the format of a spec, in up to three launches. Of the spec only I, O, the dtype and the
+// format count.
+//
+// # Safety
+// That of all functions.
+enum fused_dora_status fused_dora_quantize(const struct fused_dora_kernels *kernels,
+                                           const struct fused_dora_workspace *workspace,
+                                           void *stream,
+                                           const struct fused_dora_spec *spec,
+                                           const struct fused_dora_quantize_io *io);
+
+// Unpacks a W to the dtype of a spec, in one launch. The other ops decode a packed W themselves.
+//
+// # Safety
+// That of all functions.
+enum fused_dora_status fused_dora_dequantize(const struct fused_dora_kernels *kernels,
+                                             void *stream,
+                                             const struct fused_dora_spec *spec,
+                                             const struct fused_dora_dequantize_io *io);
 
 // The text of the last failure in this thread, with its numbers and the remedy; empty if no call
 // has failed. The text is valid until the next call that fails in this thread, or until the thread

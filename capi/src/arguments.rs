@@ -14,9 +14,10 @@ use crate::types::{
     MergeIo, Norm, NormGrad, NormGradientIo, OptimizerPart, Part, PrepareIo, Scaling, Sizes, Spec,
     UnmergeIo,
 };
+use crate::weight;
 
 /// The choice that a number stands for. `requirement` lists the choices for the error.
-fn choose<T: Copy>(
+pub(crate) fn choose<T: Copy>(
     parameter: &'static str,
     number: u32,
     choices: &[(u32, T)],
@@ -30,7 +31,7 @@ fn choose<T: Copy>(
     })
 }
 
-fn dtype(parameter: &'static str, number: u32) -> Result<fused_dora::Dtype> {
+pub(crate) fn dtype(parameter: &'static str, number: u32) -> Result<fused_dora::Dtype> {
     let choices = [
         (Dtype::Bf16 as u32, fused_dora::Dtype::Bf16),
         (Dtype::F16 as u32, fused_dora::Dtype::F16),
@@ -75,7 +76,7 @@ impl Spec {
             "a FUSED_DORA_NORM_GRAD: 1 (detached) or 2 (exact)",
         )?;
         let dtype = dtype("dtype", self.dtype)?;
-        DoraSpec::new(
+        let spec = DoraSpec::new(
             self.in_features,
             self.out_features,
             self.rank,
@@ -83,7 +84,11 @@ impl Spec {
             norm,
             norm_grad,
             dtype,
-        )
+        )?;
+        match self.weight.format()? {
+            Some(format) => spec.with_weight(format),
+            None => Ok(spec),
+        }
     }
 
     pub(crate) fn trains_bias(&self) -> Result<bool> {
@@ -100,6 +105,7 @@ impl Spec {
             let range = layout.range(part);
             Part { start: range.start, len: range.len() }
         };
+        let [code_bytes, scale_count, nested_count] = weight::lengths(&spec);
         Ok(Sizes {
             padded_rank: spec.padded_rank(),
             layer_bytes: Prepared::bytes(&spec),
@@ -108,6 +114,9 @@ impl Spec {
             lora_b: part(fused_dora::Part::LoraB),
             magnitude: part(fused_dora::Part::Magnitude),
             bias: part(fused_dora::Part::Bias),
+            code_bytes,
+            scale_count,
+            nested_count,
         })
     }
 }
@@ -130,10 +139,10 @@ impl Dropout {
 }
 
 /// The type of an adapter's tensors and their gradients.
-const F32: ElementType = ElementType::F32;
+pub(crate) const F32: ElementType = ElementType::F32;
 
 /// Where the caller says that a tensor is: an address, or a matrix.
-trait Place {
+pub(crate) trait Place {
     fn address(&self) -> u64;
     fn stride(&self) -> Option<usize>;
 }
@@ -160,7 +169,7 @@ impl Place for Matrix {
 ///
 /// # Safety
 /// That of [`Read::from_address`].
-unsafe fn read(place: &impl Place, element: ElementType) -> Read<'static> {
+pub(crate) unsafe fn read(place: &impl Place, element: ElementType) -> Read<'static> {
     // SAFETY: the caller vouches for the address.
     let read = unsafe { Read::from_address(place.address(), element) };
     match place.stride() {
@@ -182,7 +191,7 @@ unsafe fn read_if_given(place: &impl Place, element: ElementType) -> Option<Read
 ///
 /// # Safety
 /// That of [`Write::from_address`].
-unsafe fn write(place: &impl Place, element: ElementType) -> Write<'static> {
+pub(crate) unsafe fn write(place: &impl Place, element: ElementType) -> Write<'static> {
     // SAFETY: the caller vouches for the address.
     let write = unsafe { Write::from_address(place.address(), element) };
     match place.stride() {
@@ -212,7 +221,7 @@ impl PrepareIo {
         // SAFETY: the caller vouches for the addresses.
         unsafe {
             Ok(Prepare {
-                weight: read(&self.weight, spec.dtype().into()).into(),
+                weight: weight::weight(self.weight, &self.packed, spec)?,
                 lora_a: read(&self.lora_a, F32),
                 lora_b: read(&self.lora_b, F32),
                 magnitude: self.magnitude()?,
@@ -264,7 +273,7 @@ impl ForwardIo {
             Ok(Forward {
                 tokens: self.tokens,
                 base: Base {
-                    weight: read(&self.weight, element).into(),
+                    weight: weight::weight(self.weight, &self.packed, spec)?,
                     bias: read_if_given(&self.bias, element),
                 },
                 x: read(&self.x, element),
@@ -300,7 +309,7 @@ impl BackwardIo {
                 tokens: self.tokens,
                 gradients,
                 base: Base {
-                    weight: read(&self.weight, element).into(),
+                    weight: weight::weight(self.weight, &self.packed, spec)?,
                     bias: read_if_given(&self.bias, element),
                 },
                 x: read(&self.x, element),
@@ -323,17 +332,17 @@ impl BackwardIo {
 impl NormGradientIo {
     /// # Safety
     /// The addresses other than 0 are of the tensors that the fields name.
-    pub(crate) unsafe fn arguments(&self, spec: &DoraSpec) -> NormGradient<'static> {
+    pub(crate) unsafe fn arguments(&self, spec: &DoraSpec) -> Result<NormGradient<'static>> {
         // SAFETY: the caller vouches for the addresses.
         unsafe {
-            NormGradient {
-                weight: read(&self.weight, spec.dtype().into()).into(),
+            Ok(NormGradient {
+                weight: weight::weight(self.weight, &self.packed, spec)?,
                 lora_a: read(&self.lora_a, F32),
                 lora_b: read(&self.lora_b, F32),
                 grad_magnitude: read(&self.grad_magnitude, F32),
                 grad_lora_a: write(&self.grad_lora_a, F32),
                 grad_lora_b: write(&self.grad_lora_b, F32),
-            }
+            })
         }
     }
 }
@@ -346,7 +355,7 @@ impl MergeIo {
         // SAFETY: the caller vouches for the addresses.
         unsafe {
             Ok(Merge {
-                weight: read(&self.weight, spec.dtype().into()).into(),
+                weight: weight::weight(self.weight, &self.packed, spec)?,
                 lora_a: read(&self.lora_a, F32),
                 lora_b: read(&self.lora_b, F32),
                 merged: write(&self.merged, merged),

@@ -29,6 +29,7 @@
 mod arguments;
 mod status;
 mod types;
+mod weight;
 
 use std::ffi::c_void;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
@@ -292,7 +293,7 @@ pub unsafe extern "C" fn fused_dora_norm_gradient(
         let (mut call, io) = (Call::new(layer, workspace, stream)?, given("io", io)?);
         let (layer, kernels) = (call.layer.read(), &call.layer.kernels);
         let (spec, prepared) = (layer.spec(), layer.prepared());
-        let io = io.arguments(spec);
+        let io = io.arguments(spec)?;
         Ok(kernels.norm_gradient(&call.stream, spec, prepared, &mut call.workspace, io)?)
     })
 }
@@ -380,6 +381,50 @@ pub unsafe extern "C" fn fused_dora_unmerge(
         let (spec, prepared) = (layer.spec(), layer.prepared());
         let io = io.arguments(spec)?;
         Ok(kernels.unmerge(&call.stream, spec, prepared, &mut call.workspace, io)?)
+    })
+}
+
+/// Packs a W in the format of a spec, in up to three launches. Of the spec only I, O, the dtype and the
+/// format count.
+///
+/// # Safety
+/// That of all functions.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn fused_dora_quantize(
+    kernels: *const Kernels,
+    workspace: *const Workspace,
+    stream: *mut c_void,
+    spec: *const Spec,
+    io: *const QuantizeIo,
+) -> Status {
+    // SAFETY: the caller vouches for the handles and the addresses.
+    entry(|| unsafe {
+        let Kernels(kernels) = given("kernels", kernels)?;
+        let (workspace, spec) = (given("workspace", workspace)?, given("spec", spec)?.spec()?);
+        let io = given("io", io)?.arguments(&spec)?;
+        let _current = CurrentContext::keep();
+        let mut workspace = workspace.of(kernels)?;
+        Ok(kernels.quantize(&wrap(kernels, stream), &spec, &mut workspace, io)?)
+    })
+}
+
+/// Unpacks a W to the dtype of a spec, in one launch. The other ops decode a packed W themselves.
+///
+/// # Safety
+/// That of all functions.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn fused_dora_dequantize(
+    kernels: *const Kernels,
+    stream: *mut c_void,
+    spec: *const Spec,
+    io: *const DequantizeIo,
+) -> Status {
+    // SAFETY: the caller vouches for the handles and the addresses.
+    entry(|| unsafe {
+        let (Kernels(kernels), spec) = (given("kernels", kernels)?, given("spec", spec)?.spec()?);
+        let io = given("io", io)?.arguments(&spec)?;
+        let _current = CurrentContext::keep();
+        Ok(kernels.dequantize(&wrap(kernels, stream), &spec, io)?)
     })
 }
 

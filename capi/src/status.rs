@@ -24,7 +24,7 @@ pub enum Status {
     Panic,
     /// A layer that cannot exist, or a setting that makes no sense.
     InvalidSpec,
-    /// A tensor of the wrong length. No function of this interface returns it.
+    /// A part of a packed weight has the wrong length.
     Shape,
     /// Rows that overlap, or lie too far apart.
     Stride,
@@ -68,7 +68,7 @@ pub enum Status {
     MemoryTooSmall,
     /// A step without an active adapter. No function of this interface returns it.
     NoActiveAdapter,
-    /// A packed weight where the spec says a dense one. No function of this interface returns it.
+    /// A packed weight where the spec says a dense one, or the other way round, or another kind.
     WeightFormat,
 }
 

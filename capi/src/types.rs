@@ -1,7 +1,7 @@
 //! The structures of the C API.
 //!
 //! Enumerations arrive as numbers, so that a wrong number is an error and not undefined behaviour.
-//! All except the dropout's start from 1, so that a forgotten one is an error too.
+//! All except the dropout's and the weight's start from 1, so that a forgotten one is an error too.
 
 /// What x, W, the bias, y and their gradients are stored in. Adapters and their gradients are f32.
 #[repr(C)]
@@ -65,6 +65,46 @@ pub enum DropoutForm {
     Peft = 2,
 }
 
+/// How W is stored.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Weight {
+    /// A row-major matrix of the spec's dtype.
+    Dense = 0,
+    /// NF4 of bitsandbytes (QLoRA): two codes a byte, the even element in the high half, and one
+    /// scale for each `block` elements of the flattened W.
+    Nf4 = 1,
+    /// bitsandbytes' FP4, stored likewise.
+    Fp4 = 2,
+    /// bitsandbytes' int8 (LLM.int8): a signed byte per element, and a scale (SCB) per row.
+    Int8 = 3,
+    /// fp8 e4m3 with one scale.
+    Fp8Tensor = 4,
+    /// fp8 e4m3 with a scale per row.
+    Fp8Rows = 5,
+    /// fp8 e4m3 with a scale per block of `block_rows` rows and `block_cols` columns.
+    Fp8Blocks = 6,
+}
+
+/// How W is stored. All zero means a dense W. Fields that a kind does not have must be 0.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub struct WeightFormat {
+    /// A `fused_dora_weight`.
+    pub kind: u32,
+    /// NF4 and FP4: elements of a block, a power of two from 32 to 4096.
+    pub block: u32,
+    /// NF4 and FP4: 1 if the blocks' scales are nested (double quantisation), 0 if they are f32.
+    pub nested: u32,
+    /// NF4 and FP4: a `fused_dora_dtype`, that of bitsandbytes' `quant_state`, which W is rounded
+    /// to.
+    pub state: u32,
+    /// `FUSED_DORA_WEIGHT_FP8_BLOCKS`: rows of a block.
+    pub block_rows: u32,
+    /// `FUSED_DORA_WEIGHT_FP8_BLOCKS`: columns of a block.
+    pub block_cols: u32,
+}
+
 /// A layer with I input features and O output features, y = x·W'ᵀ + b, and an adapter of rank r.
 /// Below, R is r rounded up to a multiple of 16, and T is the number of tokens. All matrices are
 /// row-major.
@@ -89,6 +129,8 @@ pub struct Spec {
     pub dtype: u32,
     /// 1 if the bias is trained with the adapter, 0 if it is frozen or absent.
     pub trains_bias: u32,
+    /// How W is stored.
+    pub weight: WeightFormat,
 }
 
 /// Where one of an adapter's tensors lies in its buffer, in f32 elements. A tensor that the adapter
@@ -122,6 +164,12 @@ pub struct Sizes {
     pub magnitude: Part,
     /// b `[O]`.
     pub bias: Part,
+    /// Bytes of W's codes; 0 for a dense W, as the two below.
+    pub code_bytes: usize,
+    /// The number of W's scales.
+    pub scale_count: usize,
+    /// The number of f32 that nested scales are scaled with; 0 without nested scales.
+    pub nested_count: usize,
 }
 
 /// A row-major matrix on the device.
@@ -146,12 +194,38 @@ pub struct Dropout {
     pub seed: u64,
 }
 
+/// A packed W on the device, as its checkpoint has it. All zero for a dense W.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub struct PackedWeight {
+    /// The spec's `fused_dora_weight`.
+    pub kind: u32,
+    /// Nested scales: what is added to each of them (`nested_offset`).
+    pub nested_offset: f32,
+    /// The packed elements.
+    pub codes: u64,
+    /// Bytes at `codes`: `code_bytes` of `fused_dora_sizes_of`.
+    pub code_bytes: usize,
+    /// The scales, f32: `absmax`, `SCB` or fp8's multipliers. Nested: a byte each.
+    pub scales: u64,
+    /// Elements at `scales`: `scale_count`.
+    pub scale_count: usize,
+    /// Nested scales: `nested_absmax`, f32; otherwise 0.
+    pub nested_absmax: u64,
+    /// Elements at `nested_absmax`: `nested_count`.
+    pub nested_count: usize,
+    /// Nested scales: `nested_quant_map` `[256]`, f32; otherwise 0.
+    pub nested_map: u64,
+}
+
 /// Device addresses for `fused_dora_prepare`.
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
 pub struct PrepareIo {
-    /// W `[O, I]`.
+    /// W `[O, I]`; 0 if it is packed.
     pub weight: u64,
+    /// W, if it is packed.
+    pub packed: PackedWeight,
     /// A `[r, I]`, f32; 0 for rank 0.
     pub lora_a: u64,
     /// B `[O, r]`, f32; 0 for rank 0.
@@ -172,8 +246,10 @@ pub struct ForwardIo {
     pub tokens: usize,
     /// x `[T, I]`.
     pub x: Matrix,
-    /// W `[O, I]`.
+    /// W `[O, I]`; 0 if it is packed.
     pub weight: u64,
+    /// W, if it is packed.
+    pub packed: PackedWeight,
     /// The frozen b `[O]`, in the dtype; 0 if there is none. Not read if the spec trains the bias.
     pub bias: u64,
     /// Seed of the stochastic rounding, which norm axis input uses in 16 bit. Use another seed each
@@ -203,8 +279,10 @@ pub struct BackwardIo {
     pub gradients: u32,
     /// x `[T, I]`, as given to the forward.
     pub x: Matrix,
-    /// W `[O, I]`.
+    /// W `[O, I]`; 0 if it is packed.
     pub weight: u64,
+    /// W, if it is packed.
+    pub packed: PackedWeight,
     /// The frozen b `[O]`, as given to the forward.
     pub bias: u64,
     /// y `[T, O]`, as the forward wrote it. Only norm axis output needs it, and not with PEFT's
@@ -236,8 +314,10 @@ pub struct BackwardIo {
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
 pub struct NormGradientIo {
-    /// W `[O, I]`.
+    /// W `[O, I]`; 0 if it is packed.
     pub weight: u64,
+    /// W, if it is packed.
+    pub packed: PackedWeight,
     /// A `[r, I]`, f32.
     pub lora_a: u64,
     /// B `[O, r]`, f32.
@@ -326,8 +406,10 @@ pub struct AdamwIo {
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
 pub struct MergeIo {
-    /// W `[O, I]`.
+    /// W `[O, I]`; 0 if it is packed.
     pub weight: u64,
+    /// W, if it is packed.
+    pub packed: PackedWeight,
     /// A `[r, I]`, f32; 0 for rank 0.
     pub lora_a: u64,
     /// B `[O, r]`, f32; 0 for rank 0.
@@ -355,4 +437,28 @@ pub struct UnmergeIo {
     pub lora_b: u64,
     /// W `[O, I]`, written. It may be W' itself if both have the same dtype.
     pub weight: u64,
+}
+
+/// Device addresses for `fused_dora_quantize`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub struct QuantizeIo {
+    /// W `[O, I]`, of the spec's dtype.
+    pub weight: u64,
+    /// The packed W in the spec's format: `codes`, `scales` and `nested_absmax` are written, and
+    /// `nested_map` is read.
+    pub packed: PackedWeight,
+    /// Nested scales: where their mean `[1]`, f32, is written, which they are packed by: read it back for
+    /// `nested_offset`. 0 to pack them by `packed.nested_offset`.
+    pub offset: u64,
+}
+
+/// Device addresses for `fused_dora_dequantize`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub struct DequantizeIo {
+    /// The packed W in the spec's format.
+    pub packed: PackedWeight,
+    /// W `[O, I]`, of the spec's dtype, written.
+    pub target: u64,
 }

@@ -3,11 +3,12 @@
 use std::ops::Range;
 
 use fused_dora::cudarc::driver::CudaSlice;
+use fused_dora::quant::QuantizedWeight;
 use fused_dora::{
     AdapterGroups, AdapterLayout, Backward, Base, Decompose, DecomposeAdapter, Decomposition,
     DoraLinear, DoraSpec, Dtype, Forward, Gradients, Layer as DoraLayer, Magnitude, Merge, Norm,
     NormGrad, OptimizerGroup, OptimizerPart, Part, Prepare, Read, Result, Saved, Scaling,
-    Workspace,
+    SharedWeight, Workspace,
 };
 use fused_dora_testkit::run::driver;
 use rand::Rng;
@@ -24,7 +25,7 @@ pub struct Layer<E> {
     layout: AdapterLayout,
     adapter: Range<usize>,
     master: Option<Master<E>>,
-    weight: CudaSlice<E>,
+    weight: Weight<E>,
     bias: CudaSlice<E>,
     saved: Saved,
     x: CudaSlice<E>,
@@ -41,6 +42,21 @@ struct Master<E> {
     base: CudaSlice<E>,
     /// Rounding is a merge in a layer of f32 that has no adapter.
     layer: DoraLayer,
+}
+
+/// W on the device.
+enum Weight<E> {
+    Dense(CudaSlice<E>),
+    Packed(SharedWeight),
+}
+
+impl<E: Number> Weight<E> {
+    fn read(&self) -> fused_dora::Weight<'_> {
+        match self {
+            Self::Dense(weight) => weight.into(),
+            Self::Packed(weight) => weight.read(),
+        }
+    }
 }
 
 impl<E: Number> Layer<E> {
@@ -68,7 +84,7 @@ impl<E: Number> Layer<E> {
                 let norm_grad = NormGrad::Detached;
                 let spec =
                     DoraSpec::new(inputs, outputs, rank, scaling, norm, norm_grad, E::DTYPE)?;
-                (spec, None)
+                (adapter.base.map_or(Ok(spec), |format| spec.with_weight(format))?, None)
             }
             Method::Full => {
                 let range = start..start + linear.weight.len();
@@ -78,12 +94,19 @@ impl<E: Number> Layer<E> {
             }
         };
         let layout = AdapterLayout::new(&spec);
+        let weight = match spec.weight() {
+            Some(format) => {
+                let packed = QuantizedWeight::quantize(&linear.weight, [outputs, inputs], format)?;
+                Weight::Packed(SharedWeight::packed(stream, E::DTYPE, &packed)?)
+            }
+            None => Weight::Dense(upload(&linear.weight)?),
+        };
         Ok(Self {
             layer: DoraLayer::new(stream, &spec)?,
             layout,
             adapter: start..start + layout.len(),
             master,
-            weight: upload(&linear.weight)?,
+            weight,
             bias: upload(&linear.bias)?,
             saved: Saved::new(stream, &[spec], max_tokens, None)?,
             x: space(max_tokens * inputs)?,
@@ -141,7 +164,7 @@ impl<E: Number> Layer<E> {
         let adapter = self.layout.view_mut(optimizer.parameters_mut(&self.adapter))?;
         let fresh = adapter.magnitude.map(|magnitude| Magnitude::Init(magnitude.into()));
         let inputs = Prepare {
-            weight: (&self.weight).into(),
+            weight: self.weight.read(),
             lora_a: adapter.lora_a.as_view().into(),
             lora_b: adapter.lora_b.as_view().into(),
             magnitude: fresh.unwrap_or(Magnitude::None),
@@ -158,16 +181,19 @@ impl<E: Number> Layer<E> {
         optimizer: &Optimizer,
     ) -> Result<()> {
         let Engine { stream, kernels } = engine;
-        if let Some(Master { range, layer, .. }) = &self.master {
+        // A weight that is trained is dense.
+        if let (Some(Master { range, layer, .. }), Weight::Dense(merged)) =
+            (&self.master, &mut self.weight)
+        {
             let [lora_a, lora_b] = no_factors(optimizer);
             let weight = optimizer.parameters(range).into();
-            let merged = (&mut self.weight).into();
+            let merged = merged.into();
             let io = Merge { weight, lora_a, lora_b, merged, report: None };
             return kernels.merge(stream, layer.spec(), layer.prepared(), workspace, io);
         }
         let adapter = self.layout.view(optimizer.parameters(&self.adapter))?;
         let inputs = Prepare {
-            weight: (&self.weight).into(),
+            weight: self.weight.read(),
             lora_a: adapter.lora_a.into(),
             lora_b: adapter.lora_b.into(),
             magnitude: adapter.magnitude.into(),
@@ -190,7 +216,7 @@ impl<E: Number> Layer<E> {
         let (h, z) = self.saved.write(&self.layer, tokens, None)?;
         let io = Forward {
             tokens,
-            base: Base::new(&self.weight).with_bias(Some(&self.bias)),
+            base: Base::new(self.weight.read()).with_bias(Some(&self.bias)),
             x: self.x.slice(..input.len()).into(),
             y: self.y.slice_mut(..outputs).into(),
             h,
@@ -221,7 +247,7 @@ impl<E: Number> Layer<E> {
         let io = Backward {
             tokens,
             gradients: Gradients::Overwrite,
-            base: Base::new(&self.weight).with_bias(Some(&self.bias)),
+            base: Base::new(self.weight.read()).with_bias(Some(&self.bias)),
             x: self.x.slice(..inputs).into(),
             output: Some(self.y.slice(..outputs).into()),
             z,
@@ -275,7 +301,7 @@ impl<E: Number> Layer<E> {
             let adapter = self.layout.view(optimizer.parameters(&self.adapter))?;
             let io = DecomposeAdapter {
                 axis,
-                weight: (&self.weight).into(),
+                weight: self.weight.read(),
                 lora_a: adapter.lora_a.into(),
                 lora_b: adapter.lora_b.into(),
                 result: (&mut result).into(),

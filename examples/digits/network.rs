@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use fused_dora::cudarc::driver::{CudaContext, CudaSlice, CudaStream};
+use fused_dora::quant::WeightFormat;
 use fused_dora::{
     AllReduce, Decomposition, Element, Kernels, Norm, Result, TensorElement, Workspace,
 };
@@ -63,6 +64,8 @@ pub struct Adapter {
     pub rank: usize,
     /// α; the scaling is α/r.
     pub alpha: f32,
+    /// How the frozen weights are packed, if they are.
+    pub base: Option<WeightFormat>,
 }
 
 /// A network, and the optimizer of what is trained in it.

@@ -1,8 +1,8 @@
 //! The demonstration: a network that reads upright digits learns to read them lying on their side.
 //!
 //! Three linear layers, fully fine-tuned and adapted by LoRA and by DoRA along either norm axis, run
-//! through this crate's kernels, and so does the optimizer; the activations are plain host code. Run
-//! it with `cargo xtask demo`, or `cargo run --release --bin finetune -- --help`.
+//! through this crate's kernels, and so does the optimizer; the activations are plain host code. With
+//! `--base nf4` the adapters train on weights packed to NF4, too. Run it with `cargo xtask demo`, or `cargo run --release --bin finetune -- --help`.
 
 mod decomposition;
 mod options;
@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
+use fused_dora::quant::{BlockScales, Code4, WeightFormat};
 use fused_dora::{Decomposition, Dtype, Norm};
 use fused_dora_testkit::device::{self, Device};
 use fused_dora_testkit::{eprintln, print, println};
@@ -26,13 +27,22 @@ use digits::network::{Adapter, Engine, Method, Network, Number};
 use digits::train::{self, Trained};
 use options::Options;
 
-/// What is compared: names, and what is trained.
-const METHODS: [(&str, Method); 4] = [
-    ("full", Method::Full),
-    ("LoRA", Method::Adapter(Norm::None)),
-    ("DoRA-output", Method::Adapter(Norm::Output)),
-    ("DoRA-input", Method::Adapter(Norm::Input)),
+/// What is compared: names, what is trained, and whether the frozen weights are packed.
+const METHODS: [(&str, Method, bool); 7] = [
+    ("full", Method::Full, false),
+    ("LoRA", Method::Adapter(Norm::None), false),
+    ("DoRA-output", Method::Adapter(Norm::Output), false),
+    ("DoRA-input", Method::Adapter(Norm::Input), false),
+    ("LoRA-nf4", Method::Adapter(Norm::None), true),
+    ("DoRA-output-nf4", Method::Adapter(Norm::Output), true),
+    ("DoRA-input-nf4", Method::Adapter(Norm::Input), true),
 ];
+
+/// How `--base nf4` packs: as bitsandbytes does by default.
+const fn nf4(state: Dtype) -> WeightFormat {
+    let (code, scales) = (Code4::Nf4, BlockScales::F32);
+    WeightFormat::Code4 { code, block: 64, scales, state }
+}
 
 /// A wrong call or unusable data.
 const BAD_INPUT: u8 = 2;
@@ -124,7 +134,8 @@ fn demonstrate<E: Number>(options: &Options, data: &Data) -> Result<(), Box<dyn 
     }
     let outcomes = METHODS
         .into_iter()
-        .map(|(name, method)| run_method::<E>(options, data, &device, &engine, name, method))
+        .filter(|(_, _, is_packed)| options.packed || !is_packed)
+        .map(|method| run_method::<E>(options, data, &device, &engine, method))
         .collect::<Result<Vec<_>, _>>()
         .map_err(|error| device.explained(error))?;
     print_table(&outcomes, &device);
@@ -140,11 +151,11 @@ fn run_method<E: Number>(
     data: &Data,
     device: &Device,
     engine: &Engine,
-    name: &'static str,
-    method: Method,
+    (name, method, is_packed): (&'static str, Method, bool),
 ) -> Result<Outcome, Box<dyn Error>> {
     let schedule = options.schedule;
-    let adapter = Adapter { rank: options.rank, alpha: 2.0 * options.rank as f32 };
+    let base = is_packed.then(|| nf4(E::DTYPE));
+    let adapter = Adapter { rank: options.rank, alpha: 2.0 * options.rank as f32, base };
     // The same seed for all methods: the same A and the same data order.
     let mut rng = StdRng::seed_from_u64(schedule.seed);
     let tokens = schedule.max_tokens();
@@ -153,7 +164,7 @@ fn run_method<E: Number>(
 
     let bar = ProgressBar::new(schedule.steps as u64).with_prefix(name);
     bar.set_style(ProgressStyle::with_template(
-        "{prefix:<12} {wide_bar} {pos:>4}/{len} loss {msg} {elapsed}",
+        "{prefix:<15} {wide_bar} {pos:>4}/{len} loss {msg} {elapsed}",
     )?);
     let (start, launches) = (Instant::now(), device.launches());
     let trained = train::train(&mut network, &data.train, schedule, None, |loss| {
@@ -184,12 +195,12 @@ fn print_table(outcomes: &[Outcome], device: &Device) {
     let time = if device.is_emulated() { "seconds (emulated)" } else { "seconds" };
     println!();
     println!(
-        "{:<12} | {:>20} | {:>18} | {:>13} | {time:>18} | device",
+        "{:<15} | {:>20} | {:>18} | {:>13} | {time:>18} | device",
         "method", "trainable parameters", "test accuracy", "launches/step"
     );
     for outcome in outcomes {
         println!(
-            "{:<12} | {:>20} | {:>18} | {:>13.1} | {:>18.1} | {}",
+            "{:<15} | {:>20} | {:>18} | {:>13.1} | {:>18.1} | {}",
             outcome.name,
             outcome.parameters,
             change(outcome.before, outcome.after),
@@ -214,7 +225,7 @@ fn print_slopes(outcomes: &[Outcome]) {
     );
     println!();
     println!(
-        "{:<12} | {:>14} | {:>11} | {:>12} | {:>12}",
+        "{:<15} | {:>14} | {:>11} | {:>12} | {:>12}",
         "method", "slope of ΔM/ΔD", "correlation", "ΔM at end", "ΔD at end"
     );
     for outcome in outcomes {
@@ -228,7 +239,7 @@ fn print_slopes(outcomes: &[Outcome]) {
             last.iter().map(of).sum::<f64>() / last.len().max(1) as f64
         };
         println!(
-            "{:<12} | {slope:>14} | {correlation:>11} | {:>12.4} | {:>12.4}",
+            "{:<15} | {slope:>14} | {correlation:>11} | {:>12.4} | {:>12.4}",
             outcome.name,
             mean(|layer| layer.magnitude),
             mean(|layer| layer.direction),

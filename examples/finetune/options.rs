@@ -18,6 +18,8 @@ Usage: finetune [OPTIONS]
   --rank R         rank of the adapters; alpha is 2R (8)
   --batch N        images per step (64)
   --lr X           learning rate of AdamW (2e-3)
+  --base B         dense, or nf4: the adapters also train on weights packed to NF4, as
+                   QLoRA does (dense)
   --seed N         of A, of the data order and of the stochastic rounding (0)
   --dtype D        bf16, f16 or f32 (bf16)
   --device D       auto (a GPU if there is one), cuda or emulated
@@ -34,6 +36,8 @@ pub struct Options {
     pub schedule: Schedule,
     pub rank: usize,
     pub dtype: Dtype,
+    /// Whether adapters train on packed weights, too.
+    pub packed: bool,
     pub device: Choice,
     pub data: PathBuf,
     pub out: PathBuf,
@@ -47,6 +51,7 @@ impl Options {
             schedule: Schedule { steps: 300, batch: 64, learning_rate: 2e-3, seed: 0 },
             rank: 8,
             dtype: Dtype::Bf16,
+            packed: false,
             device: Choice::Auto,
             data: here.join("data"),
             out: fused_dora_testkit::workspace().join("target/demo"),
@@ -67,6 +72,15 @@ impl Options {
                     options.schedule.learning_rate = rate;
                 }
                 Long("dtype") => options.dtype = dtype(&text(&mut parser)?)?,
+                Long("base") => {
+                    options.packed = match text(&mut parser)?.as_str() {
+                        "dense" => false,
+                        "nf4" => true,
+                        other => {
+                            return Err(format!("--base {other}: it must be dense or nf4").into());
+                        }
+                    }
+                }
                 Long("device") => device = Some(text(&mut parser)?),
                 Long("data") => options.data = parser.value()?.into(),
                 Long("out") => options.out = parser.value()?.into(),

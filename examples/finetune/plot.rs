@@ -5,6 +5,8 @@ use std::path::Path;
 
 use plotters::prelude::*;
 
+use crate::METHODS;
+
 /// Each point is the mean loss of so many steps, the last of which is the point's.
 pub const WINDOW: usize = 10;
 
@@ -13,8 +15,15 @@ const LOWEST_LOSS: f64 = 1e-6;
 
 const SIZE: (u32, u32) = (800, 500);
 /// One per method.
-pub const COLORS: [RGBColor; 4] =
-    [RGBColor(120, 120, 120), RGBColor(31, 119, 180), RGBColor(214, 39, 40), RGBColor(44, 160, 44)];
+pub const COLORS: [RGBColor; METHODS.len()] = [
+    RGBColor(120, 120, 120),
+    RGBColor(31, 119, 180),
+    RGBColor(214, 39, 40),
+    RGBColor(44, 160, 44),
+    RGBColor(23, 190, 207),
+    RGBColor(255, 127, 14),
+    RGBColor(148, 103, 189),
+];
 
 /// Draws one curve per method.
 pub fn loss_curves(

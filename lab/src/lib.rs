@@ -6,6 +6,7 @@
 pub mod compile;
 pub mod gpu;
 pub mod limits;
+pub mod memory;
 pub mod model;
 pub mod mutation;
 pub mod occupancy;

@@ -6,9 +6,10 @@
 use std::error::Error;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 
-use fused_dora::Dtype;
 use fused_dora::reference::{Case, Results};
+use fused_dora::{Dtype, Kernels};
 use fused_dora_testkit::case::{CaseFile, write_results};
 use fused_dora_testkit::compare::{self, Comparison};
 use fused_dora_testkit::device::{self, Choice};
@@ -31,7 +32,8 @@ Usage: replay CASE.safetensors… [OPTIONS]
 Per tensor, a line: the relative Frobenius error, the element that takes up most of its error
 bound, and ok or FAIL. A case without expected.* is run and not compared.
 Exit codes: 0 all within bounds, 1 a tensor beyond its bounds or a device that failed, 2 bad
-arguments, files or cases. The file format is described in tests/golden/README.md.
+arguments, files or cases. The file format is described in tests/golden/README.md, and that of
+layers on packed weights in tests/golden-quant/README.md: the kernels decode W.
 ";
 
 struct Options {
@@ -112,10 +114,15 @@ fn replay(options: &Options) -> Result<bool, Stop> {
     let device = device::open_choice(Some(options.device)).map_err(Stop::Failed)?;
     let failed = |error| Stop::Failed(device.explained(error));
     println!("device: {}", device.name);
-    let runner = Runner::new(&device.context).map_err(failed)?;
+    let kernels = Arc::new(Kernels::load(&device.context).map_err(failed)?);
     let mut ok = true;
     for file in &files {
-        let found = runner.run(&file.case, options.dtype).map_err(failed)?;
+        let found = match &file.packed {
+            Some(weight) => Runner::with_kernels(&kernels).with_packed(weight.clone()),
+            None => Runner::with_kernels(&kernels),
+        }
+        .run(&file.case, options.dtype)
+        .map_err(failed)?;
         ok &= report(file, options.dtype, &found).map_err(bad)?;
         if let Some(folder) = &options.write {
             let path = folder.join(format!("{}.{}.safetensors", file.name, options.dtype));
@@ -137,8 +144,9 @@ fn report(file: &CaseFile, dtype: Dtype, found: &[Vec<f32>; 6]) -> Result<bool, 
     let Case { tokens, in_features, out_features, rank, norm, norm_grad, .. } = &file.case;
     println!(
         "{}: {tokens} tokens, {in_features} -> {out_features} features, rank {rank}, \
-         norm {norm:?} {norm_grad:?}, {dtype}",
-        file.name
+         norm {norm:?} {norm_grad:?}, {dtype}{}",
+        file.name,
+        file.packed.as_ref().map_or_else(String::new, |w| format!(", W in {}", w.format()))
     );
     if file.expected.iter().all(Option::is_none) {
         println!("  no expected tensors: run, not compared");

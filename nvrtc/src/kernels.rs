@@ -13,7 +13,8 @@ pub const DTYPES: [&str; 3] = ["bf16", "f16", "f32"];
 /// alone, which are f32.
 const ENTRIES: &str = "FUSED_DORA_ENTRIES(";
 
-/// What a file compiles for a packed weight with, if it or what it includes looks for it.
+/// What a file compiles for a packed weight with, if what it includes looks for it. A kernel file that
+/// looks for it by itself is compiled for packed weights alone.
 const PACKED: &str = "FUSED_DORA_PACKED";
 
 /// The sources below a folder: kernel files `OP/ARCH.cu`, and headers.
@@ -98,7 +99,11 @@ impl KernelFolder {
             let headers = &self.headers;
             let source = Source { name: path, text, headers };
             let reads_weight = included(&source).iter().any(|(_, header)| header.contains(PACKED));
-            let kinds = if reads_weight { &[false, true][..] } else { &[false] };
+            let kinds = match (text.contains(PACKED), reads_weight) {
+                (true, _) => &[true][..],
+                (false, true) => &[false, true],
+                (false, false) => &[false],
+            };
             for &packed in kinds {
                 let image =
                     |&dtype| Image { file, op, architecture, dtype, packed, path, text, headers };
@@ -239,6 +244,21 @@ mod tests {
         assert_eq!(options.last().unwrap(), "--define-macro=FUSED_DORA_DTYPE=f32");
         assert_eq!(images[0].ptx_options()[0], "--gpu-architecture=compute_80");
         assert_eq!(images[0].source().headers.len(), 1);
+    }
+
+    #[test]
+    fn what_reads_a_weight_is_compiled_for_both_kinds() {
+        let (_folder, kernels) = folder(&[
+            ("common/weight.cuh", "#ifdef FUSED_DORA_PACKED"),
+            ("adamw/sm80.cu", "void adamw_f32();"),
+            ("merge/sm80.cu", "#include \"common/weight.cuh\"\n"),
+            ("quantize/sm80.cu", "#ifndef FUSED_DORA_PACKED\n#include \"common/weight.cuh\"\n"),
+        ]);
+        let kernels = kernels.unwrap();
+        let images = kernels.images();
+        let kinds: Vec<_> = images.iter().map(|image| (image.op, image.packed)).collect();
+        let expected = [("adamw", false), ("merge", false), ("merge", true), ("quantize", true)];
+        assert_eq!(kinds, expected);
     }
 
     #[test]

@@ -9,5 +9,6 @@ pub mod merge;
 pub mod norm_gradient;
 pub mod prepare;
 pub mod prepared;
+pub mod quantize;
 mod tiles;
 mod workspace;

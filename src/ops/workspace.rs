@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use cudarc::driver::CudaStream;
 
-use super::{adamw, backward, decompose, forward, gradient_norm, merge, norm_gradient, prepare};
+use super::{
+    adamw, backward, decompose, forward, gradient_norm, merge, norm_gradient, prepare, quantize,
+};
 use crate::device::{DeviceMemory, Kernel, Kernels, Needs, Workspace, WorkspaceSize};
 use crate::dropout::{Dropout, DropoutForm};
 use crate::dtype::Dtype;
@@ -24,6 +26,7 @@ fn size(kernels: &Kernels, specs: &[DoraSpec], tokens: usize) -> Result<Workspac
             norm_gradient::needs(spec, kernels.sm_count()),
             merge::needs(spec, kernels.sm_count()),
             decompose::needs(spec, kernels.sm_count()),
+            quantize::needs(spec, kernels.sm_count()),
         ];
         needs = of_ops.into_iter().fold(needs, Needs::max);
     }

@@ -75,9 +75,9 @@ impl Code4 {
     }
 }
 
-/// bitsandbytes' signed dynamic map of 8 bits: what it makes nested scales of. Seven decades, each
-/// with twice as many numbers as the one below it, 0 and 1, sorted.
-pub(super) fn dynamic_map() -> Vec<f32> {
+/// bitsandbytes' signed dynamic map of 8 bits, `nested_quant_map` in files: what it makes nested scales
+/// of. Seven decades, each with twice as many numbers as the one below it, 0 and 1, sorted.
+pub fn dynamic_map() -> Vec<f32> {
     let mut map = vec![0.0, 1.0];
     for decade in 0..7 {
         let (steps, size) = (1usize << decade, 10f64.powi(decade - 6) as f32);

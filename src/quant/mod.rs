@@ -1,8 +1,8 @@
 //! Packed weights on the host: the formats of bitsandbytes (NF4, FP4, int8) and fp8, what they
 //! mean, and how W is packed into them.
 //!
-//! The ops take W unpacked so far: [`QuantizedWeight::dequantize`] makes it. A packed weight means one
-//! W, which norms, products, a merge and gradients all see:
+//! The ops take packed weights as they are, and [`Kernels::quantize`](crate::Kernels::quantize) packs on
+//! the device. A packed weight means one W, which norms, products, a merge and gradients all see:
 //!
 //! > W = round_T(round_S(formula in f32))
 //!
@@ -37,6 +37,6 @@ mod format;
 mod quantize;
 mod weight;
 
-pub use code::{fp8_from_f32, fp8_to_f32};
+pub use code::{dynamic_map, fp8_from_f32, fp8_to_f32};
 pub use format::{BlockScales, Code4, Fp8Scales, NESTED_BLOCK, WeightFormat};
 pub use weight::{QuantizedWeight, Scales};

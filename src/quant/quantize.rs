@@ -4,13 +4,17 @@ use super::code::{FP8_MAX, dynamic_map, fp8_from_f32, nearest_in_map};
 use super::weight::check_shape;
 use super::{BlockScales, Code4, Fp8Scales, NESTED_BLOCK, QuantizedWeight, Scales, WeightFormat};
 use crate::error::{Error, Result};
+use crate::params::{common::THREADS, quantize as params};
 use crate::tensor::Element;
+
+const WARP: usize = 32;
 
 impl QuantizedWeight<'static> {
     /// Packs a row-major W `[O, I]`.
     ///
-    /// 4-bit codes and int8 are those of bitsandbytes 0.50's CUDA kernels, with 1/x and 127/x rounded
-    /// to nearest where the device approximates them, and without its flush of subnormal numbers to 0.
+    /// [`Kernels::quantize`](crate::Kernels::quantize) does the same on the device, to the bit. 4-bit
+    /// codes and int8 are those of bitsandbytes 0.50's CUDA kernels, with 1/x and 127/x rounded to
+    /// nearest where those approximate them, and without their flush of subnormal numbers to 0.
     /// A block of zeros has code 0, which is −1 in NF4,
     /// and the scale 0. The offset of nested scales is their mean, summed in float64. fp8 takes the
     /// largest magnitude over 448 as the scale, and 1 where that is 0.
@@ -109,8 +113,7 @@ fn codes(values: &[f32], code: Code4, block: usize) -> (Vec<u8>, Vec<f32>) {
 
 /// The blocks' scales in bytes, a scale per 256 of them, the map and the offset.
 fn nested(scales: &[f32], offset: Option<f32>) -> Scales<'static> {
-    let mean = || (scales.iter().map(|&s| f64::from(s)).sum::<f64>() / scales.len() as f64) as f32;
-    let offset = offset.unwrap_or_else(mean);
+    let offset = offset.unwrap_or_else(|| mean(scales));
     let (map, mut codes, mut absmax) = (dynamic_map(), Vec::new(), Vec::new());
     for block in scales.chunks(NESTED_BLOCK) {
         let rest = block.iter().map(|scale| scale - offset);
@@ -120,6 +123,25 @@ fn nested(scales: &[f32], offset: Option<f32>) -> Scales<'static> {
         codes.extend(rest.map(|value| nearest_in_map(&map, value * factor)));
     }
     Scales::Nested { codes: codes.into(), absmax: absmax.into(), map: map.into(), offset }
+}
+
+/// The mean, summed in f64 in the order of the kernel: threads of 256 scales have two each, lanes of a
+/// warp add across, then warps in their order, then blocks in theirs.
+fn mean(scales: &[f32]) -> f32 {
+    const { assert!(NESTED_BLOCK == params::NESTED_BLOCK, "the kernel's blocks") };
+    let of_block = |block: &[f32]| {
+        let at = |index: usize| block.get(index).map_or(0.0, |&scale| f64::from(scale));
+        let mut of_threads: Vec<f64> = (0..THREADS).map(|t| at(t) + at(t + THREADS)).collect();
+        let of_warp = |lanes: &mut [f64]| {
+            for mask in [16, 8, 4, 2, 1] {
+                (0..mask).for_each(|lane| lanes[lane] += lanes[lane + mask]);
+            }
+            lanes[0]
+        };
+        of_threads.chunks_mut(WARP).map(of_warp).fold(0.0, |sum, of_warp| sum + of_warp)
+    };
+    let sum = scales.chunks(NESTED_BLOCK).map(of_block).fold(0.0, |sum: f64, block| sum + block);
+    (sum / scales.len() as f64) as f32
 }
 
 /// Signed bytes, and the rows' largest magnitudes in f16.

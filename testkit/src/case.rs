@@ -1,22 +1,29 @@
 //! Case files: one DoRA linear layer's inputs, and what it should compute from them.
 //!
-//! The format is described in `tests/golden/README.md`.
+//! The format is described in `tests/golden/README.md`, and that of packed weights in
+//! `tests/golden-quant/README.md`.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
+use fused_dora::quant::QuantizedWeight;
 use fused_dora::reference::{Case, Results};
 use fused_dora::{Norm, NormGrad};
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype as Stored, SafeTensorError, SafeTensors};
+
+use crate::packed;
+use crate::tensors::{Tensors, floats};
 
 /// A case file's content.
 #[derive(Clone, Debug)]
 pub struct CaseFile {
     /// The file's name without its extension.
     pub name: String,
-    /// The layer's inputs.
+    /// The layer's inputs. A packed W is unpacked to f32: rounded to S, and not to the layer's dtype.
     pub case: Case,
+    /// W, if the file has it packed.
+    pub packed: Option<QuantizedWeight<'static>>,
     /// The tensors `expected.*` that the file has, in the order of [`Results::NAMES`].
     pub expected: [Option<Vec<f64>>; 6],
 }
@@ -57,6 +64,8 @@ pub enum Problem {
     },
     #[error("`{tensor}` is stored as {found}; use BF16, F16, F32 or F64")]
     Dtype { tensor: &'static str, found: Stored },
+    #[error("the packed W: {0}")]
+    Packed(String),
     #[error("metadata `{key}` is missing; it must be {needed}")]
     MissingMetadata { key: &'static str, needed: &'static str },
     #[error("metadata `{key}` is `{found}`; it must be {needed}")]
@@ -94,8 +103,57 @@ impl CaseFile {
         let (_, header) = SafeTensors::read_metadata(bytes).map_err(Problem::Malformed)?;
         let tensors = SafeTensors::deserialize(bytes).map_err(Problem::Malformed)?;
         let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-        Reader { tensors, metadata: header.metadata().as_ref() }.case_file(name)
+        let metadata = header.metadata().as_ref();
+        let setting = |key| metadata.and_then(|metadata| metadata.get(key));
+        let Some(format) = setting(FORMAT) else {
+            return Reader { tensors, metadata }.case_file(name);
+        };
+        if let Some(block) = setting(BLOCK).filter(|block| *block != "[128,128]") {
+            let (found, needed) = (block.clone(), "[128,128]");
+            return Err(Problem::Metadata { key: BLOCK, found, needed });
+        }
+        let (packed, bytes) = unpacked(format, &tensors)?;
+        let tensors = SafeTensors::deserialize(&bytes).map_err(Problem::Malformed)?;
+        let file = Reader { tensors, metadata }.case_file(name)?;
+        Ok(CaseFile { packed: Some(packed), ..file })
     }
+}
+
+/// The metadata that says how W is packed.
+const FORMAT: &str = "format";
+
+/// The metadata with the blocks of fp8.
+const BLOCK: &str = "block";
+
+/// A packed W, and the same file with W unpacked to f32.
+fn unpacked(
+    format: &str,
+    tensors: &SafeTensors<'_>,
+) -> Result<(QuantizedWeight<'static>, Vec<u8>), Problem> {
+    let other = |needed| Problem::Metadata { key: FORMAT, found: format.to_owned(), needed };
+    if !packed::NAMES.contains(&format) {
+        return Err(other("bnb-nf4, bnb-fp4, bnb-int8, fp8-tensor, fp8-row or fp8-block"));
+    }
+    let tensor = |(name, view): (&str, TensorView<'_>)| {
+        (name.to_owned(), (view.dtype(), view.shape().to_vec(), view.data().to_vec()))
+    };
+    let mut owned: Tensors = tensors.iter().map(tensor).collect();
+    let weight = packed::find(&owned).map_err(Problem::Packed)?.into_owned();
+    weight.check_values().map_err(|error| Problem::Packed(error.to_string()))?;
+    if packed::name(weight.format()) != format {
+        return Err(other("what the tensors of W show"));
+    }
+    if !owned.contains_key("input") {
+        return Err(Problem::MissingTensor("input"));
+    }
+    owned.insert("weight".to_owned(), floats(&weight.shape(), &weight.dequantize::<f32>()));
+    let mut views = Vec::new();
+    for (name, (dtype, shape, bytes)) in &owned {
+        let view = TensorView::new(*dtype, shape.clone(), bytes).map_err(Problem::Malformed)?;
+        views.push((name, view));
+    }
+    let bytes = safetensors::serialize(views, None).map_err(Problem::Malformed)?;
+    Ok((weight, bytes))
 }
 
 struct Reader<'a> {
@@ -151,7 +209,7 @@ impl<'a> Reader<'a> {
                 *slot = Some(self.values(name, &tensor, &shape, &weight)?);
             }
         }
-        Ok(CaseFile { name, case, expected })
+        Ok(CaseFile { name, case, packed: None, expected })
     }
 
     fn text(&self, key: &'static str, needed: &'static str) -> Result<&'a str, Problem> {

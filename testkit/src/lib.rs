@@ -15,6 +15,7 @@ pub mod optimizer;
 pub mod options;
 pub mod output;
 pub mod packed;
+pub mod quantize;
 pub mod random;
 pub mod run;
 pub mod settings;

@@ -15,7 +15,8 @@ use crate::compare;
 use crate::layer::{Device, Layer};
 use crate::norm_gradient;
 use crate::optimizer::{self, Clipping, Problem};
-use crate::random::{cancelling_case, random_case, with_dropout};
+use crate::quantize::Packer;
+use crate::random::{cancelling_case, normal, random_case, with_dropout};
 use crate::run::Runner;
 
 /// What is wrong; anything else is a panic.
@@ -130,6 +131,7 @@ pub fn trials<E: Element>(seed: u64) -> Vec<Trial> {
     add(&["prepare/sm80.cu", "norm_gradient/sm80.cu"], "norm_gradient", norm_gradients::<E>);
     add(&["prepare/sm80.cu", "merge/sm80.cu"], "merge and unmerge", merges::<E>);
     add(&["prepare/sm80.cu", "decompose/sm80.cu"], "decompose", decompositions::<E>);
+    add(&["quantize/sm80.cu"], "quantize and dequantize", quantizations::<E>);
     if E::DTYPE == Dtype::F32 {
         add(&["adamw/sm80.cu"], "adamw", optimizer_steps);
     }
@@ -280,6 +282,32 @@ fn decompositions<E: Element>(kernels: &Arc<Kernels>, random: &mut StdRng) {
         let mut layer = Layer::<E>::new(&device, &random_case(random, shape, norm, false));
         layer.check_adapter();
         layer.check_dense::<bf16>(random, 1e-2);
+    }
+}
+
+/// A format of each kind, of W with whole chunks and without, with more blocks, rows and columns than
+/// there are CTAs, and a short last block.
+fn quantizations<E: Element>(kernels: &Arc<Kernels>, random: &mut StdRng) {
+    let code4 = |code, block, scales, state| WeightFormat::Code4 { code, block, scales, state };
+    let blocks = Fp8Scales::Blocks { rows: 16, cols: 20 };
+    let formats = [
+        code4(Code4::Nf4, 32, BlockScales::Nested, Dtype::Bf16),
+        code4(Code4::Fp4, 64, BlockScales::F32, Dtype::F16),
+        WeightFormat::Int8Rows,
+        WeightFormat::Fp8 { scales: blocks },
+        WeightFormat::Fp8 { scales: Fp8Scales::Tensor },
+    ];
+    for (shape, offset) in [([45, 261], 1), ([1100, 40], 0), ([2, 4200], 0), ([1, 3], 0)] {
+        let count = shape[0] * shape[1];
+        let values: Vec<E> = (0..count)
+            .map(|at| if at / 70 % 5 == 3 { 0.0 } else { 0.05 * normal(random) })
+            .map(|value| E::from_f32(value as f32))
+            .collect();
+        for format in formats {
+            let packer = Packer::new(kernels, offset);
+            let outcome = packer.check(&values, shape, format);
+            outcome.unwrap_or_else(|wrong| panic!("{wrong}"));
+        }
     }
 }
 

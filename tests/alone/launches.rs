@@ -1,9 +1,11 @@
 //! What a step asks of the driver: few launches, and nothing else.
 
+use fused_dora::quant::{BlockScales, Code4, Fp8Scales, WeightFormat, dynamic_map};
 use fused_dora::{
     AdamW, AdamWConfig, AdapterGroups, AdapterLayout, Backward, Base, Clip, Decompose,
-    DecomposeAdapter, Decomposition, DoraSpec, Dtype, Forward, GradientNorm, Gradients, Kernels,
-    Magnitude, Merge, MergeReport, Norm, NormGrad, NormGradient, Prepare, Prepared, Scaling,
+    DecomposeAdapter, Decomposition, Dequantize, DoraLinear, DoraSpec, Dtype, Forward,
+    GradientNorm, Gradients, Kernels, Magnitude, Merge, MergeReport, NestedOffset, NestedScales,
+    NestedTarget, Norm, NormGrad, NormGradient, PackedWeight, Prepare, Prepared, Quantize, Scaling,
     Schedule, Workspace,
 };
 use fused_dora_testkit::device::open_choice;
@@ -265,4 +267,74 @@ fn a_refused_backward_launches_nothing() {
     );
     stream.synchronize().expect("no fault");
     assert_eq!(device.launches(), before);
+}
+
+/// Packing takes a launch, two for one scale of all of W and for nested scales, and one more for their
+/// mean. Unpacking takes one.
+#[test]
+fn few_launches_to_pack() {
+    let _alone = alone();
+    let device = open_choice(None).expect("a device");
+    let stream = device.context.default_stream();
+    let kernels = Kernels::load(&device.context).expect("kernels");
+    let code4 = |scales| {
+        let (code, block, state) = (Code4::Nf4, 64, Dtype::Bf16);
+        WeightFormat::Code4 { code, block, scales, state }
+    };
+    let fp8 = |scales| WeightFormat::Fp8 { scales };
+    let shape = [OUTPUTS, INPUTS];
+    let weight = stream.alloc_zeros::<bf16>(OUTPUTS * INPUTS).expect("memory");
+    let map = stream.clone_htod(&dynamic_map()).expect("memory");
+    for (format, given, launches) in [
+        (code4(BlockScales::F32), None, 1),
+        (code4(BlockScales::Nested), None, 3),
+        (code4(BlockScales::Nested), Some(0.5), 2),
+        (WeightFormat::Int8Rows, None, 1),
+        (fp8(Fp8Scales::Tensor), None, 2),
+        (fp8(Fp8Scales::Rows), None, 1),
+        (fp8(Fp8Scales::Blocks { rows: 16, cols: 16 }), None, 1),
+    ] {
+        let spec = DoraLinear::base_spec(INPUTS, OUTPUTS, Dtype::Bf16).expect("a layer");
+        let spec = spec.with_weight(format).expect("a format");
+        let mut workspace = Workspace::new(&kernels, &stream, &[spec], 0).expect("memory");
+        let (bytes, count) = (format.packed_bytes(shape), format.scales(shape));
+        let mut elements = stream.alloc_zeros::<u8>(bytes).expect("memory");
+        let mut codes = stream.alloc_zeros::<u8>(count).expect("memory");
+        let mut floats = stream.alloc_zeros::<f32>(count).expect("memory");
+        let mut absmax = stream.alloc_zeros::<f32>(count.div_ceil(256)).expect("memory");
+        let mut mean = stream.alloc_zeros::<f32>(1).expect("memory");
+        let mut target = stream.alloc_zeros::<bf16>(OUTPUTS * INPUTS).expect("memory");
+        stream.synchronize().expect("no fault");
+        let before = device.counters();
+        let scales = if format.is_nested() { (&mut codes).into() } else { (&mut floats).into() };
+        let nested = format.is_nested().then(|| NestedTarget {
+            absmax: (&mut absmax).into(),
+            map: (&map).into(),
+            offset: given
+                .map_or_else(|| NestedOffset::Mean((&mut mean).into()), NestedOffset::Given),
+        });
+        let io =
+            Quantize { weight: (&weight).into(), elements: (&mut elements).into(), scales, nested };
+        kernels.quantize(&stream, &spec, &mut workspace, io).expect("quantize");
+        let between = device.counters();
+        let (scales, nested) = match format.is_nested() {
+            true => {
+                let (absmax, map) = ((&absmax).into(), (&map).into());
+                ((&codes).into(), Some(NestedScales { absmax, map, offset: 0.5 }))
+            }
+            false => ((&floats).into(), None),
+        };
+        let weight = PackedWeight { format, elements: (&elements).into(), scales, nested };
+        let io = Dequantize { weight: weight.into(), target: (&mut target).into() };
+        kernels.dequantize(&stream, &spec, io).expect("dequantize");
+        stream.synchronize().expect("no fault");
+        // A GPU does not count.
+        let Some(((before, between), after)) = before.zip(between).zip(device.counters()) else {
+            continue;
+        };
+        assert_eq!(between.launches - before.launches, launches, "{format}");
+        assert_eq!(after.launches - before.launches, launches + 1, "{format}");
+        assert_eq!(after.allocations, before.allocations, "{format}");
+        assert_eq!(after.copies_dtoh, before.copies_dtoh, "{format}");
+    }
 }

@@ -11,4 +11,5 @@ mod norm_gradient;
 mod numerics;
 mod ops;
 mod packed;
+mod quantize;
 mod tiles;

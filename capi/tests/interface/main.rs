@@ -1,5 +1,5 @@
-//! The C API: its header and statuses, a C program that trains a layer, and one that makes
-//! mistakes.
+//! The C API: its header and statuses, a C program that trains a layer, one that makes mistakes, and
+//! one on packed weights.
 
 #![cfg(unix)]
 
@@ -166,6 +166,13 @@ fn a_c_program_trains_a_layer() {
 #[test]
 fn each_mistake_has_its_status_and_text() {
     let output = run("tests/interface/mistakes.c", &LIBRARIES[0], "mistakes");
+    assert!(output.status.success(), "{}", text(&output));
+}
+
+/// All ops on packed weights, and each mistake with one.
+#[test]
+fn packed_weights_give_the_bits_of_dense_ones() {
+    let output = run("tests/interface/packed.c", &LIBRARIES[0], "packed");
     assert!(output.status.success(), "{}", text(&output));
 }
 

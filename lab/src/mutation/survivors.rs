@@ -13,7 +13,7 @@ const BEYOND_STRIP: &str = "The sums of threads beyond the strip are not used.";
 
 /// Of stores by one lane of several.
 const SAME_IN_LANES: &str =
-    "After the butterfly every lane has the same sum, and they all store it.";
+    "After the butterfly every lane has the same number, and they all store it.";
 
 /// Of waits by one thread of several.
 const ALL_WAIT: &str = "All threads wait then, behind the barrier or before it.";
@@ -375,6 +375,20 @@ pub const SURVIVORS: &[Survivor] = &[
         "prepare/sm80.cu",
         "square_sums",
         ["LowRankMma::lane() % 4 == 0", "true"],
+        0,
+        Why::Equivalent(SAME_IN_LANES),
+    ),
+    survivor(
+        "quantize/sm80.cu",
+        "block_max",
+        ["threadIdx.x % kWarpSize == 0", "true"],
+        0,
+        Why::Equivalent(SAME_IN_LANES),
+    ),
+    survivor(
+        "quantize/sm80.cu",
+        "quantize_code4",
+        ["lane == 0", "true"],
         0,
         Why::Equivalent(SAME_IN_LANES),
     ),

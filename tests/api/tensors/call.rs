@@ -13,6 +13,7 @@ use super::Mistake;
 pub const F32: ElementType = ElementType::F32;
 pub const F64: ElementType = ElementType::F64;
 pub const U64: ElementType = ElementType::U64;
+pub const U8: ElementType = ElementType::U8;
 
 /// The layer that the ops are called for.
 #[derive(Clone, Copy, Debug)]
@@ -104,7 +105,9 @@ impl Needed {
 
     pub fn mistakes(&self) -> Vec<Mistake> {
         use Mistake::{Context, Long, Nowhere, Odd, Short, ShortRows, Stride, Type};
-        let mut all = vec![Short, Long, Context, Odd, Nowhere];
+        let mut all = vec![Short, Long, Context, Nowhere];
+        // A byte lies anywhere.
+        all.extend((self.element.bytes() > 1).then_some(Odd));
         let wrong = |element: &ElementType| match self.takes_any_dtype {
             true => element.dtype().is_none(),
             false => *element != self.element,

@@ -4,16 +4,18 @@
 use std::sync::{Arc, Mutex};
 
 use fused_dora::cudarc::driver::{CudaContext, CudaSlice, CudaStream, DevicePtr, sys};
+use fused_dora::quant::{BlockScales, Code4, Fp8Scales, WeightFormat};
 use fused_dora::{
     AdamW, AdamWConfig, Adapter, Backward, Clip, Decompose, DecomposeAdapter, Decomposition,
-    DoraLinear, DoraSpec, Dropout, DropoutForm, Dtype, Element, Forward, GradientNorm, Gradients,
-    InPlace, Kernels, LinearBackward, LinearForward, Magnitude, Merge, MergeReport, NormGrad,
-    NormGradient, OptimizerGroup, OptimizerPart, Prepare, Prepared, Result, Scaling, Schedule,
+    Dequantize, DoraLinear, DoraSpec, Dropout, DropoutForm, Dtype, Element, Forward, GradientNorm,
+    Gradients, InPlace, Kernels, LinearBackward, LinearForward, Magnitude, Merge, MergeReport,
+    NestedOffset, NestedScales, NestedTarget, NormGrad, NormGradient, OptimizerGroup,
+    OptimizerPart, PackedWeight, Prepare, Prepared, Quantize, Result, Scaling, Schedule,
     SharedTensor, SharedWeight, Tiles, Unmerge, Workspace, Write,
 };
 use half::{bf16, f16};
 
-use super::call::{F32, F64, Needed, Sizes, Tensors, U64, typed};
+use super::call::{F32, F64, Needed, Sizes, Tensors, U8, U64, typed};
 
 const REPORT: Needed = Needed::vector(F64, MergeReport::LEN);
 const RESULT: Needed = Needed::vector(F64, Decomposition::LEN);
@@ -23,6 +25,8 @@ const BUFFER: Needed = Needed::vector(F32, 12);
 const COUNTER: Needed = Needed::vector(U64, 1);
 /// A norm.
 const NUMBER: Needed = Needed::vector(F32, 1);
+/// `nested_quant_map`.
+const MAP: Needed = Needed::vector(F32, 256);
 
 /// A layer that is prepared, and the kernels.
 pub struct Device {
@@ -133,7 +137,7 @@ fn second_context(context: &Arc<CudaContext>) -> Arc<CudaStream> {
 pub type Op = fn(&mut Device, &mut Tensors<'_>) -> Result<()>;
 
 /// Every op, once for each choice of tensors that exclude one another.
-pub const OPS: [(&str, Op); 26] = [
+pub const OPS: [(&str, Op); 31] = [
     ("prepare", |d, t| {
         let magnitude = Magnitude::Given(t.read("magnitude", t.sizes.m()));
         prepare(d, t, magnitude)
@@ -230,6 +234,31 @@ pub const OPS: [(&str, Op); 26] = [
             result: t.write("result", RESULT),
         };
         d.kernels.decompose_adapter(&d.stream, &d.spec, &d.prepared, &mut d.workspace, io)
+    }),
+    ("quantize to NF4", |d, t| quantize(d, t, nf4(BlockScales::F32), false)),
+    ("quantize to NF4, nested", |d, t| quantize(d, t, nf4(BlockScales::Nested), false)),
+    ("quantize to NF4, nested, with an offset", |d, t| {
+        quantize(d, t, nf4(BlockScales::Nested), true)
+    }),
+    ("quantize to fp8", |d, t| {
+        quantize(d, t, WeightFormat::Fp8 { scales: Fp8Scales::Tensor }, false)
+    }),
+    ("dequantize", |d, t| {
+        let (format, sizes) = (nf4(BlockScales::Nested), t.sizes);
+        let [bytes, scales] = lengths(sizes, format);
+        let weight = PackedWeight {
+            format,
+            elements: t.read("the packed weight", Needed::vector(U8, bytes)),
+            scales: t.read("absmax", Needed::vector(U8, scales)),
+            nested: Some(NestedScales {
+                absmax: t.read("nested_absmax", NUMBER),
+                map: t.read("nested_quant_map", MAP),
+                offset: 0.1,
+            }),
+        };
+        let target = t.write("target", sizes.weight());
+        let spec = d.spec.with_weight(format)?;
+        d.kernels.dequantize(&d.stream, &spec, Dequantize { weight: weight.into(), target })
     }),
     ("DoraLinear's forward", |d, t| {
         let (tokens, dropout) = (t.sizes.tokens, None);
@@ -353,6 +382,38 @@ fn parts() -> [OptimizerPart; 2] {
 
 fn one_number(t: &mut Tensors<'_>) -> Write<'static> {
     t.write("norm", NUMBER)
+}
+
+const fn nf4(scales: BlockScales) -> WeightFormat {
+    WeightFormat::Code4 { code: Code4::Nf4, block: 64, scales, state: Dtype::Bf16 }
+}
+
+/// Bytes and scales of a packed W.
+const fn lengths(sizes: Sizes, format: WeightFormat) -> [usize; 2] {
+    let shape = [sizes.outputs, sizes.inputs];
+    [format.packed_bytes(shape), format.scales(shape)]
+}
+
+/// With one nested block. The offset is given, or the mean.
+fn quantize(d: &mut Device, t: &mut Tensors<'_>, format: WeightFormat, given: bool) -> Result<()> {
+    let [bytes, scales] = lengths(t.sizes, format);
+    assert!(scales <= 256, "one number of nested scales");
+    let element = if format.is_nested() { U8 } else { F32 };
+    let io = Quantize {
+        weight: t.read("weight", t.sizes.weight()),
+        elements: t.write("the packed weight", Needed::vector(U8, bytes)),
+        scales: t.write(format.scales_name(), Needed::vector(element, scales)),
+        nested: format.is_nested().then(|| NestedTarget {
+            absmax: t.write("nested_absmax", NUMBER),
+            map: t.read("nested_quant_map", MAP),
+            offset: match given {
+                true => NestedOffset::Given(0.1),
+                false => NestedOffset::Mean(t.write("nested_offset", NUMBER)),
+            },
+        }),
+    };
+    let spec = d.spec.with_weight(format)?;
+    d.kernels.quantize(&d.stream, &spec, &mut d.workspace, io)
 }
 
 fn in_place(t: &mut Tensors<'_>) -> InPlace<'static> {

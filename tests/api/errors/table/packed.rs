@@ -2,7 +2,8 @@
 
 use fused_dora::quant::{BlockScales, Code4, QuantizedWeight, WeightFormat};
 use fused_dora::{
-    Adapter, DoraSpec, Dtype, InPlace, Norm, PackedWeight, Prepare, Result, SharedWeight, Weight,
+    Adapter, Dequantize, DoraSpec, Dtype, InPlace, NestedOffset, NestedTarget, Norm, PackedWeight,
+    Prepare, Quantize, Result, SharedWeight, Weight,
 };
 
 use super::{INPUTS, Layer, OUTPUTS, Table, spec};
@@ -106,6 +107,7 @@ fn for_ops(table: &mut Table, nf4: WeightFormat) {
         nested: None,
     };
     table.row("nested scales without their parts", [prepare(&mut of_nested, without.into())]);
+    for_packing(table, nf4, nested);
     let Layer { kernels, stream, spec, workspace, prepared, lora_a, lora_b, weight, .. } =
         &mut layer;
     let (lora_a, lora_b) = (&*lora_a, &*lora_b);
@@ -119,4 +121,50 @@ fn for_ops(table: &mut Table, nf4: WeightFormat) {
     };
     let refused = [in_place(true), in_place(false)];
     table.row("a merge in place, or an unmerge, of a packed W", refused);
+}
+
+/// What `quantize` and `dequantize` refuse, besides tensors.
+fn for_packing(table: &mut Table, nf4: WeightFormat, nested: WeightFormat) {
+    let layer = Layer::on(&table.kernels, spec(Norm::Input));
+    let Layer { kernels, stream, mut workspace, weight, .. } = layer;
+    let bytes = |len: usize| stream.alloc_zeros::<u8>(len).expect("memory");
+    let floats = |len: usize| stream.alloc_zeros::<f32>(len).expect("memory");
+    let (mut elements, mut codes, mut scales, map) = (bytes(60), bytes(2), floats(2), floats(256));
+    let (mut absmax, mut target) = (floats(1), weight.clone());
+    let mut quantize = |format: Option<WeightFormat>, parts: bool, offset: f32| {
+        let dense = spec(Norm::Input);
+        let spec = format.map_or(Ok(dense), |format| dense.with_weight(format))?;
+        let is_nested = format.is_some_and(WeightFormat::is_nested);
+        let io = Quantize {
+            weight: (&weight).into(),
+            elements: (&mut elements).into(),
+            scales: if is_nested { (&mut codes).into() } else { (&mut scales).into() },
+            nested: parts.then(|| NestedTarget {
+                absmax: (&mut absmax).into(),
+                map: (&map).into(),
+                offset: NestedOffset::Given(offset),
+            }),
+        };
+        kernels.quantize(&stream, &spec, &mut workspace, io)
+    };
+    let mut refused = vec![quantize(None, false, 0.0), quantize(Some(nested), true, f32::INFINITY)];
+    let without = quantize(Some(nested), false, 0.0);
+    let too_many = quantize(Some(nf4), true, 0.0);
+    let mut dequantize = |spec: &DoraSpec| {
+        let io = Dequantize { weight: (&weight).into(), target: (&mut target).into() };
+        kernels.dequantize(&stream, spec, io)
+    };
+    refused.push(dequantize(&spec(Norm::Input)));
+    let of_nested = spec(Norm::Input).with_weight(nested).expect("a format");
+    let dense = dequantize(&of_nested);
+    for outcome in refused {
+        table.row(
+            "packing or unpacking for a spec without a packed format, or by an offset that is not \
+             finite",
+            [outcome],
+        );
+    }
+    table.row("nested scales without their parts", [without]);
+    table.row("nested parts for a format without nested scales", [too_many]);
+    table.row("a dense W for a spec of a packed one, or another format", [dense]);
 }
