@@ -265,15 +265,8 @@ __device__ __forceinline__ void prepare(const PrepareParams& p, const Shared<T>&
     if (p.part == Part::kWhole) finish(p, shared, feature, owns);
 }
 
-// What decodes W needs more registers than ptxas gives it by itself, which aims at three CTAs.
-#ifdef FUSED_DORA_PACKED
-#define FUSED_DORA_PREPARE_BOUNDS __launch_bounds__(kThreads, 2)
-#else
-#define FUSED_DORA_PREPARE_BOUNDS __launch_bounds__(kThreads)
-#endif
-
 #define FUSED_DORA_PREPARE(NAME, T)                                                             \
-    extern "C" __global__ void FUSED_DORA_PREPARE_BOUNDS                                        \
+    extern "C" __global__ void FUSED_DORA_DECODING_BOUNDS                                       \
         prepare_##NAME(const __grid_constant__ PrepareParams p) {                               \
         __shared__ __align__(128) unsigned char memory[Shared<T>::kBytes];                      \
         prepare<T>(p, {memory});                                                                \

@@ -40,6 +40,14 @@ struct WeightData {
 template <typename T>
 struct DenseWeight;
 
+// The launch bounds of a kernel that needs more registers to decode W than ptxas gives it by itself,
+// which aims at three CTAs.
+#ifdef FUSED_DORA_PACKED
+#define FUSED_DORA_DECODING_BOUNDS __launch_bounds__(kThreads, 2)
+#else
+#define FUSED_DORA_DECODING_BOUNDS __launch_bounds__(kThreads)
+#endif
+
 #ifdef FUSED_DORA_PACKED
 #include "common/tile/packed_weight.cuh"
 #else
