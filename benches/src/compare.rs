@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use fused_dora::cudarc::driver::CudaGraph;
 use fused_dora::cudarc::driver::sys::CUgraphInstantiate_flags_enum as GraphFlags;
 use fused_dora::cudarc::driver::sys::CUstreamCaptureMode as CaptureMode;
+use fused_dora::quant::{BlockScales, Code4, WeightFormat};
 use fused_dora::{Dtype, Element, Norm};
 use fused_dora_testkit::bench::layer::Layer;
 use fused_dora_testkit::bench::record::{
@@ -48,9 +49,21 @@ enum Contender {
     Fused,
     /// Without the gradients through the norm, which the layers of separate ops leave out.
     FusedDetached,
+    /// On W packed as [`NF4`].
+    Packed,
+    /// W from its packed form, and then the fused layer on it.
+    Unpacked,
     /// In separate ops, with the products of one of the [`Gemm`]s.
     Unfused(Form, usize),
 }
+
+/// The packed weight that most adapters are trained on: NF4 with nested scales.
+const NF4: WeightFormat = WeightFormat::Code4 {
+    code: Code4::Nf4,
+    block: 64,
+    scales: BlockScales::Nested,
+    state: Dtype::Bf16,
+};
 
 /// Measures a bench's op, and compares the layer with others in some phases.
 pub fn run(name: &str, op: Op, phases: &[Phase]) -> Outcome {
@@ -106,8 +119,11 @@ fn gemms(device: &Device, dtype: Dtype) -> Vec<Gemm> {
 }
 
 /// The contenders of a layer.
-fn contenders(norm: Norm, phases: &[Phase], gemms: usize) -> Vec<Contender> {
+fn contenders(norm: Norm, phases: &[Phase], gemms: usize, packed: bool) -> Vec<Contender> {
     let mut contenders = vec![Contender::Fused];
+    if packed {
+        contenders.extend([Contender::Packed, Contender::Unpacked]);
+    }
     if norm != Norm::None && phases.contains(&Phase::Step) {
         contenders.push(Contender::FusedDetached);
     }
@@ -122,6 +138,8 @@ impl Contender {
         match self {
             Self::Fused => FUSED.to_owned(),
             Self::FusedDetached => FUSED_DETACHED.to_owned(),
+            Self::Packed => "fused, NF4".to_owned(),
+            Self::Unpacked => "NF4 dequantised, then fused".to_owned(),
             Self::Unfused(Form::Plain, gemm) => format!("{} ({})", Form::Plain.name(), gemms[gemm]),
             Self::Unfused(form, _) => form.name().to_owned(),
         }
@@ -131,6 +149,7 @@ impl Contender {
     fn has(self, phase: Phase) -> bool {
         match self {
             Self::Fused => true,
+            Self::Packed | Self::Unpacked => matches!(phase, Phase::Forward | Phase::Backward),
             Self::FusedDetached => phase == Phase::Step,
             Self::Unfused(form, _) => phase != Phase::Step || form.trains(),
         }
@@ -140,6 +159,8 @@ impl Contender {
 /// A layer in all ways.
 struct Contest<E> {
     layer: Layer<E>,
+    /// The same on a packed W.
+    packed: Option<Layer<E>>,
     unfused: Unfused<E>,
     batch: usize,
     /// Of each batch.
@@ -150,6 +171,9 @@ impl<E: Element> Contest<E> {
     /// What a phase needs, and does not consist of.
     fn before(&mut self, contender: Contender, phase: Phase) -> Outcome {
         self.batch = self.layer.rotate();
+        if let Some(packed) = &mut self.packed {
+            packed.rotate();
+        }
         match (contender, phase) {
             (Contender::Unfused(form, gemm), Phase::Backward) => {
                 self.unfused.multiply_by(gemm);
@@ -160,7 +184,14 @@ impl<E: Element> Contest<E> {
     }
 
     fn run(&mut self, contender: Contender, phase: Phase) -> Outcome {
-        let (layer, unfused, batch) = (&mut self.layer, &mut self.unfused, self.batch);
+        let (mut layer, unfused, batch) = (&mut self.layer, &mut self.unfused, self.batch);
+        if let Contender::Packed | Contender::Unpacked = contender {
+            let packed = self.packed.as_mut().ok_or("no packed layer")?;
+            match contender {
+                Contender::Packed => layer = packed,
+                _ => packed.dequantize()?,
+            }
+        }
         let Contender::Unfused(form, gemm) = contender else {
             return match phase {
                 Phase::Forward => layer.forward(),
@@ -237,7 +268,12 @@ fn compare_in<E: Element>(
     let mut layer = Layer::<E>::on(kernels, stream, case.shape, case.norm, device.batches())?;
     layer.merge()?;
     let gemms = gemms(device, case.dtype);
-    let contenders = contenders(case.norm, phases, gemms.len());
+    let mut packed = None;
+    if case.dtype == Dtype::Bf16 && phases.contains(&Phase::Forward) && case.norm != Norm::None {
+        let Case { shape, norm, .. } = *case;
+        packed = Some(Layer::with(kernels, stream, shape, norm, device.batches(), Some(NF4))?);
+    }
+    let contenders = contenders(case.norm, phases, gemms.len(), packed.is_some());
     let names: Vec<&str> = gemms.iter().map(Gemm::name).collect();
     let names: Vec<String> = contenders.iter().map(|one| one.name(&names)).collect();
     let inputs = Inputs {
@@ -251,7 +287,7 @@ fn compare_in<E: Element>(
     };
     let mut unfused = Unfused::new(stream, gemms, layer.spec(), &inputs)?;
     unfused.prepare(Form::LoraPeft)?;
-    let mut contest = Contest { layer, unfused, batch: 0, graphs: HashMap::new() };
+    let mut contest = Contest { layer, packed, unfused, batch: 0, graphs: HashMap::new() };
     let mut stopwatch = match rounds {
         Some(rounds) => Some((rounds, Stopwatch::new(stream)?)),
         None => None,
@@ -399,7 +435,7 @@ mod tests {
             for graph in [false, true] {
                 let same = |r: &&Record| r.phase == phase.name() && r.graph == graph;
                 let records: Vec<_> = results.records.iter().filter(same).collect();
-                assert_eq!(records.len(), 1 + Form::ALL.len(), "{phase:?}, {graph}");
+                assert_eq!(records.len(), 3 + Form::ALL.len(), "{phase:?}, {graph}");
                 for record in records {
                     let time = record.time.expect("a time");
                     assert_eq!(time.samples, 2, "{}", record.contender);

@@ -208,13 +208,6 @@ pub const SURVIVORS: &[Survivor] = &[
     survivor(
         "common/tile/gemm.cuh",
         "accumulate_by",
-        ["step >= main_steps", "false"],
-        1,
-        Why::Equivalent(SKIPS),
-    ),
-    survivor(
-        "common/tile/gemm.cuh",
-        "accumulate_by",
         ["Mma::warp_m() * Mma::kWarpM < rows", "true"],
         0,
         Why::Equivalent(SKIPS),

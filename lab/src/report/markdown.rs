@@ -12,8 +12,8 @@ use fused_dora_testkit::bench::record::{
 /// What times are.
 const OF_TIMES: &str = "\
 Times are medians between two CUDA events around each run, with inputs that alternate and an L2
-cache that was filled with something else by reading it. Bytes and operations are those that an op cannot do without: inputs
-and outputs once, two operations per multiply-add. The bound is the longer of both at the GPU's
+cache that was filled with something else by reading it. Bytes and operations are those that an op
+cannot do without: inputs and outputs once, two operations per multiply-add. The bound is the longer of both at the GPU's
 published peaks. Where layers are compared, they ran in turns, and ratios are of the fused layer's
 time to theirs.
 ";

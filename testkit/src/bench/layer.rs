@@ -3,11 +3,12 @@
 use std::sync::Arc;
 
 use fused_dora::cudarc::driver::{CudaSlice, CudaStream};
+use fused_dora::quant::{QuantizedWeight, WeightFormat};
 use fused_dora::{
     AdamW, AdamWConfig, AdapterGroups, AdapterLayout, Backward, Base, DecomposeAdapter,
-    Decomposition, DoraSpec, Element, Forward, GradientNorm, Gradients, Kernels, Magnitude, Merge,
-    MergeReport, Norm, NormGrad, NormGradient, OptimizerPart, Prepare, Prepared, Scaling, Schedule,
-    Workspace, open_device,
+    Decomposition, Dequantize, DoraSpec, Element, Forward, GradientNorm, Gradients, Kernels,
+    Magnitude, Merge, MergeReport, Norm, NormGrad, NormGradient, OptimizerPart, Prepare, Prepared,
+    Scaling, Schedule, SharedWeight, Weight, Workspace, open_device,
 };
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -26,6 +27,8 @@ pub struct Layer<E> {
     /// The batch that ops take.
     current: usize,
     pub weight: CudaSlice<E>,
+    /// W as the ops take it, if it is packed.
+    packed: Option<SharedWeight>,
     grad_input: CudaSlice<E>,
     pub lora_a: CudaSlice<f32>,
     pub lora_b: CudaSlice<f32>,
@@ -66,7 +69,19 @@ impl<E: Element> Layer<E> {
         norm: Norm,
         batches: usize,
     ) -> Outcome<Self> {
-        let mut layer = Self::unprepared(kernels, stream, shape, norm, batches)?;
+        Self::with(kernels, stream, shape, norm, batches, None)
+    }
+
+    /// The same with W packed in a format, if one is given.
+    pub fn with(
+        kernels: &Arc<Kernels>,
+        stream: &Arc<CudaStream>,
+        shape: [usize; 4],
+        norm: Norm,
+        batches: usize,
+        format: Option<WeightFormat>,
+    ) -> Outcome<Self> {
+        let mut layer = Self::unprepared_with(kernels, stream, shape, norm, batches, format)?;
         layer.init()?;
         for _ in 0..batches {
             layer.forward()?;
@@ -81,13 +96,27 @@ impl<E: Element> Layer<E> {
     pub fn unprepared(
         kernels: &Arc<Kernels>,
         stream: &Arc<CudaStream>,
-        [tokens, inputs, outputs, rank]: [usize; 4],
+        shape: [usize; 4],
         norm: Norm,
         batches: usize,
     ) -> Outcome<Self> {
+        Self::unprepared_with(kernels, stream, shape, norm, batches, None)
+    }
+
+    fn unprepared_with(
+        kernels: &Arc<Kernels>,
+        stream: &Arc<CudaStream>,
+        [tokens, inputs, outputs, rank]: [usize; 4],
+        norm: Norm,
+        batches: usize,
+        format: Option<WeightFormat>,
+    ) -> Outcome<Self> {
         let scaling = Scaling::Value(2.0);
         let norm_grad = if norm == Norm::None { NormGrad::Detached } else { NormGrad::Exact };
-        let spec = DoraSpec::new(inputs, outputs, rank, scaling, norm, norm_grad, E::DTYPE)?;
+        let mut spec = DoraSpec::new(inputs, outputs, rank, scaling, norm, norm_grad, E::DTYPE)?;
+        if let Some(format) = format {
+            spec = spec.with_weight(format)?;
+        }
         let mut normal = Normal::new(7);
         let mut batch = || {
             Outcome::Ok(Batch {
@@ -101,7 +130,14 @@ impl<E: Element> Layer<E> {
         let layout = AdapterLayout::new(&spec);
         let optimized = [1.0, 1e-3, 0.0, 0.0].map(|value| vec![value; layout.len()]);
         let [parameters, gradients, exp_avg, exp_avg_sq] = &optimized;
+        let weight: Vec<E> = normal.of(outputs * inputs, 0.02);
+        let pack = |format| {
+            let values: Vec<f32> = weight.iter().map(|value| value.to_f32()).collect();
+            let packed = QuantizedWeight::quantize(&values, [outputs, inputs], format)?;
+            Outcome::Ok(SharedWeight::packed(stream, E::DTYPE, &packed)?)
+        };
         Ok(Self {
+            packed: format.map(pack).transpose()?,
             parts: AdapterGroups::default().parts(&layout, 0).collect(),
             optimized: [
                 stream.clone_htod(parameters)?,
@@ -113,7 +149,7 @@ impl<E: Element> Layer<E> {
             prepared: Prepared::new(stream, &spec)?,
             batches,
             current: 0,
-            weight: stream.clone_htod(&normal.of(outputs * inputs, 0.02))?,
+            weight: stream.clone_htod(&weight)?,
             grad_input: stream.alloc_zeros(tokens * inputs)?,
             lora_a: stream
                 .clone_htod(&normal.of((rank * inputs).max(1), (inputs as f32).powf(-0.5)))?,
@@ -135,6 +171,19 @@ impl<E: Element> Layer<E> {
     /// What the layer is.
     pub fn spec(&self) -> &DoraSpec {
         &self.spec
+    }
+
+    /// W, dense or packed.
+    fn weight_of<'a>(dense: &'a CudaSlice<E>, packed: &'a Option<SharedWeight>) -> Weight<'a> {
+        packed.as_ref().map_or_else(|| dense.into(), SharedWeight::read)
+    }
+
+    /// W from its packed form into the memory of the merged one: what a layer does that has no kernels
+    /// for packed weights.
+    pub fn dequantize(&mut self) -> Outcome {
+        let weight = Self::weight_of(&self.weight, &self.packed);
+        let io = Dequantize { weight, target: (&mut self.merged).into() };
+        Ok(self.kernels.dequantize(&self.stream, &self.spec, io)?)
     }
 
     /// x and dY of each batch.
@@ -173,7 +222,7 @@ impl<E: Element> Layer<E> {
             _ => Magnitude::Given((&self.magnitude).into()),
         };
         let inputs = Prepare {
-            weight: (&self.weight).into(),
+            weight: Self::weight_of(&self.weight, &self.packed),
             lora_a: self.lora_a.slice(..len_a).into(),
             lora_b: self.lora_b.slice(..len_b).into(),
             magnitude,
@@ -190,7 +239,7 @@ impl<E: Element> Layer<E> {
         let io = Forward {
             tokens: self.tokens,
             x: (&batch.x).into(),
-            base: Base::new(&self.weight),
+            base: Base::new(Self::weight_of(&self.weight, &self.packed)),
             seed: 1,
             dropout: None,
             counter: None,
@@ -237,7 +286,7 @@ impl<E: Element> Layer<E> {
             return Ok(());
         }
         let io = NormGradient {
-            weight: (&self.weight).into(),
+            weight: Self::weight_of(&self.weight, &self.packed),
             lora_a: self.lora_a.slice(..len_a).into(),
             lora_b: self.lora_b.slice(..len_b).into(),
             grad_magnitude: (&self.grad_magnitude).into(),
@@ -269,7 +318,7 @@ impl<E: Element> Layer<E> {
     pub fn merge(&mut self) -> Outcome {
         let [len_a, len_b, _] = self.lens();
         let io = Merge {
-            weight: (&self.weight).into(),
+            weight: Self::weight_of(&self.weight, &self.packed),
             lora_a: self.lora_a.slice(..len_a).into(),
             lora_b: self.lora_b.slice(..len_b).into(),
             merged: (&mut self.merged).into(),
@@ -284,7 +333,7 @@ impl<E: Element> Layer<E> {
         let [len_a, len_b, _] = self.lens();
         let io = DecomposeAdapter {
             axis: Norm::Input,
-            weight: (&self.weight).into(),
+            weight: Self::weight_of(&self.weight, &self.packed),
             lora_a: self.lora_a.slice(..len_a).into(),
             lora_b: self.lora_b.slice(..len_b).into(),
             result: self.report.slice_mut(..Decomposition::LEN).into(),
@@ -302,7 +351,7 @@ impl<E: Element> Layer<E> {
             tokens: self.tokens,
             gradients: Gradients::Overwrite,
             x: (&batch.x).into(),
-            base: Base::new(&self.weight),
+            base: Base::new(Self::weight_of(&self.weight, &self.packed)),
             output: (self.spec.norm() == Norm::Output).then(|| (&batch.y).into()),
             z: None,
             dropout: None,
