@@ -266,7 +266,7 @@ __device__ __forceinline__ void dequantize(const DequantizeParams& p) {
         __shared__ u32 flag;                                                                    \
         quantize_largest<T>(p, across, &flag);                                                  \
     }                                                                                           \
-    extern "C" __global__ void __launch_bounds__(kThreads)                                      \
+    extern "C" __global__ void __launch_bounds__(kThreads, 8)                                   \
         quantize_regions_##NAME(const __grid_constant__ QuantizeParams p) {                     \
         __shared__ float across[kWarps];                                                        \
         quantize_regions<T>(p, across);                                                         \

@@ -43,13 +43,21 @@ fn loops_are_found_by_their_branches() {
     let kernels = read(CODE);
     let [code] = kernels.as_slice() else { panic!("{kernels:?}") };
     assert_eq!(code.kernel, "product_bf16");
-    let whole =
-        Mix { instructions: 18, hmma: 3, ldsm: 1, ldgsts: 1, narrow: 2, local: 1, prmt: 0, ldc: 0 };
+    let whole = Mix {
+        instructions: 18,
+        hmma: 3,
+        ldsm: 1,
+        ldgsts: 1,
+        narrow: 2,
+        local: 1,
+        prmt: 0,
+        f2fp: 0,
+    };
     assert_eq!(code.mix(), whole);
     let aligned =
-        Mix { instructions: 5, hmma: 2, ldsm: 1, ldgsts: 1, narrow: 0, local: 0, prmt: 0, ldc: 0 };
+        Mix { instructions: 5, hmma: 2, ldsm: 1, ldgsts: 1, narrow: 0, local: 0, prmt: 0, f2fp: 0 };
     let unaligned =
-        Mix { instructions: 5, hmma: 1, ldsm: 0, ldgsts: 0, narrow: 1, local: 0, prmt: 0, ldc: 0 };
+        Mix { instructions: 5, hmma: 1, ldsm: 0, ldgsts: 0, narrow: 1, local: 0, prmt: 0, f2fp: 0 };
     assert_eq!(code.main_loops(), [aligned, unaligned]);
     assert_eq!((aligned.hmma_share(), aligned.ldsm_per_hmma()), (0.4, 0.5));
 }

@@ -38,7 +38,7 @@ pub fn lines(
             let Some((kernel, most)) = KERNELS.iter().find(|known| known.0 == code.kernel) else {
                 continue;
             };
-            // Without conversions of single numbers: one loop for NF4, and one for FP4.
+            // One loop for NF4, and one for FP4.
             let loops = code.main_loops();
             let ahead: Vec<_> = loops.iter().filter(|mix| mix.decodes_ahead()).collect();
             let what = format!("packed weights, {kernel}: main loops that decode ahead");

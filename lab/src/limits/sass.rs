@@ -31,8 +31,8 @@ pub struct Mix {
     pub local: usize,
     /// Permutations of bytes.
     pub prmt: usize,
-    /// Loads of constants at computed addresses, as of a table of codes.
-    pub ldc: usize,
+    /// Conversions of pairs of f32 to 16 bit.
+    pub f2fp: usize,
 }
 
 impl Mix {
@@ -42,9 +42,9 @@ impl Mix {
     }
 
     /// Whether it looks codes of 4 bits up as `kernels/common/tile/code4_gemm.cuh` does: by twelve
-    /// permutations for each of four chunks, and eight for a table that is in registers.
+    /// permutations for each of four chunks, and eight for a table, which eight conversions make.
     pub fn decodes_ahead(&self) -> bool {
-        self.ldgsts > 0 && self.prmt >= 4 * 12 + 8 && self.ldc == 0
+        self.ldgsts > 0 && self.prmt >= 4 * 12 + 8 && self.f2fp == 8
     }
 
     /// Loads of fragments per tensor-core product.
@@ -137,7 +137,7 @@ impl Code {
                 "LDSM" => mix.ldsm += 1,
                 "LDL" | "STL" => mix.local += 1,
                 "PRMT" => mix.prmt += 1,
-                "LDC" => mix.ldc += 1,
+                "F2FP" => mix.f2fp += 1,
                 _ => {}
             }
             mix.ldgsts += usize::from(kind == "LDGSTS");
