@@ -5,13 +5,12 @@ use std::collections::HashMap;
 use fused_dora::cudarc::driver::CudaGraph;
 use fused_dora::cudarc::driver::sys::CUgraphInstantiate_flags_enum as GraphFlags;
 use fused_dora::cudarc::driver::sys::CUstreamCaptureMode as CaptureMode;
-use fused_dora::quant::{BlockScales, Code4, WeightFormat};
 use fused_dora::{Dtype, Element, Norm};
 use fused_dora_testkit::bench::layer::Layer;
 use fused_dora_testkit::bench::record::{
     Clocks, FUSED, FUSED_DETACHED, MICRO_BATCH, Record, Results, Time, Work, folder,
 };
-use fused_dora_testkit::bench::{self, Case, Device, Op, Outcome, cases};
+use fused_dora_testkit::bench::{self, Case, Device, NF4, Op, Outcome, cases};
 use fused_dora_testkit::println;
 use half::{bf16, f16};
 
@@ -56,14 +55,6 @@ enum Contender {
     /// In separate ops, with the products of one of the [`Gemm`]s.
     Unfused(Form, usize),
 }
-
-/// The packed weight that most adapters are trained on: NF4 with nested scales.
-const NF4: WeightFormat = WeightFormat::Code4 {
-    code: Code4::Nf4,
-    block: 64,
-    scales: BlockScales::Nested,
-    state: Dtype::Bf16,
-};
 
 /// Measures a bench's op, and compares the layer with others in some phases.
 pub fn run(name: &str, op: Op, phases: &[Phase]) -> Outcome {

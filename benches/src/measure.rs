@@ -82,8 +82,14 @@ pub fn op(device: &Device, op: Op, case: &Case, results: &mut Results) -> Outcom
 
 fn op_in<E: Element>(device: &Device, op: Op, case: &Case, results: &mut Results) -> Outcome {
     let Device { kernels, stream, .. } = device;
-    let mut layer =
-        layer::Layer::<E>::on(kernels, stream, case.shape, case.norm, device.batches())?;
+    let mut layer = layer::Layer::<E>::with(
+        kernels,
+        stream,
+        case.shape,
+        case.norm,
+        device.batches(),
+        op.format(),
+    )?;
     let (mut time, mut readings) = (None, Readings::default());
     if !device.is_emulated() {
         let (mut stopwatch, sensors) = (Stopwatch::new(stream)?, Sensors::of(stream.context()));
@@ -109,7 +115,8 @@ fn op_in<E: Element>(device: &Device, op: Op, case: &Case, results: &mut Results
 
 fn count<E: Element>(device: &Device, op: Op, case: &Case) -> Outcome<Option<Counts>> {
     let Device { kernels, stream, .. } = device;
-    let mut layer = layer::Layer::<E>::on(kernels, stream, case.shape, case.norm, 1)?;
+    let mut layer =
+        layer::Layer::<E>::with(kernels, stream, case.shape, case.norm, 1, op.format())?;
     device.count(|| op.run(&mut layer))
 }
 
@@ -133,7 +140,9 @@ fn time<E: Element>(
             let mut run = || {
                 if layer.is_none() {
                     let batches = device.batches();
-                    let new = layer::Layer::on(kernels, stream, case.shape, case.norm, batches);
+                    let Case { shape, norm, .. } = *case;
+                    let new =
+                        layer::Layer::with(kernels, stream, shape, norm, batches, op.format());
                     layer = Some(new?);
                 }
                 let layer = layer.as_mut().ok_or("no layer")?;

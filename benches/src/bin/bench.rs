@@ -20,7 +20,7 @@ Usage: bench [OPTIONS] layers|ops|once
 
   layers       forward and backward against layers of separate ops, launched by the host and, of up
                to 2048 tokens, as captured graphs
-  ops          prepare, norm_gradient, adamw, merge and decompose alone
+  ops          prepare, norm_gradient, adamw, merge, decompose, quantize and dequantize alone
   once         each kernel of a training step, for a profiler
 
   --out DIR    where the results go: DIR/layers.json, or DIR/prepare.json and so on (target/bench)
@@ -32,7 +32,15 @@ usage.
 ";
 
 /// The ops that `ops` measures, and of how many tokens: none of them depends on it.
-const OPS: [Op; 5] = [Op::Prepare, Op::NormGradient, Op::AdamW, Op::Merge, Op::Decompose];
+const OPS: [Op; 7] = [
+    Op::Prepare,
+    Op::NormGradient,
+    Op::AdamW,
+    Op::Merge,
+    Op::Decompose,
+    Op::Quantize,
+    Op::Dequantize,
+];
 const OPS_TOKENS: usize = 64;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -145,6 +153,7 @@ fn ops(options: &Options) -> Outcome {
     for op in OPS {
         let mut results = results(op.name(), &device)?;
         println!("{}", op.name());
+        let cases: Vec<Case> = cases.iter().filter(|case| op.applies(case)).copied().collect();
         each_layer(&cases, &mut results, options, |case, results| {
             measure::op(&device, op, case, results)
         })?;

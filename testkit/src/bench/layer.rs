@@ -3,12 +3,13 @@
 use std::sync::Arc;
 
 use fused_dora::cudarc::driver::{CudaSlice, CudaStream};
-use fused_dora::quant::{QuantizedWeight, WeightFormat};
+use fused_dora::quant::{QuantizedWeight, WeightFormat, dynamic_map};
 use fused_dora::{
     AdamW, AdamWConfig, AdapterGroups, AdapterLayout, Backward, Base, DecomposeAdapter,
     Decomposition, Dequantize, DoraSpec, Element, Forward, GradientNorm, Gradients, Kernels,
-    Magnitude, Merge, MergeReport, Norm, NormGrad, NormGradient, OptimizerPart, Prepare, Prepared,
-    Scaling, Schedule, SharedWeight, Weight, Workspace, open_device,
+    Magnitude, Merge, MergeReport, NestedOffset, NestedTarget, Norm, NormGrad, NormGradient,
+    OptimizerPart, Prepare, Prepared, Quantize, Scaling, Schedule, SharedWeight, Weight, Workspace,
+    open_device,
 };
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -29,6 +30,8 @@ pub struct Layer<E> {
     pub weight: CudaSlice<E>,
     /// W as the ops take it, if it is packed.
     packed: Option<SharedWeight>,
+    /// Where it is packed anew.
+    target: Option<PackedTarget>,
     grad_input: CudaSlice<E>,
     pub lora_a: CudaSlice<f32>,
     pub lora_b: CudaSlice<f32>,
@@ -42,6 +45,15 @@ pub struct Layer<E> {
     pub merged: CudaSlice<E>,
     report: CudaSlice<f64>,
     norm: CudaSlice<f32>,
+}
+
+/// What `quantize` writes with nested scales, and the map that it reads.
+struct PackedTarget {
+    elements: CudaSlice<u8>,
+    codes: CudaSlice<u8>,
+    absmax: CudaSlice<f32>,
+    map: CudaSlice<f32>,
+    mean: CudaSlice<f32>,
 }
 
 /// x and dY, and what a forward of this x makes.
@@ -136,8 +148,20 @@ impl<E: Element> Layer<E> {
             let packed = QuantizedWeight::quantize(&values, [outputs, inputs], format)?;
             Outcome::Ok(SharedWeight::packed(stream, E::DTYPE, &packed)?)
         };
+        let target = |format: WeightFormat| {
+            let shape = [outputs, inputs];
+            let count = format.scales(shape);
+            Outcome::Ok(PackedTarget {
+                elements: stream.alloc_zeros(format.packed_bytes(shape))?,
+                codes: stream.alloc_zeros(count)?,
+                absmax: stream.alloc_zeros(count.div_ceil(256))?,
+                map: stream.clone_htod(&dynamic_map())?,
+                mean: stream.alloc_zeros(1)?,
+            })
+        };
         Ok(Self {
             packed: format.map(pack).transpose()?,
+            target: format.map(target).transpose()?,
             parts: AdapterGroups::default().parts(&layout, 0).collect(),
             optimized: [
                 stream.clone_htod(parameters)?,
@@ -176,6 +200,19 @@ impl<E: Element> Layer<E> {
     /// W, dense or packed.
     fn weight_of<'a>(dense: &'a CudaSlice<E>, packed: &'a Option<SharedWeight>) -> Weight<'a> {
         packed.as_ref().map_or_else(|| dense.into(), SharedWeight::read)
+    }
+
+    /// W to its packed form, with nested scales.
+    pub fn quantize(&mut self) -> Outcome {
+        let PackedTarget { elements, codes, absmax, map, mean } =
+            self.target.as_mut().ok_or("W is not packed")?;
+        let offset = NestedOffset::Mean(mean.into());
+        let nested = NestedTarget { absmax: absmax.into(), map: (&*map).into(), offset };
+        let weight = (&self.weight).into();
+        let (elements, scales) = (elements.into(), codes.into());
+        let io = Quantize { weight, elements, scales, nested: Some(nested) };
+        let Self { kernels, stream, spec, workspace, .. } = self;
+        Ok(kernels.quantize(stream, spec, workspace, io)?)
     }
 
     /// W from its packed form into the memory of the merged one: what a layer does that has no kernels

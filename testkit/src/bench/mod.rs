@@ -12,7 +12,7 @@ use half::bf16;
 
 pub use case::{Case, cases};
 pub use device::Device;
-pub use op::Op;
+pub use op::{NF4, Op};
 use record::{ALONE, Counts, FUSED, Record, Results, Time};
 
 /// The layer that is profiled.

@@ -1,10 +1,19 @@
 //! The ops that have a bench, and the work that each cannot do without.
 
-use fused_dora::{Element, Norm};
+use fused_dora::quant::{BlockScales, Code4, WeightFormat};
+use fused_dora::{Dtype, Element, Norm};
 
 use super::layer::Layer;
 use super::record::Work;
 use super::{Case, Outcome};
+
+/// The packed weight that most adapters are trained on: NF4 with nested scales.
+pub const NF4: WeightFormat = WeightFormat::Code4 {
+    code: Code4::Nf4,
+    block: 64,
+    scales: BlockScales::Nested,
+    state: Dtype::Bf16,
+};
 
 /// One op of a layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,6 +25,9 @@ pub enum Op {
     AdamW,
     Merge,
     Decompose,
+    /// Of W to [`NF4`], and back.
+    Quantize,
+    Dequantize,
     /// A training step: all of those that it takes.
     Step,
 }
@@ -31,6 +43,8 @@ impl Op {
             Self::AdamW => layer.adamw(),
             Self::Merge => layer.merge(),
             Self::Decompose => layer.decompose(),
+            Self::Quantize => layer.quantize(),
+            Self::Dequantize => layer.dequantize(),
             Self::Step => layer.step(),
         }
     }
@@ -45,13 +59,25 @@ impl Op {
             Self::AdamW => "adamw",
             Self::Merge => "merge",
             Self::Decompose => "decompose",
+            Self::Quantize => "quantize",
+            Self::Dequantize => "dequantize",
             Self::Step => "training step",
         }
     }
 
-    /// Whether the layer has it: plain LoRA has no gradient through a norm.
+    /// Whether the layer has it: plain LoRA has no gradient through a norm. What is about W alone is
+    /// measured of one kind of layer.
     pub fn applies(self, case: &Case) -> bool {
-        self != Self::NormGradient || case.norm != Norm::None
+        match self {
+            Self::NormGradient => case.norm != Norm::None,
+            Self::Quantize | Self::Dequantize => case.norm == Norm::Output,
+            _ => true,
+        }
+    }
+
+    /// How W is packed that it is measured on.
+    pub fn format(self) -> Option<WeightFormat> {
+        matches!(self, Self::Quantize | Self::Dequantize).then_some(NF4)
     }
 
     /// The ops that it consists of.
@@ -67,6 +93,8 @@ impl Op {
             Self::AdamW => &[Self::AdamW],
             Self::Merge => &[Self::Merge],
             Self::Decompose => &[Self::Decompose],
+            Self::Quantize => &[Self::Quantize],
+            Self::Dequantize => &[Self::Dequantize],
         }
     }
 
@@ -100,6 +128,8 @@ impl Op {
             Self::AdamW => (0, 7 * (adapter + features), 0),
             Self::Merge => (2 * weight, adapter + features, weight * r),
             Self::Decompose => (weight, adapter + features, weight * r),
+            // 33 bytes of codes and scales for 64 elements.
+            Self::Quantize | Self::Dequantize => (weight, weight * 33 / (64 * single), 0),
             Self::Step => (0, 0, 0),
         };
         Work { bytes: elements * element + singles * single, flop: 2 * multiply_adds }
