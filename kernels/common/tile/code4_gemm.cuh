@@ -105,7 +105,7 @@ private:
     }
 };
 
-// C += A·W of all whole k-steps, of which there are three at least. GEMM is a MainGemm.
+// C += A·W over all whole k-steps. There must be three or more. GEMM is a MainGemm.
 template <typename GEMM, typename T, Major B_MAJOR, bool FP4>
 struct Code4Gemm {
     using Mma = typename GEMM::Mma;

@@ -241,7 +241,7 @@ mod tests {
     }
     /// Runs the script with programs that do as they are told.
     #[cfg(unix)]
-    fn run_script(name: &str, programs: [(&str, &str); 4], minutes: &str) -> (i32, String) {
+    fn run_script(name: &str, programs: [(&str, &str); 4], options: &[&str]) -> (i32, String) {
         use std::os::unix::fs::PermissionsExt as _;
         let folder = std::env::temp_dir().join(format!("{name}-{}", std::process::id()));
         for (program, text) in programs {
@@ -255,7 +255,7 @@ mod tests {
             write(&folder.join(path), text).expect("a writable folder");
         }
         let mut script = Command::new("bash");
-        script.arg(folder.join("run.sh")).args(["--dry-run", "--minutes", minutes, "--out"]);
+        script.arg(folder.join("run.sh")).arg("--dry-run").args(options).arg("--out");
         let output = script.arg(folder.join("out")).output().expect("bash");
         let report = fs::read_to_string(folder.join("out/REPORT.md")).expect("a report");
         fs::remove_dir_all(&folder).expect("the test's own");
@@ -274,16 +274,22 @@ mod tests {
             text.lines()
                 .any(|line| line.starts_with(&start) && line.contains(&format!(" | {result}")))
         };
-        let (code, text) = run_script("run-failing", programs("exit 3"), "1");
+        let (code, text) = run_script("run-failing", programs("exit 3"), &["--minutes", "1"]);
         assert_eq!(code, 1, "{text}");
         assert!(has(&text, "kernels", "failed (3), see logs/kernels.log |"), "{text}");
         assert!(has(&text, "alone", "ok |") && has(&text, "report", "ok |"), "{text}");
-        let (code, text) = run_script("run-succeeding", programs("true"), "1");
+        let (code, text) = run_script("run-succeeding", programs("true"), &["--minutes", "1"]);
         assert_eq!(code, 0, "{text}");
         assert!(has(&text, "pytorch", "left out: "), "{text}");
         // What was not run was not proved.
-        let (code, text) = run_script("run-without-time", programs("true"), "0");
+        let (code, text) = run_script("run-without-time", programs("true"), &["--minutes", "0"]);
         assert_eq!(code, 1, "{text}");
         assert!(has(&text, "kernels", "left out: no time |"), "{text}");
+        let some = [("echo running 1 test", 0), ("echo running 0 tests", 1)];
+        for (kernels, expected) in some {
+            let (code, text) = run_script("run-filtered", programs(kernels), &["--tests", "x"]);
+            assert_eq!(code, expected, "{text}");
+            assert_eq!(has(&text, "tests", "failed: no test has 'x'"), expected == 1, "{text}");
+        }
     }
 }

@@ -108,6 +108,10 @@ fi
 if [ "$device" = cuda ]; then tool device 20 nvidia-smi -q; fi
 step kernels 400 "$here/bin/kernels" "${tests[@]}"
 step alone 200 "$here/bin/alone" "${tests[@]}"
+if [ ${#tests[@]} -gt 0 ] && ! grep -qE '^running [1-9]' "$logs/kernels.log" "$logs/alone.log"; then
+    failed=1
+    row tests 0 "failed: no test has '${tests[0]}' in its name"
+fi
 step bench-layers 260 "$here/bin/bench" layers --out "$out" --seconds "$(left 240)"
 step bench-ops 60 "$here/bin/bench" ops --out "$out" --seconds "$(left 50)"
 compare=("$here/pytorch/peft_compare.py" --library "$here/lib/libfused_dora.so"
